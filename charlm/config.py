@@ -1,0 +1,198 @@
+"""`Config`: the base of the settings classes.
+
+A config is a frozen dataclass with keyword-only fields. It checks itself when it is made and reports
+every bad field at once; nothing is cast in silence (only an int where a float is wanted becomes one).
+Bounds stand in the annotation (`Annotated[int, Range(1, 1000)]`), the meaning of a field in the
+docstring below it, which is also the command line's help. This module knows nothing of models,
+training or torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import reprlib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+from charlm.errors import ConfigError, quoted
+
+__all__ = ["Config", "Range", "shown"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number: `minimum <= x <= maximum`, and `above < x < below` where the end is excluded."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, number: float) -> bool:
+        return (
+            (self.minimum is None or number >= self.minimum)
+            and (self.maximum is None or number <= self.maximum)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = (
+            ("at least", self.minimum),
+            ("above", self.above),
+            ("at most", self.maximum),
+            ("below", self.below),
+        )
+        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of frozen, keyword-only settings that check themselves.
+
+    Subclasses are dataclasses of the same kind (`@dataclass(frozen=True, kw_only=True)`) whose fields
+    are bool, int, float, str, a Literal, a tuple of these, or one of them or None.
+
+    Raises:
+        ConfigError: from the constructor, `from_dict` and `replace`; lists every bad field.
+    """
+
+    _other_names: ClassVar[Mapping[str, str]] = {}
+    """What other libraries call a field of ours, for the did-you-mean."""
+
+    def __new__(cls, **fields: Any) -> Self:
+        """Check all that is given before the dataclass's own constructor sees it."""
+        problems = [*_unknown_fields(cls, fields), *_bad_values(cls, fields)]
+        if problems:
+            raise _config_error(cls, problems)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            value, problem = _checked(hint, getattr(self, name))
+            if problem is None:
+                object.__setattr__(self, name, value)
+        problems = list(self._conflicts())
+        if problems:
+            raise _config_error(type(self), problems)
+
+    def _conflicts(self) -> Iterator[str]:
+        """Yield a sentence for each pair of fields that do not go together. For subclasses."""
+        yield from ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Make a config from a mapping, for example one read from JSON or TOML (a list stands for a tuple).
+
+        Raises:
+            ConfigError: lists unknown names (with the likely right one), missing fields and bad values.
+
+        Example:
+            >>> from charlm import GPTConfig
+            >>> GPTConfig.from_dict({"vocab_size": 65, "n_layers": 4})
+            Traceback (most recent call last):
+                ...
+            charlm.errors.ConfigError: GPTConfig: unknown field 'n_layers'; did you mean 'n_layer'?
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__}: the fields must be a mapping, got {type(values).__name__}")
+        missing = [
+            f"{field.name} is missing"
+            for field in dataclasses.fields(cls)
+            if field.name not in values and field.default is dataclasses.MISSING
+        ]
+        problems = [*_unknown_fields(cls, values), *missing, *_bad_values(cls, values)]
+        if problems:
+            raise _config_error(cls, problems)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field, in order, as values that JSON has (tuples as lists)."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in _hints(type(self))
+            for value in (getattr(self, name),)
+        }
+
+    def replace(self, **changes: object) -> Self:
+        """Return a copy with some fields changed, checked like a new one."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+
+def _hints(cls: type[Config]) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _config_error(cls: type[Config], problems: Sequence[str]) -> ConfigError:
+    count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+    return ConfigError(f"{cls.__name__}: {count}{'; '.join(problems)}", problems=problems)
+
+
+def _unknown_fields(cls: type[Config], values: Mapping[str, object]) -> Iterator[str]:
+    known = _hints(cls)
+    for name in values:
+        if name in known:
+            continue
+        near = cls._other_names.get(name) or next(
+            iter(difflib.get_close_matches(str(name), known, n=1)), None
+        )
+        hint = f"; did you mean {near!r}?" if near else f"; the fields are {', '.join(known)}"
+        yield f"unknown field {quoted(str(name), 40)}{hint}"
+
+
+def _bad_values(cls: type[Config], values: Mapping[str, object]) -> Iterator[str]:
+    for name, hint in _hints(cls).items():
+        if name in values:
+            _, problem = _checked(hint, values[name])
+            if problem is not None:
+                yield f"{name} must be {problem}, got {shown(values[name])}"
+
+
+def shown(value: object) -> str:
+    """Return a value as it may stand in a message, in one short line; other types are named."""
+    if isinstance(value, str):
+        return quoted(value, 40)
+    if type(value) is int and value.bit_length() > 128:  # repr refuses the really long ones
+        return f"an int of {value.bit_length()} bits"
+    if type(value) in (bool, int, float, type(None)):
+        return repr(value)
+    text = reprlib.repr(value)
+    return f"{text if text.isprintable() else quoted(text)} ({type(value).__name__})"
+
+
+def _checked(hint: Any, value: Any) -> tuple[Any, str | None]:
+    """Return the value as its field holds it, and None or what it must be."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kept, problem = _checked(args[0], value)
+        bounds = next(a for a in args[1:] if isinstance(a, Range))
+        if problem is not None or kept not in bounds:
+            return value, f"{_described(args[0])} {bounds}"
+        return kept, None
+    if origin in (Union, types.UnionType):  # X | None is the only union in use
+        if value is None:
+            return None, None
+        kept, problem = _checked(next(a for a in args if a is not type(None)), value)
+        return kept, None if problem is None else f"{problem}, or None"
+    if origin is Literal:
+        fits = isinstance(value, str) and value in args
+        return value, None if fits else "one of " + ", ".join(repr(a) for a in args)
+    if origin is tuple:
+        if isinstance(value, (tuple, list)) and len(value) == len(args):
+            parts = [_checked(a, v) for a, v in zip(args, value, strict=True)]
+            if all(problem is None for _, problem in parts):
+                return tuple(kept for kept, _ in parts), None
+        return value, f"({', '.join(_checked(a, ...)[1] or '' for a in args)})"
+    if hint is float and type(value) is int:
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    fits = type(value) is hint and (hint is not float or math.isfinite(value))
+    return value, None if fits else _described(hint)
+
+
+def _described(hint: type) -> str:
+    return {int: "an int", float: "a finite number", bool: "True or False", str: "a string"}[hint]

@@ -1,0 +1,235 @@
+"""Every error that charlm raises on purpose.
+
+Each is a `CharLMError`, and where one fits also the builtin that people already catch::
+
+    CharLMError
+    ├── ConfigError (ValueError)                  a config has bad, missing or unknown fields
+    ├── TextError (ValueError)                    text that cannot be used as it is
+    │   ├── UnknownCharacterError                 characters outside the vocabulary
+    │   └── InvalidTextError                      bytes that are not UTF-8, or lone surrogates
+    ├── DataError (ValueError)                    a corpus or split too short, ids that fit no vocabulary
+    ├── InputError (ValueError)                   a tensor or option of a wrong type, shape, range or device
+    ├── CorpusError (OSError)                     a corpus that cannot be found, read or downloaded
+    ├── FileFormatError (ValueError)              a file whose content is refused
+    ├── CheckpointError (OSError)                 a checkpoint that cannot be found or used
+    │   ├── CheckpointWriteError                  saving failed; older checkpoints are intact
+    │   ├── CheckpointCorruptError                files missing, changed or from different saves
+    │   └── CheckpointMismatchError (ValueError)  a whole checkpoint of another model, text or tokenizer
+    ├── RunExistsError (FileExistsError)          the directory already holds a run
+    ├── RunLockedError (OSError)                  another process trains in that directory
+    ├── BackendError (RuntimeError)               a device that is unknown, absent, or cannot do it
+    ├── NonFiniteError (ArithmeticError)          NaN or infinity where a finite number is needed
+    ├── TrainingInterrupted                       training stopped at the caller's request, after saving
+    └── MissingExtraError (ImportError)           an optional package is not installed
+
+Messages say what must be, what was found and what to do. They carry no control characters from a
+file (`quoted` sees to that). Every error pickles and keeps its fields.
+The pattern is httpx's `_exceptions.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "BackendError",
+    "CharLMError",
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointWriteError",
+    "ConfigError",
+    "CorpusError",
+    "DataError",
+    "FileFormatError",
+    "InputError",
+    "InvalidTextError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "RunExistsError",
+    "RunLockedError",
+    "TextError",
+    "TrainingInterrupted",
+    "UnknownCharacterError",
+    "quoted",
+]
+
+
+def quoted(text: str, limit: int = 200) -> str:
+    """Return foreign text as it may stand in a message: quoted, printable, `limit` characters of it."""
+    shown = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "'" + "".join(c if c.isprintable() and c not in "'\\" else _escaped(c) for c in shown) + "'"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii") if character != "'" else "\\'"
+
+
+def _rebuild(cls: type[CharLMError], message: str, fields: dict[str, Any]) -> CharLMError:
+    error = cls(message)
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
+
+
+class CharLMError(Exception):
+    """Base of every error that charlm raises on purpose. `str(error)` is the whole message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = dict(self.__dict__)
+        if isinstance(self, OSError):  # kept outside __dict__ by the builtin
+            fields["errno"] = self.errno
+        return _rebuild, (type(self), self.message, fields)
+
+
+class ConfigError(CharLMError, ValueError):
+    """One or more fields of a config are wrong.
+
+    Attributes:
+        problems: one sentence per bad field.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class TextError(CharLMError, ValueError):
+    """Text that cannot be used as it is."""
+
+
+class UnknownCharacterError(TextError):
+    """The text holds characters that the vocabulary lacks.
+
+    Attributes:
+        characters: the distinct unknown characters, in order of appearance.
+        position: index of the first of them in the text, from 0.
+        line: its line, from 1.
+        column: its column, from 1.
+        count: how many characters of the text are unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        characters: Sequence[str] = (),
+        position: int = 0,
+        line: int = 1,
+        column: int = 1,
+        count: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.characters = tuple(characters)
+        self.position = position
+        self.line = line
+        self.column = column
+        self.count = count
+
+
+class InvalidTextError(TextError):
+    """The text is no valid Unicode: bytes that are not UTF-8, or a lone surrogate.
+
+    Attributes:
+        offset: where: in bytes for a file, in characters for a string.
+    """
+
+    def __init__(self, message: str, *, offset: int = 0) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class DataError(CharLMError, ValueError):
+    """A corpus or a part of it is too short, or its ids fit no vocabulary."""
+
+
+class InputError(CharLMError, ValueError):
+    """A tensor or an option has the wrong type, shape, range or device."""
+
+
+class CorpusError(CharLMError, OSError):
+    """A corpus cannot be found, read or downloaded."""
+
+
+class FileFormatError(CharLMError, ValueError):
+    """A file was read, and its content is refused.
+
+    Attributes:
+        path: the file, or a name for where the bytes came from.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class CheckpointError(CharLMError, OSError):
+    """A checkpoint or saved model cannot be found or used."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """Saving failed. Older checkpoints are intact; `errno` is the operating system's reason."""
+
+    def __init__(self, message: str, *, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint's files are missing, changed, or come from different saves."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A whole checkpoint that belongs to another model, text or tokenizer than the one given."""
+
+
+class RunExistsError(CharLMError, FileExistsError):
+    """The directory already holds a run or other files."""
+
+
+class RunLockedError(CharLMError, OSError):
+    """Another process is training in that directory."""
+
+
+class BackendError(CharLMError, RuntimeError):
+    """A device is unknown or absent, or cannot do what was asked of it."""
+
+
+class NonFiniteError(CharLMError, ArithmeticError):
+    """A NaN or an infinity stands where a finite number is needed.
+
+    Attributes:
+        step: the training step, from 0, or None outside training.
+        parameter: name of the first parameter with a bad gradient, where there is one.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.parameter = parameter
+
+
+class TrainingInterrupted(CharLMError):  # noqa: N818 - it ends a training without being a failure of it
+    """Training stopped because someone asked it to. What was to be saved is saved.
+
+    Attributes:
+        step: how many steps are done.
+        checkpoint: where the state lies, or None if the run saves nothing.
+    """
+
+    def __init__(self, message: str, *, step: int = 0, checkpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class MissingExtraError(CharLMError, ImportError):
+    """An optional package is not installed; the message says which and how to get it."""
