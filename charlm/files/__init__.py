@@ -1,0 +1,1 @@
+"""The only way charlm writes and reads files: whole or not at all, and nothing read on trust."""

@@ -1,0 +1,322 @@
+# ruff: noqa: PTH102, PTH104, PTH105, PTH106, PTH108, PTH208 - system calls by their own names, to be counted and failed
+"""Writing: a file or a directory appears whole and durable, or not at all.
+
+New bytes go to a temporary name beside the target, are fsynced, and are renamed into place; then the
+parent directory is fsynced. Whatever fails, the `OSError` goes up, the temporary is removed and what stood
+there before still stands. An fsync that failed is never repeated: the kernel may have dropped the pages.
+Knows nothing of checkpoints or models. Every system call is reached as `os.name`, so that tests can fail or
+kill each one. The method is SQLite's ("Atomic Commit In SQLite", https://sqlite.org/atomiccommit.html).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from charlm.errors import quoted
+
+__all__ = [
+    "Content",
+    "FileDigest",
+    "make_directory",
+    "remove_directory",
+    "replace_directory",
+    "standing_directory",
+    "sync_directory",
+    "write_all",
+    "write_directory",
+    "write_file",
+]
+
+Content: TypeAlias = bytes | bytearray | memoryview | Iterable[bytes | bytearray | memoryview]
+"""The bytes of one file, in one piece or in several."""
+
+# Windows has neither O_NOFOLLOW nor directories that can be opened; the others lack O_BINARY.
+_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_BINARY: int = getattr(os, "O_BINARY", 0)
+_DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
+
+# What some network file systems answer to the fsync of a directory; PostgreSQL's fd.c passes over it, too.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What was written to one file: its size in bytes and its sha256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+def write_file(path: str | Path, data: Content) -> None:
+    r"""Write a whole file, replacing one that is there.
+
+    Args:
+        path: the file, in a directory that exists. A symbolic link is replaced, not followed.
+        data: its bytes; an iterable is consumed while writing, and may raise to call the whole write off.
+
+    Raises:
+        OSError: the file could not be written. Up to the rename the old content stands; if only the parent's
+            fsync failed, the new content stands but may not survive a loss of power.
+
+    Example:
+        >>> path = Path(getfixture("tmp_path")) / "notes.txt"
+        >>> write_file(path, [b"one\n", b"two\n"])
+        >>> path.read_bytes()
+        b'one\ntwo\n'
+    """
+    target = Path(path)
+    temporary = _temporary_beside(target)
+    _write_new(temporary, data)
+    with _removed_on_error(temporary):
+        os.replace(temporary, target)
+    sync_directory(target.parent)
+
+
+def write_directory(
+    target: str | Path,
+    files: Mapping[str, Content],
+    *,
+    seal: Callable[[Mapping[str, FileDigest]], tuple[str, bytes]] | None = None,
+    temporary: str | None = None,
+) -> dict[str, FileDigest]:
+    """Write a whole directory of files that appears at once.
+
+    Args:
+        target: the directory; its parent exists, it does not.
+        files: content by plain file name, written in this order.
+        seal: makes the name and content of the last file from the digests of all others: the commit record.
+        temporary: ends the temporary directory's name, `.tmp-<pid>-<temporary>`; None: a random number.
+
+    Returns:
+        The digest of every file by name, the seal's included.
+
+    Raises:
+        FileExistsError: something stands at `target`.
+        OSError: the directory could not be written. If only the parent's fsync failed, it stands whole but
+            may not survive a loss of power; after any other failure nothing is left.
+    """
+    target = Path(target)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "there is something here already", str(target))
+    staging = _temporary_beside(target, temporary)
+    digests = _fill_new(staging, files, seal)
+    with _removed_on_error(staging):
+        os.rename(staging, target)
+    sync_directory(target.parent)
+    return digests
+
+
+def replace_directory(
+    target: str | Path, files: Mapping[str, Content], *, owned: Collection[str]
+) -> dict[str, FileDigest]:
+    """Write a whole directory in place of one that may stand there.
+
+    The old directory is renamed to `.old-<name>`, the new one renamed in, the old one deleted. A crash
+    between the renames leaves the old one under that second name: `standing_directory` finds it there, and
+    the next `replace_directory` puts it back first.
+
+    Args:
+        target: the directory; its parent exists.
+        files: content by plain file name, written in this order.
+        owned: the only file names that may be deleted from the old directory.
+
+    Returns:
+        The digest of every file by name.
+
+    Raises:
+        FileExistsError: the old directory holds other files, or is none.
+        OSError: the directory could not be written, the old one stands; or the old one could not be deleted
+            or the parent not be synced, and the new one stands.
+    """
+    target = Path(target)
+    old = _second_name(target)
+    if os.path.lexists(old):  # an earlier call was cut short: before its second rename, or while it deleted
+        if os.path.lexists(target):
+            sync_directory(target.parent)
+            _delete_owned(old, owned)
+        else:
+            os.rename(old, target)
+    if not os.path.lexists(target):
+        return write_directory(target, files)
+    _refuse_foreign(target, owned)
+    staging = _temporary_beside(target)
+    digests = _fill_new(staging, files)
+    with _removed_on_error(staging):
+        os.rename(target, old)
+        try:
+            os.rename(staging, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    sync_directory(target.parent)
+    _delete_owned(old, owned)
+    return digests
+
+
+def standing_directory(target: str | Path) -> Path:
+    """Return where a directory that `replace_directory` writes is to be read from.
+
+    Returns:
+        `target`, or its second name if a crash left the directory there and nothing at `target`.
+    """
+    target = Path(target)
+    old = _second_name(target)
+    return old if os.path.lexists(old) and not os.path.lexists(target) else target
+
+
+def make_directory(path: str | Path) -> None:
+    """Make a directory and the missing ones above it, each durable in its parent; one that exists is left.
+
+    Raises:
+        OSError: it could not be made, or something other than a directory stands there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):  # made by another process in between; or a file, seen below
+        os.mkdir(path)
+    sync_directory(path.parent)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "this is not a directory", str(path))
+
+
+def remove_directory(path: str | Path, trash: str | Path) -> None:
+    """Delete a directory so that it is gone at once: rename it to `trash`, then delete that.
+
+    Symbolic links inside are deleted, never followed.
+
+    Args:
+        path: the directory. A symbolic link to one is refused.
+        trash: a free name beside it. The same as `path` finishes a deletion that was cut short.
+
+    Raises:
+        OSError: it could not be renamed or deleted.
+    """
+    path = Path(path)
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "this is not a directory", str(path))
+    os.rename(path, trash)
+    sync_directory(path.parent)
+    shutil.rmtree(trash)
+
+
+def write_all(descriptor: int, piece: bytes | bytearray | memoryview) -> int:
+    """Write all bytes of one piece, however many calls it takes, and return how many they were.
+
+    Raises:
+        OSError: a part, or nothing, was written.
+    """
+    rest = memoryview(piece).cast("B")
+    size = len(rest)
+    while rest:
+        written = os.write(descriptor, rest)
+        if written == 0:
+            raise OSError(errno.EIO, "the file system wrote nothing and gave no reason")
+        rest = rest[written:]
+    return size
+
+
+def sync_directory(path: Path) -> None:
+    """Fsync a directory, so that a name made, changed or removed in it survives a loss of power.
+
+    Does nothing where directories cannot be synced: on Windows, and on some network file systems.
+
+    Raises:
+        OSError: the sync failed; whether the names are durable is unknown.
+    """
+    if _DIRECTORY is None:
+        return
+    descriptor = os.open(path, os.O_RDONLY | _DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_beside(target: Path, suffix: str | None = None) -> Path:
+    return target.parent / f".tmp-{os.getpid()}-{suffix or secrets.token_hex(4)}"
+
+
+def _second_name(target: Path) -> Path:
+    return target.parent / f".old-{target.name}"
+
+
+def _write_new(path: Path, content: Content) -> FileDigest:
+    """Create, write, fsync and close one file; it is removed again if any of these fails."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
+    with _removed_on_error(path):
+        try:
+            digest, size = hashlib.sha256(), 0
+            for piece in [content] if isinstance(content, (bytes, bytearray, memoryview)) else content:
+                digest.update(piece)
+                size += write_all(descriptor, piece)
+            os.fsync(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            raise
+        os.close(descriptor)  # some file systems report a failed write only here
+    return FileDigest(size, digest.hexdigest())
+
+
+def _fill_new(
+    directory: Path,
+    files: Mapping[str, Content],
+    seal: Callable[[Mapping[str, FileDigest]], tuple[str, bytes]] | None = None,
+) -> dict[str, FileDigest]:
+    """Create a directory and its files, all fsynced; it is removed again if anything fails."""
+    os.mkdir(directory)
+    with _removed_on_error(directory):
+        digests = {name: _write_new(directory / name, content) for name, content in files.items()}
+        if seal is not None:
+            name, content = seal(digests)
+            digests[name] = _write_new(directory / name, content)
+        sync_directory(directory)
+    return digests
+
+
+def _refuse_foreign(directory: Path, owned: Collection[str]) -> None:
+    if not stat.S_ISDIR(os.lstat(directory).st_mode):
+        raise FileExistsError(errno.EEXIST, "this is not a directory", str(directory))
+    foreign = sorted(set(os.listdir(directory)) - set(owned))
+    if foreign:
+        reason = f"this directory holds files of others ({quoted(foreign[0], 80)})"
+        raise FileExistsError(errno.EEXIST, reason, str(directory))
+
+
+def _delete_owned(directory: Path, owned: Collection[str]) -> None:
+    """Delete a directory of owned files; one that gets others meanwhile is kept, with them, by the rmdir."""
+    _refuse_foreign(directory, owned)
+    for name in sorted(set(os.listdir(directory)) & set(owned)):
+        os.unlink(directory / name)
+    os.rmdir(directory)
+
+
+@contextlib.contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    """Remove a temporary file or flat directory if the block fails, by names alone: open may have failed."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error that is on its way up says more
+            if path.is_dir():
+                for name in os.listdir(path):
+                    os.unlink(path / name)
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+        raise

@@ -1,0 +1,229 @@
+"""JSON, read with limits and written so that these limits hold.
+
+`json.loads` accepts more than JSON and takes what memory a file asks for. Here a file is UTF-8 without a
+byte order mark, its size, nesting and number of values are bounded before it is parsed, and what could be
+understood in two ways is refused: duplicate keys, NaN and Infinity, integers beyond 19 digits, lone
+surrogates.
+Knows nothing of what the values mean; `take` checks one field at a time (`True` is not an integer).
+The grammar is RFC 8259; the ambiguities are those of RFC 7493 (I-JSON).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import NoReturn, TypeVar
+
+from charlm.errors import quoted
+from charlm.files.reading import refusal
+
+__all__ = ["MAX_BYTES", "dumps", "dumps_line", "loads", "take"]
+
+MAX_BYTES = 256 * 1024
+"""Default size limit of a JSON file, in bytes."""
+
+_MAX_MARKS = 131_072  # a safetensors header of 4,096 tensors of rank 8 has 98,304
+_MAX_DEPTH = 32
+_MAX_DIGITS = 19
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+T = TypeVar("T")
+
+
+def loads(data: bytes | bytearray, *, path: str, max_bytes: int = MAX_BYTES) -> dict[str, object]:
+    """Parse a JSON object.
+
+    Args:
+        data: the bytes of the file.
+        path: its name, for messages.
+        max_bytes: largest size that is parsed.
+
+    Returns:
+        The object: dict, list, str, int, float, bool and None, with finite numbers and valid text.
+
+    Raises:
+        FileFormatError: the bytes are not JSON, not an object, or outside the limits.
+
+    Example:
+        >>> loads(b'{"step": 1200}', path="state.json")
+        {'step': 1200}
+        >>> loads(b'{"step": 1200, "step": 0}', path="state.json")
+        Traceback (most recent call last):
+            ...
+        charlm.errors.FileFormatError: 'state.json' must have no duplicate keys, got 'step' twice.
+    """
+    if len(data) > max_bytes:
+        raise refusal(path, f"must have at most {max_bytes} bytes, got {len(data)}.")
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise refusal(path, "must be UTF-8 without a byte order mark, got one. Save it without.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise refusal(path, f"must be UTF-8, got {error.reason} at byte {error.start}.") from None
+    _check_structure(data, path)
+    value = _parse(text, path)
+    if type(value) is not dict:
+        raise refusal(path, f"must hold a JSON object, got {_described(value)}.")
+    return value
+
+
+def take(values: Mapping[str, object], name: str, kind: type[T], *, path: str) -> T:
+    """Return one field of a JSON object, checked for its exact type.
+
+    Args:
+        values: the object.
+        name: the field.
+        kind: int, float, bool, str, list or dict. A bool is not an int; an int is a float.
+        path: the file's name, for messages.
+
+    Raises:
+        FileFormatError: the field is missing or of another type.
+
+    Example:
+        >>> take({"step": True}, "step", int, path="state.json")
+        Traceback (most recent call last):
+            ...
+        charlm.errors.FileFormatError: 'state.json' must hold an integer in 'step', got true.
+    """
+    if name not in values:
+        raise refusal(path, f"must hold {_NAMES[kind]} in {quoted(name, 80)}, got no such field.")
+    value = values[name]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        wanted, got = _NAMES[kind], _described(value)
+        raise refusal(path, f"must hold {wanted} in {quoted(name, 80)}, got {got}.")
+    return value
+
+
+def dumps(value: Mapping[str, object]) -> bytes:
+    """Return a JSON object as the content of a file: UTF-8, two spaces of indent, a newline at the end.
+
+    Raises:
+        TypeError: a value has no place in strict JSON: another type, a key that is no string, NaN or an
+            infinity, an integer beyond 19 digits, a lone surrogate, nesting beyond 32.
+    """
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n"
+
+
+def dumps_line(value: Mapping[str, object]) -> bytes:
+    r"""Return a JSON object as one line of a log, its newline included.
+
+    Raises:
+        TypeError: as `dumps`.
+
+    Example:
+        >>> dumps_line({"step": 10, "loss": 2.5})
+        b'{"step":10,"loss":2.5}\n'
+    """
+    return (
+        json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    )
+
+
+def _check_structure(data: bytes | bytearray, path: str) -> None:
+    """Bound nesting and the number of values while no value exists yet.
+
+    With the escapes gone, quotation marks only begin and end strings, so every second piece between them lies
+    outside of strings. Bytes that are not JSON may be split wrongly, but only after the parser's first error.
+    """
+    bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks, outside = bare.count(b'"'), b""
+    if marks <= _MAX_MARKS:
+        outside = b"".join(bare.split(b'"')[::2])
+        marks += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+    if marks > _MAX_MARKS:
+        raise refusal(path, f"must have at most {_MAX_MARKS} brackets, commas and quotation marks, got more.")
+    depth = 0
+    for bracket in outside.translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > _MAX_DEPTH:
+            raise refusal(path, f"must be nested at most {_MAX_DEPTH} deep, got deeper.")
+
+
+def _parse(text: str, path: str) -> object:
+    def parse_int(digits: str) -> int:
+        # -0 is a float to some readers and an integer to others
+        if len(digits.removeprefix("-")) > _MAX_DIGITS or digits == "-0":
+            raise refusal(
+                path, f"must have integers of at most 19 digits and no -0, got {quoted(digits, 40)}."
+            )
+        return int(digits)
+
+    def parse_float(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            raise refusal(path, f"must have finite numbers, got {quoted(digits, 40)}.")
+        return number
+
+    def parse_constant(name: str) -> NoReturn:
+        raise refusal(path, f"must have finite numbers, got {name}.")
+
+    def parse_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for key, value in pairs:
+            if key in values:
+                raise refusal(path, f"must have no duplicate keys, got {quoted(key, 80)} twice.")
+            values[key] = value
+        return values
+
+    decoder = json.JSONDecoder(
+        parse_int=parse_int,
+        parse_float=parse_float,
+        parse_constant=parse_constant,
+        object_pairs_hook=parse_object,
+    )
+    try:
+        value: object = decoder.decode(text)
+        if "\\u" in text:  # only an escape can bring a surrogate into decoded UTF-8
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        where = f"at line {error.lineno}, column {error.colno}"
+        raise refusal(path, f"must be JSON, got an error {where}: {error.msg}.") from None
+    except UnicodeEncodeError as error:
+        lone = f"U+{ord(error.object[error.start]):04X}"
+        raise refusal(path, f"must have valid text, got the lone surrogate {lone}.") from None
+    return value
+
+
+_NAMES: dict[type, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _described(value: object) -> str:
+    if isinstance(value, str):
+        return quoted(value, 40)
+    return _NAMES[type(value)] if isinstance(value, (list, dict)) else json.dumps(value)
+
+
+def _plain(value: object, where: str = "", depth: int = 1) -> object:
+    """Return a copy made of dict, list and exact scalars, or raise TypeError naming the place."""
+    if depth > _MAX_DEPTH and isinstance(value, (Mapping, list, tuple)):
+        raise TypeError(f"JSON must be nested at most {_MAX_DEPTH} deep, got deeper.")
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) is not str:
+                raise TypeError(f"JSON keys must be strings, got {quoted(repr(key), 40)}.")
+        return {_plain(key, "a key"): _plain(item, key, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where, depth + 1) for item in value]
+    fits = (
+        value is None
+        or type(value) is bool
+        or (type(value) is int and abs(value) < 10**_MAX_DIGITS)
+        or (type(value) is float and math.isfinite(value))
+        or (type(value) is str and not _SURROGATE.search(value))
+    )
+    if not fits:
+        got = f"{quoted(repr(value), 80)} ({type(value).__name__}) in {quoted(where, 80)}"
+        raise TypeError(f"JSON must hold finite numbers, valid text, true, false and null, got {got}.")
+    return value

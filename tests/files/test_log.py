@@ -1,0 +1,121 @@
+"""The log: whole lines at its end, cut back by a resume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from reference.failing_calls import failing
+
+from charlm.errors import FileFormatError
+from charlm.files.log import Appender, keep_lines
+
+
+def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
+    for line in (b"one\n", b"two\n"):
+        with Appender(tmp_path / "log") as log:
+            log.append(line)
+            log.flush()
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_line_is_on_its_way_to_the_disk_without_a_flush(tmp_path: Path) -> None:
+    log = Appender(str(tmp_path / "log"))
+    log.append(b"one\n")
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+    log.close()
+
+
+def test_the_new_log_is_synced_into_its_directory(tmp_path: Path) -> None:
+    with failing(-1) as calls:
+        Appender(tmp_path / "log").close()
+    assert "fsync" in calls.names
+
+
+def test_a_closed_log_says_so_and_closes_once(tmp_path: Path) -> None:
+    log = Appender(tmp_path / "log")
+    log.close()
+    log.close()
+    with pytest.raises(OSError, match="closed"):
+        log.append(b"one\n")
+    with pytest.raises(OSError, match="closed"):
+        log.flush()
+
+
+def test_a_torn_line_is_cut_off_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Appender(tmp_path / "log")
+    log.append(b"one\n")
+    real = os.write
+    room = [2, 0]
+
+    def write(descriptor: int, data: memoryview) -> int:
+        left = room.pop(0)
+        if left == 0:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data[:left])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space"):
+            log.append(b"two\n")
+    assert (tmp_path / "log").read_bytes() == b"one\ntw"
+    with failing(0) as calls, pytest.raises(OSError, match="on purpose"):
+        log.append(b"three\n")
+    assert calls.names == ["ftruncate"]
+    log.append(b"four\n")
+    log.close()
+    assert (tmp_path / "log").read_bytes() == b"one\nfour\n"
+
+
+def test_a_log_that_cannot_be_opened_leaves_no_descriptor(tmp_path: Path) -> None:
+    with failing(-1) as calls:
+        Appender(tmp_path / "log").close()
+    for at in range(len(calls.names)):
+        with failing(at) as seen, contextlib.suppress(OSError):
+            Appender(tmp_path / "log").close()
+        assert seen.failed is not None
+        opened = seen.names.count("open") - (seen.failed == "open")
+        assert seen.names.count("close") == opened
+
+
+def test_a_symbolic_link_or_a_pipe_is_refused_as_a_log(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("elsewhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError, match=r"symbolic|No such device"):
+            Appender(tmp_path / name)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (b"1\n2\n3\n", b"1\n2\n"),
+        (b"1\n2\n3", b"1\n2\n"),
+        (b"1\n2\n2", b"1\n2\n"),
+        (b"1\r\n", b"1\r\n"),
+        (b"1", b""),
+    ],
+)
+def test_keep_lines_keeps_what_is_wanted_and_drops_a_torn_end(
+    tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    (tmp_path / "log").write_bytes(before)
+    keep_lines(tmp_path / "log", lambda line: int(line) < 3)
+    assert (tmp_path / "log").read_bytes() == after
+
+
+def test_keep_lines_writes_nothing_where_nothing_goes(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"1\n2\n")
+    with failing(-1) as calls:
+        keep_lines(tmp_path / "log", lambda line: True)
+    assert set(calls.names) == {"open", "fstat", "close"}
+
+
+def test_keep_lines_refuses_a_log_beyond_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"1\n2\n")
+    with pytest.raises(FileFormatError, match="at most 3 bytes"):
+        keep_lines(tmp_path / "log", lambda line: True, max_bytes=3)
