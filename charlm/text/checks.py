@@ -1,0 +1,179 @@
+"""What a text, a vocabulary and a row of ids must be before the tokenizers work on them.
+
+Each function refuses what is wrong with a message that names the value, its place and what to do, and
+knows no particular tokenizer. A tensor may be a row of ids, yet torch is not imported for it: only a
+program that has imported torch can hold one.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.errors import InputError, InvalidTextError, UnknownCharacterError, quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_text", "checked_ids", "checked_vocab", "encoded", "shown", "unknown_characters"]
+
+_MAX_SHOWN = 5  # unknown characters named in a message
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def shown(value: object) -> str:
+    """Return a foreign value as it may stand in a message: short and printable."""
+    if isinstance(value, str):
+        return quoted(value, 40)
+    return repr(value) if value is None or isinstance(value, bool) else type(value).__name__
+
+
+def check_text(text: object) -> None:
+    """Refuse what is no string.
+
+    Raises:
+        InputError: names the type.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"text must be a str, got {type(text).__name__}")
+
+
+def encoded(part: str, encoding: str, *, text: str) -> bytes:
+    """Return the bytes of (a part of) a text in one of the UTF encodings, where only surrogates fail.
+
+    Raises:
+        InvalidTextError: names the first lone surrogate and its place in the whole text.
+    """
+    try:
+        return part.encode(encoding)
+    except UnicodeEncodeError:
+        first = next(_SURROGATE.finditer(text))
+    raise InvalidTextError(
+        f"text must be valid Unicode, got the lone surrogate U+{ord(first[0]):04X} at "
+        f'{_place(text, first.start())}; remove it, or read the file without errors="surrogateescape"',
+        offset=first.start(),
+    )
+
+
+def unknown_characters(text: str, first: Mapping[str, int], count: int) -> UnknownCharacterError:
+    """Return the error about the characters of a text that a vocabulary lacks.
+
+    The number that the message begins with is that of the distinct characters.
+
+    Args:
+        text: the whole text.
+        first: the position of each character's first occurrence, in order.
+        count: the number of all occurrences.
+    """
+    named = list(first.items())[:_MAX_SHOWN]
+    places = [f"{quoted(c)} (U+{ord(c):04X}) at {_place(text, position)}" for c, position in named]
+    if len(first) > _MAX_SHOWN:
+        places.append(f"and {len(first) - _MAX_SHOWN} more")
+    subject = "1 character is" if len(first) == 1 else f"{len(first)} characters are"
+    line, column = _line_and_column(text, named[0][1])
+    return UnknownCharacterError(
+        f'{subject} not in the vocabulary: {", ".join(places)}; pass on_unknown="skip", or use ByteTokenizer',
+        characters=tuple(first),
+        position=named[0][1],
+        line=line,
+        column=column,
+        count=count,
+    )
+
+
+def _line_and_column(text: str, position: int) -> tuple[int, int]:
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+
+
+def _place(text: str, position: int) -> str:
+    line, column = _line_and_column(text, position)
+    return f"position {position} (line {line}, column {column})"
+
+
+def checked_vocab(vocab: Sequence[str]) -> str:
+    """Return the characters of a vocabulary as one string.
+
+    Raises:
+        InputError: there are none, an entry is not one character, or one comes twice.
+    """
+    if not isinstance(vocab, Sequence):  # a set, above all: it has no order
+        raise InputError(f"vocab must be a string or a list of characters, got {type(vocab).__name__}")
+    for i, entry in enumerate([] if isinstance(vocab, str) else vocab):
+        if not isinstance(entry, str) or len(entry) != 1:
+            raise InputError(f"vocab must hold single characters, got {shown(entry)} at index {i}")
+    characters = "".join(vocab)
+    if not characters:
+        raise InputError("vocab must hold at least one character, got none")
+    surrogate = _SURROGATE.search(characters)
+    if surrogate:
+        code, i = ord(surrogate[0]), surrogate.start()
+        raise InputError(f"vocab must hold valid Unicode, got the lone surrogate U+{code:04X} at index {i}")
+    codes = np.sort(np.frombuffer(characters.encode("utf-32-le"), np.dtype("<u4")))  # quicker than a set
+    if (codes[1:] == codes[:-1]).any():
+        first: dict[str, int] = {}
+        i = next(i for i, c in enumerate(characters) if first.setdefault(c, i) != i)
+        twice = f"{quoted(characters[i])} at index {first[characters[i]]} and again at index {i}"
+        raise InputError(f"vocab must hold each character once, got {twice}")
+    return characters
+
+
+def checked_ids(ids: Iterable[int] | NDArray[np.integer[Any]] | Tensor, vocab_size: int) -> NDArray[np.intp]:
+    """Return ids as an array (N,), each in [0, vocab_size).
+
+    Raises:
+        InputError: they are not one-dimensional or no integers, or one is out of range.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(ids, torch.Tensor):
+        tensor: Tensor = ids
+        try:
+            ids = tensor.detach().cpu().numpy()
+        except (TypeError, RuntimeError):  # numpy has no bfloat16; a meta tensor has no values
+            raise InputError(
+                f"ids must be integers, got a {tensor.dtype} tensor on {tensor.device}"
+            ) from None
+    array = ids if isinstance(ids, np.ndarray) else _listed(ids, vocab_size)
+    if array.ndim != 1:
+        raise InputError(f"ids must have one dimension, got shape {array.shape}; decode rows one by one")
+    if array.dtype.kind not in "iu":
+        raise InputError(f"ids must be integers, got {array.dtype}; convert them if they are whole numbers")
+    if array.size and not (array.min() >= 0 and array.max() < vocab_size):
+        position = int(np.flatnonzero((array < 0) | (array >= vocab_size))[0])
+        raise _out_of_range(int(array[position]), position, vocab_size)
+    return array.astype(np.intp, copy=False)
+
+
+def _listed(ids: Iterable[int], vocab_size: int) -> NDArray[np.int64]:
+    if not isinstance(ids, Iterable):
+        raise InputError(f"ids must be a list, array or tensor of ints, got {type(ids).__name__}")
+    values = [value if type(value) is int else _index(value, i) for i, value in enumerate(ids)]
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        position, value = next((i, value) for i, value in enumerate(values) if not 0 <= value < vocab_size)
+        raise _out_of_range(value, position, vocab_size) from None
+
+
+def _index(value: Any, position: int) -> int:
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    if "bool" not in kind:  # Python and torch would take a bool for an index
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    advice = "; decode rows one by one" if hasattr(value, "__len__") and not isinstance(value, str) else ""
+    raise InputError(f"ids must be ints, got {kind} at position {position}{advice}")
+
+
+def _out_of_range(value: int, position: int, vocab_size: int) -> InputError:
+    got = value if -(10**19) < value < 10**19 else "a larger number"
+    return InputError(
+        f"ids must be in [0, {vocab_size}), as vocab_size is {vocab_size}, got {got} at position {position}; "
+        "decode with the tokenizer that encoded them"
+    )

@@ -1,0 +1,196 @@
+"""Where texts come from: files, standard input, and corpora with a name.
+
+Text is decoded strictly and never changed: line ends, byte order marks and NULs arrive as they were
+written. A corpus that has to be downloaded is checked before it is kept or used, so the cache folder holds
+the right bytes or none. Knows nothing of tokenizers.
+`tinyshakespeare` is the corpus of the lecture "Let's build GPT", and of char-rnn before it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import errno
+import gzip
+import os
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, quoted
+from charlm.files import atomic, reading
+from charlm.text.download import Download, cache_folder, fetch
+
+__all__ = ["load_corpus", "read_text"]
+
+_PYTHON_DOCS = "python-docs"
+_DOWNLOADS = {
+    "tinyshakespeare": Download(
+        name="tinyshakespeare",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        size=1_115_394,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    )
+}
+_NAMES = (_PYTHON_DOCS, *_DOWNLOADS)
+_GZIP = b"\x1f\x8b"  # no UTF-8 text begins like this
+_ADVICE = {errno.ENOENT: "; check the path", errno.EISDIR: "; name the files in it"}
+
+
+def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
+    r"""Return the text of a file exactly as it stands there: "\r\n", a byte order mark and NUL are kept.
+
+    Args:
+        path: the file; the string "-" is standard input. What is compressed with gzip is decompressed.
+        encoding: what the bytes are; any text encoding of Python's.
+
+    Raises:
+        CorpusError: the file is missing, a directory, unreadable or damaged; `errno` is the system's reason.
+        InvalidTextError: the bytes are not valid in the encoding; `offset` is that of the first bad one,
+            after decompression.
+        InputError: there is no such encoding.
+    """
+    name = "standard input" if path == "-" else quoted(str(path))
+    data = _decompressed(_bytes_of(path, name), name, gzip_wanted=str(path).endswith(".gz"))
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _invalid(data, error, name, encoding) from None
+    except (LookupError, ValueError) as error:
+        raise InputError(f"encoding must be a text encoding of Python, got {quoted(encoding, 40)}") from error
+
+
+def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
+    """Return the text of a file, of a corpus with a name, or of several.
+
+    The names are `python-docs`, Python's own documentation (`pydoc_data.topics`, which differs between
+    versions of Python), and `tinyshakespeare`, 1,115,394 characters. This is read from the folder
+    `$CHARLM_DATA_DIR` if that is set, else downloaded once into the cache folder.
+
+    Args:
+        source: a path, "-" for standard input, or a name; or several of these, whose texts are joined with
+            nothing in between, as `cat` does. A string is a name only where no file is called so; a `Path`
+            never is.
+
+    Returns:
+        The text, which may be empty.
+
+    Raises:
+        CorpusError: there is no such file or corpus, or it cannot be read or downloaded.
+        InvalidTextError: a file is not valid UTF-8.
+        InputError: `source` is none of these.
+
+    Example:
+        >>> text = load_corpus("python-docs")
+        >>> load_corpus(["python-docs", "python-docs"]) == text + text
+        True
+    """
+    sources = [source] if isinstance(source, str | Path) else source
+    if not isinstance(sources, Sequence) or not all(isinstance(one, str | Path) for one in sources):
+        raise InputError(f"source must be a path, a name or a list of these, got {type(source).__name__}")
+    if not sources:
+        raise InputError("source must name at least one file or corpus, got an empty list")
+    return "".join(_one_corpus(one) for one in sources)
+
+
+def _one_corpus(source: str | Path) -> str:
+    if isinstance(source, str) and source in _NAMES and not Path(source).is_file():
+        return _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[source])
+    try:
+        return read_text(source)
+    except CorpusError as error:
+        if error.errno != errno.ENOENT or isinstance(source, Path):
+            raise
+        near = difflib.get_close_matches(source, _NAMES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the named corpora are {' and '.join(_NAMES)}"
+        raise _error(f"{quoted(source)} is neither a file nor a named corpus; {hint}", error) from None
+
+
+def _bytes_of(path: str | Path, name: str) -> bytes:
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read()
+        return Path(path).read_bytes()
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "")
+        raise _error(f"{name} cannot be read: {error.strerror or error}{advice}", error) from error
+    except (AttributeError, ValueError) as error:  # no standard input, or a closed one; a NUL in the path
+        raise _error(f"{name} cannot be read: {error}", error) from error
+
+
+def _decompressed(data: bytes, name: str, *, gzip_wanted: bool) -> bytes:
+    if not data.startswith(_GZIP):
+        if gzip_wanted:
+            raise CorpusError(f"{name} must be compressed with gzip, as its name says, but is not; rename it")
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _error(
+            f"{name} is damaged and cannot be decompressed: {error}; copy it again", error
+        ) from error
+
+
+def _invalid(data: bytes, error: UnicodeDecodeError, name: str, encoding: str) -> InvalidTextError:
+    offset = error.start + len(data) - len(error.object)  # utf-8-sig counts from behind the byte order mark
+    line = data.count(b"\n", 0, offset) + 1
+    advice = "convert it to UTF-8, or pass the encoding it has"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        advice = 'it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8, or pass encoding="utf-16"'
+    return InvalidTextError(
+        f"{name} must be valid {encoding}, got byte 0x{data[offset]:02x} at offset {offset} (line {line}), "
+        f"{error.reason}; {advice}",
+        offset=offset,
+    )
+
+
+def _python_docs() -> str:
+    try:
+        from pydoc_data.topics import topics  # noqa: PLC0415 - 700 kB that few programs need
+    except ImportError as error:
+        raise CorpusError(
+            f"{_PYTHON_DOCS} is not part of this Python; pass the path of a text file"
+        ) from error
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def _downloaded(wanted: Download) -> str:
+    file = f"{wanted.name}.txt"
+    if folder := os.environ.get("CHARLM_DATA_DIR"):
+        path = Path(folder, file)
+        name = f"{quoted(str(path))} (CHARLM_DATA_DIR is set)"
+        data = _bytes_of(path, name)
+        if not wanted.matches(data):
+            raise CorpusError(
+                f"{name} must have {wanted.size} bytes with sha256 {wanted.sha256}, but has other content; "
+                f"put the file from {wanted.url} there"
+            )
+        return data.decode("utf-8")
+    path = cache_folder() / file
+    try:
+        cached = reading.read_file(path, max_bytes=wanted.size, exact_size=wanted.size)
+    except (OSError, FileFormatError):
+        cached = bytearray()
+    if not wanted.matches(cached):  # not there yet, or damaged
+        cached = bytearray(fetch(wanted))
+        _keep(path, cached)
+    return cached.decode("utf-8")
+
+
+def _keep(path: Path, data: bytearray) -> None:
+    try:
+        atomic.make_directory(path.parent)
+        atomic.write_file(path, data)
+    except OSError as error:
+        raise _error(
+            f"{quoted(str(path))} cannot be written: {error.strerror or error}; "
+            "set CHARLM_CACHE_DIR to a folder that can be written",
+            error,
+        ) from error
+
+
+def _error(message: str, cause: Exception) -> CorpusError:
+    error = CorpusError(message)
+    error.errno = cause.errno if isinstance(cause, OSError) else None
+    return error

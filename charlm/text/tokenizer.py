@@ -1,0 +1,454 @@
+"""Tokenizers: between a text and integer ids, one id per character or one per byte.
+
+A tokenizer is a value: it never changes, two of the same vocabulary are equal, and it is saved in a
+`tokenizer.json` of its own. Nothing here knows models or torch.
+`CharTokenizer.from_text(text)` is the vocabulary of the lecture "Let's build GPT". For speed a text is
+cut into stretches that fit the processor's cache, and each is looked up in a table as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, get_args, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from charlm.errors import DataError, InputError, UnknownCharacterError, quoted
+from charlm.files import atomic, reading, strict_json
+from charlm.text.checks import check_text, checked_ids, checked_vocab, encoded, shown, unknown_characters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "OnUnknown",
+    "Tokenizer",
+    "load_tokenizer",
+    "tokenizer_from_dict",
+]
+
+OnUnknown: TypeAlias = Literal["error", "skip", "replace"]
+"""What to do with a character outside the vocabulary."""
+
+MAX_FILE_BYTES = 8 * 2**20
+"""Largest tokenizer.json that is read. The vocabulary of all of Unicode takes 4.4 MB."""
+
+_FORMAT = "charlm.tokenizer"
+_STRETCH = 2**16  # characters: text, codes and ids of a stretch take at most 0.8 MB; measured fastest
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of charlm asks of a tokenizer; `CharTokenizer` and `ByteTokenizer` are the two here."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, which are 0 … vocab_size - 1."""
+        ...
+
+    def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> list[int]:
+        """Return the ids of a text as a list."""
+        ...
+
+    def encode_array(
+        self, text: str, *, on_unknown: OnUnknown = "error"
+    ) -> NDArray[np.uint8 | np.uint16 | np.uint32]:
+        """Return the ids of a text as an array (N,) of the smallest unsigned type that holds every id."""
+        ...
+
+    def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]] | Tensor) -> str:
+        """Return the text of ids (N,)."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Write the file from which `load_tokenizer` makes an equal tokenizer."""
+        ...
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `save` writes, as values that JSON has."""
+        ...
+
+
+class CharTokenizer:
+    """One id per character: id i stands for `vocab[i]`. Immutable, hashable, picklable.
+
+    A character is a Unicode code point, as in Python's `str`. Nothing is normalised: what was encoded is
+    decoded to exactly the same text.
+
+    Args:
+        vocab: the characters in the order of their ids, each once; a string will do.
+        unknown: the character of `vocab` that stands for characters outside it when a text is encoded
+            with `on_unknown="replace"`; None: there is no such character.
+
+    Raises:
+        InputError: the vocabulary is empty, holds something else than single characters, a lone surrogate
+            or a character twice, or lacks `unknown`.
+
+    Example:
+        >>> tokenizer = CharTokenizer.from_text("hello")
+        >>> tokenizer.vocab
+        ('e', 'h', 'l', 'o')
+        >>> tokenizer.encode("hole")
+        [1, 3, 2, 0]
+        >>> tokenizer.decode([1, 3, 2, 0])
+        'hole'
+    """
+
+    __slots__ = ("_characters", "_codes", "_latin1", "_table", "_unknown")
+
+    def __init__(self, vocab: Sequence[str], *, unknown: str | None = None) -> None:
+        self._characters = checked_vocab(vocab)
+        if unknown is not None and not (
+            isinstance(unknown, str) and len(unknown) == 1 and unknown in self._characters
+        ):
+            raise InputError(f"unknown must be one character of vocab or None, got {shown(unknown)}")
+        self._unknown = unknown
+        V = len(self._characters)
+        self._codes = np.frombuffer(self._characters.encode("utf-32-le"), np.dtype("<u4"))  # (V,)
+        # The id of each code point. Those that the vocabulary lacks have V instead; the last entry is V too,
+        # and stands for all code points beyond it.
+        self._table = np.full(int(self._codes.max()) + 2, V, np.min_scalar_type(V))
+        self._table[self._codes] = np.arange(V)
+        of_bytes = self._table.take(np.arange(256), mode="clip")  # (256,)
+        self._latin1 = of_bytes.tobytes() if of_bytes.dtype == np.uint8 else None
+
+    @classmethod
+    def from_text(cls, text: str | Iterable[str]) -> Self:
+        """Return the tokenizer of the characters of a text, sorted by code point.
+
+        Args:
+            text: the text, or several.
+
+        Raises:
+            DataError: there is no character in it.
+            InvalidTextError: it holds a lone surrogate.
+            InputError: it is no text.
+
+        Source:
+            The lecture's `chars = sorted(list(set(text)))`.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, Iterable):
+            raise InputError(f"text must be a str or several, got {type(text).__name__}")
+        seen: set[str] = set()
+        for piece in texts:
+            check_text(piece)
+            characters = set(piece)
+            encoded("".join(characters), "utf-8", text=piece)  # refuses surrogates
+            seen |= characters
+        if not seen:
+            raise DataError("text must hold at least one character to make a vocabulary from, got none")
+        return cls(sorted(seen))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a tokenizer that `save` wrote.
+
+        Raises:
+            FileFormatError: the file holds something else, or a tokenizer of another kind.
+            OSError: the file cannot be read.
+        """
+        tokenizer = load_tokenizer(path)
+        if not isinstance(tokenizer, CharTokenizer):
+            raise reading.refusal(path, "must hold a CharTokenizer, got a ByteTokenizer. Use load_tokenizer.")
+        return cls(tokenizer._characters, unknown=tokenizer._unknown)
+
+    @property
+    def vocab(self) -> tuple[str, ...]:
+        """The characters in the order of their ids."""
+        return tuple(self._characters)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of characters."""
+        return len(self._characters)
+
+    @property
+    def unknown(self) -> str | None:
+        """The character that stands for those outside the vocabulary, or None."""
+        return self._unknown
+
+    def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> list[int]:
+        """Return the ids of a text as a list; arguments and errors are those of `encode_array`."""
+        ids: list[int] = self.encode_array(text, on_unknown=on_unknown).tolist()
+        return ids
+
+    def encode_array(
+        self, text: str, *, on_unknown: OnUnknown = "error"
+    ) -> NDArray[np.uint8 | np.uint16 | np.uint32]:
+        r"""Return the ids of a text as an array.
+
+        Args:
+            text: any text; the empty one has no ids.
+            on_unknown: what to do with a character outside the vocabulary: "error" refuses the text, "skip"
+                leaves the character out, "replace" encodes the tokenizer's `unknown` in its place.
+
+        Returns:
+            (N,) of the smallest of uint8, uint16 and uint32 that holds every id of the vocabulary.
+
+        Raises:
+            UnknownCharacterError: a character is not in the vocabulary, and `on_unknown` is "error".
+                In the message, only "\n" ends a line.
+            InvalidTextError: the text holds a lone surrogate, whatever `on_unknown` is.
+            InputError: `text` is no string, or `on_unknown` is none of the three, or "replace" where the
+                tokenizer has no `unknown`.
+
+        Example:
+            >>> tokenizer = CharTokenizer("ab?", unknown="?")
+            >>> tokenizer.encode_array("abc", on_unknown="replace")
+            array([0, 1, 2], dtype=uint8)
+        """
+        check_text(text)
+        _check_on_unknown(on_unknown)
+        if on_unknown == "replace" and self._unknown is None:
+            raise InputError(
+                'on_unknown="replace" needs a tokenizer with an unknown character; '
+                'make one with CharTokenizer(vocab, unknown="?"), or pass on_unknown="skip"'
+            )
+        V = self.vocab_size
+        ids = np.empty(len(text), np.min_scalar_type(V - 1))  # (N,)
+        end = 0
+        for _, stretch in self._stretches(text):
+            known = stretch
+            if stretch.max() == V:
+                if on_unknown == "error":
+                    raise self._unknown_characters(text)
+                known = stretch[stretch != V]
+                if on_unknown == "replace":
+                    known = np.where(stretch == V, self._characters.index(self._unknown or ""), stretch)
+            ids[end : end + len(known)] = known
+            end += len(known)
+        return ids if end == len(ids) else ids[:end].copy()
+
+    def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]] | Tensor) -> str:
+        """Return the text of ids.
+
+        Args:
+            ids: (N,), each in [0, vocab_size): a list, an integer array, or an integer tensor on any device.
+
+        Raises:
+            InputError: they are not one-dimensional or no integers, or one is out of range.
+        """
+        codes = self._codes.take(checked_ids(ids, self.vocab_size))  # (N,)
+        return codes.tobytes().decode("utf-32-le")
+
+    def save(self, path: str | Path) -> None:
+        """Write a file from which `load` makes an equal tokenizer: whole, or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        atomic.write_file(path, strict_json.dumps(self.to_dict()))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `save` writes; `tokenizer_from_dict` is the way back."""
+        return {
+            "format": _FORMAT,
+            "version": 1,
+            "kind": "character",
+            "vocab": self._characters,
+            "unknown": self._unknown,
+        }
+
+    def _stretches(self, text: str) -> Iterator[tuple[int, NDArray[np.unsignedinteger[Any]]]]:
+        """Yield the start and the ids of each stretch of the text, with V for an unknown character."""
+        for start in range(0, len(text), _STRETCH):
+            part = text[start : start + _STRETCH]
+            if self._latin1 is not None:
+                try:
+                    ids = part.encode("latin-1").translate(self._latin1)
+                except UnicodeEncodeError:
+                    pass  # a character beyond U+00FF
+                else:
+                    yield start, np.frombuffer(ids, np.uint8)
+                    continue
+            codes = np.frombuffer(encoded(part, "utf-32-le", text=text), np.dtype("<u4"))
+            yield start, self._table.take(codes, mode="clip")
+
+    def _unknown_characters(self, text: str) -> UnknownCharacterError:
+        first: dict[str, int] = {}
+        count = 0
+        for start, ids in self._stretches(text):
+            unknown = np.flatnonzero(ids == self.vocab_size) + start
+            count += len(unknown)
+            for position in unknown.tolist():
+                first.setdefault(text[position], position)
+        return unknown_characters(text, first, count)
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CharTokenizer):
+            return NotImplemented
+        return (self._characters, self._unknown) == (other._characters, other._unknown)
+
+    @override
+    def __hash__(self) -> int:
+        return hash((self._characters, self._unknown))
+
+    @override
+    def __repr__(self) -> str:
+        unknown = "" if self._unknown is None else f", unknown={quoted(self._unknown)}"
+        return f"<CharTokenizer of {self.vocab_size} characters: {quoted(self._characters, 80)}{unknown}>"
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self._characters, self._unknown)
+
+
+class ByteTokenizer:
+    """One id per byte of the text's UTF-8: 256 ids, and no character is unknown. All instances are equal.
+
+    Example:
+        >>> ByteTokenizer().encode("né")
+        [110, 195, 169]
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a tokenizer that `save` wrote; errors are those of `CharTokenizer.load`."""
+        if not isinstance(load_tokenizer(path), ByteTokenizer):
+            raise reading.refusal(path, "must hold a ByteTokenizer, got a CharTokenizer. Use load_tokenizer.")
+        return cls()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of bytes, 256."""
+        return 256
+
+    def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> list[int]:
+        """Return the bytes of a text as a list; arguments and errors are those of `encode_array`."""
+        return list(_utf8(text, on_unknown))
+
+    def encode_array(self, text: str, *, on_unknown: OnUnknown = "error") -> NDArray[np.uint8]:
+        """Return the bytes of a text as an array.
+
+        Args:
+            text: any text.
+            on_unknown: of no effect, but checked: the two tokenizers can stand for each other.
+
+        Returns:
+            (N,) uint8, N the length of the text's UTF-8.
+
+        Raises:
+            InvalidTextError: the text holds a lone surrogate.
+            InputError: `text` is no string, or `on_unknown` is none of "error", "skip" and "replace".
+        """
+        return np.frombuffer(bytearray(_utf8(text, on_unknown)), np.uint8)  # bytes would make it read-only
+
+    def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]] | Tensor) -> str:
+        """Return the text of bytes; for a whole encoded text, exactly that text.
+
+        Bytes that are no UTF-8, such as a model may make, and a character cut in two become U+FFFD, the
+        replacement character.
+
+        Args:
+            ids: (N,), each in [0, 256): a list, an integer array, or an integer tensor on any device.
+
+        Raises:
+            InputError: they are not one-dimensional or no integers, or one is out of range.
+        """
+        return checked_ids(ids, 256).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def save(self, path: str | Path) -> None:
+        """Write a file from which `load` makes an equal tokenizer: whole, or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        atomic.write_file(path, strict_json.dumps(self.to_dict()))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `save` writes; `tokenizer_from_dict` is the way back."""
+        return {"format": _FORMAT, "version": 1, "kind": "byte"}
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return True if isinstance(other, ByteTokenizer) else NotImplemented
+
+    @override
+    def __hash__(self) -> int:
+        return hash(ByteTokenizer)
+
+    @override
+    def __repr__(self) -> str:
+        return "ByteTokenizer()"
+
+
+def load_tokenizer(path: str | Path) -> CharTokenizer | ByteTokenizer:
+    """Read a tokenizer of either kind from the file that its `save` wrote.
+
+    Args:
+        path: a regular file of at most 8 MiB.
+
+    Raises:
+        FileFormatError: the file holds anything else; the message names the field.
+        OSError: the file cannot be read.
+    """
+    data = reading.read_file(path, max_bytes=MAX_FILE_BYTES)
+    values = strict_json.loads(data, path=str(path), max_bytes=MAX_FILE_BYTES)
+    return tokenizer_from_dict(values, path=str(path))
+
+
+def tokenizer_from_dict(values: Mapping[str, object], *, path: str) -> CharTokenizer | ByteTokenizer:
+    """Make a tokenizer from what `to_dict` gave.
+
+    Args:
+        values: the fields `format`, `version` and `kind`; for characters also `vocab` and `unknown`.
+        path: the file they come from, for messages.
+
+    Raises:
+        FileFormatError: a field is missing, wrong or unknown.
+
+    Example:
+        >>> tokenizer_from_dict(ByteTokenizer().to_dict(), path="tokenizer.json")
+        ByteTokenizer()
+    """
+    known = ["format", "version", "kind"]
+    marker = strict_json.take(values, "format", str, path=path)
+    if marker != _FORMAT:
+        raise reading.refusal(path, f"must hold '{_FORMAT}' in 'format', got {shown(marker)}.")
+    version = strict_json.take(values, "version", int, path=path)
+    if version != 1:
+        raise reading.refusal(path, f"must hold 1 in 'version', got {version}. A newer charlm may read it.")
+    kind = strict_json.take(values, "kind", str, path=path)
+    tokenizer: CharTokenizer | ByteTokenizer = ByteTokenizer()
+    if kind == "character":
+        known += ["vocab", "unknown"]
+        vocab = strict_json.take(values, "vocab", str, path=path)
+        # `unknown` may be null, but not left out
+        unknown = (
+            None if values.get("unknown", "") is None else strict_json.take(values, "unknown", str, path=path)
+        )
+        try:
+            tokenizer = CharTokenizer(vocab, unknown=unknown)
+        except InputError as error:
+            raise reading.refusal(path, f"holds no tokenizer: {error}.") from error
+    elif kind != "byte":
+        raise reading.refusal(path, f"must hold 'character' or 'byte' in 'kind', got {shown(kind)}.")
+    for name in values:
+        if name not in known:
+            raise reading.refusal(path, f"must hold the fields {', '.join(known)} only, got {shown(name)}.")
+    return tokenizer
+
+
+def _rebuilt(cls: type[CharTokenizer], characters: str, unknown: str | None) -> CharTokenizer:
+    return cls(characters, unknown=unknown)
+
+
+def _check_on_unknown(on_unknown: object) -> None:
+    if on_unknown not in get_args(OnUnknown):
+        raise InputError(f'on_unknown must be "error", "skip" or "replace", got {shown(on_unknown)}')
+
+
+def _utf8(text: str, on_unknown: OnUnknown) -> bytes:
+    check_text(text)
+    _check_on_unknown(on_unknown)
+    return encoded(text, "utf-8", text=text)
