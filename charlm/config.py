@@ -12,15 +12,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from charlm.errors import ConfigError, quoted
+from charlm.errors import ConfigError, quoted, shown
 
-__all__ = ["Config", "Range", "shown"]
+__all__ = ["Config", "Range"]
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,15 @@ class Config:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        problems = []
         for name, hint in _hints(type(self)).items():
-            value, problem = _checked(hint, getattr(self, name))
+            given = getattr(self, name)
+            value, problem = _checked(hint, given)
             if problem is None:
                 object.__setattr__(self, name, value)
-        problems = list(self._conflicts())
+            else:  # only a default can still be wrong here
+                problems.append(f"{name} must be {problem}, got {shown(given)}")
+        problems = problems or list(self._conflicts())
         if problems:
             raise _config_error(type(self), problems)
 
@@ -109,6 +112,17 @@ class Config:
         if problems:
             raise _config_error(cls, problems)
         return cls(**values)
+
+    @classmethod
+    def check(cls, values: Mapping[str, object]) -> list[str]:
+        """Return a sentence for each unknown name and bad value; what is missing is not looked at.
+
+        Example:
+            >>> from charlm import GPTConfig
+            >>> GPTConfig.check({"n_layer": 0})
+            ['n_layer must be an int at least 1 and at most 1000, got 0']
+        """
+        return [*_unknown_fields(cls, values), *_bad_values(cls, values)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, in order, as values that JSON has (tuples as lists)."""
@@ -151,18 +165,6 @@ def _bad_values(cls: type[Config], values: Mapping[str, object]) -> Iterator[str
             _, problem = _checked(hint, values[name])
             if problem is not None:
                 yield f"{name} must be {problem}, got {shown(values[name])}"
-
-
-def shown(value: object) -> str:
-    """Return a value as it may stand in a message, in one short line; other types are named."""
-    if isinstance(value, str):
-        return quoted(value, 40)
-    if type(value) is int and value.bit_length() > 128:  # repr refuses the really long ones
-        return f"an int of {value.bit_length()} bits"
-    if type(value) in (bool, int, float, type(None)):
-        return repr(value)
-    text = reprlib.repr(value)
-    return f"{text if text.isprintable() else quoted(text)} ({type(value).__name__})"
 
 
 def _checked(hint: Any, value: Any) -> tuple[Any, str | None]:

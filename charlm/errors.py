@@ -29,6 +29,7 @@ The pattern is httpx's `_exceptions.py`.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ __all__ = [
     "TrainingInterrupted",
     "UnknownCharacterError",
     "quoted",
+    "shown",
 ]
 
 
@@ -60,6 +62,18 @@ def quoted(text: str, limit: int = 200) -> str:
     """Return foreign text as it may stand in a message: quoted, printable, `limit` characters of it."""
     shown = text if len(text) <= limit else text[: limit - 1] + "…"
     return "'" + "".join(c if c.isprintable() and c not in "'\\" else _escaped(c) for c in shown) + "'"
+
+
+def shown(value: object) -> str:
+    """Return a value as it may stand in a message, in one short line; other types are named."""
+    if isinstance(value, str):
+        return quoted(value, 40)
+    if type(value) is int and value.bit_length() > 128:  # repr refuses the really long ones
+        return f"an int of {value.bit_length()} bits"
+    if type(value) in (bool, int, float, type(None)):
+        return repr(value)
+    text = reprlib.repr(value)
+    return f"{text if text.isprintable() else quoted(text)} ({type(value).__name__})"
 
 
 def _escaped(character: str) -> str:

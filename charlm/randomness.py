@@ -10,6 +10,7 @@ The idea is the counter-based generator of Salmon et al., "Parallel random numbe
 from __future__ import annotations
 
 import hashlib
+import operator
 import struct
 from collections.abc import Sequence
 
@@ -63,6 +64,7 @@ def uniforms(seed: int, rows: Sequence[int], position: int) -> NDArray[np.float6
 def _hash_of(seed: int, *address: str | int) -> hashlib.blake2b:
     state = hashlib.blake2b(digest_size=8)
     for part in (seed, *address):
-        encoded = repr(part).encode()  # repr keeps 1 and "1" apart
+        # repr keeps 1 and "1" apart; index makes numpy's integers Python's
+        encoded = repr(part if isinstance(part, str) else operator.index(part)).encode()
         state.update(struct.pack("<I", len(encoded)) + encoded)
     return state

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+
+# One thread each: the models here are tiny, and threads that wait for each other would cost more than they
+# do. It also holds for the processes that tests start. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
@@ -18,3 +23,13 @@ def shakespeare() -> str:
     if not folder:
         pytest.skip("CHARLM_DATA_DIR is not set: this test reads tinyshakespeare.txt from there")
     return Path(folder, "tinyshakespeare.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Name a file with a few thousand characters of generated text."""
+    from charlm.testing import tiny_corpus
+
+    path = tmp_path_factory.mktemp("corpus") / "small.txt"
+    path.write_text(tiny_corpus(6_000), encoding="utf-8")
+    return path

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from charlm.errors import InputError, InvalidTextError, UnknownCharacterError, quoted
+from charlm.errors import InputError, InvalidTextError, UnknownCharacterError, quoted, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,13 +25,6 @@ __all__ = ["check_text", "checked_ids", "checked_vocab", "encoded", "shown", "un
 
 _MAX_SHOWN = 5  # unknown characters named in a message
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def shown(value: object) -> str:
-    """Return a foreign value as it may stand in a message: short and printable."""
-    if isinstance(value, str):
-        return quoted(value, 40)
-    return repr(value) if value is None or isinstance(value, bool) else type(value).__name__
 
 
 def check_text(text: object) -> None:

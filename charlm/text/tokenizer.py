@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from charlm.errors import DataError, InputError, UnknownCharacterError, quoted
+from charlm.errors import DataError, InputError, UnknownCharacterError, quoted, shown
 from charlm.files import atomic, reading, strict_json
-from charlm.text.checks import check_text, checked_ids, checked_vocab, encoded, shown, unknown_characters
+from charlm.text.checks import check_text, checked_ids, checked_vocab, encoded, unknown_characters
 
 if TYPE_CHECKING:
     from torch import Tensor

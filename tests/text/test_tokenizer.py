@@ -323,9 +323,9 @@ def test_the_order_of_a_given_vocabulary_is_kept() -> None:
         (["a", ""], "vocab must hold single characters, got '' at index 1"),
         (["a", "bc"], "vocab must hold single characters, got 'bc' at index 1"),
         (["a", "\r\n"], r"vocab must hold single characters, got '\r\n' at index 1"),
-        (["a", 1], "vocab must hold single characters, got int at index 1"),
+        (["a", 1], "vocab must hold single characters, got 1 at index 1"),
         (["a", None], "vocab must hold single characters, got None at index 1"),
-        (b"ab", "vocab must hold single characters, got int at index 0"),
+        (b"ab", "vocab must hold single characters, got 97 at index 0"),
         ("abcb", "vocab must hold each character once, got 'b' at index 1 and again at index 3"),
         (["\n", "\n"], r"vocab must hold each character once, got '\n' at index 0 and again at index 1"),
         ("a\ud800", "vocab must hold valid Unicode, got the lone surrogate U+D800 at index 1"),
@@ -340,7 +340,7 @@ def test_a_wrong_vocabulary_is_refused(vocab: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unknown", "shown"), [("c", "'c'"), ("ab", "'ab'"), ("", "''"), (0, "int"), (False, "False")]
+    ("unknown", "shown"), [("c", "'c'"), ("ab", "'ab'"), ("", "''"), (0, "0"), (False, "False")]
 )
 def test_an_unknown_character_outside_the_vocabulary_is_refused(unknown: Any, shown: str) -> None:
     with pytest.raises(InputError) as caught:
