@@ -1,0 +1,1 @@
+"""Devices. Everything that depends on where tensors live asks a `DeviceBackend`."""

@@ -1,0 +1,158 @@
+"""`DeviceBackend`: the seam between charlm and a device.
+
+The base class is complete: with a `torch.device` in hand it works for any device that torch knows, and
+a subclass overrides what its hardware does better. A method added here later gets a default too, so
+that backends written today keep working. It knows nothing of models beyond `nn.Module`.
+The pattern is httpx's Transport: one small class between the library and the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from charlm.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
+
+__all__ = ["DeviceBackend", "MemoryStats", "Precision"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What matrix products run in. Parameters and optimizer state are float32 whichever it is."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Memory of a device, in bytes."""
+
+    allocated: int
+    """In use by tensors now."""
+    peak: int
+    """The most that was in use since the process started."""
+    total: int
+    """What the device has."""
+
+
+class DeviceBackend:
+    """What charlm asks of a device.
+
+    Args:
+        device: the torch device, or its name. None means the CPU.
+
+    Attributes:
+        name: what `get_backend` calls it.
+        device: where tensors go.
+
+    Example:
+        >>> import torch
+        >>> backend = DeviceBackend("cpu")
+        >>> (batch,) = backend.to_device(torch.zeros(2, 3))
+        >>> batch.device
+        device(type='cpu')
+    """
+
+    name: str = "cpu"
+    device: torch.device
+
+    def __init__(self, device: str | torch.device | None = None) -> None:
+        self.device = torch.device(device or "cpu")
+        if type(self).name == "cpu" and self.device.type != "cpu":
+            self.name = str(self.device)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.device)!r})"
+
+    def is_available(self) -> bool:
+        """Return whether this machine can run it. Asking initialises nothing."""
+        return True
+
+    def supported_precisions(self) -> tuple[Precision, ...]:
+        """Return what the device can train in, the one that "auto" means first."""
+        return ("fp32",)
+
+    def precision(self, wanted: str = "auto") -> Precision:
+        """Return the precision to train in.
+
+        Args:
+            wanted: "auto" (the device's choice), "fp32", "bf16" or "fp16".
+
+        Raises:
+            BackendError: the device cannot do it.
+            InputError: there is no such precision.
+        """
+        supported = self.supported_precisions()
+        if wanted == "auto":
+            return supported[0]
+        if wanted not in _DTYPES:
+            raise InputError(f"precision must be 'auto', 'fp32', 'bf16' or 'fp16', got {wanted!r}")
+        for precision in supported:
+            if precision == wanted:
+                return precision
+        raise BackendError(f"{self.name} cannot train in {wanted}; it offers {', '.join(supported)}")
+
+    def prepare(self, model: nn.Module, *, compile: bool = False) -> nn.Module:
+        """Move a model to the device, in place, and return it.
+
+        Args:
+            model: any module. Its state_dict keys stay as they are.
+            compile: also let `torch.compile` work on its forward pass (in place: no `_orig_mod.` keys).
+        """
+        model.to(self.device)
+        if compile:
+            model.compile()
+        return model
+
+    def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors on the device; those that are there already as they are."""
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[object]:
+        """Return a context in which matrix products run in `precision`."""
+        if precision == "fp32":
+            return nullcontext()
+        # The cache of re-cast weights holds within one context, so one context spans one forward pass.
+        return torch.autocast(self.device.type, dtype=_DTYPES[precision])
+
+    def scaler(self, precision: Precision) -> GradScaler | None:
+        """Return the gradient scaler that fp16 needs, or None."""
+        if precision != "fp16":
+            return None
+        return torch.amp.GradScaler(self.device.type)
+
+    def optimizer_options(self, name: str) -> dict[str, object]:
+        """Return the arguments with which an optimizer is fastest here.
+
+        Args:
+            name: torch's class name, for example "AdamW".
+        """
+        return {}
+
+    def default_generator(self) -> torch.Generator:
+        """Return the generator that dropout on this device draws from."""
+        return torch.default_generator
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Seed the device's default generator inside the block, and put its state back after it."""
+        generator = self.default_generator()
+        before = generator.get_state()
+        generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            generator.set_state(before)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+
+    def memory(self) -> MemoryStats | None:
+        """Return the device's memory, or None where it does not tell."""
+        return None

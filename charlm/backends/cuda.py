@@ -1,0 +1,74 @@
+"""The CUDA backend: NVIDIA GPUs, and AMD GPUs on torch's ROCm build.
+
+Written for hardware and checked without it by fakes; the docs say which parts were run on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from charlm.backends.base import DeviceBackend, MemoryStats, Precision
+from charlm.errors import BackendError
+
+__all__ = ["CUDABackend"]
+
+
+class CUDABackend(DeviceBackend):
+    """Trains on one GPU.
+
+    Args:
+        index: which GPU; None is torch's current one.
+    """
+
+    name = "cuda"
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__("cuda" if index is None else f"cuda:{index}")
+
+    @override
+    def is_available(self) -> bool:
+        return torch.cuda.is_available() and (self.device.index or 0) < torch.cuda.device_count()
+
+    @override
+    def supported_precisions(self) -> tuple[Precision, ...]:
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return ("bf16", "fp16", "fp32")
+        return ("fp16", "fp32")
+
+    @override
+    def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        # Only a copy from pinned memory runs beside the computation.
+        return tuple(
+            (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(
+                self.device, non_blocking=True
+            )
+            for tensor in tensors
+        )
+
+    @override
+    def optimizer_options(self, name: str) -> dict[str, object]:
+        return {"fused": True} if name in {"Adam", "AdamW", "SGD", "Adagrad"} else {}
+
+    @override
+    def default_generator(self) -> torch.Generator:
+        torch.cuda.init()  # fills default_generators
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        generators: tuple[torch.Generator, ...] = torch.cuda.default_generators
+        if index >= len(generators):
+            raise BackendError(f"cuda:{index} does not exist: this machine has {len(generators)} GPUs")
+        return generators[index]
+
+    @override
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    @override
+    def memory(self) -> MemoryStats:
+        _, total = torch.cuda.mem_get_info(self.device)
+        return MemoryStats(
+            allocated=torch.cuda.memory_allocated(self.device),
+            peak=torch.cuda.max_memory_allocated(self.device),
+            total=total,
+        )

@@ -1,0 +1,48 @@
+"""The MPS backend: the GPU of Apple silicon.
+
+Written for hardware and checked without it by fakes; the docs say which parts were run on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from typing_extensions import override
+
+from charlm.backends.base import DeviceBackend, MemoryStats, Precision
+
+__all__ = ["MPSBackend"]
+
+
+class MPSBackend(DeviceBackend):
+    """Trains on Apple's GPU, in fp32: its autocast and gradient scaler are not dependable yet."""
+
+    name = "mps"
+
+    def __init__(self) -> None:
+        super().__init__("mps")
+
+    @override
+    def is_available(self) -> bool:
+        return torch.backends.mps.is_available()
+
+    @override
+    def supported_precisions(self) -> tuple[Precision, ...]:
+        return ("fp32",)
+
+    @override
+    def default_generator(self) -> torch.Generator:
+        # torch.mps exposes its generator's state through functions of its own; this is what they use.
+        return torch.mps._get_default_mps_generator()
+
+    @override
+    def synchronize(self) -> None:
+        torch.mps.synchronize()
+
+    @override
+    def memory(self) -> MemoryStats:
+        allocated = torch.mps.current_allocated_memory()
+        return MemoryStats(
+            allocated=allocated,
+            peak=max(allocated, torch.mps.driver_allocated_memory()),
+            total=torch.mps.recommended_max_memory(),
+        )

@@ -1,0 +1,99 @@
+"""Backends by name.
+
+Three ship with charlm. Others come in by `register_backend`, or by themselves from any installed
+package that names one in the entry-point group "charlm.backends":
+
+    [project.entry-points."charlm.backends"]
+    mydevice = "my_package:MyBackend"
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+
+from charlm.backends.base import DeviceBackend
+from charlm.backends.cpu import CPUBackend
+from charlm.backends.cuda import CUDABackend
+from charlm.backends.mps import MPSBackend
+from charlm.errors import BackendError, InputError
+
+__all__ = ["ENTRY_POINT_GROUP", "get_backend", "register_backend"]
+
+ENTRY_POINT_GROUP = "charlm.backends"
+
+_BUILTIN: dict[str, Callable[[], DeviceBackend]] = {"cuda": CUDABackend, "mps": MPSBackend, "cpu": CPUBackend}
+_registered: dict[str, Callable[[], DeviceBackend]] = {}
+
+
+def get_backend(name: str | DeviceBackend = "auto") -> DeviceBackend:
+    """Return a backend that this machine can run.
+
+    Args:
+        name: "auto" (the first available of cuda, mps, cpu), "cpu", "cuda", "cuda:1", "mps", a
+            registered name, one from an installed plug-in; or a backend, which is returned as it is.
+
+    Raises:
+        BackendError: the name is unknown, or the device is absent.
+
+    Example:
+        >>> get_backend("cpu")
+        CPUBackend('cpu')
+    """
+    if isinstance(name, DeviceBackend):
+        backend = name
+    elif not isinstance(name, str):
+        raise InputError(f"device must be a name or a DeviceBackend, got {type(name).__name__}")
+    elif name == "auto":
+        return next(b for b in (factory() for factory in _BUILTIN.values()) if b.is_available())
+    else:
+        backend = _named(name)
+    if not backend.is_available():
+        shown = name if isinstance(name, str) else backend.name
+        raise BackendError(f"{shown!r} is not available on this machine; use device='auto' or 'cpu'")
+    return backend
+
+
+def register_backend(name: str, factory: Callable[[], DeviceBackend]) -> None:
+    """Make `get_backend(name)` return what `factory()` makes.
+
+    Args:
+        name: any name but "auto" and those of the shipped backends. A name registered before is replaced.
+        factory: called without arguments each time, for example a `DeviceBackend` subclass.
+
+    Raises:
+        InputError: the name is taken by charlm or is not a name.
+    """
+    if not isinstance(name, str) or not name or name in {"auto", *_BUILTIN}:
+        raise InputError(
+            f"a backend's name must be a string other than 'auto', {_listed(_BUILTIN)}; got {name!r}"
+        )
+    _registered[name] = factory
+
+
+def _named(name: str) -> DeviceBackend:
+    factory = _registered.get(name) or _BUILTIN.get(name)
+    if factory is not None:
+        return _made(name, factory)
+    if re.fullmatch("cuda:[0-9]{1,2}", name):
+        return CUDABackend(int(name.removeprefix("cuda:")))
+    plugins = entry_points(group=ENTRY_POINT_GROUP)
+    if name in plugins.names:
+        return _made(name, plugins[name].load())
+    known = {*_registered, *_BUILTIN, *plugins.names}
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are 'auto', {_listed(known)}"
+    raise BackendError(f"unknown device {name!r}; {hint}")
+
+
+def _made(name: str, factory: Callable[[], DeviceBackend]) -> DeviceBackend:
+    backend = factory()
+    if not isinstance(backend, DeviceBackend):
+        raise BackendError(f"the factory of {name!r} made a {type(backend).__name__}, not a DeviceBackend")
+    return backend
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(n) for n in sorted(names))

@@ -1,0 +1,193 @@
+"""`BlockDataset`: a long row of ids, seen as blocks of characters with their next characters as targets.
+
+It knows ids alone: no text (beyond `from_text`), no models, no devices. A block that starts at `s` has
+the input `ids[s : s+T]` and the target `ids[s+1 : s+T+1]`, as in the lecture; every start is a valid
+item, so an epoch has N - T items that overlap. The ids stay in the smallest integer type, and a batch
+is one gather from a strided view of all windows: nothing is copied until it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from charlm.errors import DataError, InputError, shown
+
+if TYPE_CHECKING:
+    from charlm.text.tokenizer import Tokenizer
+
+__all__ = ["BlockDataset"]
+
+_INTEGERS = {
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+}
+
+
+class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Blocks of `block_size` characters and, one to the right, their targets.
+
+    A map-style dataset: `DataLoader` takes it as it is, with any number of workers.
+
+    Args:
+        ids: (N,) integers, N > block_size; a tensor or an array. Kept in the smallest unsigned type
+            that holds them, on the CPU.
+        block_size: T, characters in a block.
+        name: what error messages call this text.
+
+    Raises:
+        DataError: the text is too short for a single block with its targets, or an id is negative.
+        InputError: the ids are no row of integers, or `block_size` is no positive int.
+
+    Example:
+        >>> data = BlockDataset(torch.arange(10), block_size=4)
+        >>> x, y = data[2]
+        >>> x.tolist(), y.tolist()
+        ([2, 3, 4, 5], [3, 4, 5, 6])
+        >>> len(data)
+        6
+    """
+
+    def __init__(self, ids: Tensor | NDArray[Any], block_size: int, *, name: str = "the text") -> None:
+        if type(block_size) is not int or block_size < 1:
+            raise InputError(f"block_size must be a positive int, got {shown(block_size)}")
+        self.block_size = block_size
+        self.name = name
+        self.ids, self.max_id = _smallest(ids, name)
+        N = len(self.ids)
+        if block_size >= N:
+            raise DataError(
+                f"{name} has {N} characters; block_size {block_size} needs at least {block_size + 1}: "
+                "a block and the character after it. Use a longer text or a smaller block_size."
+            )
+        self._windows = self.ids.unfold(0, block_size + 1, 1)  # (N - T, T + 1), a view
+
+    @classmethod
+    def from_text(cls, text: str, tokenizer: Tokenizer, block_size: int) -> Self:
+        """Encode a text and cut it into blocks.
+
+        Raises:
+            UnknownCharacterError: the text has a character that the tokenizer lacks.
+        """
+        return cls(tokenizer.encode_array(text), block_size)
+
+    def split(self, fraction: float = 0.9) -> tuple[Self, Self]:
+        """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
+
+        Args:
+            fraction: share of the first part, in (0, 1). The cut is at `int(fraction * N)`.
+
+        Returns:
+            Two datasets over the same ids (views, no copy).
+
+        Raises:
+            DataError: a part would be too short; the message says which.
+        """
+        if not isinstance(fraction, float) or not 0 < fraction < 1:
+            raise InputError(f"fraction must be a float between 0 and 1, got {shown(fraction)}")
+        cut = int(fraction * len(self.ids))
+        first = type(self)(
+            self.ids[:cut], self.block_size, name=f"the first part of {self.name} (for training)"
+        )
+        second = type(self)(
+            self.ids[cut:], self.block_size, name=f"the second part of {self.name} (for validation)"
+        )
+        return first, second
+
+    def __len__(self) -> int:
+        """Return the number of starts, N - block_size."""
+        return self._windows.size(0)
+
+    def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
+        """Return the block that starts at `start`: inputs (T,) and targets (T,), int64."""
+        if not -len(self) <= start < len(self):
+            raise IndexError(f"start {start} is out of range for {len(self)} blocks")
+        window = self._windows[start]  # (T + 1,)
+        return window[:-1].long(), window[1:].long()  # two copies: who changes one leaves the other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.ids)} characters, block_size={self.block_size})"
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the view of all windows: pickled, it would be T + 1 times the text."""
+        return {"ids": self.ids.numpy(), "block_size": self.block_size, "name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]  # rebuilds the view from the ids
+
+    def sample_batch(
+        self, batch_size: int, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw blocks at random, with replacement.
+
+        Args:
+            batch_size: B, number of blocks.
+            generator: a CPU generator to draw the starts from. None: torch's global one.
+
+        Returns:
+            Inputs (B, T) and targets (B, T), int64, on the CPU.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
+        starts = torch.randint(len(self), (batch_size,), generator=generator)  # (B,)
+        # index_select, not self._windows[starts]: on this view it is several hundred times faster.
+        windows = self._windows.index_select(0, starts)  # (B, T + 1)
+        return windows[:, :-1].long(), windows[:, 1:].long()
+
+    def blocks(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the whole text in order, every target exactly once: for evaluation.
+
+        Args:
+            batch_size: B, the most blocks in a batch.
+
+        Yields:
+            Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
+            batch of a single shorter block (1, t) follows where the text does not divide.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
+        N, T = len(self.ids), self.block_size
+        full = (N - 1) // T
+        inputs = self.ids[: full * T].view(full, T)
+        targets = self.ids[1 : full * T + 1].view(full, T)
+        for i in range(0, full, batch_size):
+            yield inputs[i : i + batch_size].long(), targets[i : i + batch_size].long()
+        if full * T < N - 1:
+            yield self.ids[full * T : -1].long()[None], self.ids[full * T + 1 :].long()[None]
+
+
+def _smallest(ids: Tensor | NDArray[Any], name: str) -> tuple[Tensor, int]:
+    """Return the ids in the smallest unsigned type that holds them, and the largest id."""
+    if not isinstance(ids, Tensor | np.ndarray):
+        raise InputError(f"ids must be a tensor or an array, got {type(ids).__name__}")
+    if ids.ndim != 1 or not (
+        ids.dtype in _INTEGERS if isinstance(ids, Tensor) else np.issubdtype(ids.dtype, np.integer)
+    ):
+        raise InputError(f"ids must be one row of integers, got shape {tuple(ids.shape)} of {ids.dtype}")
+    if isinstance(ids, Tensor) and ids.is_meta:
+        raise InputError("ids must hold data, got a tensor on the meta device")
+    array = ids.cpu().numpy() if isinstance(ids, Tensor) else ids
+    if len(array) == 0:
+        return torch.empty(0, dtype=torch.uint8), 0
+    low, high = int(array.min()), int(array.max())
+    if low < 0:
+        raise DataError(f"ids must not be negative, got {low} at position {int(array.argmin())}")
+    dtype = np.min_scalar_type(high)
+    if dtype == np.uint64:
+        raise DataError(f"ids must be below 2**32, got {high}")
+    array = np.ascontiguousarray(array, dtype=dtype)
+    if not array.flags.writeable:  # torch shares memory only with arrays that may be written
+        array = array.copy()
+    return torch.from_numpy(array), high
