@@ -1,0 +1,74 @@
+"""`KVCache`: the keys and values of the characters that a model has already read.
+
+It belongs to one generation and is passed to the model as an argument; the model keeps nothing. It
+knows shapes alone, not what attention does with them. (nanochat's `engine.py` holds its cache this way.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from charlm.errors import InputError
+
+__all__ = ["KVCache", "LayerCache"]
+
+
+class LayerCache:
+    """Keys and values of one attention layer, in buffers that are filled from the left.
+
+    Args:
+        capacity: the most characters it will hold.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of t new characters and return those of all characters.
+
+        Args:
+            keys: (B, H, t, D).
+            values: (B, H, t, D).
+
+        Returns:
+            Keys and values of everything read so far, (B, H, length, D): views of the buffers.
+
+        Raises:
+            InputError: B is another than before.
+        """
+        B, H, t, D = keys.shape
+        if self._keys is None or self._values is None:
+            self._keys = torch.empty(B, H, self.capacity, D, dtype=keys.dtype, device=keys.device)
+            self._values = torch.empty_like(self._keys)
+        if self._keys.size(0) != B:
+            raise InputError(f"idx must have as many rows as the cache, {self._keys.size(0)}, got {B}")
+        end = self.length + t
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class KVCache:
+    """What a model has read in one generation.
+
+    Args:
+        n_layer: attention layers of the model; 0 for a model without attention.
+        capacity: the most characters it will hold, usually the model's block_size.
+
+    Attributes:
+        layers: one `LayerCache` for each attention layer.
+        length: how many characters have been read; the next one's position in the window.
+    """
+
+    def __init__(self, n_layer: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(n_layer)]
+        self.length = 0
+
+    def advance(self, count: int) -> None:
+        """Note that the model has read `count` more characters. Models call it once per forward pass."""
+        self.length += count

@@ -1,0 +1,55 @@
+"""What makes some characters likelier, or impossible: pure functions on (B, V) logits.
+
+Each returns new logits in which a removed character has -inf. `SamplingOptions` fixes their order:
+temperature, top-k, top-p, min-p, then the caller's own.
+Sources: top-p is nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751); min-p is Nguyen et al.
+2024 (arXiv:2407.01082).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Filter", "keep_min_p", "keep_top_k", "keep_top_p", "scale_temperature"]
+
+Filter = Callable[[Tensor, Tensor], Tensor]
+"""A filter of the caller's: (logits (B, V), ids so far (B, t)) -> logits (B, V)."""
+
+
+def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Divide by the temperature: below 1 the likely characters gain, above 1 the unlikely ones.
+
+    A temperature of 0 is greedy choice, which `sample` makes; the logits then stay as they are.
+    """
+    return logits if temperature == 0 else logits / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep exactly the k largest logits of each row; among equals, those of smaller id."""
+    if k >= logits.size(-1):
+        return logits
+    order = logits.argsort(dim=-1, descending=True, stable=True)  # (B, V)
+    return logits.scatter(-1, order[:, k:], -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of likeliest characters whose probabilities add up to at least p."""
+    if p >= 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
+    probs = ordered.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs  # (B, V) what the likelier ones hold
+    removed = before >= p
+    removed[:, 0] = False  # one always stays, whatever rounding says
+    return logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the characters whose probability is at least p times that of the likeliest one."""
+    if p <= 0:
+        return logits
+    probs = logits.softmax(dim=-1)  # (B, V)
+    return logits.masked_fill(probs < p * probs.amax(dim=-1, keepdim=True), -torch.inf)

@@ -1,0 +1,152 @@
+"""The options of sampling, checked once and applied in a fixed order.
+
+`Sampling` types the keyword arguments, `SamplingOptions` holds them. The defaults change nothing:
+temperature 1 and no filter sample from the model's own distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
+
+import torch
+from torch import Tensor
+
+from charlm.errors import InputError, shown
+from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
+
+__all__ = ["Overflow", "Sampling", "SamplingOptions"]
+
+Overflow = Literal["slide", "restart"]
+"""What happens past the window: see `charlm.generation.decode.context_start`."""
+
+
+class Sampling(TypedDict, total=False):
+    """Keyword arguments of `generate` and `stream`; `SamplingOptions` says what each means."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    filters: Sequence[Filter]
+    seed: int | None
+    use_cache: bool
+    overflow: Overflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next character is chosen. Applied in the order of the fields.
+
+    Raises:
+        InputError: a value is out of its range; lists every bad one.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits, from 1e-6 to 1e6. 0 always takes the likeliest character."""
+    top_k: int | None = None
+    """Keep the k likeliest characters, at least 1; more than there are keeps all."""
+    top_p: float | None = None
+    """Keep the likeliest characters that hold this probability together, in (0, 1]."""
+    min_p: float | None = None
+    """Keep characters at least this many times as likely as the likeliest, in [0, 1]."""
+    filters: Sequence[Filter] = ()
+    """Functions (logits (B, V), ids so far (B, t)) -> logits, applied last, in their order."""
+    seed: int | None = None
+    """The same seed gives the same text. None: drawn from torch's global generator."""
+    use_cache: bool = True
+    """Keep keys and values of what was read. Changes speed, never the result."""
+    overflow: Overflow = "slide"
+    """Past the window, "slide" by one character each time or "restart" from the last half."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {wanted}, got {shown(value)}"
+            for name, value, wanted, fits in (
+                (
+                    "temperature",
+                    self.temperature,
+                    "0, or from 1e-6 to 1e6",
+                    _number(self.temperature, 1e-6, 1e6) or _number(self.temperature, 0, 0),
+                ),
+                (
+                    "top_k",
+                    self.top_k,
+                    "an int, 1 or more, or None",
+                    self.top_k is None or _int(self.top_k, 1),
+                ),
+                (
+                    "top_p",
+                    self.top_p,
+                    "above 0 and at most 1, or None",
+                    self.top_p is None or (_number(self.top_p, 0, 1) and self.top_p > 0),
+                ),
+                (
+                    "min_p",
+                    self.min_p,
+                    "from 0 to 1, or None",
+                    self.min_p is None or _number(self.min_p, 0, 1),
+                ),
+                (
+                    "filters",
+                    self.filters,
+                    "a sequence of functions",
+                    isinstance(self.filters, Sequence) and all(map(callable, self.filters)),
+                ),
+                (
+                    "seed",
+                    self.seed,
+                    "an int of at most 64 bits, or None",
+                    self.seed is None or (_int(self.seed) and self.seed.bit_length() <= 64),
+                ),
+                ("use_cache", self.use_cache, "True or False", isinstance(self.use_cache, bool)),
+                (
+                    "overflow",
+                    self.overflow,
+                    "'slide' or 'restart'",
+                    isinstance(self.overflow, str) and self.overflow in get_args(Overflow),
+                ),
+            )
+            if not fits
+        ]
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def filter(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Apply temperature, top-k, top-p, min-p and the caller's filters, in this order.
+
+        Args:
+            logits: (B, V), the model's prediction of the next character.
+            ids: (B, t), all ids so far, prompt included.
+
+        Returns:
+            (B, V) logits with -inf for what was removed. Half precision is widened to float32 first.
+
+        Raises:
+            InputError: a filter of the caller's returns something else than logits (B, V).
+        """
+        if logits.dtype in (torch.bfloat16, torch.float16):  # too coarse to add up probabilities
+            logits = logits.float()
+        shape = logits.shape
+        logits = scale_temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        for own in self.filters:
+            logits = own(logits, ids)
+            if not isinstance(logits, Tensor) or logits.shape != shape:
+                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise InputError(f"a filter must return logits {tuple(shape)}, got {got}")
+        return logits
+
+
+def _number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _int(value: object, low: int | None = None) -> bool:
+    return type(value) is int and (low is None or value >= low)

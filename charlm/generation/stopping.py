@@ -1,0 +1,70 @@
+"""`StopMatcher`: ends a text at a stop string, also when that string arrives in pieces.
+
+It works on text alone. What might still become a stop string is held back until the next piece
+decides, so a stream never shows a part of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from charlm.errors import InputError, shown
+
+__all__ = ["StopMatcher"]
+
+
+class StopMatcher:
+    """Passes text through up to the first stop string.
+
+    Args:
+        stop: strings that end the text. The one that is complete first counts; of those complete with
+            the same character, the one that began first. The text ends before it.
+
+    Attributes:
+        stopped: whether a stop string has been met.
+
+    Raises:
+        InputError: a stop string is empty or no string, or `stop` is a lone string.
+
+    Example:
+        >>> matcher = StopMatcher(["END"])
+        >>> [matcher.feed(piece) for piece in ("one E", "NE", "ND!")]
+        ['one ', 'EN', '']
+        >>> matcher.stopped
+        True
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        right = isinstance(stop, Sequence) and not isinstance(stop, str)
+        if not (right and all(isinstance(s, str) and s for s in stop)):
+            raise InputError(f"stop must be a sequence of non-empty strings, got {shown(stop)}")
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: str) -> str:
+        """Take the next piece and return what is now sure to belong to the text."""
+        if self.stopped:
+            return ""
+        if not self._stop:
+            return piece
+        text = self._held + piece
+        first_new = len(self._held)
+        for end in range(first_new + 1, len(text) + 1):
+            met = [len(s) for s in self._stop if text.endswith(s, 0, end)]
+            if met:
+                self.stopped, self._held = True, ""
+                return text[: end - max(met)]
+        keep = max(_overlap(text, s) for s in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """Return what was held back, once no more pieces come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,258 @@
+"""`LanguageModel`: what every model of this library is and can do.
+
+A model maps ids (B, T) to the logits of each next id (B, T, V). From that alone this class gives
+`generate` and `stream`; saving and loading are `charlm.models.saving`'s. It knows nothing of
+characters, training or devices beyond where its parameters lie.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Unpack, override
+
+from charlm.errors import InputError, shown
+from charlm.generation.cache import KVCache
+from charlm.generation.decode import stream_ids
+from charlm.generation.filters import Filter
+from charlm.generation.options import Overflow, Sampling, SamplingOptions
+from charlm.models.config import ModelConfig
+
+__all__ = ["LanguageModel", "cross_entropy"]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean negative log likelihood of the targets, in nats; targets of -1 do not count.
+
+    Args:
+        logits: (B, T, V). Half precision is widened to float32 first.
+        targets: (B, T) int64.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+class LanguageModel(nn.Module, ABC):
+    """Base of all models: ids in, logits of the next id out.
+
+    A subclass sets `kind` and `config_class`, and gives `__init__`, `from_config` and `forward`; a cache
+    is optional.
+
+    Attributes:
+        kind: the name under which config.json records the class.
+        config_class: the class of its settings.
+        config: the frozen, complete settings.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[ModelConfig]]
+    kinds: ClassVar[dict[str, type[LanguageModel]]] = {}
+    """Every class with a `kind`, by that name: what `load` can make."""
+
+    config: ModelConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" in cls.__dict__:
+            LanguageModel.kinds[cls.kind] = cls
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Any) -> Self:
+        """Build a new model from its settings: a config, or a mapping such as one read from JSON."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of different ids."""
+        return self.config.vocab_size
+
+    @property
+    def block_size(self) -> int | None:
+        """The most ids that the model sees at once; None: no limit."""
+        return None
+
+    @abstractmethod
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the next id after each id.
+
+        Args:
+            idx: (B, T) int64 in [0, V), T at most `block_size` (together with what is in the cache).
+            targets: (B, T) int64, the ids that follow; -1 where none is to be predicted.
+            cache: what the model has read before these ids; it is added to. Only without gradients.
+
+        Returns:
+            Logits (B, T, V), and the mean loss in nats over the targets that are not -1 (NaN if all
+            are), or None without targets.
+
+        Raises:
+            InputError: wrong type, shape, range or device.
+        """
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self, idx: Tensor, targets: None = None, *, cache: KVCache | None = None
+        ) -> tuple[Tensor, None]: ...
+        @overload
+        def __call__(
+            self, idx: Tensor, targets: Tensor, *, cache: KVCache | None = None
+        ) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Call `forward`, through torch's hooks."""
+        try:
+            return cast("tuple[Tensor, Tensor | None]", super().__call__(idx, targets, cache=cache))
+        except IndexError:  # torch's own, from an embedding or a loss; costs nothing where all is well
+            self._check_range("idx", idx, lowest=0)
+            if targets is not None:
+                self._check_range("targets", targets, lowest=-1)
+            raise
+
+    def new_cache(self) -> KVCache | None:
+        """Return an empty cache for one generation, or None if the model keeps none."""
+        return None
+
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        filters: Sequence[Filter] = (),
+        seed: int | None = None,
+        use_cache: bool = True,
+        overflow: Overflow = "slide",
+    ) -> Tensor:
+        """Continue each row of ids.
+
+        Args:
+            idx: (B, T0) int64, T0 at least 1; may be longer than `block_size`.
+            max_new_tokens: how many ids to add, 0 or more.
+            temperature: divides the logits; 0 always takes the likeliest id.
+            top_k: keep the k likeliest ids.
+            top_p: keep the likeliest ids that hold this probability together.
+            min_p: keep ids at least this many times as likely as the likeliest.
+            filters: functions (logits (B, V), ids so far (B, t)) -> logits, applied last.
+            seed: the same seed gives the same ids for any batch size. None: one draw from torch's
+                global generator.
+            use_cache: changes speed, never the result.
+            overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
+
+        Returns:
+            (B, T0 + max_new_tokens) int64: the prompt and what follows.
+
+        Raises:
+            InputError: an argument is wrong.
+            NonFiniteError: the model's logits hold NaN, or the filters removed every id.
+
+        Example:
+            >>> from charlm import BigramLM
+            >>> BigramLM(65).generate(torch.zeros(1, 1, dtype=torch.long), 100, seed=1337).shape
+            torch.Size([1, 101])
+        """
+        steps = self.stream(
+            idx,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            filters=filters,
+            seed=seed,
+            use_cache=use_cache,
+            overflow=overflow,
+        )
+        return torch.cat([idx, *(ids[:, None] for ids in steps)], dim=1)  # (B, T0 + max_new_tokens)
+
+    def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Iterator[Tensor]:
+        """Yield the ids that `generate` would add, (B,) each, as soon as they are chosen.
+
+        Arguments and errors are those of `generate`; they are checked here, before the first step.
+        """
+        self.check_idx(idx)
+        self._check_range("idx", idx, lowest=0)
+        if type(max_new_tokens) is not int or max_new_tokens < 0:
+            raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
+        if sampling.get("seed") is None and sampling.get("temperature") != 0:
+            sampling["seed"] = int(torch.randint(2**62, ()))
+        return stream_ids(self, idx, max_new_tokens, SamplingOptions(**sampling))
+
+    def num_parameters(self) -> int:
+        """Return how many parameters the model has; a tied matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors into a directory of their own.
+
+        Raises:
+            CheckpointWriteError: it could not be written. What was there before is intact.
+            RunExistsError: the directory holds other files.
+        """
+        from charlm.models.saving import save_model  # noqa: PLC0415 - saving imports this module
+
+        save_model(self, directory)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Read a model that `save` wrote, or that of a checkpoint, onto the CPU.
+
+        On `LanguageModel` itself it makes whichever kind was saved.
+
+        Raises:
+            CheckpointError: no model lies there, or one of another class.
+            FileFormatError: a file's content is refused.
+        """
+        from charlm.models.saving import load_model  # noqa: PLC0415 - saving imports this module
+
+        return load_model(directory, cls)
+
+    @override
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.config.to_dict().items())
+        return f"{type(self).__name__}({fields})  # {self.num_parameters():,} parameters"
+
+    def check_idx(self, idx: Tensor, targets: Tensor | None = None) -> None:
+        """Raise InputError unless idx and targets have the type, shape and device that `forward` needs.
+
+        Their range is not looked at: that would make a GPU wait.
+        """
+        device = next(self.parameters()).device
+        for name, ids in (("idx", idx), ("targets", targets)):
+            if name == "targets" and ids is None:
+                continue
+            if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+                got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+                raise InputError(f"{name} must be an int64 tensor, got {got}")
+            if ids.ndim != 2 or ids.size(0) == 0 or ids.size(1) == 0:
+                raise InputError(
+                    f"{name} must have shape (B, T) with at least one row and one id, got {tuple(ids.shape)}"
+                )
+            if ids.device != device:
+                raise InputError(f"{name} must be on the model's device {device}, got {ids.device}")
+        if targets is not None and targets.shape != idx.shape:
+            raise InputError(
+                f"targets must have the shape of idx, {tuple(idx.shape)}, got {tuple(targets.shape)}"
+            )
+
+    def _check_range(self, name: str, ids: Tensor, *, lowest: int) -> None:
+        wrong = ((ids < lowest) | (ids >= self.vocab_size)).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise InputError(
+                f"{name} must be from {lowest} to {self.vocab_size - 1} (vocab_size {self.vocab_size}), "
+                f"got {int(ids[row, column])} at row {row}, column {column}"
+            )

@@ -1,0 +1,111 @@
+"""`BigramLM`: the lecture's first model. The next character depends on the last one alone.
+
+One table of V rows: row i holds the logits of what follows character i. It can be trained by gradient
+as in the lecture, or fitted at once from counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from charlm.errors import DataError, InputError, shown
+from charlm.generation.cache import KVCache
+from charlm.models.base import LanguageModel, cross_entropy
+from charlm.models.config import BigramConfig
+
+if TYPE_CHECKING:
+    from charlm.data.blocks import BlockDataset
+
+__all__ = ["BigramLM"]
+
+
+class BigramLM(LanguageModel):
+    """A table of logits (V, V), N(0, 1) at first from torch's global generator, as in the lecture.
+
+    Args:
+        vocab_size: V.
+
+    Raises:
+        ConfigError: `vocab_size` is no positive int.
+
+    Example:
+        >>> _ = torch.manual_seed(1337)
+        >>> model = BigramLM(65)
+        >>> logits, loss = model(torch.zeros(4, 8, dtype=torch.long))
+        >>> logits.shape, loss
+        (torch.Size([4, 8, 65]), None)
+    """
+
+    kind = "bigram"
+    config_class = BigramConfig
+    config: BigramConfig
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.config = BigramConfig(vocab_size=vocab_size)
+        self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
+
+    @override
+    @classmethod
+    def from_config(cls, config: BigramConfig | Mapping[str, object]) -> Self:
+        """Build a new model from its settings.
+
+        Raises:
+            ConfigError: a field is unknown, missing or bad.
+        """
+        if not isinstance(config, BigramConfig):
+            config = BigramConfig.from_dict(config)
+        return cls(config.vocab_size)
+
+    @override
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        self.check_idx(idx, targets)
+        logits = self.token_embedding_table(idx)  # (B, T, V)
+        if cache is not None:
+            cache.advance(idx.size(1))
+        return logits, None if targets is None else cross_entropy(logits, targets)
+
+    @override
+    def new_cache(self) -> KVCache:
+        """Return a cache without layers: of what was read, nothing but the last id counts."""
+        return KVCache(n_layer=0, capacity=0)
+
+    def fit(self, data: BlockDataset, *, smoothing: float = 0.5) -> Self:
+        """Set the table from counts of neighbouring characters: the best bigram model, without a gradient.
+
+        Row i becomes log((count(i, j) + s) / (count(i) + s V)): additive smoothing, Lidstone 1920.
+
+        Args:
+            data: the ids to count; its block_size plays no part.
+            smoothing: s, what is added to each count. 0 is exact maximum likelihood: pairs that never
+                occur get -inf, and a text with such a pair has an infinite loss. The row of an id that
+                never occurs becomes uniform.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            DataError: the data holds an id that the table lacks.
+            InputError: `smoothing` is negative or not finite.
+        """
+        if type(smoothing) not in (int, float) or not 0 <= smoothing < 1e300:
+            raise InputError(f"smoothing must be a finite number, 0 or more, got {shown(smoothing)}")
+        V = self.vocab_size
+        if data.max_id >= V:
+            raise DataError(f"the data holds the id {data.max_id}, but vocab_size is {V}")
+        ids = data.ids.numpy().astype(np.int64)  # (N,)
+        counts = np.bincount(ids[:-1] * V + ids[1:], minlength=V * V).reshape(V, V) + float(smoothing)
+        counts[counts.sum(axis=1) == 0] = 1.0
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(counts) - np.log(counts.sum(axis=1, keepdims=True))  # (V, V)
+        with torch.no_grad():
+            self.token_embedding_table.weight.copy_(torch.from_numpy(log_probs))
+        return self

@@ -1,0 +1,240 @@
+"""Settings of the models, their presets, and what a model will cost before it is built.
+
+`GPTConfig` has a few orthogonal switches, enough for the lecture's GPT, GPT-2 and our own recipes.
+Names are nanoGPT's. A preset's meaning never changes once released; a better one gets a new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, TypedDict
+
+from typing_extensions import override
+
+from charlm.config import Config, Range
+
+__all__ = ["PRESETS", "BigramConfig", "GPTConfig", "GPTConfigFields", "ModelConfig", "PresetName"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """Base of the models' settings: what is known of a model before it is built."""
+
+    vocab_size: Annotated[int, Range(1, 1_114_112)]
+    """V, number of different ids; `tokenizer.vocab_size`."""
+
+    def num_parameters(self) -> int:
+        """Return how many parameters the model will have; a tied matrix counts once."""
+        raise NotImplementedError(f"{type(self).__name__} must say how many parameters its model has")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigramConfig(ModelConfig):
+    """Settings of a `BigramLM`."""
+
+    @override
+    def num_parameters(self) -> int:
+        return self.vocab_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(ModelConfig):
+    """Settings of a `GPT`. The defaults are the lecture's model, but for the vocabulary."""
+
+    _other_names: ClassVar[Mapping[str, str]] = {
+        "context_length": "block_size",
+        "d_model": "n_embd",
+        "hidden_size": "n_embd",
+        "intermediate_size": "mlp_width",
+        "max_position_embeddings": "block_size",
+        "n_ctx": "block_size",
+        "n_inner": "mlp_width",
+        "num_attention_heads": "n_head",
+        "num_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "num_layers": "n_layer",
+        "tie_word_embeddings": "tie_weights",
+    }
+
+    block_size: Annotated[int, Range(1, 1_048_576)] = 256
+    """T, the most characters the model sees at once."""
+    n_layer: Annotated[int, Range(1, 1_000)] = 6
+    """Number of blocks, each attention and a feed-forward network."""
+    n_head: Annotated[int, Range(1, 1_024)] = 6
+    """Attention heads in each block; divides n_embd."""
+    n_embd: Annotated[int, Range(1, 65_536)] = 384
+    """C, width of the embeddings and of the residual stream."""
+    mlp_width: Annotated[int, Range(1, 1_048_576)] | None = None
+    """Width inside the feed-forward network. None: 4 C, or 8/3 C with swiglu, whose matrices are three."""
+    dropout: Annotated[float, Range(0, below=1)] = 0.2
+    """Share of activations set to zero during training: embeddings, attention weights, both branches."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm; qkv_bias and head_bias decide for their own layers."""
+    qkv_bias: bool = False
+    """Biases in the projection to queries, keys and values. (GPT-2: yes. The lecture: no.)"""
+    head_bias: bool = True
+    """A bias in the output layer. (GPT-2: no. The lecture: yes.)"""
+    position: Literal["learned", "rotary"] = "learned"
+    """How the model knows where a character stands: a learned embedding, or rotated queries and keys."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before each branch and before the output layer; rmsnorm has no parameters here."""
+    qk_norm: bool = False
+    """Normalise queries and keys in each head to unit root mean square."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu"] = "relu"
+    """Non-linearity of the feed-forward network; relu2 is ReLU squared."""
+    tie_weights: bool = False
+    """Use one matrix for the character embedding and the output layer."""
+    init: Literal["normal", "gpt2", "zero"] = "normal"
+    """First weights: N(0, 0.02); gpt2: smaller where a branch ends; zero: 0 there and in the head."""
+
+    @override
+    def _conflicts(self) -> Iterator[str]:
+        if self.n_embd % self.n_head:
+            yield f"n_embd must be a multiple of n_head, got n_embd {self.n_embd} and n_head {self.n_head}"
+        elif self.position == "rotary" and self.n_embd // self.n_head % 2:
+            yield f"rotary positions need an even n_embd / n_head, got {self.n_embd} / {self.n_head}"
+
+    @property
+    def head_size(self) -> int:
+        """D, width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def hidden_size(self) -> int:
+        """Width inside the feed-forward network, whether given or derived."""
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return 8 * self.n_embd // 3 if self.activation == "swiglu" else 4 * self.n_embd
+
+    @override
+    def num_parameters(self) -> int:
+        """Return how many parameters the model will have; a tied matrix counts once.
+
+        Example:
+            >>> GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64).num_parameters()
+            209729
+        """
+        C, V, F = self.n_embd, self.vocab_size, self.hidden_size
+        norm = C * (1 + self.bias) if self.norm == "layernorm" else 0
+        into = 2 * F if self.activation == "swiglu" else F
+        attention = 3 * C * C + 3 * C * self.qkv_bias + C * C + C * self.bias
+        feed_forward = C * into + into * self.bias + F * C + C * self.bias
+        embeddings = V * C + (self.block_size * C if self.position == "learned" else 0)
+        head = (0 if self.tie_weights else V * C) + V * self.head_bias
+        return embeddings + self.n_layer * (2 * norm + attention + feed_forward) + norm + head
+
+    def flops_per_char(self, *, training: bool = False) -> int:
+        """Return floating-point operations for one character of a full block.
+
+        Counted as in PaLM's appendix B (arXiv:2204.02311): two for each weight of a matrix product, and
+        four C for each earlier character in each layer's attention, of which a causal model has T / 2
+        on average. Embedding look-ups, norms and activations count nothing.
+
+        Args:
+            training: with the backward pass, which costs twice the forward pass.
+        """
+        C, F = self.n_embd, self.hidden_size
+        into = 2 * F if self.activation == "swiglu" else F
+        weights = self.n_layer * (4 * C * C + C * into + F * C) + C * self.vocab_size
+        forward = 2 * weights + self.n_layer * 4 * C * (self.block_size // 2)
+        return 3 * forward if training else forward
+
+    def training_memory_bytes(self, batch_size: int) -> int:
+        """Estimate the memory of training in fp32: weights, gradients, two moments, and activations.
+
+        The activations are those that the backward pass reads, with attention weights kept in full (the
+        fused path needs less). An estimate, for refusing what cannot fit; not exact.
+
+        Args:
+            batch_size: B, blocks in one forward pass.
+        """
+        B, T, C, F, H, V = (
+            batch_size,
+            self.block_size,
+            self.n_embd,
+            self.hidden_size,
+            self.n_head,
+            self.vocab_size,
+        )
+        into = 2 * F if self.activation == "swiglu" else F
+        weights = H * T * (3 if self.dropout else 2)  # of attention: scores, softmax and its dropout mask
+        branches = 2 * C + 3 * C + 2 * C * self.qk_norm + weights + C + 2 * C + into + F
+        stream = 2 * C if self.dropout else 0
+        floats = B * T * (self.n_layer * (branches + stream) + 3 * C + 2 * V)
+        return 4 * (4 * self.num_parameters() + floats)
+
+
+class GPTConfigFields(TypedDict, total=False):
+    """The fields of `GPTConfig` as keyword arguments, for `GPT.from_config(..., n_layer=4)`."""
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    mlp_width: int | None
+    dropout: float
+    bias: bool
+    qkv_bias: bool
+    head_bias: bool
+    position: Literal["learned", "rotary"]
+    norm: Literal["layernorm", "rmsnorm"]
+    qk_norm: bool
+    activation: Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu"]
+    tie_weights: bool
+    init: Literal["normal", "gpt2", "zero"]
+
+
+PresetName = Literal["lecture", "gpt2", "cpu-1min"]
+
+_LECTURE: GPTConfigFields = {
+    "block_size": 256,
+    "n_layer": 6,
+    "n_head": 6,
+    "n_embd": 384,
+    "mlp_width": None,
+    "dropout": 0.2,
+    "bias": True,
+    "qkv_bias": False,
+    "head_bias": True,
+    "position": "learned",
+    "norm": "layernorm",
+    "qk_norm": False,
+    "activation": "relu",
+    "tie_weights": False,
+    "init": "normal",
+}
+
+PRESETS: Mapping[PresetName, GPTConfigFields] = {
+    "lecture": _LECTURE,
+    "gpt2": {
+        **_LECTURE,
+        "block_size": 1024,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "dropout": 0.0,
+        "qkv_bias": True,
+        "head_bias": False,
+        "activation": "gelu_tanh",
+        "tie_weights": True,
+        "init": "gpt2",
+    },
+    "cpu-1min": {
+        **_LECTURE,
+        "block_size": 128,
+        "n_layer": 4,
+        "n_head": 2,
+        "n_embd": 128,
+        "dropout": 0.0,
+        "bias": False,
+        "head_bias": False,
+        "position": "rotary",
+        "norm": "rmsnorm",
+        "qk_norm": True,
+        "activation": "relu2",
+        "init": "zero",
+    },
+}
+"""Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and a minute on two cores."""

@@ -1,0 +1,196 @@
+"""`GPT`: embeddings, a stack of blocks, a norm and a linear layer that reads off the next character.
+
+The blocks are in `layers.py`; this file is what the lecture calls the language model around them. The
+layout and the parameter names are those of GPT-2 as nanoGPT writes it, for every setting.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Self, get_args
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack, override
+
+from charlm.errors import ConfigError, InputError
+from charlm.generation.cache import KVCache
+from charlm.models.base import LanguageModel, cross_entropy
+from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, PresetName
+from charlm.models.layers import Block, make_norm, rotary_tables
+
+__all__ = ["GPT", "Transformer"]
+
+
+class Transformer(nn.Module):
+    """What reads the characters: embeddings, blocks and the last norm. `GPT` adds the output layer.
+
+    Args:
+        config: settings of the model.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe: nn.Embedding | None = None
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            cos, sin = rotary_tables(config.block_size, config.head_size)  # (block_size, D / 2)
+            self.register_buffer("cos", cos.float(), persistent=False)  # MPS has no float64
+            self.register_buffer("sin", sin.float(), persistent=False)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = make_norm(config)
+
+    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return (B, T, C) from (B, T) ids that follow those in the cache."""
+        _, T = idx.shape
+        start = 0 if cache is None else cache.length
+        x = self.wte(idx)  # (B, T, C)
+        rotary = None
+        if self.wpe is not None:
+            x = x + self.wpe.weight[start : start + T]
+        else:
+            rotary = (self.cos[start : start + T], self.sin[start : start + T])  # (T, D / 2) each
+        x = self.drop(x)
+        for i, block in enumerate(self.h):
+            x = block(x, rotary, None if cache is None else cache.layers[i])
+        if cache is not None:
+            cache.advance(T)
+        out: Tensor = self.ln_f(x)
+        return out
+
+
+class GPT(LanguageModel):
+    """A decoder-only transformer over characters.
+
+    Args:
+        config: all settings. `GPT.from_config` also takes a mapping or the name of a preset.
+
+    Example:
+        >>> model = GPT.from_config("lecture", vocab_size=65, n_layer=2, n_head=2, n_embd=32, block_size=16)
+        >>> logits, loss = model(torch.zeros(4, 16, dtype=torch.long), torch.ones(4, 16, dtype=torch.long))
+        >>> logits.shape, loss.shape
+        (torch.Size([4, 16, 65]), torch.Size([]))
+    """
+
+    kind = "gpt"
+    config_class = GPTConfig
+    config: GPTConfig
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        if not isinstance(config, GPTConfig):
+            raise ConfigError(
+                f"config must be a GPTConfig, got {type(config).__name__}. "
+                "GPT.from_config takes a mapping or the name of a preset."
+            )
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tie_weights:  # arXiv:1608.05859
+            self.lm_head.weight = self.transformer.wte.weight
+        self._initialise()
+
+    @override
+    @classmethod
+    def from_config(
+        cls,
+        config: GPTConfig | Mapping[str, object] | PresetName,
+        **overrides: Unpack[GPTConfigFields],
+    ) -> Self:
+        """Build a new model.
+
+        Args:
+            config: a `GPTConfig`, a mapping of its fields, or the name of a preset: "lecture", "gpt2",
+                "cpu-1min". A preset leaves `vocab_size` to be given.
+            overrides: fields that replace those of `config`.
+
+        Raises:
+            ConfigError: lists every field that is unknown, missing or bad.
+
+        Example:
+            >>> GPT.from_config("lecture", vocab_size=65).num_parameters()
+            10788929
+        """
+        if isinstance(config, str):
+            fields: Mapping[str, object] = _preset(config)
+            if "vocab_size" not in overrides:
+                raise ConfigError(
+                    f"preset {config!r} needs the vocabulary's size: "
+                    f"GPT.from_config({config!r}, vocab_size=tokenizer.vocab_size)",
+                    problems=["vocab_size is missing"],
+                )
+        elif isinstance(config, GPTConfig):
+            fields = config.to_dict()
+        elif isinstance(config, Mapping):
+            fields = config
+        else:
+            raise ConfigError(
+                f"config must be a GPTConfig, a mapping or a preset's name, got {type(config).__name__}"
+            )
+        return cls(GPTConfig.from_dict({**fields, **overrides}))
+
+    @property
+    @override
+    def block_size(self) -> int:
+        """T, the most ids that the model sees at once."""
+        return self.config.block_size
+
+    @override
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        self.check_idx(idx, targets)
+        T, start = idx.size(1), 0 if cache is None else cache.length
+        if start + T > self.block_size:
+            in_cache = f" and {start} in the cache" if start else ""
+            raise InputError(
+                f"idx must have at most block_size = {self.block_size} ids a row, got {T}{in_cache}. "
+                "Keep the last ones: idx[:, -model.block_size:]"
+            )
+        logits = self.lm_head(self.transformer(idx, cache))  # (B, T, V)
+        return logits, None if targets is None else cross_entropy(logits, targets)
+
+    @override
+    def new_cache(self) -> KVCache:
+        """Return an empty cache that holds one window."""
+        return KVCache(self.config.n_layer, self.block_size)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Draw the weights from torch's global generator, in the order of the modules."""
+        init = self.config.init
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.5 if init == "zero" else 0.02)
+            elif isinstance(module, nn.Linear):
+                residual = name.endswith("c_proj")
+                if init == "zero":
+                    # A block starts as the identity, and the prediction as uniform (Fixup, arXiv:1901.09321).
+                    zero = residual or (name == "lm_head" and not self.config.tie_weights)
+                    std = 0.0 if zero else 0.5 / math.sqrt(module.in_features)
+                else:
+                    scaled = (
+                        residual and init == "gpt2"
+                    )  # so that the stream's variance does not grow with depth
+                    std = 0.02 / math.sqrt(2 * self.config.n_layer) if scaled else 0.02
+                if not (name == "lm_head" and self.config.tie_weights):
+                    nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _preset(name: str) -> GPTConfigFields:
+    for known in get_args(PresetName):
+        if known == name:
+            return PRESETS[known]
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, PRESETS))}"
+    raise ConfigError(f"unknown preset {name!r}; {hint} To read a saved model: charlm.load(path)")

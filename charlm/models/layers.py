@@ -1,0 +1,203 @@
+"""The parts of a GPT: norms, rotary positions, causal self-attention, the feed-forward network, the block.
+
+Lay this file beside the lecture: `CausalSelfAttention` is its heads side by side, `FeedForward` and
+`Block` are its classes of those names. Parameter names are GPT-2's, by way of nanoGPT.
+Shapes: B batch, T time, C channels, H heads, D = C / H.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm.generation.cache import LayerCache
+from charlm.models.config import GPTConfig
+
+__all__ = [
+    "Block",
+    "CausalSelfAttention",
+    "FeedForward",
+    "causal_mask",
+    "fused_attention",
+    "make_norm",
+    "plain_attention",
+    "rotary_tables",
+    "rotate",
+]
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    """Return the normalisation before a branch: LayerNorm, or RMSNorm (arXiv:1910.07467) without a gain.
+
+    A matrix follows each norm, and can learn what a gain would.
+    """
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.n_embd, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=False)
+
+
+def rotary_tables(length: int, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of each position's angles, (length, D / 2) float64 each.
+
+    Pair i of a head turns by `position * base ** (-2 i / D)`: RoFormer, arXiv:2104.09864.
+    """
+    steps = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)  # (D / 2,)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * steps  # (length, D / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries or keys by their positions' angles; the first half of a head pairs with the second.
+
+    Args:
+        x: (..., T, D).
+        cos: (T, D / 2).
+        sin: (T, D / 2).
+    """
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    left, right = x.chunk(2, dim=-1)  # (..., T, D / 2)
+    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)  # (..., T, D)
+
+
+def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """Return (T, S), True where one of the last T of S characters may look: at itself and before."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(diagonal=S - T)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention as the lecture writes it: scores, mask, softmax, weighted sum.
+
+    Args:
+        q: (B, H, T, D), queries of the last T of S characters.
+        k: (B, H, S, D).
+        v: (B, H, S, D).
+        dropout: share of the weights set to zero.
+
+    Returns:
+        (B, H, T, D).
+    """
+    T, D, S = q.size(-2), q.size(-1), k.size(-2)
+    scores = (q * (1 / math.sqrt(D))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if T > 1:
+        scores = scores.masked_fill(~causal_mask(T, S, q.device), -torch.inf)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
+    return weights @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Do what `plain_attention` does, in one call of torch's fused kernels (arXiv:2205.14135)."""
+    T, S = q.size(-2), k.size(-2)
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    mask = None if T == 1 else causal_mask(T, S, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class CausalSelfAttention(nn.Module):
+    """All heads of one layer: each character gathers from those before it.
+
+    Args:
+        config: uses n_embd, n_head, dropout, bias, qkv_bias and qk_norm.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
+        self.c_attn = nn.Linear(C, 3 * C, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(C, C, bias=config.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Return (B, T, C) from (B, T, C).
+
+        Args:
+            x: the normalised residual stream.
+            rotary: cosine and sine of these T positions, (T, D / 2) each, or None.
+            cache: keys and values of earlier characters; this layer adds its own.
+        """
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        qk, v = qkv[:2], qkv[2]  # (2, B, H, T, D) and (B, H, T, D)
+        if self.qk_norm:  # arXiv:2010.04245
+            qk = F.rms_norm(qk, (qk.size(-1),), eps=1e-6)
+        if rotary is not None:
+            qk = rotate(qk, *rotary)
+        q, k = qk  # (B, H, T, D) each
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, S, D)
+        # The fused kernel's backward pass is several times slower than plain matrix products on a CPU
+        # at short T, and equal at T = 256; elsewhere it is the faster one.
+        fused = not (x.device.type == "cpu" and T <= 128)
+        attend = fused_attention if fused else plain_attention
+        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        out: Tensor = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return out
+
+
+class FeedForward(nn.Module):
+    """The network that each character passes through by itself.
+
+    Args:
+        config: uses n_embd, mlp_width, activation and bias.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        C, hidden = config.n_embd, config.hidden_size
+        self.activation = config.activation
+        self.c_fc = nn.Linear(C, 2 * hidden if self.activation == "swiglu" else hidden, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, C, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, T, C) from (B, T, C)."""
+        x = self.c_fc(x)  # (B, T, hidden), twice that for swiglu
+        if self.activation == "relu":
+            x = F.relu(x)
+        elif self.activation == "relu2":  # Primer, arXiv:2109.08668
+            x = F.relu(x).square()
+        elif self.activation == "gelu":  # arXiv:1606.08415
+            x = F.gelu(x)
+        elif self.activation == "gelu_tanh":  # as in GPT-2
+            x = F.gelu(x, approximate="tanh")
+        else:  # swiglu, arXiv:2002.05202
+            gate, value = x.chunk(2, dim=-1)
+            x = F.silu(gate) * value
+        out: Tensor = self.c_proj(x)
+        return out
+
+
+class Block(nn.Module):
+    """Communication, then computation, each on a branch of the residual stream.
+
+    Args:
+        config: settings of the model.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = make_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = FeedForward(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Return (B, T, C) from (B, T, C)."""
+        x = x + self.drop(self.attn(self.ln_1(x), rotary, cache))
+        out: Tensor = x + self.drop(self.mlp(self.ln_2(x)))
+        return out

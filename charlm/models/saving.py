@@ -1,0 +1,233 @@
+"""A saved model: a directory with config.json, model.safetensors and, with a tokenizer, tokenizer.json.
+
+config.json names the kind of model and every setting, so the directory is all that is needed. Reading
+checks before it builds: the settings, then the tensors' names, shapes and types against them, then the
+values. Nothing in a file is executed, so models of strangers can be opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from charlm.errors import (
+    CheckpointError,
+    CheckpointWriteError,
+    ConfigError,
+    FileFormatError,
+    RunExistsError,
+    quoted,
+)
+from charlm.files import safetensors, strict_json
+from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
+from charlm.files.reading import read_file, refusal
+from charlm.models.base import LanguageModel
+from charlm.models.bigram import BigramLM
+from charlm.models.config import ModelConfig
+from charlm.models.gpt import GPT
+from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
+
+__all__ = [
+    "CONFIG_FILE",
+    "MODEL_FILES",
+    "TOKENIZER_FILE",
+    "WEIGHTS_FILE",
+    "build_model",
+    "build_tokenizer",
+    "check_tensors",
+    "load_model",
+    "model_files",
+    "model_settings",
+    "read_model_files",
+    "save_model",
+    "unique_tensors",
+]
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+WEIGHTS_FILE = "model.safetensors"
+MODEL_FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE)
+FORMAT, VERSION = "charlm.model", 1
+
+_MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+ModelT = TypeVar("ModelT", bound=LanguageModel)
+
+
+def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, a shared one once, under its first name."""
+    seen: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if seen.setdefault(id(t), name) == name}
+
+
+def model_files(
+    model: LanguageModel, tokenizer: Tokenizer | None, metadata: Mapping[str, str] | None = None
+) -> dict[str, Content]:
+    """Return the contents of the model's files by name; the weights are views, so write them at once.
+
+    Args:
+        model: what config.json and model.safetensors describe.
+        tokenizer: goes into tokenizer.json; None leaves that file out.
+        metadata: strings for the header of model.safetensors.
+    """
+    files: dict[str, Content] = {
+        CONFIG_FILE: strict_json.dumps(
+            {"format": FORMAT, "version": VERSION, "kind": model.kind, "config": model.config.to_dict()}
+        )
+    }
+    if tokenizer is not None:
+        files[TOKENIZER_FILE] = strict_json.dumps(tokenizer.to_dict())
+    files[WEIGHTS_FILE] = safetensors.dumps(unique_tensors(model), metadata or {})
+    return files
+
+
+def save_model(model: LanguageModel, directory: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model, in place of one that may lie there.
+
+    Raises:
+        CheckpointWriteError: it could not be written. What was there before is intact.
+        RunExistsError: the directory holds other files.
+    """
+    directory = Path(directory)
+    try:
+        make_directory(directory.absolute().parent)
+        replace_directory(directory.absolute(), model_files(model, tokenizer), owned=MODEL_FILES)
+    except FileExistsError as error:
+        raise RunExistsError(f"cannot save the model in {quoted(str(directory))}: {error}") from error
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"cannot save the model in {quoted(str(directory))}: {error}", errno=error.errno
+        ) from error
+
+
+def read_model_files(directory: str | Path) -> dict[str, bytearray]:
+    """Read those of the model's files that lie in a directory.
+
+    Raises:
+        CheckpointError: config.json or model.safetensors is missing.
+        FileFormatError: a file is too large or no regular file.
+    """
+    directory = standing_directory(Path(directory).absolute())
+    limits = {CONFIG_FILE: strict_json.MAX_BYTES, TOKENIZER_FILE: MAX_FILE_BYTES}
+    files: dict[str, bytearray] = {}
+    for name in MODEL_FILES:
+        if name == WEIGHTS_FILE:  # no more memory than the settings ask for, whatever the file claims to be
+            _, config = model_settings(files, directory)
+            limits[name] = 8 * config.num_parameters() + _MOST_BUFFERS
+        try:
+            files[name] = read_file(directory / name, max_bytes=limits[name])
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if name != TOKENIZER_FILE:
+                raise CheckpointError(f"no model in {quoted(str(directory))}: it has no {name}") from error
+    return files
+
+
+def load_model(directory: str | Path, wanted: type[ModelT]) -> ModelT:
+    """Read a model of the wanted class onto the CPU.
+
+    Raises:
+        CheckpointError: no model lies there, or one of another class.
+        FileFormatError: a file's content is refused.
+    """
+    return build_model(read_model_files(directory), Path(directory), wanted)
+
+
+def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> Tokenizer:
+    """Make the tokenizer from the contents of a model's files; `directory` names them in messages."""
+    if TOKENIZER_FILE not in files:
+        raise CheckpointError(
+            f"{quoted(str(directory))} has no {TOKENIZER_FILE}, so its ids cannot be turned into text. "
+            "Save with a tokenizer: CharLM(model, tokenizer).save(directory), or Trainer(..., tokenizer=...)."
+        )
+    path = str(directory / TOKENIZER_FILE)
+    values = strict_json.loads(files[TOKENIZER_FILE], path=path, max_bytes=MAX_FILE_BYTES)
+    return tokenizer_from_dict(values, path=path)
+
+
+def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[ModelT]) -> ModelT:
+    """Make the model from the contents of its files; `directory` names them in messages."""
+    cls, config = model_settings(files, directory)
+    if not issubclass(cls, wanted):
+        raise CheckpointError(
+            f"{quoted(str(directory))} holds a {cls.__name__}, not a {wanted.__name__}; "
+            f"use {cls.__name__}.load or charlm.load"
+        )
+    weights = str(directory / WEIGHTS_FILE)
+    header = safetensors.parse_header(files[WEIGHTS_FILE], path=weights)
+    stored = sum(torch.Size(info.shape).numel() for info in header.tensors.values())
+    if stored < config.num_parameters():  # before anything of that size is built
+        raise refusal(
+            weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
+        )
+    with torch.device("meta"):
+        skeleton = cls.from_config(config)
+    dtype = check_tensors(header, unique_tensors(skeleton), weights)
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are about to be replaced
+        model: ModelT = cls.from_config(config).to(dtype)
+    tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)
+    with torch.no_grad():
+        for name, tensor in unique_tensors(model).items():
+            tensor.copy_(tensors[name])
+    return model
+
+
+def model_settings(
+    files: Mapping[str, bytearray], directory: Path
+) -> tuple[type[LanguageModel], ModelConfig]:
+    """Return what config.json says: the class of the model and its settings.
+
+    Raises:
+        FileFormatError: its content is refused.
+    """
+    path = str(directory / CONFIG_FILE)
+    values = strict_json.loads(files[CONFIG_FILE], path=path)
+    if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+        raise refusal(path, f"must have format {FORMAT!r}, version {VERSION}; another charlm wrote it.")
+    kind = strict_json.take(values, "kind", str, path=path)
+    kinds: dict[str, type[LanguageModel]] = {
+        BigramLM.kind: BigramLM,
+        GPT.kind: GPT,
+        **LanguageModel.kinds,
+    }  # a caller may have added some
+    cls = kinds.get(kind)
+    if cls is None:
+        raise refusal(path, f"holds a model of the kind {quoted(kind, 40)}; known are {', '.join(kinds)}.")
+    try:
+        return cls, cls.config_class.from_dict(strict_json.take(values, "config", dict, path=path))
+    except ConfigError as error:
+        raise FileFormatError(f"{quoted(path)}: {error}", path=path) from error
+
+
+def check_tensors(header: safetensors.Header, expected: Mapping[str, Tensor], path: str) -> torch.dtype:
+    """Check names, shapes and types of stored tensors against those of a model, and return their type.
+
+    Args:
+        header: of the file.
+        expected: the model's tensors, for their names and shapes; they may lie on the meta device.
+        path: the file's name, for messages.
+
+    Raises:
+        FileFormatError: a tensor is missing, unexpected, or of another shape or type.
+    """
+    stored = header.tensors
+    for name in sorted(expected.keys() - stored.keys()):
+        raise refusal(path, f"must hold the tensor {quoted(name, 80)}, which is missing.")
+    for name in sorted(stored.keys() - expected.keys()):
+        raise refusal(path, f"holds the tensor {quoted(name, 80)}, which the model does not have.")
+    for name, tensor in expected.items():
+        if stored[name].shape != tuple(tensor.shape):
+            raise refusal(
+                path,
+                f"must hold {quoted(name, 80)} with shape {tuple(tensor.shape)}, got {stored[name].shape}.",
+            )
+    dtypes = {stored[name].dtype for name, tensor in expected.items() if tensor.is_floating_point()}
+    if len(dtypes) > 1 or not dtypes <= set(_FLOATS):
+        names = ", ".join(sorted(str(d) for d in dtypes))
+        raise refusal(path, f"must hold floating-point tensors of one type, got {names}.")
+    return dtypes.pop() if dtypes else torch.float32

@@ -1,0 +1,81 @@
+"""Running the command `charlm` in tests: in this process, or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from charlm.cli.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TEXT = "".join(f"{i} green bottles, hanging on the wall\n" for i in range(60))
+TINY = (
+    *("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "2"),
+    *(
+        "--max-steps",
+        "20",
+        "--eval-interval",
+        "10",
+        "--log-interval",
+        "5",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ),
+)
+"""Flags of a training that takes a moment."""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return this process's variables without those that would change the command, but with `changes`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CHARLM_", "PYTEST_")) and name not in {"CI", "COLUMNS", "LC_ALL", "TERM"}
+    }
+    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def start(*args: str, env: Mapping[str, str] | None = None, **options: int) -> subprocess.Popen[bytes]:
+    """Start the command as a process of its own, with pipes unless `options` say otherwise."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(
+        [sys.executable, "-m", "charlm.cli", *args],
+        env=environment() if env is None else dict(env),
+        stdin=pipes["stdin"],
+        stdout=pipes["stdout"],
+        stderr=pipes["stderr"],
+    )
+
+
+class Command:
+    """The command, called inside this process; `out` and `err` are what it wrote last."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.out = ""
+        self.err = ""
+
+    def __call__(self, *args: str | Path) -> int:
+        self._capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def train(self, *args: str | Path) -> int:
+        """Call `charlm train` with the flags of a tiny model before those given."""
+        return self("train", *TINY, *args)
+
+
+def text_file(folder: Path, text: str = TEXT) -> Path:
+    """Write the text to train on."""
+    path = folder / "text.txt"
+    path.write_bytes(text.encode())
+    return path
