@@ -1,0 +1,97 @@
+"""The loss of a model on a text: every target scored once, summed, and divided once at the end.
+
+There is no sampling of batches here, so the figure has no error bar, and it is the same for any batch
+size. (nanoGPT's own figure is the mean over 200 random batches, which is not.) Evaluation runs in the
+precision of the parameters, draws no random number and leaves training flags as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from charlm.backends.base import DeviceBackend
+from charlm.data.blocks import BlockDataset
+from charlm.generation.decode import evaluation_mode
+
+__all__ = ["EvalResult", "evaluate"]
+
+_CHARS_PER_BATCH = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """How well a model predicts a text."""
+
+    loss_nats: float
+    """Mean negative log likelihood of a character, in nats; infinite if one was held impossible."""
+    accuracy: float
+    """Share of characters that were the likeliest prediction."""
+    n_chars: int
+    """How many characters were predicted."""
+    n_bytes: int | None = None
+    """Their length in UTF-8, where the text is known."""
+
+    @property
+    def bits_per_char(self) -> float:
+        """The loss in bits: `loss_nats / ln 2`."""
+        return self.loss_nats / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss per byte of UTF-8, which compares tokenizers; None if the text is not known."""
+        return None if self.n_bytes is None else self.bits_per_char * self.n_chars / self.n_bytes
+
+    @property
+    def perplexity(self) -> float:
+        """Per character: `exp(loss_nats)`."""
+        return math.inf if self.loss_nats >= 709 else math.exp(self.loss_nats)
+
+
+def evaluate(
+    model: nn.Module,
+    data: BlockDataset,
+    *,
+    batch_size: int | None = None,
+    backend: DeviceBackend | None = None,
+) -> EvalResult:
+    """Score every character of a text but its first, in windows of the data's block_size.
+
+    Windows do not overlap: a character is predicted from those before it in its own window, on average
+    half a window. The last window may be shorter.
+
+    Args:
+        model: `model(idx, targets)` gives logits (B, T, V) or (B T, V), and anything second.
+        data: the text.
+        batch_size: windows in one forward pass; changes speed and memory only. None: about 16,000
+            characters.
+        backend: the device that the model is on; None: the CPU.
+
+    Returns:
+        The result over N - 1 characters.
+
+    Example:
+        >>> from charlm import BigramLM
+        >>> data = BlockDataset(torch.tensor([0, 1] * 20), block_size=8)
+        >>> result = evaluate(BigramLM(2).fit(data, smoothing=0), data)
+        >>> round(result.loss_nats, 6), result.accuracy, result.n_chars
+        (0.0, 1.0, 39)
+    """
+    backend = backend or DeviceBackend("cpu")
+    batch_size = batch_size or max(1, _CHARS_PER_BATCH // data.block_size)
+    nats, hits, count = 0.0, 0, 0
+    for batch in data.blocks(batch_size):
+        x, y = backend.to_device(*batch)  # (B, T)
+        with torch.no_grad(), evaluation_mode(model):
+            logits = model(x, y)[0].flatten(0, -2)  # (B T, V)
+        targets = y.flatten()  # (B T,)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(wide, targets, reduction="none")  # (B T,)
+        nats += losses.sum(dtype=torch.float64 if backend.device.type != "mps" else None).item()
+        hits += int((logits.argmax(dim=-1) == targets).sum())
+        count += len(targets)
+    return EvalResult(loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count)

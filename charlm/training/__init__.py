@@ -1,0 +1,61 @@
+"""Training: the loop, its settings, optimizers, schedules, callbacks, logs and checkpoints."""
+
+from typing import TYPE_CHECKING
+
+from charlm.training.config import RECIPES, TrainerConfig, TrainerConfigFields
+from charlm.training.schedules import learning_rate_at
+
+if TYPE_CHECKING:
+    from charlm.training.budget import steps_within
+    from charlm.training.callbacks import Callback
+    from charlm.training.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
+    from charlm.training.optimizers import Muon, OptimizerFactory, build_optimizers
+    from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.trainer import Trainer
+
+__all__ = [
+    "RECIPES",
+    "Callback",
+    "CheckpointInfo",
+    "Evaluation",
+    "Muon",
+    "OptimizerFactory",
+    "SampleRecord",
+    "StepRecord",
+    "TrainResult",
+    "Trainer",
+    "TrainerConfig",
+    "TrainerConfigFields",
+    "build_optimizers",
+    "learning_rate_at",
+    "list_checkpoints",
+    "steps_within",
+    "verify_checkpoint",
+]
+
+_HOMES = {
+    "Callback": "callbacks",
+    "CheckpointInfo": "checkpoint",
+    "Evaluation": "records",
+    "Muon": "optimizers",
+    "OptimizerFactory": "optimizers",
+    "SampleRecord": "records",
+    "StepRecord": "records",
+    "TrainResult": "records",
+    "Trainer": "trainer",
+    "build_optimizers": "optimizers",
+    "list_checkpoints": "checkpoint",
+    "steps_within": "budget",
+    "verify_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what needs torch when it is first used, so that `charlm train --help` does not."""
+    import importlib  # noqa: PLC0415 - only when a name is missing
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'charlm.training' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"charlm.training.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,53 @@
+"""`Callback`: what a caller may do at the turning points of a run.
+
+Callbacks run in the order of the list, after the step is done, so that what they draw or print never
+changes the training. They act on a run by `trainer.stop()`, `trainer.evaluate()` and `trainer.save()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.trainer import Trainer
+
+__all__ = ["Callback"]
+
+
+class Callback:
+    """Base of callbacks: every method does nothing until it is overridden.
+
+    Example:
+        >>> class StopBelow(Callback):
+        ...     def on_evaluate(self, trainer, evaluation):
+        ...         if evaluation.result.loss_nats < 1.5:
+        ...             trainer.stop()
+    """
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Run before the first step of this process."""
+
+    def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
+        """Run after each step. Asking for `record.loss` waits for the device."""
+
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """Run after each evaluation that the schedule of the run asks for."""
+
+    def on_sample(self, trainer: Trainer, sample: SampleRecord) -> None:
+        """Run after each sample of text."""
+
+    def on_save(self, trainer: Trainer, checkpoint: Path) -> None:
+        """Run after each checkpoint is safely on disk."""
+
+    def on_train_end(self, trainer: Trainer, result: TrainResult) -> None:
+        """Run after the last step, when the run ends by itself."""
+
+    def state(self) -> Mapping[str, object]:
+        """Return what this callback must remember across a resume, as JSON has it."""
+        return {}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Take back what `state` returned, before the first step of a resumed run."""

@@ -1,0 +1,316 @@
+"""Checkpoints: a model and all that training needs to go on, in one directory that appears at once.
+
+    RUN/checkpoints/step-000000001200-5f3a9c1e/
+        config.json  tokenizer.json  model.safetensors    a complete model (see models/saving.py)
+        train.safetensors                                 optimizer state by parameter name, generators
+        state.json                                        counters, settings, fingerprints
+        manifest.json                                     written last: size and sha256 of every file
+
+A checkpoint exists if and only if its name has this form and its manifest verifies. There is no "latest"
+file and no symlink, and modification times mean nothing. What is read is verified first, and parsed from
+the very bytes that were verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from charlm.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointWriteError,
+    FileFormatError,
+    quoted,
+)
+from charlm.files import safetensors, strict_json
+from charlm.files.atomic import Content, FileDigest, remove_directory, write_directory
+from charlm.files.reading import read_file
+from charlm.training.run import RunDirectory
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointInfo",
+    "is_checkpoint_name",
+    "list_checkpoints",
+    "new_save_id",
+    "part_metadata",
+    "prune_checkpoints",
+    "read_checkpoint",
+    "save_checkpoint",
+    "scan_checkpoints",
+    "verify_checkpoint",
+]
+
+STATE_FILE = "state.json"
+TRAIN_FILE = "train.safetensors"
+MANIFEST_FILE = "manifest.json"
+FORMAT, VERSION = "charlm.checkpoint", 1
+
+_NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
+_FILES = {"config.json", "tokenizer.json", "model.safetensors", TRAIN_FILE, STATE_FILE}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint as its manifest describes it."""
+
+    path: Path
+    """Its directory."""
+    step: int
+    """How many steps were done."""
+    run_id: str
+    """The run that it belongs to."""
+    save_id: str
+    """Names this one save."""
+    val_loss: float | None
+    """Validation loss in nats of an evaluation at this very step, if there was one."""
+    files: Mapping[str, FileDigest]
+    """Size and sha256 of each file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and verified."""
+
+    info: CheckpointInfo
+    """Where it lies and what it is."""
+    files: Mapping[str, bytearray]
+    """The contents of its files."""
+    state: Mapping[str, object]
+    """state.json."""
+
+
+def save_checkpoint(
+    run: RunDirectory,
+    step: int,
+    files: Mapping[str, Content],
+    state: Mapping[str, object],
+    *,
+    val_loss: float | None,
+    save_id: str | None = None,
+) -> Path:
+    """Write a checkpoint. When this returns, it survives a loss of power.
+
+    Args:
+        run: where.
+        step: how many steps are done.
+        files: contents of the model's files and of train.safetensors; the safetensors files carry
+            `part_metadata`.
+        state: what state.json holds; ids and step are added.
+        val_loss: validation loss at this step, in nats, if known; finite.
+        save_id: names this save, also inside the parts; None: a new random one.
+
+    Raises:
+        CheckpointWriteError: it could not be written. Older checkpoints are intact.
+    """
+    save_id = save_id or new_save_id()
+    identity = {"run_id": run.run_id, "save_id": save_id, "step": step}
+
+    def manifest(digests: Mapping[str, FileDigest]) -> tuple[str, bytes]:
+        listed = {name: {"size": d.size, "sha256": d.sha256} for name, d in digests.items()}
+        values = {"format": FORMAT, "version": VERSION, **identity, "val_loss": val_loss, "files": listed}
+        return MANIFEST_FILE, strict_json.dumps({**values, "sha256": _own_digest(values)})
+
+    target = run.checkpoints / f"step-{step:012d}-{save_id}"
+    try:
+        write_directory(
+            target,
+            {**files, STATE_FILE: strict_json.dumps({**identity, **state})},
+            seal=manifest,
+            temporary=save_id,
+        )
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"cannot save the checkpoint of step {step} in {quoted(str(run.path))}: {error}. "
+            "Older checkpoints are intact.",
+            errno=error.errno,
+        ) from error
+    return target
+
+
+def new_save_id() -> str:
+    """Return a random name for one save."""
+    return secrets.token_hex(4)
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether a directory of that name can be a checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
+def part_metadata(run: RunDirectory, step: int, save_id: str) -> dict[str, str]:
+    """Return what the safetensors files of a checkpoint say of where they belong."""
+    return {"run_id": run.run_id, "save_id": save_id, "step": str(step)}
+
+
+def list_checkpoints(run: RunDirectory) -> list[CheckpointInfo]:
+    """Return the checkpoints whose manifest is whole, in order of their steps; contents are not read.
+
+    Directories of other names, and damaged manifests, are passed over.
+    """
+    return scan_checkpoints(run)[0]
+
+
+def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, str]]:
+    """Return what `list_checkpoints` does, and what is wrong with each damaged manifest, by directory."""
+    found, problems = [], {}
+    paths = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
+    for path in paths:
+        if _NAME.fullmatch(path.name):
+            try:
+                found.append(_read_manifest(path, run.run_id))
+            except OSError as error:
+                if path.exists():  # else it was pruned in between
+                    problems[path] = str(error)
+    return found, problems
+
+
+def verify_checkpoint(path: Path) -> CheckpointInfo:
+    """Check every byte of a checkpoint and return what it is.
+
+    Raises:
+        CheckpointCorruptError: a file is missing, too many, or changed; the message names it.
+    """
+    return read_checkpoint(path).info
+
+
+def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
+    """Read a checkpoint into memory, verify every byte, and return its contents.
+
+    Args:
+        path: its directory.
+        run_id: the run that it must belong to; None: any.
+
+    Raises:
+        CheckpointCorruptError: a file is missing, too many, or changed; the message names it.
+        CheckpointError: there is no checkpoint.
+    """
+    info = _read_manifest(path, run_id)
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST_FILE}
+    if present != set(info.files):
+        names = ", ".join(quoted(name, 40) for name in sorted(present ^ set(info.files)))
+        raise CheckpointCorruptError(
+            f"{quoted(str(path))} must hold exactly the files of its manifest; missing or too many: {names}"
+        )
+    files = {}
+    for name, wanted in info.files.items():
+        try:
+            data = read_file(path / name, max_bytes=wanted.size, exact_size=wanted.size)
+        except FileFormatError as error:
+            raise CheckpointCorruptError(str(error)) from error
+        if hashlib.sha256(data).hexdigest() != wanted.sha256:
+            raise CheckpointCorruptError(f"{quoted(str(path / name))} has changed since it was saved")
+        files[name] = data
+    state = _parsed(files[STATE_FILE], path / STATE_FILE)
+    identities = {STATE_FILE: {key: str(state.get(key)) for key in ("run_id", "save_id", "step")}}
+    for name in files.keys() & {"model.safetensors", TRAIN_FILE}:
+        identities[name] = _metadata(files[name], path / name)
+    for name, identity in identities.items():
+        if identity != {"run_id": info.run_id, "save_id": info.save_id, "step": str(info.step)}:
+            raise CheckpointCorruptError(f"{quoted(str(path / name))} belongs to another checkpoint")
+    return Checkpoint(info=info, files=files, state=state)
+
+
+def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_best: int) -> None:
+    """Delete all checkpoints but the newest and the best. Call it only after `newest` is durable.
+
+    Nothing but checkpoints of this run with a whole manifest is ever deleted. `newest` always stays, and
+    others of its step go. Those past its step are left alone and do not count: they belong to what a
+    resume has fallen back from, and may be damaged.
+
+    Args:
+        run: where.
+        newest: the checkpoint that was just saved.
+        keep_last: how many of the newest stay, at least 1.
+        keep_best: how many of those with the lowest validation loss stay beside them.
+
+    Raises:
+        OSError: one could not be deleted.
+    """
+    checkpoints = list_checkpoints(run)
+    current = [info for info in checkpoints if info.path == newest]
+    if not current:
+        return
+    step = current[0].step
+    candidates = [info for info in checkpoints if info.step < step] + current
+    scored = sorted(
+        (info for info in candidates if info.val_loss is not None),
+        key=lambda info: (cast("float", info.val_loss), info.step),
+    )
+    kept = {info.path for info in [*candidates[-max(keep_last, 1) :], *scored[:keep_best]]}
+    for info in checkpoints:
+        if info.step <= step and info.path not in kept:
+            remove_directory(info.path, run.checkpoints / f".trash-{info.save_id}")
+
+
+def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
+    match = _NAME.fullmatch(path.name)
+    file = path / MANIFEST_FILE
+    where = str(file)
+    if match is None:
+        raise CheckpointError(
+            f"{quoted(str(path))} is no checkpoint: its name must be step-NNNNNNNNNNNN-xxxxxxxx"
+        )
+    try:
+        data = read_file(file, max_bytes=256 * 1024)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointCorruptError(
+            f"{quoted(str(path))} has no {MANIFEST_FILE}: the save did not end"
+        ) from error
+    except FileFormatError as error:
+        raise CheckpointCorruptError(str(error)) from error
+    values = _parsed(data, file)
+    digest = values.pop("sha256", None)
+    if digest != _own_digest(values) or data != strict_json.dumps({**values, "sha256": digest}):
+        raise CheckpointCorruptError(f"{quoted(where)} has changed since it was saved")
+    # From here on the manifest is what a charlm wrote; it may still be another version, run or save.
+    if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+        raise CheckpointCorruptError(
+            f"{quoted(where)} must have format {FORMAT!r}, version {VERSION}; another charlm wrote it"
+        )
+    try:
+        step = strict_json.take(values, "step", int, path=where)
+        save_id = strict_json.take(values, "save_id", str, path=where)
+        owner = strict_json.take(values, "run_id", str, path=where)
+        listed = strict_json.take(values, "files", dict, path=where)
+        files = {}
+        for name in listed:
+            entry = strict_json.take(listed, name, dict, path=where)
+            files[name] = FileDigest(
+                size=strict_json.take(entry, "size", int, path=where),
+                sha256=strict_json.take(entry, "sha256", str, path=where),
+            )
+        val_loss = values.get("val_loss")
+        if val_loss is not None:
+            val_loss = strict_json.take(values, "val_loss", float, path=where)
+    except FileFormatError as error:
+        raise CheckpointCorruptError(str(error)) from error
+    if (step, save_id) != (int(match[1]), match[2]) or run_id not in {None, owner}:
+        raise CheckpointCorruptError(f"{quoted(where)} belongs to another checkpoint")
+    if not files.keys() <= _FILES or STATE_FILE not in files:
+        raise CheckpointCorruptError(f"{quoted(where)} lists other files than a checkpoint has")
+    return CheckpointInfo(path=path, step=step, run_id=owner, save_id=save_id, val_loss=val_loss, files=files)
+
+
+def _parsed(data: bytearray, path: Path) -> dict[str, object]:
+    try:
+        return strict_json.loads(data, path=str(path))
+    except FileFormatError as error:
+        raise CheckpointCorruptError(str(error)) from error
+
+
+def _metadata(data: bytearray, path: Path) -> dict[str, str]:
+    try:
+        return safetensors.parse_header(data, path=str(path)).metadata
+    except FileFormatError as error:
+        raise CheckpointCorruptError(str(error)) from error
+
+
+def _own_digest(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(strict_json.dumps(values)).hexdigest()

@@ -1,0 +1,164 @@
+"""Settings of a training run, and the recipes that go with the models' presets.
+
+The docstring below a field is its meaning, its unit, and the command line's help. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, TypedDict
+
+from charlm.config import Config, Range
+from charlm.models.config import PresetName
+
+__all__ = ["RECIPES", "TrainerConfig", "TrainerConfigFields"]
+
+_SEED = Range(-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Config):
+    """Settings of a `Trainer`."""
+
+    _other_names: ClassVar[Mapping[str, str]] = {
+        "beta1": "betas",
+        "beta2": "betas",
+        "early_stopping_patience": "patience",
+        "eval_steps": "eval_interval",
+        "grad_norm_clip": "grad_clip",
+        "gradient_accumulation_steps": "accumulate",
+        "gradient_clip_val": "grad_clip",
+        "logging_steps": "log_interval",
+        "lr": "learning_rate",
+        "lr_scheduler_type": "schedule",
+        "max_grad_norm": "grad_clip",
+        "max_iters": "max_steps",
+        "min_lr": "min_lr_ratio",
+        "optim": "optimizer",
+        "per_device_train_batch_size": "batch_size",
+        "save_steps": "save_interval",
+        "warmup_iters": "warmup_steps",
+    }
+
+    max_steps: Annotated[int, Range(1, 999_999_999_999)] = 2_000
+    """Optimizer steps of the whole run; the schedule ends there."""
+    batch_size: Annotated[int, Range(1, 1_048_576)] = 32
+    """B, blocks in one forward pass."""
+    accumulate: Annotated[int, Range(1, 65_536)] = 1
+    """Forward passes whose gradients are averaged for one step."""
+    seed: Annotated[int, _SEED] = 1337
+    """Seed of batches, dropout and samples. (`charlm train` also seeds the first weights with it.)"""
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    """muon: Muon for the matrices inside the blocks, AdamW for the rest. adamw: AdamW for all."""
+    learning_rate: Annotated[float, Range(0, 1_000)] = 1e-3
+    """Learning rate at the top of the schedule."""
+    weight_decay: Annotated[float, Range(0, 1_000)] = 0.1
+    """Decoupled weight decay. adamw: of all matrices and embeddings; muon: of what Muon moves, only."""
+    betas: tuple[Annotated[float, Range(0, below=1)], Annotated[float, Range(0, below=1)]] = (0.9, 0.99)
+    """AdamW's decay rates of the two moments."""
+    momentum: Annotated[float, Range(0, below=1)] = 0.95
+    """Muon's momentum."""
+    grad_clip: Annotated[float, Range(above=0, maximum=1e6)] | None = 1.0
+    """Largest global norm of the gradient; a larger one is scaled down. None: as it comes."""
+    schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """Shape of the learning rate after the warm-up. wsd: constant, then linear down."""
+    warmup_steps: Annotated[int, Range(0, 999_999_999_999)] = 50
+    """Steps of linear rise at the start; at most half of all steps, in a short run."""
+    cooldown: Annotated[float, Range(0, 1)] = 0.6
+    """wsd: share of all steps in which the learning rate falls."""
+    min_lr_ratio: Annotated[float, Range(0, 1)] = 0.0
+    """The learning rate's end, as a share of its top."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What matrix products run in; auto asks the device. Weights are float32 in any case."""
+    compile: bool = False
+    """Let torch.compile work on the model. Costs half a minute and more before the first step."""
+    eval_interval: Annotated[int, Range(1, 999_999_999_999)] = 250
+    """Steps between evaluations over the whole validation text; the last step is evaluated too."""
+    log_interval: Annotated[int, Range(1, 999_999_999_999)] = 10
+    """Steps between records in metrics.jsonl."""
+    save_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
+    """Steps between checkpoints. None: at every evaluation. The last step is saved too."""
+    sample_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
+    """Steps between samples of text; needs a tokenizer. None: no samples."""
+    sample_chars: Annotated[int, Range(1, 1_000_000)] = 200
+    """Characters in such a sample."""
+    keep_last: Annotated[int, Range(1, 1_000_000)] = 1
+    """How many of the newest checkpoints stay."""
+    keep_best: Annotated[int, Range(0, 1_000_000)] = 1
+    """How many of those with the lowest validation loss stay beside them."""
+    patience: Annotated[int, Range(1, 1_000_000)] | None = None
+    """Stop after this many evaluations without a new lowest loss. None: go on."""
+    restore_best: bool = True
+    """At the end, put the weights with the lowest validation loss into the model."""
+    max_seconds: Annotated[float, Range(above=0, maximum=1e9)] | None = None
+    """Stop after this time in seconds, counted from the first step of this process. None: no limit."""
+
+
+class TrainerConfigFields(TypedDict, total=False):
+    """The fields of `TrainerConfig` as a mapping."""
+
+    max_steps: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    optimizer: Literal["muon", "adamw"]
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    momentum: float
+    grad_clip: float | None
+    schedule: Literal["wsd", "cosine", "linear", "constant"]
+    warmup_steps: int
+    cooldown: float
+    min_lr_ratio: float
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    compile: bool
+    eval_interval: int
+    log_interval: int
+    save_interval: int | None
+    sample_interval: int | None
+    sample_chars: int
+    keep_last: int
+    keep_best: int
+    patience: int | None
+    restore_best: bool
+    max_seconds: float | None
+
+
+RECIPES: Mapping[PresetName, TrainerConfigFields] = {
+    "lecture": {
+        "max_steps": 5_000,
+        "batch_size": 64,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.01,
+        "betas": (0.9, 0.999),
+        "grad_clip": None,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "eval_interval": 500,
+    },
+    "gpt2": {
+        "max_steps": 5_000,
+        "batch_size": 12,
+        "learning_rate": 6e-4,
+        "betas": (0.9, 0.95),
+        "schedule": "cosine",
+        "warmup_steps": 100,
+        "min_lr_ratio": 0.1,
+    },
+    "cpu-1min": {
+        "max_steps": 1_500,
+        "batch_size": 16,
+        "optimizer": "muon",
+        "learning_rate": 0.01,
+        "weight_decay": 0.1,
+        "betas": (0.8, 0.95),
+        "momentum": 0.85,
+        "grad_clip": None,
+        "schedule": "wsd",
+        "warmup_steps": 20,
+        "cooldown": 0.6,
+    },
+}
+"""How to train each preset of `charlm.models.config.PRESETS`; other fields keep their defaults."""

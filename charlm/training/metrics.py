@@ -1,0 +1,81 @@
+"""metrics.jsonl: one line for each logged step, evaluation and sample.
+
+A line is strict JSON with "kind" ("step", "eval" or "sample") and "step". JSON has no NaN, so a value that
+is not finite is null, and "nonfinite" names it. Readers ignore a torn last line; a resume cuts what lies
+past its checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from charlm.errors import FileFormatError
+from charlm.evaluation.evaluate import EvalResult
+from charlm.files import strict_json
+from charlm.files.log import Appender, keep_lines
+
+__all__ = ["MetricsLog", "eval_values", "read_metrics"]
+
+
+class MetricsLog:
+    """The log of a run, open for appending.
+
+    Args:
+        path: metrics.jsonl.
+        step: records past this step are cut off first; 0 for a new run.
+    """
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        if path.exists():
+            keep_lines(path, lambda line: _step_of(line, path) <= step)
+        self._appender = Appender(path)
+
+    def write(self, kind: str, step: int, values: Mapping[str, object]) -> None:
+        """Append one record."""
+        self._appender.append(strict_json.dumps_line({"kind": kind, "step": step, **finite(values)}))
+
+    def flush(self) -> None:
+        """Make what was written durable."""
+        self._appender.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._appender.close()
+
+
+def finite(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the values with NaN and infinities as None, and "nonfinite" saying what each was."""
+    bad = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    kept = {k: None if k in bad else v for k, v in values.items()}
+    return {**kept, "nonfinite": bad} if bad else kept
+
+
+def eval_values(result: EvalResult) -> dict[str, object]:
+    """Return an evaluation as a record holds it."""
+    return {
+        "loss_nats": result.loss_nats,
+        "bits_per_char": result.bits_per_char,
+        "perplexity": result.perplexity,
+        "accuracy": result.accuracy,
+        "n_chars": result.n_chars,
+    }
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, object]]:
+    """Yield the records of a log in order, without a torn last line.
+
+    Raises:
+        FileFormatError: a line is no record.
+        OSError: the file is missing or cannot be read.
+    """
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield strict_json.loads(line, path=str(path))
+
+
+def _step_of(line: bytes, path: Path) -> int:
+    try:
+        return strict_json.take(strict_json.loads(line, path=str(path)), "step", int, path=str(path))
+    except FileFormatError:  # what is no record belongs to no step, and goes with those that are cut
+        return 2**63

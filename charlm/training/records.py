@@ -1,0 +1,97 @@
+"""What training tells: a record for each step, evaluation and sample, and the result at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from charlm.evaluation.evaluate import EvalResult
+
+__all__ = ["Evaluation", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
+
+StopReason = Literal["max_steps", "max_seconds", "patience", "callback"]
+"""Why a run ended: all steps done, the time is up, no better evaluation, or a callback asked for it."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of training."""
+
+    step: int
+    """How many steps are done, this one included."""
+    learning_rate: float
+    """Of this step."""
+    chars: int
+    """Characters that were predicted in this step."""
+    seconds: float
+    """What the step took, without evaluation, saving and callbacks."""
+    _loss: Tensor = field(repr=False)
+    _grad_norm: Tensor = field(repr=False)
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean loss of the step's batch in nats, before the update. Read from the device when asked."""
+        return self._loss.item()
+
+    @cached_property
+    def grad_norm(self) -> float:
+        """Global norm of the gradient before clipping. Read from the device when asked."""
+        return self._grad_norm.item()
+
+    @property
+    def chars_per_second(self) -> float:
+        """Speed of this step."""
+        return self.chars / self.seconds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation over the whole validation text."""
+
+    step: int
+    """How many steps were done."""
+    result: EvalResult
+    """Losses and accuracy."""
+    is_best: bool
+    """Whether no evaluation before had as low a loss."""
+    seconds: float
+    """What it took."""
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """A text that the model wrote during training."""
+
+    step: int
+    """How many steps were done."""
+    text: str
+    """The sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run came to."""
+
+    steps: int
+    """Steps done in the whole run, those before a resume included."""
+    seconds: float
+    """Time of the whole run, evaluation and saving included."""
+    chars_seen: int
+    """Characters predicted in training."""
+    final: EvalResult | None
+    """The last evaluation, or None without validation data."""
+    best: EvalResult | None
+    """The evaluation with the lowest loss."""
+    best_step: int | None
+    """The step after which that was."""
+    history: Sequence[Evaluation]
+    """All evaluations of this process, in order."""
+    reason: StopReason
+    """Why it ended."""
+    checkpoint: Path | None
+    """The last checkpoint, or None without a directory."""

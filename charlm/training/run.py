@@ -1,0 +1,112 @@
+"""A run's directory: run.json, the lock, and where the log and the checkpoints lie.
+
+RUN/run.json         run id, format, creation time; written once
+RUN/.lock            held while a process trains here; a courtesy, correctness never depends on it
+RUN/metrics.jsonl    see metrics.py
+RUN/checkpoints/     see checkpoint.py
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import secrets
+from pathlib import Path
+
+from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, RunLockedError, quoted
+from charlm.files import strict_json
+from charlm.files.atomic import make_directory, write_file
+from charlm.files.reading import read_file, refusal
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; there, two trainers in one directory go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["RunDirectory"]
+
+FORMAT, VERSION = "charlm.run", 1
+
+
+class RunDirectory:
+    """One training run on disk.
+
+    Attributes:
+        path: the directory.
+        run_id: written into every part of every checkpoint, so that parts of two runs cannot be mixed.
+    """
+
+    def __init__(self, path: Path, run_id: str) -> None:
+        self.path = path
+        self.run_id = run_id
+        self.metrics: Path = path / "metrics.jsonl"
+        self.checkpoints: Path = path / "checkpoints"
+        self._lock: int | None = None
+
+    @staticmethod
+    def refuse_if_taken(path: Path) -> None:
+        """Raise RunExistsError unless a new run may begin at `path`: it is missing or empty."""
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        if os.path.lexists(path):
+            raise RunExistsError(
+                f"{quoted(str(path))} is not empty. Resume the run there (Trainer.resume, or --resume), "
+                "or choose another directory."
+            )
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Begin a new run in a directory that is missing or empty."""
+        cls.refuse_if_taken(path)
+        run = cls(path, secrets.token_hex(8))
+        created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        values = {"format": FORMAT, "version": VERSION, "run_id": run.run_id, "created": created}
+        try:
+            make_directory(run.checkpoints)
+            write_file(path / "run.json", strict_json.dumps(values))
+        except OSError as error:
+            raise CheckpointWriteError(
+                f"cannot make a run in {quoted(str(path))}: {error}", errno=error.errno
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open a run that exists.
+
+        Raises:
+            CheckpointError: there is no run.
+            FileFormatError: run.json is refused.
+        """
+        file = path / "run.json"
+        try:
+            data = read_file(file, max_bytes=256 * 1024)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(f"no run in {quoted(str(path))}: it has no run.json") from error
+        values = strict_json.loads(data, path=str(file))
+        if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
+            raise refusal(file, f"must have format {FORMAT!r}, version {VERSION}; another charlm wrote it.")
+        return cls(path, strict_json.take(values, "run_id", str, path=str(file)))
+
+    def lock(self) -> None:
+        """Take the lock; the operating system gives it back if the process dies.
+
+        Raises:
+            RunLockedError: another process has it.
+        """
+        if fcntl is None or self._lock is not None:
+            return
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.unlock()
+            raise RunLockedError(f"another process is training in {quoted(str(self.path))}") from error
+        except OSError:  # some network file systems have no locks; the lock is a courtesy
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,42 @@
+"""The learning rate as a pure function of the step. No state, no torch."""
+
+from __future__ import annotations
+
+import math
+
+from charlm.training.config import TrainerConfig
+
+__all__ = ["learning_rate_at"]
+
+
+def learning_rate_at(step: int, config: TrainerConfig) -> float:
+    """Return the learning rate of one step.
+
+    It rises linearly over `warmup_steps` (but at most half of all steps), reaching the top at the last of
+    them. Then "constant" stays; "linear" and "cosine" fall over all that is left; "wsd" (warm-up, stable,
+    decay: arXiv:2404.06395) stays until the last `cooldown` share of all steps and falls linearly over
+    those. A falling rate reaches `min_lr_ratio` of the top one step after the last, so that no step is
+    wasted at zero.
+
+    Args:
+        step: from 0 to `max_steps - 1`.
+        config: learning_rate, schedule, warmup_steps, cooldown, min_lr_ratio and max_steps are used.
+
+    Example:
+        >>> config = TrainerConfig(max_steps=10, warmup_steps=2, cooldown=0.5, learning_rate=1.0)
+        >>> [round(learning_rate_at(step, config), 2) for step in range(10)]
+        [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    top, total = config.learning_rate, config.max_steps
+    warmup = min(config.warmup_steps, total // 2)
+    if step < warmup:
+        return top * ((step + 1) / warmup)  # so that the last is exactly the top
+    if config.schedule == "constant":
+        return top
+    start = max(warmup, total - round(config.cooldown * total)) if config.schedule == "wsd" else warmup
+    if step < start:
+        return top
+    fallen = min((step - start) / max(total - start, 1), 1.0)  # 0 at the start, 1 after the last step
+    if config.schedule == "cosine":
+        fallen = (1 - math.cos(math.pi * fallen)) / 2
+    return top * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 - fallen))

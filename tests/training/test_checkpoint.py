@@ -1,0 +1,403 @@
+"""A checkpoint on disk: its layout, what verification finds, what pruning keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+
+from charlm import BigramLM, Trainer
+from charlm.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointWriteError,
+    FileFormatError,
+    RunExistsError,
+)
+from charlm.files import safetensors, strict_json
+from charlm.training import list_checkpoints, verify_checkpoint
+from charlm.training.checkpoint import (
+    new_save_id,
+    part_metadata,
+    prune_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
+from charlm.training.run import RunDirectory
+
+V = TOKENIZER.vocab_size
+FILES = {
+    "config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "train.safetensors",
+    "state.json",
+    "manifest.json",
+}
+
+
+@pytest.fixture(scope="module")
+def run_of_bigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "one"
+    train, val = tiny_split()
+    config = quick_config(max_steps=8, keep_last=2, sample_interval=8, sample_chars=3)
+    Trainer(BigramLM(V), train, config, val_data=val, device="cpu", out_dir=path, tokenizer=TOKENIZER).fit()
+    return path
+
+
+@pytest.fixture
+def checkpoint(run_of_bigram: Path, tmp_path: Path) -> Path:
+    """A copy of the newest checkpoint that may be damaged."""
+    newest = list_checkpoints(RunDirectory.open(run_of_bigram))[-1].path
+    return shutil.copytree(newest, tmp_path / newest.name)
+
+
+def json_of(path: Path) -> dict[str, object]:
+    return strict_json.loads(path.read_bytes(), path=str(path))
+
+
+def test_a_run_is_laid_out_as_promised(run_of_bigram: Path) -> None:
+    assert {path.name for path in run_of_bigram.iterdir()} == {
+        "run.json",
+        ".lock",
+        "metrics.jsonl",
+        "checkpoints",
+    }
+    run = json_of(run_of_bigram / "run.json")
+    assert set(run) == {"format", "version", "run_id", "created"}
+    paths = sorted((run_of_bigram / "checkpoints").iterdir())
+    assert [path.name[:18] for path in paths] == ["step-000000000004-", "step-000000000008-"]
+    for path in paths:
+        assert re.fullmatch(r"step-\d{12}-[0-9a-f]{8}", path.name)
+        assert {file.name for file in path.iterdir()} == FILES
+        manifest = json_of(path / "manifest.json")
+        save_id, step = path.name[-8:], int(path.name[5:17])
+        listed = manifest["files"]
+        assert isinstance(listed, dict)
+        for name in FILES - {"manifest.json"}:
+            data = (path / name).read_bytes()
+            assert listed.pop(name) == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert not listed
+        identity = {"run_id": run["run_id"], "save_id": save_id, "step": step}
+        assert manifest.items() >= identity.items()
+        assert json_of(path / "state.json").items() >= identity.items()
+        for name in ("model.safetensors", "train.safetensors"):
+            header = safetensors.parse_header((path / name).read_bytes(), path=name)
+            assert header.metadata == {key: str(value) for key, value in identity.items()}
+
+
+def test_files_get_the_mode_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "run").save()
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}
+
+
+def test_verify_returns_what_the_checkpoint_is(checkpoint: Path) -> None:
+    info = verify_checkpoint(checkpoint)
+    assert (info.path, info.step) == (checkpoint, 8)
+    assert set(info.files) == FILES - {"manifest.json"}
+    assert info.val_loss is not None
+
+
+def test_every_changed_byte_is_found(checkpoint: Path) -> None:
+    draw = random.Random(0)
+    for name in sorted(FILES):
+        content = (checkpoint / name).read_bytes()
+        positions = {0, 8, len(content) - 1, *draw.choices(range(len(content)), k=80)}
+        if name == "manifest.json":  # it vouches for itself, so every byte
+            positions = set(range(len(content)))
+        for position in sorted(positions):
+            for new in {content[position] ^ (1 << draw.randrange(8)), 0x20, 0x0A} - {content[position]}:
+                damaged = bytearray(content)
+                damaged[position] = new
+                (checkpoint / name).write_bytes(damaged)
+                with pytest.raises(CheckpointCorruptError, match=name):
+                    verify_checkpoint(checkpoint)
+        (checkpoint / name).write_bytes(content)
+    verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_missing_longer_and_shorter_files_are_found(checkpoint: Path, name: str) -> None:
+    content = (checkpoint / name).read_bytes()
+    for other in (b"", content[:-1], content + b"\n"):
+        (checkpoint / name).write_bytes(other)
+        with pytest.raises(CheckpointCorruptError, match=name):
+            verify_checkpoint(checkpoint)
+    (checkpoint / name).unlink()
+    with pytest.raises(CheckpointCorruptError, match=name):
+        verify_checkpoint(checkpoint)
+
+
+def test_an_extra_file_is_found(checkpoint: Path) -> None:
+    (checkpoint / "notes\x1b.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointCorruptError, match=r"missing or too many: 'notes\\x1b.txt'"):
+        verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
+def test_only_regular_files_are_read(checkpoint: Path, kind: str) -> None:
+    file = checkpoint / "model.safetensors"
+    elsewhere = checkpoint.parent / "elsewhere"
+    file.rename(elsewhere)
+    if kind == "symlink":
+        file.symlink_to(elsewhere)
+    elif kind == "directory":
+        file.mkdir()
+    else:
+        os.mkfifo(file)
+    with pytest.raises(CheckpointCorruptError, match="must be a regular file"):
+        verify_checkpoint(checkpoint)
+
+
+def resealed(checkpoint: Path) -> None:
+    """Write a manifest that fits whatever files are there, as someone who mixes checkpoints could."""
+    manifest = json_of(checkpoint / "manifest.json")
+    manifest.pop("sha256")
+    manifest["files"] = {
+        file.name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in sorted(checkpoint.iterdir())
+        if file.name != "manifest.json"
+    }
+    reseal(checkpoint, manifest)
+
+
+def reseal(checkpoint: Path, manifest: dict[str, object]) -> None:
+    digest = hashlib.sha256(strict_json.dumps(manifest)).hexdigest()
+    (checkpoint / "manifest.json").write_bytes(strict_json.dumps({**manifest, "sha256": digest}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "train.safetensors", "state.json"])
+def test_parts_of_another_save_or_run_are_found_even_under_a_new_manifest(
+    run_of_bigram: Path, checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    other_run = Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "other").save()
+    earlier = list_checkpoints(RunDirectory.open(run_of_bigram))[0].path
+    resealed(checkpoint)
+    verify_checkpoint(checkpoint)
+    for source in (earlier, other_run):
+        shutil.copy(source / name, checkpoint / name)
+        with pytest.raises(CheckpointCorruptError, match=f"{name}' "):
+            verify_checkpoint(checkpoint)
+        resealed(checkpoint)
+        with pytest.raises(CheckpointCorruptError, match=f"{name}' belongs to another checkpoint"):
+            verify_checkpoint(checkpoint)
+
+
+def test_two_swapped_files_are_found(checkpoint: Path) -> None:
+    one, other = checkpoint / "model.safetensors", checkpoint / "train.safetensors"
+    one.rename(checkpoint / "aside")
+    other.rename(one)
+    (checkpoint / "aside").rename(other)
+    with pytest.raises(CheckpointCorruptError, match=r"model.safetensors"):
+        verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "must have format 'charlm.checkpoint', version 1"),
+        ({"step": 9}, "belongs to another checkpoint"),
+        ({"save_id": "00000000"}, "belongs to another checkpoint"),
+        ({"step": "8"}, "must hold an integer in 'step'"),
+        ({"files": {}}, "lists other files than a checkpoint has"),
+        ({"files": {"../../x": {"size": 1, "sha256": ""}}}, "lists other files than a checkpoint has"),
+        ({"files": {"state.json": {"size": 1}}}, "must hold a string in 'sha256'"),
+        ({"val_loss": "1"}, "must hold a number in 'val_loss'"),
+    ],
+)
+def test_a_manifest_that_vouches_for_nonsense_is_refused(
+    checkpoint: Path, change: dict[str, object], message: str
+) -> None:
+    manifest = json_of(checkpoint / "manifest.json")
+    manifest.pop("sha256")
+    reseal(checkpoint, {**manifest, **change})
+    with pytest.raises(CheckpointCorruptError, match=message):
+        verify_checkpoint(checkpoint)
+
+
+def test_a_part_that_is_no_safetensors_file_is_refused_even_under_a_new_manifest(checkpoint: Path) -> None:
+    (checkpoint / "train.safetensors").write_bytes(b"\x80\x04pickle")
+    resealed(checkpoint)
+    with pytest.raises(CheckpointCorruptError, match="header of at most"):
+        verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["latest", "step-8-00000000", "step-000000000008-0000000G", "step-000000000008"]
+)
+def test_a_directory_of_another_name_is_no_checkpoint(checkpoint: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="is no checkpoint: its name must be step-"):
+        verify_checkpoint(checkpoint.rename(checkpoint.parent / name))
+
+
+def test_what_is_not_there_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000000008-00000000"
+    with pytest.raises(CheckpointCorruptError, match=r"has no manifest\.json: the save did not end"):
+        verify_checkpoint(path)
+    path.write_bytes(b"a file")
+    with pytest.raises(CheckpointCorruptError, match=r"has no manifest\.json"):
+        verify_checkpoint(path)
+
+
+def prepared(run: RunDirectory, step: int, val_loss: float | None = None) -> Path:
+    """Save a checkpoint of a few bytes."""
+    save_id = new_save_id()
+    part = safetensors.dumps({"w": torch.zeros(2)}, part_metadata(run, step, save_id))
+    files = {"model.safetensors": part, "train.safetensors": part}
+    return save_checkpoint(run, step, files, {"x": 1}, val_loss=val_loss, save_id=save_id)
+
+
+def steps(run: RunDirectory) -> list[int]:
+    return [info.step for info in list_checkpoints(run)]
+
+
+def test_a_prepared_checkpoint_is_whole(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    assert steps(run) == []
+    path = prepared(run, 3, 1.5)
+    checkpoint = read_checkpoint(path, run.run_id)
+    assert checkpoint.state["x"] == 1
+    assert checkpoint.info == verify_checkpoint(path)
+    with pytest.raises(CheckpointCorruptError, match="belongs to another checkpoint"):
+        read_checkpoint(path, "another run")
+
+
+def test_only_whole_manifests_under_the_right_name_are_listed(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    paths = [prepared(run, step) for step in (300, 20, 1_000)]
+    assert steps(run) == [20, 300, 1_000]
+    for name in (
+        ".tmp-1-00000000",
+        ".trash-00000000",
+        "step-000000000020-00000000.bak",
+        "Step-000000000020-00000000",
+        "best",
+        "step-٠٠٠٠٠٠٠٠٠٠٢٠-00000000",
+    ):
+        shutil.copytree(paths[1], run.checkpoints / name)
+    (run.checkpoints / "step-000000000021-00000000").mkdir()
+    (run.checkpoints / "step-000000000022-00000000").write_text("a file", encoding="utf-8")
+    shutil.copytree(paths[1], run.checkpoints / "step-000000000023-00000000")  # its manifest names another
+    assert steps(run) == [20, 300, 1_000]
+    shutil.rmtree(run.checkpoints)
+    assert steps(run) == []
+
+
+def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    losses = {1: 5.0, 2: 1.0, 3: 2.0, 4: None, 5: 3.0, 6: 4.0, 7: None}
+    paths = {step: prepared(run, step, loss) for step, loss in losses.items()}
+    prune_checkpoints(run, paths[7], keep_last=4, keep_best=3)
+    assert steps(run) == [2, 3, 4, 5, 6, 7]
+    prune_checkpoints(run, paths[7], keep_last=2, keep_best=2)
+    assert steps(run) == [2, 3, 6, 7]
+    prune_checkpoints(run, paths[7], keep_last=1, keep_best=1)
+    assert steps(run) == [2, 7]
+    prune_checkpoints(run, paths[7], keep_last=1, keep_best=0)
+    assert steps(run) == [7]
+    prune_checkpoints(run, paths[7], keep_last=0, keep_best=0)
+    assert steps(run) == [7]
+    prune_checkpoints(
+        run, paths[1], keep_last=1, keep_best=0
+    )  # it is gone: nothing is known, nothing deleted
+    assert steps(run) == [7]
+
+
+def test_equal_losses_keep_the_earlier_checkpoint(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    *_, newest = [prepared(run, step, 1.0) for step in (1, 2, 3)]
+    prune_checkpoints(run, newest, keep_last=1, keep_best=1)
+    assert steps(run) == [1, 3]
+
+
+def test_pruning_replaces_its_own_step_and_leaves_later_ones(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    old, other, later = prepared(run, 3, 2.0), prepared(run, 5, 0.5), prepared(run, 9, 0.1)
+    newest = prepared(run, 5, 3.0)
+    prune_checkpoints(run, newest, keep_last=1, keep_best=1)
+    assert {info.path for info in list_checkpoints(run)} == {old, newest, later}
+    assert not other.exists()
+
+
+def test_pruning_never_touches_foreign_files(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    foreign = ["step-000000000001-00000000", ".trash-mine", ".tmp-1-00000000", "notes"]
+    for name in foreign:
+        (run.checkpoints / name).mkdir()
+        (run.checkpoints / name / "file").write_text("mine", encoding="utf-8")
+    (run.checkpoints / "step-000000000002-00000000").write_text("a file", encoding="utf-8")
+    damaged = prepared(run, 3)
+    (damaged / "manifest.json").write_bytes(b"{}")
+    prepared(run, 4)
+    newest = prepared(run, 5)
+    prune_checkpoints(run, newest, keep_last=1, keep_best=0)
+    assert {path.name for path in run.checkpoints.iterdir()} == {
+        *foreign,
+        "step-000000000002-00000000",
+        damaged.name,
+        newest.name,
+    }
+    assert (run.checkpoints / "notes" / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_failed_save_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(CheckpointWriteError, match="Older checkpoints are intact") as caught:
+        prepared(run, 1)
+    assert caught.value.errno == 2
+
+
+def test_run_json_is_written_once(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    Trainer(BigramLM(V), train, quick_config(), device="cpu", out_dir=tmp_path / "run").fit()
+    before = (tmp_path / "run" / "run.json").stat()
+    Trainer.resume(tmp_path / "run", train, max_steps=15, device="cpu").fit()
+    after = (tmp_path / "run" / "run.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("content", ["file", "run", "hidden"])
+def test_a_directory_that_is_not_empty_is_refused_at_once(tmp_path: Path, content: str) -> None:
+    if content == "run":
+        RunDirectory.create(tmp_path)
+    else:
+        (tmp_path / ("." * (content == "hidden") + "notes")).write_text("mine", encoding="utf-8")
+    with pytest.raises(RunExistsError, match=r"is not empty. Resume the run there"):
+        Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path)
+
+
+def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunExistsError):
+        Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "run")
+    with pytest.raises(CheckpointWriteError, match="cannot make a run in") as caught:
+        Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "run" / "below").save()
+    assert caught.value.errno is not None
+
+
+def test_a_directory_that_fills_up_before_training_begins_is_refused(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    first, second = (
+        Trainer(BigramLM(V), train, quick_config(), device="cpu", out_dir=tmp_path / "run") for _ in range(2)
+    )
+    next(first.steps())
+    with pytest.raises(RunExistsError):
+        second.fit()
+
+
+def test_a_run_json_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(FileFormatError, match="must be a regular file"):
+        RunDirectory.open(tmp_path)

@@ -1,0 +1,240 @@
+"""Disks that fail, processes that die, and two trainers in one directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from reference.failing_calls import failing
+from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
+
+from charlm import BigramLM, Trainer
+from charlm.errors import CheckpointWriteError, RunLockedError
+from charlm.training import list_checkpoints, verify_checkpoint
+from charlm.training.metrics import read_metrics
+from charlm.training.run import RunDirectory
+
+V = TOKENIZER.vocab_size
+ROOT = Path(__file__).parents[2]
+
+
+def trainer_of(out_dir: Path, **config: object) -> Trainer:
+    train, _ = tiny_split()
+    torch.manual_seed(0)
+    settings = quick_config(**{"save_interval": 2, "keep_last": 2, **config})
+    return Trainer(BigramLM(V), train, settings, device="cpu", out_dir=out_dir)
+
+
+@contextmanager
+def no_renames(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every rename fail with a full disk."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        yield
+
+
+def test_failed_saves_are_warned_about_and_the_third_in_a_row_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path)
+    with (
+        no_renames(monkeypatch),
+        pytest.warns(RuntimeWarning, match="Training goes on") as caught,
+        pytest.raises(CheckpointWriteError, match="cannot save the checkpoint of step 6") as error,
+    ):
+        trainer.fit()
+    assert trainer.step == 6
+    assert error.value.errno == errno.ENOSPC
+    assert "Older checkpoints are intact" in str(error.value)
+    assert len(caught) == 2
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert trainer.fit().steps == 12  # the disk has room again
+
+
+def test_a_save_that_succeeds_starts_the_count_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        steps = trainer.steps()
+        for good in (False, False, True, False, False, True):
+            if good:
+                next(steps), next(steps)
+            else:
+                with no_renames(monkeypatch):
+                    next(steps), next(steps)
+    assert len(caught) == 4
+    assert [info.step for info in list_checkpoints(RunDirectory.open(tmp_path))] == [6, 12]
+
+
+def test_a_failure_to_save_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(tmp_path, save_interval=100)
+    with no_renames(monkeypatch), pytest.raises(CheckpointWriteError, match="step 12"):
+        trainer.fit()
+
+
+def test_a_failure_to_save_after_a_request_to_stop_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, save_interval=100)
+    trainer.request_stop()
+    with no_renames(monkeypatch), pytest.raises(CheckpointWriteError, match="step 1 "):
+        trainer.fit()
+
+
+def test_a_full_disk_does_not_touch_the_training_or_older_checkpoints(tmp_path: Path) -> None:
+    """Under RLIMIT_FSIZE every file is cut off at its first bytes: log, saves and all."""
+    numbers = [Numbers(), Numbers()]
+    whole = trainer_of(tmp_path / "whole")
+    whole.callbacks = (numbers[0],)
+    whole.fit()
+    trainer = trainer_of(tmp_path / "full")
+    trainer.callbacks = (numbers[1],)
+    steps = trainer.steps()
+    next(steps), next(steps)
+    (kept,) = list_checkpoints(RunDirectory.open(tmp_path / "full"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            next(steps), next(steps), next(steps)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    messages = [str(warning.message) for warning in caught]
+    assert sum("cannot write metrics.jsonl: [Errno 27] File too large" in m for m in messages) == 3
+    assert sum("cannot save the checkpoint of step 4" in m for m in messages) == 1
+    verify_checkpoint(kept.path)
+    assert [p.name for p in (tmp_path / "full" / "checkpoints").iterdir()] == [kept.path.name]
+    list(steps)
+    assert numbers[0].steps == numbers[1].steps
+    assert same_tensors(tensors_of(trainer), tensors_of(whole))
+    logged = [r["step"] for r in read_metrics(tmp_path / "full" / "metrics.jsonl")]
+    assert logged == [1, 2, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tmp_path, keep_last=1)
+    first = trainer.save()
+    trainer.step = 1  # as after a step
+    import shutil
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.warns(RuntimeWarning, match="cannot delete an old checkpoint"):
+            second = trainer.save()
+    assert verify_checkpoint(second).step == 1
+    assert not first.exists()
+
+
+def test_every_failing_call_of_a_save_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, keep_last=1)
+    trainer.save()
+    with failing(-1) as calls:
+        trainer.step += 1
+        trainer.save()
+    run = RunDirectory.open(tmp_path)
+    for at in range(len(calls.names)):
+        trainer.step += 1
+        before = {info.step for info in list_checkpoints(run)}
+        with warnings.catch_warnings(), failing(at, how="always"):
+            warnings.simplefilter("ignore")
+            try:
+                trainer.save()
+            except CheckpointWriteError as error:
+                assert error.errno == errno.EIO  # noqa: PT017 - it may also succeed
+        left = list_checkpoints(run)
+        assert left
+        assert {info.step for info in left} <= {*before, trainer.step}
+        verify_checkpoint(left[-1].path)
+
+
+def in_a_process(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+HOLDER = """
+import sys
+from reference.tiny_training import *
+from charlm import BigramLM, Trainer
+train, _ = tiny_split()
+trainer = Trainer(BigramLM(8), train, quick_config(save_interval=1), device="cpu", out_dir=sys.argv[1])
+for record in trainer.steps():
+    if record.step == 3:
+        print("training", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_directory_is_locked_while_another_process_trains_there(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    holder = in_a_process(HOLDER, str(tmp_path / "run"))
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == "training\n"
+        trainer = Trainer.resume(tmp_path / "run", train, device="cpu")
+        with pytest.raises(RunLockedError, match="another process is training in"):
+            trainer.fit()
+        assert trainer.step == 3
+    finally:
+        holder.kill()  # SIGKILL: nothing of its own cleans up
+        holder.wait()
+        holder.stdout.close()
+        holder.stdin.close()
+    assert trainer.fit().steps == 12
+    assert (tmp_path / "run" / ".lock").exists()
+
+
+def test_two_trainers_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    first = trainer_of(tmp_path)
+    first.save()
+    second = Trainer.resume(tmp_path, train, device="cpu")
+    steps = first.steps()
+    next(steps)
+    with pytest.raises(RunLockedError):
+        second.fit()
+    list(steps)
+    assert second.fit().steps == 12
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_not_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import fcntl
+
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert trainer_of(tmp_path).fit().steps == 12

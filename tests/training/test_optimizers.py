@@ -1,0 +1,235 @@
+"""Muon against torch's and against a plain one, and which parameter goes to which optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.plain_muon import PlainMuon, newton_schulz
+from reference.tiny_models import tiny_config, tiny_gpt
+from torch import Tensor, nn
+
+from charlm import BigramLM, get_backend
+from charlm.errors import InputError
+from charlm.models.config import PresetName
+from charlm.training import Muon, TrainerConfig, build_optimizers
+from charlm.training.optimizers import hidden_matrices, orthogonalize
+
+SHAPES = [(8, 8), (24, 8), (8, 24), (1, 5), (7, 3)]
+SETTINGS: Any = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.2}
+
+
+def random_matrices(seed: int, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def run(optimizer: torch.optim.Optimizer, weights: list[Tensor], steps: int = 20) -> None:
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = SETTINGS["lr"] * (1 + step % 3)
+        gradients = random_matrices(100 + step, [tuple(w.shape) for w in weights], weights[0].dtype)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+
+
+def test_muon_in_float64_is_the_plain_formula() -> None:
+    weights = random_matrices(0, [*SHAPES, (8, 8)], torch.float64)
+    plain = [PlainMuon(w.numpy(), **SETTINGS) for w in weights]
+    run(Muon(weights, dtype=torch.float64, **SETTINGS), weights)
+    for step in range(20):
+        gradients = random_matrices(100 + step, [tuple(w.shape) for w in weights], torch.float64)
+        for one, gradient in zip(plain, gradients, strict=True):
+            one.lr = SETTINGS["lr"] * (1 + step % 3)
+            one.step(gradient.numpy())
+    for weight, one in zip(weights, plain, strict=True):
+        np.testing.assert_allclose(weight.numpy(), one.weight, rtol=1e-9, atol=1e-11)
+
+
+def test_muon_is_torchs_own_with_its_iteration_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.optim.Muon iterates in bfloat16 always; here `Tensor.bfloat16` keeps its copy in float32."""
+    monkeypatch.setattr(Tensor, "bfloat16", lambda self: self.detach().clone())
+    ours, theirs = (random_matrices(1, [*SHAPES], torch.float32) for _ in range(2))
+    run(Muon(ours, dtype=torch.float32, **SETTINGS), ours)
+    run(torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **SETTINGS), theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_is_torchs_own_within_the_rounding_of_bfloat16() -> None:
+    ours, theirs = (random_matrices(1, [*SHAPES], torch.float32) for _ in range(2))
+    start = [w.clone() for w in ours]
+    run(Muon(ours, **SETTINGS), ours)
+    run(torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **SETTINGS), theirs)
+    for one, other, before in zip(ours, theirs, start, strict=True):
+        assert (one - other).norm() < 0.05 * (one - before).norm()
+
+
+def test_matrices_of_one_shape_move_as_they_would_alone() -> None:
+    together, alone = (random_matrices(2, [(6, 4)] * 3, torch.float64) for _ in range(2))
+    run(Muon(together, dtype=torch.float64, **SETTINGS), together)
+    for step in range(20):
+        gradients = random_matrices(100 + step, [(6, 4)] * 3, torch.float64)
+        if step == 0:
+            single = [Muon([w], dtype=torch.float64, **SETTINGS) for w in alone]
+        for weight, gradient, optimizer in zip(alone, gradients, single, strict=True):
+            weight.grad = gradient
+            optimizer.param_groups[0]["lr"] = SETTINGS["lr"] * (1 + step % 3)
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_matrix_without_a_gradient_stays_and_a_closure_gives_the_loss() -> None:
+    moved, still = random_matrices(3, [(4, 4), (4, 4)], torch.float32)
+    before = still.clone()
+    optimizer = Muon([moved, still], lr=0.1)
+    moved.grad = torch.ones(4, 4)
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        return 2.5
+
+    assert optimizer.step(closure) == 2.5
+    assert torch.equal(still, before)
+    assert still not in optimizer.state
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (2, 3, 4)])
+def test_muon_refuses_what_is_no_matrix(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="Muon moves matrices in 1 equal parts, got a parameter of shape"):
+        Muon([torch.zeros(shape)])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32), st.floats(1e-3, 1e3))
+def test_orthogonalize_agrees_with_the_plain_iteration(
+    rows: int, columns: int, seed: int, scale: float
+) -> None:
+    matrices = scale * torch.stack(random_matrices(seed, [(rows, columns)] * 2, torch.float64))
+    got = orthogonalize(matrices)
+    assert got.shape == matrices.shape
+    for one, matrix in zip(got, matrices, strict=True):
+        np.testing.assert_allclose(one.numpy(), newton_schulz(matrix.numpy()), rtol=1e-6, atol=1e-8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 2**32), st.floats(0.05, 1))
+def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_vectors(
+    rows: int, columns: int, seed: int, smallest: float
+) -> None:
+    """For matrices whose singular values differ at most twentyfold; tinier ones rise more slowly."""
+    matrix = random_matrices(seed, [(rows, columns)], torch.float64)[0]
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = u @ torch.diag(torch.linspace(1, smallest, len(v), dtype=torch.float64)) @ v
+    got = orthogonalize(matrix[None])[0]
+    values = torch.linalg.svdvals(got)
+    assert 0.65 < float(values.min()) <= float(values.max()) < 1.25
+    inner = u.mT @ got @ v.mT  # diagonal if the singular vectors are the same
+    torch.testing.assert_close(inner, torch.diag(inner.diagonal()), rtol=0, atol=1e-6)
+
+
+def test_orthogonalize_of_zero_is_zero() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def names_by_group(model: nn.Module, config: TrainerConfig) -> dict[tuple[str, float], set[str]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    found: dict[tuple[str, float], set[str]] = {}
+    seen: list[int] = []
+    for optimizer in build_optimizers(model, config, get_backend("cpu")):
+        for group in optimizer.param_groups:
+            key = (type(optimizer).__name__, group["weight_decay"])
+            found.setdefault(key, set()).update(names[id(p)] for p in group["params"])
+            seen += [id(p) for p in group["params"]]
+    assert len(seen) == len(set(seen)), "a parameter is in two groups"
+    return found
+
+
+@pytest.mark.parametrize("preset", get_args(PresetName))
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_every_parameter_of_a_gpt_is_in_one_group_and_vectors_do_not_decay(
+    preset: PresetName, tied: bool, kind: str
+) -> None:
+    model = tiny_gpt(tiny_config(preset, tie_weights=tied))
+    config = TrainerConfig.from_dict({"optimizer": kind, "weight_decay": 0.3})
+    groups = names_by_group(model, config)
+    parameters = dict(model.named_parameters())
+    assert set().union(*groups.values()) == set(parameters)
+    for (owner, decay), names in groups.items():
+        assert decay in {0.0, 0.3}
+        for name in names:
+            decays = parameters[name].dim() >= 2 and (kind == "adamw" or owner == "Muon")
+            assert (decay > 0) == decays, name
+    blocks = {name for name, p in parameters.items() if ".h." in name and p.dim() == 2}
+    assert len(blocks) == 4 * model.config.n_layer
+    muon = set().union(*(names for (owner, _), names in groups.items() if owner == "Muon"))
+    assert muon == (blocks if kind == "muon" else set())
+
+
+def test_a_bigram_model_is_left_to_adamw() -> None:
+    groups = names_by_group(BigramLM(5), TrainerConfig(optimizer="muon", weight_decay=0.1))
+    assert list(groups.values()) == [{"token_embedding_table.weight"}]
+    assert [owner for owner, _ in groups] == ["AdamW"]
+
+
+def test_output_layers_and_embeddings_are_no_hidden_matrices() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(5, 4)
+            self.inner = nn.Linear(4, 4)
+            self.tied = nn.Linear(4, 5, bias=False)
+            self.tied.weight = self.embedding.weight
+            self.head = nn.Linear(4, 5)
+            self.deep = nn.ModuleDict({"lm_head": nn.Linear(4, 5)})
+
+    assert hidden_matrices(Other()) == {"inner.weight": 1}
+    assert hidden_matrices(nn.Linear(2, 3)) == {"weight": 1}
+
+
+def test_queries_keys_and_values_are_three_matrices() -> None:
+    parts = hidden_matrices(tiny_gpt(tiny_config("gpt2")))
+    assert {name.split(".")[-2] for name, count in parts.items() if count == 3} == {"c_attn"}
+    assert {count for name, count in parts.items() if "c_attn" not in name} == {1}
+    assert hidden_matrices(nn.ModuleDict({"c_attn": nn.Linear(2, 4)})) == {"c_attn.weight": 1}
+
+
+def test_a_stack_of_matrices_moves_as_its_parts_would() -> None:
+    (stack,) = random_matrices(4, [(12, 5)], torch.float64)
+    parts = [part.clone() for part in stack.split(4)]
+    stack.grad = random_matrices(5, [(12, 5)], torch.float64)[0]
+    for part, gradient in zip(parts, stack.grad.split(4), strict=True):
+        part.grad = gradient.clone()
+    Muon([{"params": [stack], "parts": 3}], dtype=torch.float64, **SETTINGS).step()
+    Muon(parts, dtype=torch.float64, **SETTINGS).step()
+    torch.testing.assert_close(stack, torch.cat(parts), rtol=1e-10, atol=1e-12)
+
+
+def test_a_stack_must_divide_into_its_parts() -> None:
+    with pytest.raises(InputError, match="Muon moves matrices in 3 equal parts"):
+        Muon([{"params": [torch.zeros(4, 2)], "parts": 3}])
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = tiny_gpt(tiny_config("lecture"))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("h.0" in name)
+    groups = names_by_group(model, TrainerConfig(optimizer="muon"))
+    assert all("h.0" in name for names in groups.values() for name in names)
+
+
+def test_the_settings_reach_the_optimizers() -> None:
+    config = TrainerConfig(
+        optimizer="muon", learning_rate=0.5, momentum=0.7, betas=(0.8, 0.9), weight_decay=0.3
+    )
+    muon, adamw = build_optimizers(tiny_gpt(tiny_config("lecture")), config, get_backend("cpu"))
+    assert isinstance(muon, Muon)
+    assert muon.param_groups[0]["momentum"] == 0.7
+    assert adamw.param_groups[0]["betas"] == (0.8, 0.9)
+    assert {group["lr"] for group in (*muon.param_groups, *adamw.param_groups)} == {0.5}

@@ -1,0 +1,551 @@
+"""Stopping and going on: bit for bit, or refused with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference.tiny_models import tiny_config, tiny_gpt
+from reference.tiny_training import (
+    TEXT,
+    TOKENIZER,
+    Noise,
+    Numbers,
+    PlainModule,
+    global_generators,
+    quick_config,
+    same_tensors,
+    tensors_of,
+    tiny_split,
+)
+from typing_extensions import override
+
+from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer
+from charlm.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    ConfigError,
+    FileFormatError,
+    TrainingInterrupted,
+)
+from charlm.files import strict_json
+from charlm.training import Callback, StepRecord, list_checkpoints
+from charlm.training.metrics import read_metrics
+from charlm.training.run import RunDirectory
+
+V = TOKENIZER.vocab_size
+SIZE = {"vocab_size": V, "n_embd": 16, "n_layer": 1, "block_size": 8}
+STEPS = 12
+
+KINDS: dict[str, tuple[dict[str, object] | None, dict[str, object]]] = {
+    "bigram": (None, {}),
+    "gpt": ({}, {"learning_rate": 0.01}),
+    "gpt with dropout and accumulation": ({"dropout": 0.3}, {"accumulate": 4, "learning_rate": 0.01}),
+    "gpt in bf16 with warm-up and muon": (
+        {},
+        {"precision": "bf16", "warmup_steps": 6, "optimizer": "muon", "learning_rate": 0.01},
+    ),
+}
+
+
+def model_of(kind: str) -> LanguageModel:
+    changes, _ = KINDS[kind]
+    if changes is not None:
+        return tiny_gpt(tiny_config("gpt2", **{**SIZE, **changes}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BigramLM(V)
+
+
+class Interrupt(Callback):
+    """Asks the trainer to stop in one step, as a signal handler would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @override
+    def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
+        if record.step == self.step:
+            trainer.request_stop()
+
+
+class BestAtFour(Trainer):
+    """A trainer whose validation loss is lowest after step 4."""
+
+    @override
+    def evaluate(self, data: BlockDataset | None = None) -> EvalResult:
+        return dataclasses.replace(super().evaluate(data), loss_nats=1.0 + abs(self.step - 4))
+
+
+def trainer_of(
+    kind: str = "bigram",
+    out_dir: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    cls: type[Trainer] = Trainer,
+    **config: object,
+) -> Trainer:
+    train, val = tiny_split()
+    settings = quick_config(**{"max_steps": STEPS, **KINDS[kind][1], **config})
+    return cls(
+        model_of(kind),
+        train,
+        settings,
+        val_data=val,
+        device="cpu",
+        out_dir=out_dir,
+        callbacks=callbacks,
+        tokenizer=TOKENIZER,
+    )
+
+
+def resumed(
+    out_dir: Path,
+    callbacks: Sequence[Callback] = (),
+    max_steps: int | None = None,
+    cls: type[Trainer] = Trainer,
+) -> Trainer:
+    train, val = tiny_split()
+    return cls.resume(out_dir, train, val_data=val, device="cpu", callbacks=callbacks, max_steps=max_steps)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_resume_continues_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    numbers = Numbers()
+    whole = trainer_of(kind, callbacks=[numbers])
+    history = whole.fit().history
+    for k in (1, 4, 6, 11):
+        first, second = Numbers(), Numbers()
+        out_dir = tmp_path / str(k)
+        trainer = trainer_of(kind, out_dir, [first])
+        trainer.callbacks += (Interrupt(k),)
+        with pytest.raises(TrainingInterrupted):
+            trainer.fit()
+        again = resumed(out_dir, [second])
+        assert again.step == k
+        result = again.fit()
+        assert first.steps[:k] + second.steps == numbers.steps
+        assert same_tensors(tensors_of(again), tensors_of(whole))
+        assert result.final == history[-1].result
+        assert result.best_step == whole.result().best_step
+        assert result.chars_seen == whole.chars_seen
+        evaluations = [r for r in read_metrics(out_dir / "metrics.jsonl") if r["kind"] == "eval"]
+        assert [(r["step"], r["loss_nats"]) for r in evaluations] == [
+            (e.step, e.result.loss_nats) for e in history
+        ]
+
+
+@pytest.mark.parametrize("kind", ["bigram", "gpt with dropout and accumulation"])
+def test_intervals_and_noisy_callbacks_change_nothing_in_the_training(tmp_path: Path, kind: str) -> None:
+    quiet = Numbers()
+    reference = trainer_of(kind, callbacks=[quiet], restore_best=False)
+    reference.fit()
+    before = global_generators()
+    changes: list[dict[str, Any]] = [
+        {"eval_interval": 1},
+        {"eval_interval": 100, "log_interval": 5},
+        {"save_interval": 1, "keep_last": 3},
+        {"sample_interval": 2, "sample_chars": 12},
+        {"eval_interval": 5, "log_interval": 3, "save_interval": 2, "sample_interval": 1},
+    ]
+    for i, config in enumerate(changes):
+        numbers = Numbers()
+        trainer = trainer_of(kind, tmp_path / str(i), [Noise(), numbers], restore_best=False, **config)
+        trainer.fit()
+        assert numbers.steps == quiet.steps
+        assert same_tensors(tensors_of(trainer), tensors_of(reference))
+    assert global_generators() != before  # the noise was real
+
+
+def test_the_callbacks_own_random_numbers_go_on_after_a_resume(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    def seed() -> None:
+        torch.manual_seed(3)
+        np.random.seed(3)  # noqa: NPY002 - the global generator is the point
+        random.seed(3)
+
+    whole, first, second = Noise(), Noise(), Noise()
+    seed()
+    trainer_of(callbacks=[whole]).fit()
+    seed()
+    trainer = trainer_of(out_dir=tmp_path, callbacks=[first])
+    for record in trainer.steps():
+        if record.step == 8:
+            break
+    seed()
+    torch.rand(5)  # whatever the new process drew before
+    resumed(tmp_path, [second]).fit()
+    assert second.drawn == whole.drawn
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
+    trainer_of(out_dir=tmp_path, schedule="constant").fit()
+    again = resumed(tmp_path)
+    assert (again.fit().steps, again.result().reason) == (STEPS, "max_steps")
+    longer = resumed(tmp_path, max_steps=20)
+    longer.fit()
+    straight = trainer_of(schedule="constant", max_steps=20)
+    straight.fit()
+    assert same_tensors(tensors_of(longer), tensors_of(straight))
+    with pytest.raises(ConfigError, match="max_steps must be"):
+        resumed(tmp_path, max_steps=0)
+    assert resumed(tmp_path, max_steps=3).fit().steps == 20  # what is done is done
+
+
+def test_the_best_weights_are_found_again(tmp_path: Path) -> None:
+    """The best evaluation was before the stop; its weights must come back at the end."""
+    whole = trainer_of(cls=BestAtFour)
+    assert whole.fit().best_step == 4
+    trainer = trainer_of(out_dir=tmp_path, cls=BestAtFour)
+    for record in trainer.steps():
+        if record.step == 8:
+            break
+    again = resumed(tmp_path, cls=BestAtFour)
+    assert again.fit().best_step == 4
+    assert same_tensors(again.model.state_dict(), whole.model.state_dict())
+    assert not same_tensors(again.model.state_dict(), trainer.model.state_dict())
+    finished = resumed(tmp_path, cls=BestAtFour)
+    assert finished.fit().steps == STEPS
+    assert same_tensors(finished.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("how", ["not kept", "damaged"])
+def test_lost_best_weights_are_warned_about_and_the_run_goes_on(tmp_path: Path, how: str) -> None:
+    trainer = trainer_of(out_dir=tmp_path, cls=BestAtFour, keep_best=0 if how == "not kept" else 1)
+    for record in trainer.steps():
+        if record.step == 8:
+            break
+    if how == "damaged":
+        best, _ = list_checkpoints(RunDirectory.open(tmp_path))
+        flip(best.path / "model.safetensors", -1)
+    with pytest.warns(RuntimeWarning, match="the weights of the best evaluation, at step 4, are not on disk"):
+        again = resumed(tmp_path, cls=BestAtFour)
+    assert again.fit().best_step == 4
+    whole = trainer_of(cls=BestAtFour, restore_best=False)
+    whole.fit()
+    assert same_tensors(again.model.state_dict(), whole.model.state_dict())  # those of the last step
+
+
+def flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("how", "file"),
+    [
+        ("flip", "model.safetensors"),
+        ("flip", "train.safetensors"),
+        ("flip", "state.json"),
+        ("flip", "manifest.json"),
+        ("flip", "tokenizer.json"),
+        ("delete", "config.json"),
+        ("delete", "manifest.json"),
+        ("truncate", "train.safetensors"),
+        ("truncate", "manifest.json"),
+        ("extend", "state.json"),
+    ],
+)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, how: str, file: str
+) -> None:
+    numbers = Numbers()
+    whole = trainer_of(callbacks=[numbers])
+    whole.fit()
+    trainer_of(out_dir=tmp_path, keep_last=3, callbacks=[Callback()]).fit()
+    run = RunDirectory.open(tmp_path)
+    path = list_checkpoints(run)[-1].path / file
+    if how == "flip":
+        flip(path, path.stat().st_size // 2)
+    elif how == "delete":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] if how == "truncate" else content + b" ")
+    second = Numbers()
+    with pytest.warns(RuntimeWarning, match=f"{file}.*; going on from step 8") as caught:
+        again = resumed(tmp_path, [second])
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert again.step == 8
+    again.fit()
+    assert second.steps == numbers.steps[8:]
+    assert same_tensors(tensors_of(again), tensors_of(whole))
+    assert resumed_quietly(tmp_path).step == STEPS
+
+
+def resumed_quietly(out_dir: Path) -> Trainer:
+    """Resume, past damaged leftovers that a warning names."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return resumed(out_dir, [Callback()])
+
+
+def test_what_is_saved_after_a_fall_back_is_never_pruned_for_the_damaged_one(tmp_path: Path) -> None:
+    trainer_of(out_dir=tmp_path, keep_last=2, keep_best=0).fit()
+    run = RunDirectory.open(tmp_path)
+    damaged = list_checkpoints(run)[-1]
+    flip(damaged.path / "model.safetensors", -1)
+    with pytest.warns(RuntimeWarning, match="has changed since it was saved"):
+        again = resumed(tmp_path)
+    again.config = again.config.replace(keep_last=1, save_interval=1)
+    for record in again.steps():
+        assert again.checkpoint is not None
+        assert again.checkpoint.is_dir()
+        steps = [info.step for info in list_checkpoints(run)]
+        assert steps == ([record.step, 12] if record.step < 12 else [12])
+    assert not damaged.path.exists()
+
+
+def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    with pytest.raises(CheckpointError, match="no run in"):
+        Trainer.resume(tmp_path / "nowhere", train)
+    trainer = trainer_of(out_dir=tmp_path / "run")
+    next(trainer.steps())
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint in .*: none was saved"):
+        resumed(tmp_path / "run")
+    trainer.save()
+    flip(next((tmp_path / "run").glob("checkpoints/*/model.safetensors")), -1)
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint in .*has changed since it was saved"):
+        resumed(tmp_path / "run")
+
+
+def test_another_run_format_is_refused(tmp_path: Path) -> None:
+    trainer_of(out_dir=tmp_path).fit()
+    values = strict_json.loads((tmp_path / "run.json").read_bytes(), path="run.json")
+    (tmp_path / "run.json").write_bytes(strict_json.dumps({**values, "version": 2}))
+    with pytest.raises(FileFormatError, match=r"must have format 'charlm.run', version 1"):
+        resumed(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run_of_gpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gpt") / "run"
+    trainer_of("gpt", path, [Callback()], max_steps=4).fit()
+    return path
+
+
+def refused(run: Path, **changes: object) -> None:
+    train, val = tiny_split()
+    generators = global_generators()
+    arguments: dict[str, object] = {
+        "train_data": train,
+        "val_data": val,
+        "device": "cpu",
+        "callbacks": [Callback()],
+    }
+    with pytest.raises(CheckpointMismatchError, match=str(changes.pop("match"))):
+        Trainer.resume(run, **{**arguments, **changes})  # type: ignore[arg-type]  # checked by the pairs above
+    assert global_generators() == generators
+
+
+def test_other_data_is_refused(run_of_gpt: Path) -> None:
+    train, val = tiny_split()
+    ids = train.ids.clone()
+    ids[-1] = (ids[-1] + 1) % V
+    whole = BlockDataset.from_text(TEXT, TOKENIZER, 8)
+    other_tokenizer = CharTokenizer(list(reversed(TOKENIZER.vocab)))
+    for data in (
+        BlockDataset(ids, 8),
+        whole,
+        whole.split(0.8)[0],
+        val,
+        BlockDataset.from_text(TEXT, other_tokenizer, 8).split()[0],
+    ):
+        refused(run_of_gpt, train_data=data, match="train_data is not the text that the run was trained with")
+    for other in (None, train, whole.split(0.8)[1]):
+        refused(run_of_gpt, val_data=other, match="val_data is not the text that the run was trained with")
+
+
+def test_another_block_size_is_refused(run_of_gpt: Path) -> None:
+    shorter = tiny_split(block_size=4)
+    refused(run_of_gpt, train_data=shorter[0], match="train_data has blocks of 4, the run was trained with 8")
+    refused(run_of_gpt, val_data=shorter[1], match="val_data has blocks of 4, the run was trained with 8")
+
+
+def test_another_model_is_refused_and_stays_as_it_was(run_of_gpt: Path) -> None:
+    for model in (
+        BigramLM(V),
+        tiny_gpt(tiny_config("gpt2", **{**SIZE, "n_layer": 2})),
+        tiny_gpt(tiny_config("lecture", **SIZE)),
+    ):
+        before = {k: t.clone() for k, t in model.state_dict().items()}
+        refused(run_of_gpt, model=model, match="which is not the model given")
+        assert same_tensors(model.state_dict(), before)
+    refused(run_of_gpt, model=PlainModule(V), match="the model given is not the one that was saved")
+
+
+def test_the_callers_own_model_of_the_same_settings_is_filled(run_of_gpt: Path, tmp_path: Path) -> None:
+    train, val = tiny_split()
+    model = tiny_gpt(tiny_config("gpt2", **SIZE), seed=9)
+    trainer = Trainer.resume(
+        shutil.copytree(run_of_gpt, tmp_path / "run"),
+        train,
+        val_data=val,
+        model=model,
+        device="cpu",
+        callbacks=[Callback()],
+    )
+    assert trainer.model is model
+    assert same_tensors(model.state_dict(), LanguageModel.load(trainer.checkpoint or "").state_dict())
+
+
+def test_other_callbacks_are_refused_if_one_of_those_that_were_there_remembers_something(
+    run_of_gpt: Path, tmp_path: Path
+) -> None:
+    trainer_of(out_dir=tmp_path, callbacks=[Numbers(), Noise()]).fit()
+    for callbacks in ([], [Noise()], [Noise(), Noise(), Noise()]):
+        refused(tmp_path, callbacks=callbacks, match=f"saved with 2 callbacks, got {len(callbacks)}")
+    run = shutil.copytree(run_of_gpt, tmp_path / "run")
+    assert resumed(run, [Callback(), Callback()]).step == 4
+
+
+def test_another_optimizer_is_refused(run_of_gpt: Path) -> None:
+    refused(
+        run_of_gpt,
+        optimizer=lambda named: torch.optim.SGD([p for _, p in named]),
+        match=r"the run was trained with \['AdamW'\], got \['SGD'\]",
+    )
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adafactor", "RAdam"])
+def test_an_optimizer_of_the_callers_own_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
+    def factory(named: object) -> torch.optim.Optimizer:
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        made = getattr(torch.optim, name)([p for _, p in named], **options)  # type: ignore[attr-defined]  # pairs
+        assert isinstance(made, torch.optim.Optimizer)
+        return made
+
+    train, _ = tiny_split()
+    whole = Trainer(model_of("gpt"), train, quick_config(), device="cpu", optimizer=factory)
+    whole.fit()
+    first = Trainer(model_of("gpt"), train, quick_config(), device="cpu", optimizer=factory, out_dir=tmp_path)
+    for record in first.steps():
+        if record.step == 8:
+            break
+    again = Trainer.resume(tmp_path, train, device="cpu", optimizer=factory)
+    again.fit()
+    assert same_tensors(tensors_of(again), tensors_of(whole))
+
+
+def test_optimizer_state_that_a_checkpoint_cannot_hold_is_refused(tmp_path: Path) -> None:
+    def factory(named: object) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD([p for _, p in named], momentum=0.5)  # type: ignore[attr-defined]  # pairs
+        for group in optimizer.param_groups:
+            optimizer.state[group["params"][0]]["count"] = 3
+        return optimizer
+
+    train, _ = tiny_split()
+    trainer = Trainer(
+        PlainModule(V), train, quick_config(), device="cpu", optimizer=factory, out_dir=tmp_path
+    )
+    with pytest.raises(ValueError, match=r"SGD keeps a int as 'count' of embedding\.weight"):
+        trainer.save()
+
+
+def test_a_changed_environment_is_warned_about(run_of_gpt: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_of_gpt, tmp_path / "run")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(
+            RuntimeWarning, match=f"not bit for bit: threads was '?{threads}'?, is {threads + 1}"
+        ):
+            resumed(run, [Callback()])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
+    trainer = trainer_of(out_dir=tmp_path)
+    for record in trainer.steps():
+        if record.step == 7:
+            break
+    log = tmp_path / "metrics.jsonl"
+    assert [r["step"] for r in read_metrics(log)][-1] == 7
+    with log.open("ab") as file:
+        file.write(b'no record\n{"kind":"step","step":7,"lo')  # as after a crash
+    again = resumed(tmp_path)
+    next(again.steps())
+    records = list(read_metrics(log))
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5]
+    assert log.read_bytes().endswith(b"}\n")
+    again.fit()
+    records = list(read_metrics(log))
+    assert [r["step"] for r in records if r["kind"] == "step"] == list(range(1, STEPS + 1))
+
+
+def test_a_loss_that_is_not_finite_survives_the_log_and_the_resume(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    torch.manual_seed(0)
+    model = BigramLM(V).fit(train, smoothing=0)
+    odd = BlockDataset(torch.tensor([0, 7, 0, 7, 1, 1, 0, 0] * 3), 8)
+    config = quick_config(learning_rate=0.0, weight_decay=0.0)
+    first = Trainer(model, train, config, val_data=odd, device="cpu", out_dir=tmp_path).fit()
+    assert first.final is not None
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"]
+    assert records[-1]["loss_nats"] is None
+    assert records[-1]["nonfinite"] == {
+        "loss_nats": "inf",
+        "bits_per_char": "inf",
+        "perplexity": "inf",
+    }
+    again = Trainer.resume(tmp_path, train, val_data=odd, device="cpu")
+    assert again.last is not None
+    assert again.last.result == first.final
+    assert again.best is None
+    (info,) = list_checkpoints(RunDirectory.open(tmp_path))
+    assert info.val_loss is None
+
+
+def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
+    """The best evaluation is after step 4; those after 6 and 8 are worse, with a stop in between."""
+    config: dict[str, Any] = {"eval_interval": 2, "patience": 2, "cls": BestAtFour}
+    whole = trainer_of(**config).fit()
+    assert (whole.steps, whole.reason) == (8, "patience")
+    trainer = trainer_of(out_dir=tmp_path, **config)
+    for record in trainer.steps():
+        if record.step == 6:
+            break
+    result = resumed(tmp_path, cls=BestAtFour).fit()
+    assert (result.steps, result.reason) == (8, "patience")
+
+
+def test_training_and_validation_blocks_may_differ_in_size(tmp_path: Path) -> None:
+    train, long = tiny_split()
+    _, short = tiny_split(block_size=4)
+    Trainer(model_of("gpt"), train, quick_config(), val_data=short, device="cpu", out_dir=tmp_path).fit()
+    assert Trainer.resume(tmp_path, train, val_data=short, device="cpu").step == STEPS
+    with pytest.raises(CheckpointMismatchError, match="val_data has blocks of 8, the run was trained with 4"):
+        Trainer.resume(tmp_path, train, val_data=long, device="cpu")
+
+
+def test_a_resume_that_finds_an_optimizer_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+    class Odd(torch.optim.AdamW):
+        """Keeps a moment of another shape, under torch's name."""
+
+    Odd.__name__ = "AdamW"
+
+    def factory(named: Any) -> torch.optim.Optimizer:
+        optimizer = Odd([p for _, p in named])
+        for parameter in optimizer.param_groups[0]["params"]:
+            optimizer.state[parameter]["exp_avg"] = torch.zeros(2)
+        return optimizer
+
+    train, _ = tiny_split()
+    Trainer(model_of("gpt"), train, quick_config(), device="cpu", optimizer=factory, out_dir=tmp_path).save()
+    with pytest.raises(
+        CheckpointMismatchError, match=r"the optimizer state of transformer\.\S+ does not fit"
+    ):
+        Trainer.resume(tmp_path, train, device="cpu")

@@ -1,0 +1,190 @@
+"""TrainerConfig: what it accepts, and how it says what it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+from reference.tiny_training import quick_config
+
+from charlm.errors import ConfigError
+from charlm.models.config import PRESETS
+from charlm.training import RECIPES, TrainerConfig, TrainerConfigFields
+
+FIELDS = [field.name for field in dataclasses.fields(TrainerConfig)]
+SWITCHES = ("compile", "restore_best")
+FLOATS = ("learning_rate", "weight_decay", "momentum", "grad_clip", "cooldown", "min_lr_ratio", "max_seconds")
+ZERO_IS_FINE = ("warmup_steps", "keep_best", "learning_rate", "weight_decay", "momentum", "cooldown", "seed")
+NONE_IS_FINE = ("grad_clip", "save_interval", "sample_interval", "patience", "max_seconds")
+
+BAD_VALUES: dict[str, object] = {
+    "negative": -1,
+    "zero": 0,
+    "huge": 10**19,
+    "beyond any repr": 10**5000,
+    "huge negative": -(10**400),
+    "nan": math.nan,
+    "infinite": math.inf,
+    "True": True,
+    "a float": 2.5,
+    "text": "0.1",
+    "a numpy int": np.int64(4),
+    "a numpy float": np.float64(0.5),
+    "None": None,
+    "a list": [4],
+    "bytes": b"4",
+    "a dict": {},
+    "three numbers": (0.1, 0.2, 0.3),
+}
+
+
+def is_right(name: str, value: object) -> bool:
+    """Say which of the bad values are good ones for a field, after its documentation."""
+    if name in SWITCHES:
+        return value is True
+    if value is None:
+        return name in NONE_IS_FINE
+    if type(value) is float and value == 2.5:
+        return name in {"learning_rate", "weight_decay", "grad_clip", "max_seconds"}
+    if type(value) is int and value == 0:
+        return name in {*ZERO_IS_FINE, "min_lr_ratio"}
+    return name == "seed" and type(value) is int and value == -1
+
+
+CASES = [
+    pytest.param(name, value, id=f"{name} {kind}")
+    for name in FIELDS
+    for kind, value in BAD_VALUES.items()
+    if not is_right(name, value)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_bad_value_is_one_config_error_that_names_the_field(name: str, value: object) -> None:
+    fields = {**quick_config().to_dict(), name: value}
+    makers: tuple[Callable[[], TrainerConfig], ...] = (
+        lambda: TrainerConfig.from_dict(fields),
+        lambda: TrainerConfig(**typing.cast("Any", fields)),
+        lambda: quick_config().replace(**{name: value}),
+    )
+    for make in makers:
+        with pytest.raises(ConfigError, match=rf"^TrainerConfig: {name} must be .*, got ") as caught:
+            make()
+        assert len(caught.value.problems) == 1
+        assert len(str(caught.value)) < 300
+        assert str(caught.value).isprintable()
+
+
+def test_every_right_value_of_the_table_is_accepted() -> None:
+    assert len(CASES) >= 12 * len(FIELDS)
+    for name in FIELDS:
+        for value in BAD_VALUES.values():
+            if is_right(name, value):
+                kept = getattr(quick_config().replace(**{name: value}), name)
+                assert kept == value
+                assert type(kept) is (float if name in FLOATS and value is not None else type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("betas", (True, 0.5)),
+        ("momentum", 1.0),
+        ("cooldown", 1.1),
+        ("min_lr_ratio", 1.1),
+        ("optimizer", "sgd"),
+        ("schedule", "step"),
+        ("precision", "fp8"),
+        ("seed", 2**63),
+        ("max_steps", 10**12),
+    ],
+)
+def test_values_past_a_bound_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^TrainerConfig: {name} must be"):
+        quick_config().replace(**{name: value})
+
+
+def test_all_bad_fields_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainerConfig.from_dict({"max_iters": 5, "batch_size": 0, "schedule": "step", "compile": 1})
+    assert [p.split()[0] for p in caught.value.problems] == ["unknown", "batch_size", "schedule", "compile"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("max_iters", "max_steps"),
+        ("lr", "learning_rate"),
+        ("beta2", "betas"),
+        ("warmup_step", "warmup_steps"),
+    ],
+)
+def test_names_of_other_libraries_lead_to_ours(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown field '{wrong}'; did you mean '{right}'\\?"):
+        TrainerConfig.from_dict({wrong: 1})
+    with pytest.raises(ConfigError, match=f"unknown field '{wrong}'; did you mean '{right}'\\?"):
+        TrainerConfig(**typing.cast("Any", {wrong: 1}))
+
+
+def test_other_names_point_to_real_fields() -> None:
+    assert set(TrainerConfig._other_names.values()) <= set(FIELDS)
+    assert not set(TrainerConfig._other_names) & set(FIELDS)
+
+
+def test_a_config_survives_its_dictionary() -> None:
+    config = quick_config(betas=[0.5, 0.75], grad_clip=None, max_seconds=3)
+    assert config.betas == (0.5, 0.75)
+    assert TrainerConfig.from_dict(config.to_dict()) == config
+
+
+def plain_type(hint: Any) -> Any:
+    """Return an annotation without its bounds, also inside a union or a tuple."""
+    if get_origin(hint) is Annotated:
+        return plain_type(get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        return tuple.__class_getitem__(tuple(plain_type(part) for part in get_args(hint)))
+    if type(None) in get_args(hint):
+        return next(plain_type(part) for part in get_args(hint) if part is not type(None)) | None
+    return hint
+
+
+def test_the_typed_dict_has_exactly_the_fields_and_types_of_the_config() -> None:
+    hints = get_type_hints(TrainerConfig, include_extras=True)
+    config_types = {name: plain_type(hints[name]) for name in FIELDS}
+    assert get_type_hints(TrainerConfigFields) == config_types
+    assert list(get_type_hints(TrainerConfigFields)) == FIELDS
+    assert not TrainerConfigFields.__required_keys__
+
+
+def test_there_is_a_valid_recipe_for_each_preset() -> None:
+    assert tuple(RECIPES) == tuple(PRESETS)
+    for recipe in RECIPES.values():
+        config = TrainerConfig(**recipe)
+        assert (
+            config.to_dict().items()
+            >= {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()}.items()
+        )
+
+
+def test_every_field_has_its_documentation_below_it() -> None:
+    import ast
+    import inspect
+
+    (cls,) = (
+        node for node in ast.parse(inspect.getsource(TrainerConfig)).body if isinstance(node, ast.ClassDef)
+    )
+    for before, after in zip(cls.body, cls.body[1:], strict=False):
+        if (
+            isinstance(before, ast.AnnAssign)
+            and isinstance(before.target, ast.Name)
+            and before.target.id in FIELDS
+        ):
+            assert isinstance(after, ast.Expr)
+            assert isinstance(after.value, ast.Constant)
