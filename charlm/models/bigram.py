@@ -7,7 +7,7 @@ as in the lecture, or fitted at once from counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from typing_extensions import override
 from charlm.errors import DataError, InputError, shown
 from charlm.generation.cache import KVCache
 from charlm.models.base import LanguageModel, cross_entropy
-from charlm.models.config import BigramConfig
+from charlm.models.config import BigramConfig, ModelConfig
 
 if TYPE_CHECKING:
     from charlm.data.blocks import BlockDataset
@@ -42,9 +42,10 @@ class BigramLM(LanguageModel):
         (torch.Size([4, 8, 65]), None)
     """
 
-    kind = "bigram"
-    config_class = BigramConfig
+    kind: ClassVar[str] = "bigram"
+    config_class: ClassVar[type[ModelConfig]] = BigramConfig
     config: BigramConfig
+    token_embedding_table: nn.Embedding
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()

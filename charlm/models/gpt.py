@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Self, get_args
+from typing import ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from typing_extensions import Unpack, override
 from charlm.errors import ConfigError, InputError
 from charlm.generation.cache import KVCache
 from charlm.models.base import LanguageModel, cross_entropy
-from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, PresetName
+from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
 from charlm.models.layers import Block, make_norm, rotary_tables
 
 __all__ = ["GPT", "Transformer"]
@@ -31,13 +31,18 @@ class Transformer(nn.Module):
         config: settings of the model.
     """
 
+    wte: nn.Embedding
+    wpe: nn.Embedding | None
     cos: Tensor
     sin: Tensor
+    drop: nn.Dropout
+    h: nn.ModuleList
+    ln_f: nn.Module
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe: nn.Embedding | None = None
+        self.wpe = None
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         else:
@@ -80,9 +85,11 @@ class GPT(LanguageModel):
         (torch.Size([4, 16, 65]), torch.Size([]))
     """
 
-    kind = "gpt"
-    config_class = GPTConfig
+    kind: ClassVar[str] = "gpt"
+    config_class: ClassVar[type[ModelConfig]] = GPTConfig
     config: GPTConfig
+    transformer: Transformer
+    lm_head: nn.Linear
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

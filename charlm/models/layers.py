@@ -103,6 +103,12 @@ class CausalSelfAttention(nn.Module):
         config: uses n_embd, n_head, dropout, bias, qkv_bias and qk_norm.
     """
 
+    n_head: int
+    dropout: float
+    qk_norm: bool
+    c_attn: nn.Linear
+    c_proj: nn.Linear
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         C = config.n_embd
@@ -151,6 +157,9 @@ class FeedForward(nn.Module):
         config: uses n_embd, mlp_width, activation and bias.
     """
 
+    c_fc: nn.Linear
+    c_proj: nn.Linear
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         C, hidden = config.n_embd, config.hidden_size
@@ -182,6 +191,12 @@ class Block(nn.Module):
     Args:
         config: settings of the model.
     """
+
+    ln_1: nn.Module
+    attn: CausalSelfAttention
+    ln_2: nn.Module
+    mlp: FeedForward
+    drop: nn.Dropout
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ BYTES = ByteTokenizer()
 def pieces(data: bytes, cuts: list[int]) -> list[str]:
     decoder = StreamDecoder(BYTES)
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    parts = [decoder.feed(list(data[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [decoder.feed(list(data[a:b])) for a, b in itertools.pairwise(edges)]
     return [*parts, decoder.finish()]
 
 
@@ -29,7 +31,9 @@ def test_a_text_of_bytes_comes_back_in_whole_characters(text: str, cuts: list[in
 
 @settings(deadline=None, max_examples=500)
 @given(
-    st.lists(st.sampled_from([*b"a\x80\xbf\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\xed\xa0\xff\xc0\xf4"]), max_size=12),
+    st.lists(
+        st.sampled_from([*b"a\x80\xbf\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\xed\xa0\xff\xc0\xf4"]), max_size=12
+    ),
     st.lists(st.integers(0, 200), max_size=8),
 )
 def test_bytes_that_are_no_text_decode_as_they_would_at_once(data: list[int], cuts: list[int]) -> None:
@@ -45,7 +49,12 @@ def test_an_unfinished_character_waits_and_ends_as_a_replacement() -> None:
 
 def test_characters_need_no_waiting() -> None:
     decoder = StreamDecoder(CharTokenizer("abé"))
-    assert [decoder.feed([2, 0]), decoder.feed([]), decoder.feed([1]), decoder.finish()] == ["éa", "", "b", ""]
+    assert [decoder.feed([2, 0]), decoder.feed([]), decoder.feed([1]), decoder.finish()] == [
+        "éa",
+        "",
+        "b",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

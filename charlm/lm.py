@@ -1,0 +1,313 @@
+"""`CharLM`: a model and its tokenizer together, text in and text out; and `load`, which finds both.
+
+This is what most users hold. It adds no options of its own: sampling is `charlm.generation`'s, losses are
+`charlm.evaluation`'s, files are `charlm.models.saving`'s.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+from typing_extensions import Unpack
+
+from charlm.backends.base import DeviceBackend
+from charlm.backends.registry import get_backend
+from charlm.data.blocks import BlockDataset
+from charlm.errors import CheckpointError, DataError, InputError, quoted
+from charlm.evaluation.evaluate import EvalResult, evaluate
+from charlm.generation.decode import stream_ids
+from charlm.generation.options import Sampling, SamplingOptions
+from charlm.generation.stopping import StopMatcher
+from charlm.models.base import LanguageModel
+from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
+from charlm.text.streaming import StreamDecoder, start_ids
+from charlm.text.tokenizer import ByteTokenizer, Tokenizer
+from charlm.training.checkpoint import (
+    MANIFEST_FILE,
+    is_checkpoint_name,
+    read_checkpoint,
+    scan_checkpoints,
+)
+from charlm.training.run import RunDirectory
+
+__all__ = ["CharLM", "load"]
+
+_UNLIMITED_BLOCK = 256  # window of an evaluation when the model has no limit of its own
+
+
+class CharLM:
+    """A language model that takes and gives text.
+
+    Args:
+        model: any `LanguageModel`.
+        tokenizer: the one that the model was trained with.
+
+    Raises:
+        InputError: their vocabularies differ in size.
+
+    Example:
+        >>> from charlm import BigramLM, CharTokenizer
+        >>> lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+        >>> len(lm.generate("ab", 10, seed=1))
+        12
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        if model.vocab_size != tokenizer.vocab_size:
+            raise InputError(
+                f"model and tokenizer must have one vocabulary, got {model.vocab_size} and "
+                f"{tokenizer.vocab_size} ids"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        return f"CharLM({self.model!r}, {self.tokenizer!r})"
+
+    @overload
+    def generate(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 500,
+        *,
+        stop: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        max_new_tokens: int = 500,
+        *,
+        stop: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...] = "",
+        max_new_tokens: int = 500,
+        *,
+        stop: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> str | list[str]:
+        r"""Continue a text, or several texts at once.
+
+        Args:
+            prompt: a text, or a list or tuple of texts of any lengths. An empty one begins where a new line
+                begins: with the context "\n", which is not returned.
+            max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
+            stop: strings that end a text, looked for in what is new; the text ends before the first.
+            sampling: temperature, top_k, top_p, min_p, filters, seed, use_cache and overflow, as in
+                `LanguageModel.generate`, but that overflow is "restart" if not given.
+
+        Returns:
+            The prompt with its continuation; a list of them, in order, for a list. A
+            prompt gets the same text alone and in a batch if it stands at the same place in it.
+
+        Raises:
+            UnknownCharacterError: a prompt has a character that the tokenizer lacks.
+            InputError: an option is wrong.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+            >>> [len(text) for text in lm.generate(["a", "abc"], 7, seed=1)]
+            [8, 10]
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        contexts = self._contexts(prompts)
+        options = self._options(max_new_tokens, sampling)
+        texts = [""] * len(prompts)
+        StopMatcher(stop)  # refuses a bad `stop` before anything is computed
+        for rows in _by_length(contexts):
+            idx = self._tensor([contexts[row] for row in rows])  # (B, T0)
+            steps = stream_ids(self.model, idx, max_new_tokens, options, rows=rows)
+            for row, new in zip(rows, self._texts(steps, len(rows), stop), strict=True):
+                texts[row] = prompts[row] + new
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 500,
+        *,
+        stop: Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[str]:
+        """Yield what `generate` would add to one prompt, in pieces of whole characters, as they come.
+
+        Arguments and errors are those of `generate`; they are checked here, before the first piece.
+        Closing the iterator ends the work.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+            >>> "ab" + "".join(lm.stream("ab", 10, seed=1)) == lm.generate("ab", 10, seed=1)
+            True
+        """
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt must be a str, got {type(prompt).__name__}; generate() takes several")
+        idx = self._tensor(self._contexts([prompt]))  # (1, T0)
+        options = self._options(max_new_tokens, sampling)
+        matcher = StopMatcher(stop)
+        return self._pieces(stream_ids(self.model, idx, max_new_tokens, options), matcher)
+
+    def evaluate(self, text: str) -> EvalResult:
+        """Score a text exactly: every character but the first is predicted once.
+
+        The windows are the model's block_size, or shorter for a shorter text. With a `ByteTokenizer`, the
+        figures per character are per byte.
+
+        Raises:
+            UnknownCharacterError: the text has a character that the tokenizer lacks.
+            DataError: the text has fewer than two characters.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> lm = CharLM(BigramLM(2), CharTokenizer("ab"))
+            >>> lm.evaluate("abab").n_chars
+            3
+        """
+        ids = self.tokenizer.encode_array(text)
+        if len(ids) < 2:
+            raise DataError(f"the text must have at least two characters to predict one, got {len(ids)}")
+        block_size = min(self.model.block_size or _UNLIMITED_BLOCK, len(ids) - 1)
+        result = evaluate(self.model, BlockDataset(ids, block_size), backend=DeviceBackend(self._device))
+        first = 1 if isinstance(self.tokenizer, ByteTokenizer) else len(text[0].encode())
+        return EvalResult(
+            loss_nats=result.loss_nats,
+            accuracy=result.accuracy,
+            n_chars=result.n_chars,
+            n_bytes=len(text.encode()) - first,
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Write config.json, tokenizer.json and model.safetensors into a directory of their own.
+
+        Raises:
+            CheckpointWriteError: it could not be written. What was there before is intact.
+            RunExistsError: the directory holds other files.
+        """
+        save_model(self.model, directory, self.tokenizer)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _contexts(self, prompts: Sequence[str]) -> list[list[int]]:
+        if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise InputError("prompt must be a str, or a list or tuple of str")
+        return [self.tokenizer.encode(prompt) or start_ids(self.tokenizer) for prompt in prompts]
+
+    def _options(self, max_new_tokens: int, sampling: Sampling) -> SamplingOptions:
+        if type(max_new_tokens) is not int or max_new_tokens < 0:
+            raise InputError(f"max_new_tokens must be an int, 0 or more, got {max_new_tokens!r}")
+        options: Sampling = {"overflow": "restart", **sampling}
+        if options.get("seed") is None and options.get("temperature") != 0:
+            options["seed"] = int(torch.randint(2**62, ()))
+        return SamplingOptions(**options)
+
+    def _tensor(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=self._device)  # (B, T0)
+
+    def _texts(self, steps: Iterator[torch.Tensor], count: int, stop: Sequence[str]) -> list[str]:
+        """Return the new text of each row; rows that have met a stop string wait for the others."""
+        if not stop:
+            columns = [ids.tolist() for ids in steps]
+            return [self.tokenizer.decode([column[row] for column in columns]) for row in range(count)]
+        decoders = [StreamDecoder(self.tokenizer) for _ in range(count)]
+        matchers = [StopMatcher(stop) for _ in range(count)]
+        texts = [""] * count
+        for ids in steps:
+            for row, i in enumerate(ids.tolist()):
+                texts[row] += matchers[row].feed(decoders[row].feed([i]))
+            if all(matcher.stopped for matcher in matchers):
+                break
+        rest = [m.feed(d.finish()) + m.finish() for m, d in zip(matchers, decoders, strict=True)]
+        return [text + end for text, end in zip(texts, rest, strict=True)]
+
+    def _pieces(self, steps: Iterator[torch.Tensor], matcher: StopMatcher) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        for ids in steps:
+            piece = matcher.feed(decoder.feed(ids.tolist()))
+            if piece:
+                yield piece
+            if matcher.stopped:
+                return
+        piece = matcher.feed(decoder.finish()) + matcher.finish()
+        if piece:
+            yield piece
+
+
+def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
+    """Open a saved model, a checkpoint, or a training run (its best checkpoint), without executing anything.
+
+    Args:
+        path: the directory.
+        device: where the model goes: a name for `get_backend`, or a backend.
+
+    Raises:
+        CheckpointError: nothing that can be loaded lies there.
+        FileFormatError: a file's content is refused.
+
+    Example:
+        >>> import tempfile
+        >>> from charlm import BigramLM, CharTokenizer
+        >>> folder = tempfile.mkdtemp() + "/model"
+        >>> CharLM(BigramLM(3), CharTokenizer("abc")).save(folder)
+        >>> load(folder, device="cpu").tokenizer
+        <CharTokenizer of 3 characters: 'abc'>
+    """
+    directory = Path(path)
+    backend = get_backend(device)
+    if (directory / "run.json").exists():
+        files, where = _best_of_run(directory)
+    elif is_checkpoint_name(directory.name) and (directory / MANIFEST_FILE).exists():
+        files, where = read_checkpoint(directory).files, directory
+    else:
+        files, where = read_model_files(directory), directory
+    if CONFIG_FILE not in files:
+        raise CheckpointError(
+            f"{quoted(str(where))} is a training-only checkpoint of a module that is no LanguageModel; "
+            "go on with Trainer.resume(..., model=...)"
+        )
+    tokenizer = build_tokenizer(files, where)
+    model = build_model(files, where, LanguageModel)
+    backend.prepare(model)
+    return CharLM(model.eval(), tokenizer)
+
+
+def _best_of_run(directory: Path) -> tuple[Mapping[str, bytearray], Path]:
+    """Read the checkpoint with the lowest validation loss, else the newest, that verifies."""
+    run = RunDirectory.open(directory)
+    problems: dict[Path, str] = {}
+    while True:
+        whole, damaged = scan_checkpoints(run)
+        problems.update(damaged)
+        newest_first = [info for info in reversed(whole) if info.path not in problems]
+        if not newest_first:
+            found = "; ".join(problems.values()) or "none was saved yet"
+            raise CheckpointError(f"no whole checkpoint in {quoted(str(directory))}: {found}")
+        path = min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0)).path
+        try:
+            files = read_checkpoint(path, run.run_id).files
+        except OSError as error:
+            if path.exists():  # else the run, still in training, has deleted it: look again
+                problems[path] = str(error)
+            continue
+        for problem in problems.values():
+            warnings.warn(f"{problem}; loading {quoted(path.name)} instead", RuntimeWarning, stacklevel=3)
+        return files, path
+
+
+def _by_length(contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the rows in groups of equally long contexts: rows of one group share every forward pass."""
+    groups: dict[int, list[int]] = {}
+    for row, context in enumerate(contexts):
+        groups.setdefault(len(context), []).append(row)
+    return list(groups.values())
