@@ -1,9 +1,9 @@
 """Muon on one matrix in float64, from its description: no batches, no shared code.
 
-    m <- mu m + (1 - mu) g
-    u <- (1 - mu) g + mu m                       (Nesterov)
-    x <- u / (|u| + 1e-7), five times x <- a x + b (x x') x + c (x x')^2 x
-    w <- w - lr decay w - lr 0.2 sqrt(max(rows, columns)) x
+m <- mu m + (1 - mu) g
+u <- (1 - mu) g + mu m                       (Nesterov)
+x <- u / (|u| + 1e-7), five times x <- a x + b (x x') x + c (x x')^2 x
+w <- w - lr decay w - lr 0.2 sqrt(max(rows, columns)) x
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Matrix = NDArray[np.float64]
 def newton_schulz(matrix: Matrix, steps: int = 5) -> Matrix:
     """Return a matrix with the same singular vectors and singular values near 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (np.sqrt((matrix**2).sum()) + 1e-7)
+    x: Matrix = matrix / (np.sqrt((matrix**2).sum()) + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + b * gram @ x + c * gram @ gram @ x

@@ -13,7 +13,7 @@ __all__ = ["plain_learning_rate"]
 def plain_learning_rate(step: int, config: TrainerConfig) -> float:
     """Return the learning rate of a step: the top times a share between 0 and 1."""
     top, low = Fraction(config.learning_rate), Fraction(config.min_lr_ratio)
-    steps, rising = config.max_steps, config.warmup_steps
+    steps, rising = config.max_steps, min(config.warmup_steps, config.max_steps // 2)
     if step < rising:
         return float(top * Fraction(step + 1, rising))
     if config.schedule == "constant":

@@ -130,5 +130,3 @@ def global_generators() -> list[object]:
     """Return the states of torch's, numpy's and Python's own generators, to be compared."""
     _, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global generator is the point
     return [torch.get_rng_state().tolist(), np.asarray(keys).tolist(), rest, random.getstate()]
-
-

@@ -1,0 +1,89 @@
+"""`charlm`: reads the command line, runs one subcommand, and turns what goes wrong into one line.
+
+Exit codes: 0; 1 for a failure; 2 for a wrong command line; 130 after Ctrl-C; 143 after SIGTERM. A reader
+that closes the pipe early ends the command quietly. The subcommands are imported when they run, because
+torch takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from charlm.cli.arguments import COMMANDS, parse
+from charlm.cli.output import Console, UsageError, emit, product_and_messages
+from charlm.cli.signals import Interrupted, Signals
+from charlm.errors import CharLMError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        argv: the words after `charlm`; None: those of this process.
+    """
+    began = time.perf_counter()
+    words = sys.argv[1:] if argv is None else list(argv)
+    console = Console()
+    with Signals() as signals, product_and_messages(), console.warnings_shown():
+        code = _guarded(words, console, signals, began)
+    if argv is None and signals.received is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # one more could only disturb Python's own end
+            signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def _guarded(words: Sequence[str], console: Console, signals: Signals, began: float) -> int:
+    """Run the command, and turn whatever ends it early into its exit code and at most one line."""
+    try:
+        return _run(words, console, signals, began)
+    except (Interrupted, KeyboardInterrupt):
+        return signals.exit_code
+    except BrokenPipeError:
+        return 0
+    except UsageError as error:
+        command = next((word for word in words if word in COMMANDS), "")
+        console.complain(f"error: {error}\nTry: {' '.join(['charlm', command]).strip()} --help")
+        return 2
+    except Exception as error:  # noqa: BLE001 - one line instead of a traceback, whatever it is
+        if signals.received is not None:  # an import that was interrupted may end in any error
+            return signals.exit_code
+        if os.environ.get("CHARLM_DEBUG") == "1" or "--debug" in words:
+            traceback.print_exc()
+        console.complain(f"error: {_message(error)}")
+        return 1
+
+
+def _run(words: Sequence[str], console: Console, signals: Signals, began: float) -> int:
+    try:
+        args = parse(words)
+    except SystemExit:  # help or version, which argparse has written
+        emit("")
+        return 0
+    console.quiet, console.verbose = args.quiet, args.verbose
+    command = importlib.import_module(f"charlm.cli.{args.command}")
+    signals.check()
+    code: int = command.run(args, console, signals, began)
+    emit("")
+    return code
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, CharLMError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename!r}" if error.filename is not None else ""
+        return f"{error.strerror}{where}"
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

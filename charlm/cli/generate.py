@@ -1,0 +1,101 @@
+"""`charlm generate`: a trained model continues a text, on standard output as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+
+from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.signals import Signals
+from charlm.errors import InputError
+from charlm.generation.options import Sampling, SamplingOptions
+from charlm.generation.stopping import StopMatcher
+from charlm.lm import load
+from charlm.text.corpus import read_text
+
+__all__ = ["run"]
+
+_LINE = "-" * 40
+_FLUSH_SECONDS = 0.05
+
+
+def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
+    """Write one sample as it is made, or several, or all as JSON."""
+    stop = [_from_argument(text) for text in args.stop]
+    sampling = _checked(args, stop)
+    prompt = _prompt(args)
+    lm = load(args.run, device=args.device)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    console.detail(f"seed {seed}")
+    settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop, **sampling}
+    sampling["seed"] = seed
+    count: int = args.max_new_tokens
+    if args.num_samples == 1 and not args.json:
+        pieces = lm.stream(prompt, count, stop=stop, **sampling)
+        _write_as_it_comes(prompt, pieces)
+        return 0
+    samples = lm.generate([prompt] * args.num_samples, count, stop=stop, **sampling)
+    if args.json:
+        # Escapes for all that is not ASCII: valid JSON, whatever the encoding of standard output is.
+        emit(json.dumps({"prompt": prompt, "samples": samples, "seed": seed, "settings": settings}) + "\n")
+    else:
+        emit(f"{_LINE}\n".join(text if text.endswith("\n") else text + "\n" for text in samples))
+    return 0
+
+
+def _write_as_it_comes(prompt: str, pieces: Iterable[str]) -> None:
+    last = prompt
+    emit(prompt)
+    flushed_at = time.monotonic()
+    for piece in pieces:
+        now = time.monotonic()
+        due = now - flushed_at >= _FLUSH_SECONDS
+        emit(piece, flush=due)
+        last = piece
+        if due:
+            flushed_at = now
+    emit("" if last.endswith("\n") else "\n")
+
+
+def _checked(args: argparse.Namespace, stop: list[str]) -> Sampling:
+    """Return the sampling options, refused as a wrong command line where they are wrong."""
+    sampling: Sampling = {
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "overflow": args.overflow,
+    }
+    if args.max_new_tokens < 0:
+        raise UsageError(f"--max-new-tokens must be 0 or more, got {args.max_new_tokens}")
+    if args.num_samples < 1:
+        raise UsageError(f"--num-samples must be 1 or more, got {args.num_samples}")
+    try:
+        SamplingOptions(**{**sampling, "seed": args.seed})
+        StopMatcher(stop)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    return sampling
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.stdin not in {None, "-"}:
+        raise UsageError(f"unexpected argument '{args.stdin}'; a prompt is given with -p")
+    given = [way for way in (args.prompt, args.prompt_file, args.stdin) if way is not None]
+    if len(given) > 1:
+        raise UsageError("-p, --prompt-file and - exclude each other; give one of them")
+    if args.prompt_file is not None or args.stdin is not None:
+        return read_text(given[0])
+    return _from_argument(args.prompt or "")
+
+
+def _from_argument(text: str) -> str:
+    """Return a word of the command line as the UTF-8 that it is, also where the locale says ASCII."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return text
+    return os.fsencode(text).decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,219 @@
+"""The options of each subcommand, and their help.
+
+Those of `charlm train` for models and training are made from the config classes: one for each field, with the
+field's docstring as its help. No torch here, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from charlm.cli.settings import DEFAULT_PRESET, FIELDS, Field, flag_of, preset_values
+from charlm.models.config import PresetName
+
+__all__ = [
+    "EVAL",
+    "GENERATE",
+    "INFO",
+    "PRESET_NAMES",
+    "TRAIN",
+    "add_eval",
+    "add_generate",
+    "add_info",
+    "add_train",
+]
+
+PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+
+_CORPORA = "'python-docs' or 'tinyshakespeare'"
+TRAIN = """\
+Train a GPT on text. The settings are those of the preset, changed by the file, then by environment variables
+(CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; --resume goes on."""
+
+GENERATE = """\
+Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text goes to
+standard output."""
+
+EVAL = "Score a text exactly: every character but the first is predicted once, and no random number is drawn."
+
+INFO = "Show what lies in a directory: a run, a checkpoint or a saved model."
+
+_RUN = "a run, one of its checkpoints, or a saved model"
+_DEVICE = "auto, cpu, cuda, cuda:N, mps, or one of a plug-in (default: auto)"
+
+
+def add_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    """Declare `charlm train`; the help shows the values of the preset."""
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help=f"texts in UTF-8, joined; - is standard input; {_CORPORA} are texts with a name",
+    )
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="RUN", help="directory of the run, missing or empty"
+    )
+    parser.add_argument(
+        "--preset", choices=PRESET_NAMES, help=f"model and recipe to start from (default: {DEFAULT_PRESET})"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="train as many steps as fit into this time, which counts from the start of the command",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in RUN; FILE may be left out; --max-steps moves the end",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in RUN first")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.toml",
+        help="settings by field name (learning_rate = 0.001), flat or in the tables [model] and [training]",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=("char", "byte"),
+        help="one id per character of the text, or per byte of its UTF-8 (default: char)",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help="the end of the text that is kept for validation; 0: none (default: 0.1)",
+    )
+    parser.add_argument("--device", metavar="D", help=_DEVICE)
+    values = preset_values(preset)
+    for table in ("model", "training"):
+        group = parser.add_argument_group(
+            table, f"Defaults are those of the preset {preset}; --preset P --help shows another's."
+        )
+        for field in FIELDS.values():
+            if field.table == table:
+                _add_field(group, field, values[field.name])
+
+
+def _add_field(group: argparse._ArgumentGroup, field: Field, default: object) -> None:
+    text = f"{field.doc} (default: {_shown(default)})".replace("%", "%%")
+    flag = flag_of(field.name)
+    if field.kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    metavar: str | tuple[str, ...] = {int: "N", float: "X"}.get(field.kind, "")
+    if field.choices:
+        metavar = "{" + ",".join(field.choices) + "}"
+    elif field.kind is tuple:
+        metavar = ("X", "X")
+    group.add_argument(
+        flag, nargs=2 if field.kind is tuple else None, metavar=metavar, default=argparse.SUPPRESS, help=text
+    )
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, tuple | list):
+        return " ".join(f"{part:g}" for part in default)
+    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Declare `charlm generate`."""
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from standard input")
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="the text to continue (default: empty, which begins where a new line begins)",
+    )
+    parser.add_argument("--prompt-file", metavar="F", help="a file with that text")
+    parser.add_argument(
+        "-n",
+        "--max-new-tokens",
+        type=int,
+        default=500,
+        metavar="N",
+        help="the most characters to add (bytes, with a byte tokenizer) (default: 500)",
+    )
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many texts, with a line of dashes between them (default: 1)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="STR",
+        help="end before this string; may be given several times (--stop=STR if it begins with a dash)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="write one JSON object: prompt, samples (each with its prompt), seed, settings",
+    )
+    parser.add_argument("--device", default="auto", metavar="D", help=_DEVICE)
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "-t",
+        "--temperature",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="divides the logits; 0 always takes the likeliest character (default: 0.8)",
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest characters")
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="keep the likeliest characters that hold this probability together",
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="keep characters at least this many times as likely as the likeliest",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        metavar="S",
+        help="the same seed gives the same text (default: a new one, which -v shows)",
+    )
+    group.add_argument(
+        "--overflow",
+        choices=("slide", "restart"),
+        default="restart",
+        help="past the block size, slide by one character or, much quicker, restart (default: restart)",
+    )
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    """Declare `charlm eval`."""
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help=f"texts in UTF-8, joined; - is standard input; {_CORPORA} are texts with a name",
+    )
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    parser.add_argument("--device", default="auto", metavar="D", help=_DEVICE)
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Declare `charlm info`."""
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read and check every byte; the exit code is 1 if something is damaged",
+    )

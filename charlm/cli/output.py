@@ -1,0 +1,144 @@
+"""What the command writes: the product on standard output, everything else on standard error.
+
+A console that cannot show a character gets its backslash escape. There is no colour. Losing standard error
+(a closed pipe, a full disk) never ends the work; losing standard output does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from charlm.errors import CharLMError
+
+__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages"]
+
+
+class UsageError(CharLMError):
+    """The command line itself is wrong; the command ends with the exit code 2."""
+
+
+class Console:
+    """Standard error, as loud as the user wants it.
+
+    Args:
+        quiet: errors and warnings only.
+        verbose: details too.
+
+    Attributes:
+        bar: the progress bar that text must be written above of, if one is shown.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.bar: Any = None
+
+    def say(self, text: str) -> None:
+        """Write a line, unless the console is quiet."""
+        if not self.quiet:
+            self._write(text)
+
+    def detail(self, text: str) -> None:
+        """Write a line if the console is verbose."""
+        if self.verbose and not self.quiet:
+            self._write(text)
+
+    def complain(self, text: str) -> None:
+        """Write an error or a warning."""
+        self._write(f"charlm: {text}")
+
+    def _write(self, text: str) -> None:
+        try:
+            if self.bar is None:
+                print(text, file=sys.stderr, flush=True)
+            else:
+                self.bar.write(text, file=sys.stderr)
+        except OSError:
+            _discard(sys.stderr)
+
+    @contextmanager
+    def warnings_shown(self) -> Iterator[None]:
+        """Show the library's warnings as lines of their own inside the block."""
+
+        def show(  # noqa: PLR0917 - the signature is that of warnings.showwarning
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, DeprecationWarning | FutureWarning):
+                self.complain(f"warning: {message}")
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = show
+            yield
+
+
+@contextmanager
+def product_and_messages() -> Iterator[None]:
+    """Let both streams escape what they cannot encode inside the block."""
+    changed = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in changed]
+    for stream in changed:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(changed, before, strict=True):
+            stream.reconfigure(errors=errors)
+
+
+def emit(text: str, *, flush: bool = True) -> None:
+    """Write a part of the product to standard output.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more; standard output is discarded from now on.
+        OSError: it cannot be written, for example because a disk is full.
+    """
+    try:
+        sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
+    except OSError:
+        _discard(sys.stdout)
+        raise
+
+
+def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:
+    """Return rows of cells as lines whose columns stand below each other, two spaces apart."""
+    table = [list(row) for row in rows]
+    widths = [
+        max(len(row[i]) for row in table if i < len(row)) for i in range(max(map(len, table), default=0))
+    ]
+    return "".join(
+        indent
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        + "\n"
+        for row in table
+    )
+
+
+def escaped(text: str) -> str:
+    r"""Return a text that a model wrote without what could move a terminal's cursor.
+
+    Example:
+        >>> escaped("one\n\x1b[2Jtwo")
+        'one\n\\x1b[2Jtwo'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _discard(stream: Any) -> None:
+    """Send what is still to come, and what is still buffered, nowhere: the reader is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

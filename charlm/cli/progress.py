@@ -1,0 +1,168 @@
+"""What a training shows while it runs: a bar where a terminal can show one, else a line per evaluation.
+
+The bar is tqdm's, if tqdm is installed. Losses are read from the device only where the trainer logs them, and
+a few times per second for the bar, so that showing them costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from charlm.cli.output import Console, escaped
+from charlm.cli.signals import Signals
+from charlm.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.trainer import Trainer
+
+__all__ = ["Progress", "clock", "speed", "wants_bar"]
+
+_BAR_SECONDS = 0.25  # between two losses beside the bar
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as 1:02 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def speed(chars_per_second: float) -> str:
+    """Return a speed in three digits, such as 81.3k chars/s."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if chars_per_second >= 0.9995 * size:
+            return f"{chars_per_second / size:.3g}{unit} chars/s"
+    return f"{chars_per_second:.3g} chars/s"
+
+
+def wants_bar(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether standard error is a terminal on which a bar can move."""
+    ci = environment.get("CI", "").lower() not in {"", "0", "false"}
+    return sys.stderr.isatty() and not ci and environment.get("TERM") != "dumb"
+
+
+class Progress(Callback):
+    """Shows a training on the console, and hands the signals over to it.
+
+    Args:
+        console: where to.
+        signals: from the first step on, they stop the training gently.
+        on_start: called with the run's directory, once it exists.
+    """
+
+    def __init__(self, console: Console, signals: Signals, on_start: Callable[[Path], None]) -> None:
+        self._console = console
+        self._signals = signals
+        self._on_start = on_start
+        self._losses: list[float] = []  # since the last evaluation
+        self._seen = (0, 0.0)  # characters and seconds at the last line
+        self._val = ""
+        self._drawn_at = 0.0
+        self._rate = 0.0  # characters per second, smoothed
+
+    @override
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Write the record, open the bar, and let signals stop the training."""
+        if trainer.out_dir is not None:
+            self._on_start(trainer.out_dir)
+        self._seen = (trainer.chars_seen, trainer.seconds)
+        if trainer.last is not None:
+            self._val = f", val {trainer.last.result.loss_nats:.4f}"
+        if wants_bar() and not self._console.quiet:
+            self._console.bar = _new_bar(trainer.step, trainer.config.max_steps)
+        self._signals.stop_gently(trainer.request_stop, self._announce_stop)
+
+    @override
+    def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
+        """Collect the loss where it is logged; move the bar."""
+        config, bar = trainer.config, self._console.bar
+        now = time.monotonic()
+        last = record.step == config.max_steps
+        if record.step % config.log_interval == 0 or last:
+            self._losses.append(record.loss)
+            if self._console.verbose:
+                self._console.detail(
+                    f"step {record.step:,}  train loss {record.loss:.4f}  learning rate "
+                    f"{record.learning_rate:.3g}  gradient norm {record.grad_norm:.3g}  "
+                    f"{speed(record.chars_per_second)}"
+                )
+        if bar is not None:
+            if now - self._drawn_at >= _BAR_SECONDS or last:
+                self._drawn_at = now
+                rate = record.chars_per_second
+                self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+                bar.set_postfix_str(f"loss {record.loss:.4f}{self._val}, {speed(self._rate)}", refresh=False)
+            bar.update(1)
+        if trainer.val_data is None and (record.step % config.eval_interval == 0 or last):
+            self._line(trainer, record.step, "")
+
+    @override
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """Write a line."""
+        result = evaluation.result
+        self._val = f", val {result.loss_nats:.4f}"
+        self._line(
+            trainer,
+            evaluation.step,
+            f"  val loss {result.loss_nats:.4f} nats = {result.bits_per_char:.4f} bits/char"
+            + ("" if evaluation.is_best else " (not the best)"),
+        )
+
+    @override
+    def on_sample(self, trainer: Trainer, sample: SampleRecord) -> None:
+        """Show the sample, indented."""
+        text = escaped(sample.text).replace("\n", "\n  | ")
+        self._console.say(f"sample at step {sample.step:,}:\n  | {text}")
+
+    @override
+    def on_train_end(self, trainer: Trainer, result: TrainResult) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, and signals to the command."""
+        self._signals.raise_again()
+        bar, self._console.bar = self._console.bar, None
+        if bar is not None:
+            bar.close()
+
+    def _line(self, trainer: Trainer, step: int, validation: str) -> None:
+        chars, seconds = trainer.chars_seen - self._seen[0], trainer.seconds - self._seen[1]
+        self._seen = (trainer.chars_seen, trainer.seconds)
+        loss = f"  train loss {sum(self._losses) / len(self._losses):.4f}" if self._losses else ""
+        self._losses.clear()
+        width = len(f"{trainer.config.max_steps:,}")
+        self._console.say(
+            f"step {step:{width},}{loss}{validation}  {speed(chars / max(seconds, 1e-9))}  "
+            f"{clock(trainer.seconds)}"
+        )
+
+    def _announce_stop(self) -> None:
+        self._console.say("stopping after this step, and saving; Ctrl-C ends at once")
+
+
+def _new_bar(done: int, total: int) -> Any:
+    """Return tqdm's bar, or None where tqdm is not installed."""
+    try:
+        tqdm = importlib.import_module("tqdm").tqdm
+    except ImportError:
+        return None
+    return tqdm(
+        initial=done,
+        total=total,
+        unit="step",
+        ascii=True,  # consoles of all kinds
+        dynamic_ncols=True,
+        leave=False,
+        file=sys.stderr,
+        bar_format="{n_fmt}/{total_fmt} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}",
+    )

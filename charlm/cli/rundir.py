@@ -1,0 +1,153 @@
+"""RUN/train.json, which lets `charlm train --resume` find the text again, and deleting a run.
+
+train.json holds what the checkpoints do not: where the text came from and how it was cut, and, for the
+reader, all settings, versions and the command lines that made the run. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, quoted
+from charlm.files import strict_json
+from charlm.files.atomic import write_file
+from charlm.files.reading import read_file, refusal
+from charlm.training.run import RunDirectory
+
+__all__ = ["RECORD_FILE", "Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
+
+RECORD_FILE = "train.json"
+_FORMAT, _VERSION = "charlm.train", 1
+
+# Deleted in this order, so that a deletion that is cut short can be done again.
+_OWN = ("checkpoints", "metrics.jsonl", RECORD_FILE, ".lock", "run.json")
+_LEFT_BEHIND = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")  # of a write that was killed
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's data and model come from."""
+
+    sources: Sequence[str]
+    """Paths, names of corpora, or "-"."""
+    val_fraction: float
+    """Share of the text, at its end, that is kept for validation."""
+    tokenizer: str
+    """"char" or "byte"."""
+    block_size: int
+    """T of the training blocks."""
+    device: str
+    """As it was asked for."""
+    values: Mapping[str, object]
+    """All that train.json holds."""
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a directory in which no new run can begin.
+
+    Raises:
+        RunExistsError: it is not empty, or holds more than a run that may be deleted.
+    """
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return
+    name = quoted(str(path))
+    if not overwrite:
+        raise RunExistsError(
+            f"{name} is not empty. Go on with the run there (--resume), delete it first (--overwrite), "
+            "or choose another directory."
+        )
+    if not (path / "run.json").is_file():
+        raise RunExistsError(
+            f"{name} holds no run, so --overwrite deletes nothing. Choose another directory."
+        )
+    foreign = [e.name for e in path.iterdir() if e.name not in _OWN and not _LEFT_BEHIND.fullmatch(e.name)]
+    if foreign:
+        raise RunExistsError(
+            f"{name} holds files that are no part of a run ({quoted(min(foreign), 80)}), so --overwrite "
+            "deletes nothing. Move them away, or choose another directory."
+        )
+
+
+def delete_run(path: Path) -> None:
+    """Delete a run's own files, and nothing else, if there is a run.
+
+    Raises:
+        RunLockedError: a process trains there.
+        CheckpointWriteError: a file could not be deleted.
+    """
+    if not (path / "run.json").is_file():
+        return
+    check_free(path, overwrite=True)
+    run = RunDirectory(path, "")
+    run.lock()
+    try:
+        leftovers = [entry.name for entry in path.iterdir() if _LEFT_BEHIND.fullmatch(entry.name)]
+        for name in [*leftovers, *_OWN]:
+            file = path / name
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"cannot delete the run in {quoted(str(path))}: {error}", errno=error.errno
+        ) from error
+    finally:
+        run.unlock()
+
+
+def lasting(source: str) -> str:
+    """Return a source as it can be found from another working directory."""
+    return str(Path(source).absolute()) if source != "-" and Path(source).is_file() else source
+
+
+def write_record(path: Path, values: Mapping[str, object]) -> None:
+    """Write RUN/train.json."""
+    # A path that is no valid text keeps its place in the record, though it cannot be opened by it.
+    plain = {
+        k: [_text(v) for v in value] if isinstance(value, list) else value for k, value in values.items()
+    }
+    write_file(path / RECORD_FILE, strict_json.dumps({"format": _FORMAT, "version": _VERSION, **plain}))
+
+
+def read_record(path: Path) -> Origin:
+    """Read RUN/train.json.
+
+    Raises:
+        CheckpointError: there is no run, or none that `charlm train` began.
+        FileFormatError: the file is refused.
+    """
+    RunDirectory.open(path)
+    file = path / RECORD_FILE
+    try:
+        data = read_file(file, max_bytes=strict_json.MAX_BYTES)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"the run in {quoted(str(path))} has no {RECORD_FILE}: `charlm train` did not begin it. "
+            "Go on with Trainer.resume."
+        ) from error
+    where = str(file)
+    values = strict_json.loads(data, path=where)
+    if (values.get("format"), values.get("version")) != (_FORMAT, _VERSION):
+        raise refusal(file, f"must have format {_FORMAT!r}, version {_VERSION}; another charlm wrote it.")
+    sources = strict_json.take(values, "sources", list, path=where)
+    if not all(isinstance(source, str) for source in sources):
+        raise refusal(file, "must hold strings in 'sources'.")
+    model = strict_json.take(values, "model", dict, path=where)
+    return Origin(
+        sources=sources,
+        val_fraction=strict_json.take(values, "val_fraction", float, path=where),
+        tokenizer=strict_json.take(values, "tokenizer", str, path=where),
+        block_size=strict_json.take(model, "block_size", int, path=where),
+        device=strict_json.take(values, "device", str, path=where),
+        values={k: v for k, v in values.items() if k not in {"format", "version"}},
+    )
+
+
+def _text(value: object) -> object:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,0 +1,299 @@
+"""The settings of a training: preset, then file, then environment variables, then flags.
+
+Each field of `GPTConfig` (but vocab_size, which the text decides) and of `TrainerConfig` has one name
+everywhere: `learning_rate` in the file, `CHARLM_LEARNING_RATE`, `--learning-rate`. What comes as text is
+turned into the field's type where that is possible; whether it is right is for the config classes to say,
+and their sentences name the source. No torch here.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import sys
+import tomllib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from charlm.cli.output import UsageError
+from charlm.config import Config
+from charlm.errors import ConfigError, quoted
+from charlm.models.config import PRESETS, GPTConfig, PresetName
+from charlm.training.config import RECIPES, TrainerConfig
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "FIELDS",
+    "Field",
+    "Settings",
+    "field_docs",
+    "flag_of",
+    "from_flags",
+    "gather",
+    "nearest_name",
+    "preset_values",
+    "variable_of",
+]
+
+DEFAULT_PRESET: PresetName = "cpu-1min"
+"""What `charlm train` trains unless it is told otherwise."""
+
+_YES_NO = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+_CONVERTERS: Mapping[type, Callable[[str], object]] = {
+    int: int,
+    float: float,
+    bool: lambda word: _YES_NO[word.lower()],
+    str: str,
+}
+_TABLES: Mapping[str, type[Config]] = {"model": GPTConfig, "training": TrainerConfig}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting, as the command line sees it."""
+
+    name: str
+    """Of the field in its config class."""
+    table: str
+    """"model" or "training"."""
+    kind: type
+    """int, float, bool, str or tuple."""
+    choices: tuple[str, ...]
+    """What a str may be."""
+    optional: bool
+    """Whether "none" stands for None."""
+    doc: str
+    """The docstring below the field, in one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training is to be, before the text is known."""
+
+    preset: PresetName
+    """Where the values began."""
+    model: Mapping[str, object]
+    """Every field of `GPTConfig` but vocab_size."""
+    training: TrainerConfig
+    """Complete and checked."""
+    given: frozenset[str]
+    """Names of the fields that a file, a variable or a flag decided."""
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the docstring below each field of a class, in one line; none where the source is missing."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    except (OSError, TypeError):
+        return {}
+    body = next(
+        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
+    }
+
+
+def _fields() -> dict[str, Field]:
+    found = {}
+    for table, cls in _TABLES.items():
+        docs, hints = field_docs(cls), get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            hint, optional = hints[field.name], False
+            if get_origin(hint) in (Union, types.UnionType):  # X | None
+                hint, optional = next(a for a in get_args(hint) if a is not type(None)), True
+            if get_origin(hint) is Annotated:
+                hint = get_args(hint)[0]
+            origin = get_origin(hint)
+            choices = get_args(hint) if origin is Literal else ()
+            kind = str if origin is Literal else origin or hint
+            found[field.name] = Field(field.name, table, kind, choices, optional, docs.get(field.name, ""))
+    del found["vocab_size"]
+    return found
+
+
+FIELDS: Mapping[str, Field] = _fields()
+"""Every setting by its name: those of the model, then those of the training."""
+
+
+def flag_of(name: str) -> str:
+    """Return how a field is called on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    """Return how a field is called among the environment variables."""
+    return "CHARLM_" + name.upper()
+
+
+def nearest_name(name: str) -> str | None:
+    """Return the field that somebody who wrote `name` may have meant, knowing other libraries' names."""
+    for cls in _TABLES.values():
+        if name in cls._other_names:
+            return cls._other_names[name]
+    return next(iter(difflib.get_close_matches(name, FIELDS, n=1)), None)
+
+
+def preset_values(preset: PresetName) -> dict[str, object]:
+    """Return every setting of a preset and its recipe."""
+    defaults = TrainerConfig().to_dict()
+    return {**PRESETS[preset], **defaults, **RECIPES[preset]}
+
+
+def gather(
+    preset: PresetName,
+    *,
+    file: str | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, object],
+) -> Settings:
+    """Return the settings that preset, file, variables and flags make together.
+
+    Args:
+        preset: where the values begin.
+        file: path of a TOML file, or None.
+        environment: the process's variables; only those of a field are looked at.
+        flags: texts (a sequence of texts for a tuple; bools are bools) by field name.
+
+    Raises:
+        UsageError: a flag is wrong, or does not go together with the rest.
+        ConfigError: the file or a variable is wrong.
+    """
+    in_file = {} if file is None else _from_file(Path(file))
+    in_environment = {
+        name: _value(field, text.replace(",", " ").split() if field.kind is tuple else text)
+        for name, field in FIELDS.items()
+        if (text := environment.get(variable_of(name))) is not None
+    }
+    in_flags = from_flags(flags)
+    _refuse(in_file, ConfigError, lambda name: name, f"{quoted(str(file))}: ")
+    _refuse(in_environment, ConfigError, variable_of)
+
+    below = {**preset_values(preset), **in_file, **in_environment}
+    given = frozenset({*in_file, *in_environment, *in_flags})
+    conflict = _conflict(below)
+    if conflict is not None and not in_flags:
+        raise conflict
+    values = {**below, **in_flags}
+    own_conflict = _conflict(values)
+    if own_conflict is not None:
+        raise own_conflict if conflict is not None else UsageError(str(own_conflict))
+    model = {name: values[name] for name, field in FIELDS.items() if field.table == "model"}
+    training = {name: values[name] for name, field in FIELDS.items() if field.table == "training"}
+    return Settings(preset, model, TrainerConfig.from_dict(training), given)
+
+
+def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
+    """Return the values of flags by field name; the texts are as `gather` takes them.
+
+    Raises:
+        UsageError: a value is wrong.
+    """
+    values = {name: _value(FIELDS[name], given) for name, given in flags.items()}
+    _refuse(values, UsageError, flag_of)
+    return values
+
+
+def _value(field: Field, given: object) -> object:
+    """Turn what was written into the field's type; what cannot be turned stays, and is refused later."""
+    if isinstance(given, str):
+        text = given.strip()
+        if field.optional and text.lower() == "none":
+            return None
+        try:
+            return _CONVERTERS[field.kind](text)
+        except (ValueError, KeyError):
+            return given
+    if field.kind is tuple and isinstance(given, Sequence):
+        try:
+            return [float(part) for part in given]
+        except (ValueError, TypeError):
+            return list(given)
+    return given
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    """Return the fields that a TOML file sets, flat or in the tables [model] and [training]."""
+    name = quoted(str(path))
+    try:
+        content = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read: {error.strerror}; check the path") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{name} must be a TOML file in UTF-8: {error}") from error
+    found: dict[str, object] = {}
+    problems: list[str] = []
+    for key, value in content.items():
+        if key in _TABLES and isinstance(value, dict):
+            inside = cast("dict[str, object]", value)
+            problems += [
+                _unknown(inner, f" in [{key}]")
+                for inner in inside
+                if inner not in FIELDS or FIELDS[inner].table != key
+            ]
+            problems += [f"{quoted(inner, 40)} stands there twice" for inner in inside if inner in content]
+            found.update(inside)
+        else:
+            found[key] = value
+            problems += [] if key in FIELDS else [_unknown(key, "")]
+    if problems:
+        raise ConfigError(f"{name}: {'; '.join(problems)}", problems=problems)
+    return {key: None if FIELDS[key].optional and value == "none" else value for key, value in found.items()}
+
+
+def _unknown(name: str, where: str) -> str:
+    if name in FIELDS:
+        return f"unknown field {quoted(name, 40)}{where}; it belongs into [{FIELDS[name].table}]"
+    if name == "vocab_size":
+        return "vocab_size cannot be set; it is that of the text"
+    near = nearest_name(name)
+    hint = f"did you mean {quoted(near)}?" if near else "`charlm train --help` lists the fields"
+    return f"unknown field {quoted(name, 40)}{where}; {hint}"
+
+
+def _refuse(
+    values: Mapping[str, object],
+    error: type[ConfigError | UsageError],
+    called: Callable[[str], str],
+    where: str = "",
+) -> None:
+    """Raise what the config classes say against the values, each sentence with the name that was used."""
+    problems = [
+        problem.replace(name, called(name), 1)
+        for name, value in values.items()
+        for problem in _TABLES[FIELDS[name].table].check({name: value})
+    ]
+    if problems:
+        raise error(where + "; ".join(problems))
+
+
+def _conflict(values: Mapping[str, object]) -> ConfigError | None:
+    """Return the error of fields that do not go together, or None."""
+    try:
+        for table, cls in _TABLES.items():
+            own = {name: values[name] for name, field in FIELDS.items() if field.table == table}
+            cls.from_dict({**own, "vocab_size": 1} if table == "model" else own)
+    except ConfigError as error:
+        return error
+    return None

@@ -1,0 +1,117 @@
+"""Ctrl-C and SIGTERM.
+
+A first signal ends the command with `Interrupted`, or, while a training runs, asks that training to save
+and stop. A second Ctrl-C ends the process at once, even in the middle of a long operation of torch: Python
+calls its handlers between two instructions only, so a thread watches the signals as they arrive. (Nothing is
+damaged by that, files appear whole or not at all.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+__all__ = ["Interrupted", "Signals"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# `timeout`, process managers and shells may send one signal to a process twice within a moment.
+_SAME_KEYPRESS_SECONDS = 0.1
+
+
+class Interrupted(BaseException):
+    """A signal came while nothing had to be saved. No `Exception`, so that nothing takes it for an error."""
+
+
+class Signals:
+    """Handlers of SIGINT and SIGTERM, inside a `with` block; those from before come back after it.
+
+    Outside of the main thread, where Python has no handlers, it does nothing. An ignored signal, as under
+    `nohup`, stays ignored.
+
+    Attributes:
+        received: the first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._stop: Callable[[], None] | None = None
+        self._announce: Callable[[], None] | None = None
+        self._before: dict[int, Any] = {}
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="charlm-signals", daemon=True)
+        self._thread.start()
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        self._writer.close()
+        self._thread.join()
+        self._reader.close()
+
+    @property
+    def exit_code(self) -> int:
+        """What the shell expects of a command that a signal ended: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + (self.received or signal.SIGINT)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came whose exception got lost, for example inside an import."""
+        if self.received is not None:
+            raise Interrupted
+
+    def stop_gently(self, stop: Callable[[], None], announce: Callable[[], None]) -> None:
+        """From now on, let the first signal call `stop` instead of raising.
+
+        Args:
+            stop: called in the main thread, between two instructions.
+            announce: called at once, in another thread; for a message.
+        """
+        self._stop, self._announce = stop, announce
+        self.check()
+
+    def raise_again(self) -> None:
+        """From now on, let the first signal raise Interrupted."""
+        self._stop = self._announce = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            return
+        self.received = number
+        if self._stop is None:
+            raise Interrupted
+        self._stop()
+
+    def _watch(self) -> None:
+        first_at: float | None = None
+        while arrived := self._reader.recv(64):
+            now = time.monotonic()
+            if not set(arrived).intersection(_SIGNALS):  # the program's own handler of another signal
+                continue
+            if first_at is None:
+                first_at = now
+                if self._announce is not None:
+                    self._announce()
+            elif signal.SIGINT in arrived and now - first_at > _SAME_KEYPRESS_SECONDS:
+                os._exit(128 + signal.SIGINT)

@@ -1,0 +1,98 @@
+"""`charlm train`: what is to be trained, on which text, and where it goes.
+
+All mistakes that can be seen without torch are reported here, before torch is loaded; the training itself is
+`charlm.cli.fit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import cast
+
+from charlm.cli.output import Console, UsageError
+from charlm.cli.rundir import Origin, check_free, read_record
+from charlm.cli.settings import DEFAULT_PRESET, FIELDS, flag_of, from_flags, gather, nearest_name, variable_of
+from charlm.cli.signals import Signals
+from charlm.text.corpus import load_corpus
+
+__all__ = ["run"]
+
+_KEPT_BY_RESUME = ("preset", "config", "tokenizer", "val_fraction", "minutes")
+_VAL_FRACTION = 0.1
+
+
+def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
+    """Train, or go on with a training; `began` is `time.perf_counter()` at the start of the command."""
+    flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
+    out = Path(args.out)
+    if args.resume:
+        _refuse_beside_resume(args, flags)
+        max_steps = cast("int | None", from_flags(flags).get("max_steps"))
+        origin = read_record(out)
+        sources = args.files or _found_again(origin)
+        _mention_ignored_variables(console)
+        text = load_corpus(sources)
+        signals.check()
+        from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
+
+        return resume(
+            args, origin, text, sources=sources, max_steps=max_steps, console=console, signals=signals
+        )
+
+    if not args.files:
+        raise UsageError("FILE is needed: the path of a text, - for standard input, or python-docs")
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        raise UsageError(f"--minutes must be above 0, got {args.minutes:g}")
+    if args.minutes is not None and "max_steps" in flags:
+        raise UsageError("--minutes and --max-steps exclude each other; give one of them")
+    val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
+    settings = gather(args.preset or DEFAULT_PRESET, file=args.config, environment=os.environ, flags=flags)
+    _mention_unknown_variables(console)
+    check_free(out, overwrite=args.overwrite)
+    text = load_corpus(args.files)
+    signals.check()
+    from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
+
+    return begin(
+        args, settings, text, val_fraction=val_fraction, console=console, signals=signals, began=began
+    )
+
+
+def _refuse_beside_resume(args: argparse.Namespace, flags: dict[str, object]) -> None:
+    refused = [flag_of(name) for name in _KEPT_BY_RESUME if getattr(args, name) is not None]
+    refused += ["--overwrite"] if args.overwrite else []
+    refused += [flag_of(name) for name in flags if name != "max_steps"]
+    if refused:
+        raise UsageError(
+            f"a resumed run keeps its settings, so {', '.join(refused)} cannot be given with --resume; "
+            "only --max-steps and --device can"
+        )
+
+
+def _found_again(origin: Origin) -> list[str]:
+    if "-" in origin.sources:
+        raise UsageError("the run's text came from standard input; give it again, as FILE or -")
+    return list(origin.sources)
+
+
+def _mention_ignored_variables(console: Console) -> None:
+    ignored = [variable_of(name) for name in FIELDS if variable_of(name) in os.environ]
+    if ignored:
+        console.complain(f"warning: a resumed run keeps its settings; ignored: {', '.join(ignored)}")
+
+
+def _mention_unknown_variables(console: Console) -> None:
+    """Warn of variables that look like a misspelt setting."""
+    known = {variable_of(name) for name in FIELDS} | _OTHER_VARIABLES
+    for variable in os.environ:
+        if variable.startswith("CHARLM_") and variable not in known:
+            meant = nearest_name(variable.removeprefix("CHARLM_").lower())
+            if meant is not None:
+                console.complain(f"warning: {variable} is ignored; did you mean {variable_of(meant)}?")
+
+
+_OTHER_VARIABLES = {"CHARLM_CACHE_DIR", "CHARLM_DATA_DIR", "CHARLM_DEBUG"}

@@ -1,0 +1,146 @@
+"""The command line: help, mistakes in it, and that neither needs torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reference.command import Command, environment
+
+import charlm
+from charlm.cli import settings
+from charlm.cli.settings import FIELDS, flag_of
+from charlm.models.config import GPTConfig
+from charlm.training.config import TrainerConfig
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["generate", "-h"], ["--version"]])
+def test_help_and_version_need_no_torch(words: list[str]) -> None:
+    program = (
+        "import sys\nfrom charlm.cli.__main__ import main\n"
+        f"code = main({words!r})\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not done.stderr
+
+
+def test_python_m_charlm_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "charlm", "--version"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"charlm {charlm.__version__}\n")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("words", [[], ["train"], ["generate"], ["eval"], ["info"]])
+def test_help_fits_the_terminal(
+    command: Command, monkeypatch: pytest.MonkeyPatch, columns: int, words: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert command(*words, "--help") == 0
+    assert max(map(len, command.out.splitlines())) <= columns
+
+
+def test_every_field_has_a_flag_with_its_docstring_and_default(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert command("train", "--help") == 0
+    for name, field in FIELDS.items():
+        flag = flag_of(name) if field.kind is not bool else "--[no-]" + flag_of(name)[2:]
+        line = re.search(rf"^  {re.escape(flag)}\b.*(\n {{10}}.*)?", command.out, re.MULTILINE)
+        assert line is not None, flag
+        assert field.doc
+        assert field.doc in " ".join(line[0].split())
+        assert "(default: " in line[0]
+    names = {*GPTConfig.from_dict({"vocab_size": 1}).to_dict(), *TrainerConfig().to_dict()} - {"vocab_size"}
+    assert FIELDS.keys() == names
+
+
+def test_help_shows_the_values_of_the_preset_that_is_asked_for(command: Command) -> None:
+    assert command("train", "--preset", "lecture", "--help") == 0
+    text = " ".join(command.out.split())
+    assert "those of the preset lecture" in text
+    assert "(default: 384)" in text
+    assert "(default: 0.9 0.999)" in text
+
+
+def test_docstrings_are_not_needed() -> None:
+    assert settings.field_docs(type("NoSource", (), {"__module__": "builtins"})) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a command is needed: train, generate, eval or info\nTry: charlm --help"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "-o", "r"], "FILE is needed"),
+        (["train", "a.txt"], "required: -o/--out\nTry: charlm train --help"),
+        (["train", "a.txt", "-o", "r", "--lr", "3"], "unknown option '--lr'; did you mean --learning-rate?"),
+        (
+            ["train", "a.txt", "-o", "r", "--max-iters=3"],
+            "unknown option '--max-iters'; did you mean --max-steps?",
+        ),
+        (
+            ["train", "a.txt", "-o", "r", "--overwrit"],
+            "unknown option '--overwrit'; did you mean --overwrite?",
+        ),
+        (["info", "r", "--lr"], "unknown option '--lr'; `charlm info --help` lists all"),
+        (["info", "r", "s"], "unexpected argument 's'"),
+        (["train", "a.txt", "-o", "r", "--preset", "x"], "argument --preset: invalid choice: 'x'"),
+        (["train", "a.txt", "-o", "r", "--minutes", "0"], "--minutes must be above 0, got 0"),
+        (["train", "a.txt", "-o", "r", "--minutes", "nan"], "--minutes must be above 0, got nan"),
+        (["train", "a.txt", "-o", "r", "--minutes", "1", "--max-steps", "2"], "exclude each other"),
+        (
+            ["train", "a.txt", "-o", "r", "--val-fraction", "1"],
+            "--val-fraction must be at least 0 and below 1, got 1",
+        ),
+        (["train", "a.txt", "-o", "r", "--n-layer", "0"], "--n-layer must be an int at least 1"),
+        (["train", "a.txt", "-o", "r", "--n-layer", "two"], "--n-layer must be an int at least 1"),
+        (
+            ["train", "a.txt", "-o", "r", "--norm", "x"],
+            "--norm must be one of 'layernorm', 'rmsnorm', got 'x'",
+        ),
+        (["train", "a.txt", "-o", "r", "--learning-rate", "nan"], "--learning-rate must be a finite number"),
+        (["train", "a.txt", "-o", "r", "--n-layer", "none"], "--n-layer must be an int"),
+        (["train", "a.txt", "-o", "r", "--betas", "0.9", "x"], "--betas must be (a finite number"),
+        (
+            ["train", "a.txt", "-o", "r", "--n-embd", "9", "--n-head", "2"],
+            "n_embd must be a multiple of n_head",
+        ),
+        (["train", "--resume", "-o", "r", "--overwrite", "--bias"], "so --overwrite, --bias cannot be given"),
+        (["generate", "r", "-n", "x"], "argument -n/--max-new-tokens: invalid int value: 'x'"),
+    ],
+)
+def test_a_wrong_command_line_is_said_in_one_line_with_exit_code_2(
+    command: Command, words: list[str], message: str
+) -> None:
+    assert command(*words) == 2
+    assert command.err.startswith("charlm: error: ")
+    assert command.err.count("\n") == 2
+    assert message in command.err
+    assert not command.out
+
+
+def test_files_may_stand_before_and_behind_options(command: Command, tmp_path: Path) -> None:
+    assert command("-q", "train", "nowhere.txt", "-o", tmp_path / "run", "-") == 1
+    assert "'nowhere.txt' is neither a file nor a named corpus" in command.err

@@ -1,0 +1,219 @@
+"""`charlm generate`, `charlm eval` and `charlm info`, in this process, on one tiny run."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from reference.command import TEXT, TINY, Command, text_file
+
+import charlm
+from charlm.cli.__main__ import main
+from charlm.cli.generate import _from_argument
+from charlm.training.checkpoint import list_checkpoints
+from charlm.training.run import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    text = str(text_file(folder))
+    assert main(["train", text, "-o", str(folder / "run"), *TINY, "-q", "--keep-last", "2"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+def test_one_sample_is_the_prompt_and_what_the_library_adds(command: Command, run: Path) -> None:
+    assert command("generate", run, "-p", "green", "-n", "40", "--seed", "5") == 0
+    wanted = charlm.load(run).generate("green", 40, temperature=0.8, seed=5)
+    assert command.out == wanted + "\n" * (not wanted.endswith("\n"))
+    assert not command.err
+    assert command("generate", run, "-p", "green\n", "-n", "0") == 0
+    assert command.out == "green\n"
+
+
+def test_several_samples_are_separated_and_the_first_is_the_one_alone(command: Command, run: Path) -> None:
+    assert command("generate", run, "-n", "30", "--seed", "5") == 0
+    alone = command.out
+    assert command("generate", run, "-n", "30", "--seed", "5", "--num-samples", "3") == 0
+    samples = command.out.split("-" * 40 + "\n")
+    assert len(samples) == 3
+    assert samples[0] == alone
+    assert command.out.endswith("\n")
+
+
+def test_json_holds_all_that_is_needed_to_repeat_it(command: Command, run: Path) -> None:
+    flags = ("-p", "on the", "-n", "20", "--top-k", "3", "--top-p", "0.9", "--min-p", "0.01", "-t", "0.5")
+    assert command("generate", run, *flags, "--json", "--num-samples", "2") == 0
+    first = json.loads(command.out)
+    assert first["prompt"] == "on the"
+    assert len(first["samples"]) == 2
+    assert first["settings"] == {
+        "run": str(run),
+        "max_new_tokens": 20,
+        "stop": [],
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "overflow": "restart",
+    }
+    assert command("generate", run, *flags, "--json", "--seed", str(first["seed"])) == 0
+    assert json.loads(command.out)["samples"] == first["samples"][:1]
+
+
+def test_the_drawn_seed_is_shown_on_request(command: Command, run: Path) -> None:
+    assert command("generate", run, "-n", "30", "-v") == 0
+    out, seed = command.out, command.err.removeprefix("seed ").strip()
+    assert command("generate", run, "-n", "30", "--seed", seed) == 0
+    assert command.out == out
+    assert command("generate", run, "-n", "30", "-q", "-v") == 0
+    assert not command.err
+    assert command.out != out
+
+
+def test_a_stop_string_ends_the_text(command: Command, run: Path) -> None:
+    assert command("generate", run, "-n", "2000", "-t", "0", "--stop", "zz", "--stop=e", "--seed", "1") == 0
+    assert "e" not in command.out
+
+
+def test_prompts_come_from_files_and_standard_input(
+    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompt.txt").write_text("hanging on\n")
+    assert command("generate", run, "--prompt-file", tmp_path / "prompt.txt", "-n", "0") == 0
+    assert command.out == "hanging on\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the wall"), encoding="utf-8"))
+    assert command("generate", run, "-", "-n", "0") == 0
+    assert command.out == "the wall\n"
+
+
+def test_an_unknown_character_is_named_and_nothing_is_written(command: Command, run: Path) -> None:
+    assert command("generate", run, "-p", "green %") == 1
+    assert command.err.startswith(
+        "charlm: error: 1 character is not in the vocabulary: '%' (U+0025) at position 6"
+    )
+    assert not command.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-t", "-1"], "temperature must be 0, or from 1e-6 to 1e6, got -1.0"),
+        (["--top-k", "0"], "top_k must be an int, 1 or more"),
+        (["-n", "-1"], "--max-new-tokens must be 0 or more, got -1"),
+        (["--num-samples", "0"], "--num-samples must be 1 or more, got 0"),
+        (["--stop", ""], "stop must be a sequence of non-empty strings"),
+        (["-p", "a", "-"], "-p, --prompt-file and - exclude each other"),
+        (["hello"], "unexpected argument 'hello'; a prompt is given with -p"),
+    ],
+)
+def test_wrong_options_are_a_wrong_command_line(
+    command: Command, run: Path, flags: list[str], message: str
+) -> None:
+    assert command("generate", run, *flags) == 2
+    assert message in command.err
+
+
+def test_what_is_no_model_is_refused(command: Command, tmp_path: Path) -> None:
+    for name, *more in (("generate",), ("eval", "python-docs"), ("info",)):
+        assert command(name, tmp_path, *more) == 1
+        assert command.err.startswith("charlm: error: ")
+        assert command.err.count("\n") == 1
+
+
+def test_words_are_utf8_whatever_the_locale_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _from_argument("é") == "é"
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert _from_argument("é".encode().decode("utf-8", "surrogateescape")) == "é"
+
+
+def test_eval_agrees_with_the_library(command: Command, run: Path, tmp_path: Path) -> None:
+    text = text_file(tmp_path, TEXT[:500])
+    wanted = charlm.load(run).evaluate(TEXT[:500])
+    assert command("eval", run, text, "--json") == 0
+    found = json.loads(command.out)
+    assert found["loss_nats"] == wanted.loss_nats
+    assert (found["n_chars"], found["unit"]) == (499, "character")
+    assert command("eval", run, text) == 0
+    assert f"{wanted.bits_per_char:.4f}" in command.out
+    assert f"perplexity  {wanted.perplexity:.4f}  " in command.out
+    assert "per character" in command.out
+    assert not command.err
+
+
+def test_an_impossible_text_has_no_finite_figures(command: Command, tmp_path: Path) -> None:
+    tokenizer = charlm.CharTokenizer("ab")
+    model = charlm.BigramLM(2).fit(charlm.BlockDataset.from_text("abababab", tokenizer, 1), smoothing=0)
+    charlm.CharLM(model, tokenizer).save(tmp_path / "model")
+    text = text_file(tmp_path, "aa")
+    assert command("eval", tmp_path / "model", text, "--json") == 0
+    assert json.loads(command.out)["loss_nats"] is None
+    assert command("info", tmp_path / "model", "--verify") == 0
+    assert "model: bigram, 4 parameters\n" in command.out
+
+
+def test_info_on_a_run(command: Command, run: Path) -> None:
+    assert command("info", run) == 0
+    assert f"run: {run}\n" in command.out
+    assert "FLOPs per character" in command.out
+    assert "\ntokenizer: character, vocabulary " in command.out
+    assert "\ntraining: 20 of 20 steps, 640 characters, 0:0" in command.out
+    assert "\ncheckpoints: 2\n" in command.out
+    assert command.out.splitlines()[-1].endswith("best, newest")
+    assert command("info", run, "--json", "--verify") == 0
+    found = json.loads(command.out)
+    assert found["kind"] == "run"
+    assert [entry["step"] for entry in found["checkpoints"]] == [10, 20]
+    assert found["training"]["settings"]["batch_size"] == 2
+    assert found["model"]["settings"]["n_embd"] == 16
+
+
+def test_info_on_a_checkpoint_and_on_a_saved_model(command: Command, run: Path, tmp_path: Path) -> None:
+    checkpoint = list_checkpoints(RunDirectory.open(run))[0].path
+    assert command("info", checkpoint, "--verify") == 0
+    assert command.out.startswith("checkpoint: ")
+    assert "training: 10 of 20 steps" in command.out
+    charlm.CharLM(charlm.BigramLM(256), charlm.ByteTokenizer()).save(tmp_path / "model")
+    assert command("info", tmp_path / "model", "--verify") == 0
+    assert command.out.startswith("model: ")
+    assert "tokenizer: byte, vocabulary 256\n" in command.out
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert command("info", tmp_path / "model", "--verify") == 1
+    assert "model.safetensors" in command.err
+
+
+def test_verify_finds_one_changed_bit(command: Command, run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "checkpoints" / "notes").mkdir()
+    first, second = list_checkpoints(RunDirectory.open(copy))
+    weights = bytearray((first.path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (first.path / "model.safetensors").write_bytes(weights)
+    assert command("info", copy) == 0
+    assert command("info", copy, "--verify") == 1
+    assert "has changed since it was saved" in command.err
+    assert "damaged" in command.out.splitlines()[-2]
+    assert command("info", first.path, "--verify") == 1
+    manifest = second.path / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-10])
+    assert command("info", copy) == 0
+    assert "val loss unknown" in command.out.splitlines()[-1]
+    (first.path / "manifest.json").unlink()
+    assert command("info", copy, "--verify") == 1
+    assert command.err.count("charlm: error: ") == 2
+
+
+def test_info_escapes_what_a_vocabulary_holds(command: Command, tmp_path: Path) -> None:
+    charlm.CharLM(charlm.BigramLM(2), charlm.CharTokenizer("\x1ba")).save(tmp_path / "model")
+    assert command("info", tmp_path / "model") == 0
+    assert "\x1b" not in command.out

@@ -1,0 +1,316 @@
+"""The command as a process of its own: signals, pipes, terminals, encodings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from reference.command import ROOT, TINY, Command, environment, start, text_file
+
+import charlm
+from charlm.cli.__main__ import main
+from charlm.cli.output import Console, _discard
+from charlm.cli.progress import wants_bar
+from charlm.cli.signals import Interrupted, Signals
+from charlm.training.checkpoint import list_checkpoints, verify_checkpoint
+from charlm.training.run import RunDirectory
+
+ENDLESS = (*TINY, "--max-steps", "100000000", "--eval-interval", "50")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("process")
+    assert main(["train", str(text_file(folder)), "-o", str(folder / "run"), *TINY, "-q"]) == 0
+    return folder
+
+
+def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
+    """Read the process's standard error up to a text."""
+    assert process.stderr is not None
+    read = b""
+    while text not in read:
+        line = process.stderr.readline()
+        assert line, read
+        read += line
+    return read
+
+
+@contextlib.contextmanager
+def training(folder: Path, name: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a training that would take hours."""
+    process = start("train", str(folder / "text.txt"), "-o", str(folder / name), *ENDLESS, *flags)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_resume_goes_on(
+    folder: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int
+) -> None:
+    out = folder / number.name
+    with training(folder, out.name, "--eval-interval", "2", "--accumulate", "300") as process:
+        wait_for(process, b"step ")
+        time.sleep(0.05)  # for the save: the next step is under way
+        process.send_signal(number)
+        time.sleep(0.03)
+        process.send_signal(number)  # `timeout` sends it twice, which does not count as a second one
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not stdout
+    assert b"Traceback" not in stderr
+    assert b"stopping after this step, and saving; Ctrl-C ends at once\n" in stderr
+    assert stderr.decode().endswith(f"To go on: charlm train --resume -o {out}\n")
+    said = re.search(rb"stopped after step ([\d,]+) of", stderr)
+    assert said is not None
+    newest = list_checkpoints(RunDirectory.open(out))[-1]
+    assert newest.step == int(said[1].replace(b",", b""))
+    command = Command(capsys)
+    assert command("train", "--resume", "-o", out, "--max-steps", str(newest.step + 5)) == 0
+    assert f"steps   {newest.step:,} of {newest.step + 5:,} are done" in command.err
+
+
+def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path) -> None:
+    out = folder / "twice"
+    # A step takes more than a second.
+    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "4000") as process:
+        wait_for(process, b"step ")
+        time.sleep(0.3)  # for the save: the next step is under way
+        process.send_signal(signal.SIGINT)
+        wait_for(process, b"stopping after this step")  # at once, in the middle of the step
+        time.sleep(0.15)
+        second_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert time.monotonic() - second_at < 1
+    assert process.returncode == 130
+    assert b"saved" not in stderr
+    checkpoints = list_checkpoints(RunDirectory.open(out))
+    assert checkpoints
+    assert all(verify_checkpoint(info.path) == info for info in checkpoints)
+    assert charlm.load(out).tokenizer.vocab_size > 9
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_training_ends_the_command_quietly(
+    folder: Path, number: signal.Signals, code: int
+) -> None:
+    process = start("train", "-", "-o", str(folder / "early"), *TINY, stdin=subprocess.PIPE)
+    time.sleep(0.5 + random.random() / 2)  # waits for its text
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not stderr
+    with training(folder, "early") as process:
+        time.sleep(0.5 + random.random())  # loads torch
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in stderr
+    assert b"error" not in stderr
+
+
+def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
+    with start("generate", str(folder / "run"), "-n", "1000000") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert len(process.stdout.read(10)) == 10
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_reader_that_leaves_standard_error_does_not_stop_a_training(folder: Path) -> None:
+    with start("train", str(folder / "text.txt"), "-o", str(folder / "unread"), *TINY) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(timeout=60) == 0
+    assert charlm.load(folder / "unread").tokenizer.vocab_size > 9
+
+
+def test_a_full_disk_is_an_error(folder: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = start("info", str(folder / "run"), stdout=full.fileno())
+        assert process.communicate(timeout=60)[1] == b"charlm: error: No space left on device\n"
+        assert process.returncode == 1
+
+
+def test_everything_can_be_written_in_an_ascii_locale(tmp_path: Path) -> None:
+    text = tmp_path / "größe.txt"
+    text.write_bytes("Größe 😀\n".encode() * 200)
+    env = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    process = start("train", str(text), "-o", str(tmp_path / "läuft"), *TINY, env=env)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, b""), stderr
+    assert stderr.startswith(b"text    ")
+    process = start("generate", str(tmp_path / "läuft"), "-p", "ö😀", "-n", "0", env=env)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (0, rb"\xf6\U0001f600" + b"\n", b"")
+
+
+def on_a_terminal(*args: str, **variables: str) -> tuple[int, str]:
+    """Run the command with standard error on a pseudo-terminal: its exit code and what it wrote."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 90))
+    process = start(*args, env=environment(TERM="xterm", **variables), stderr=slave)
+    os.close(slave)
+    written = b""
+    with contextlib.suppress(OSError):  # EIO once the other end is closed
+        while piece := os.read(master, 65536):
+            written += piece
+    os.close(master)
+    process.communicate(timeout=60)
+    return process.returncode, written.decode()
+
+
+def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:
+    args = ("train", str(folder / "text.txt"), "-o", str(folder / "bar"), *TINY, "--overwrite")
+    code, written = on_a_terminal(*args)
+    assert code == 0
+    assert re.search(
+        r"\r20/20 100% \|#{24}\| \d\d:\d\d<\d\d:\d\d, loss \d\.\d+, val \d\.\d+, \S+ chars/s", written
+    )
+    plain = re.sub(r"\r[^\n]*\r", "", written.replace("\r\n", "\n"))
+    assert len(re.findall(r"^step \d0  train loss", plain, re.MULTILINE)) == 2
+    assert "\x1b[3" not in written  # no colours
+    code, written = on_a_terminal(*args, CI="true")
+    assert code == 0
+    assert "100%" not in written
+    assert len(re.findall(r"^step \d0  train loss", written, re.MULTILINE)) == 2
+
+
+def test_without_tqdm_a_terminal_gets_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr("charlm.cli.progress.wants_bar", lambda: True)
+    command = Command(capsys)
+    assert command.train(folder / "text.txt", "-o", folder / "plain") == 0
+    assert "step 20  train loss" in command.err
+    assert "100%" not in command.err
+
+
+def test_a_bar_is_shown_in_this_process_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charlm.cli.progress.wants_bar", lambda: True)
+    command = Command(capsys)
+    assert command.train(folder / "text.txt", "-o", folder / "inside") == 0
+    assert "20/20 100%" in command.err
+    assert command("train", "--resume", "-o", folder / "inside", "--max-steps", "25") == 0
+    assert "25/25 100%" in command.err
+
+
+def test_a_bar_moves_only_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not wants_bar({})
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert wants_bar({"TERM": "xterm", "CI": "false"})
+    assert not wants_bar({"TERM": "dumb"})
+    assert not wants_bar({"TERM": "xterm", "CI": "true"})
+
+
+def test_handlers_come_back(folder: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["info", str(folder / "run")]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            signals.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_raises_or_stops_and_the_next_ones_do_neither() -> None:
+    with Signals() as signals:
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.exit_code == 143
+        with pytest.raises(Interrupted):  # it came before the training could take it
+            signals.stop_gently(lambda: None, lambda: None)
+    stopped: list[str] = []
+    with Signals() as signals:
+        old = signal.signal(signal.SIGUSR1, lambda *_: None)  # somebody else's
+        os.kill(os.getpid(), signal.SIGUSR1)
+        signals.stop_gently(lambda: stopped.append("stop"), lambda: stopped.append("say"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        signal.signal(signal.SIGUSR1, old)
+    assert sorted(stopped) == ["say", "stop"]
+
+
+def test_an_error_that_a_signal_caused_is_no_error(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except Interrupted:
+            raise ImportError("half a module") from None
+        return ""
+
+    monkeypatch.setattr("charlm.cli.train.load_corpus", interrupted)
+    command = Command(capsys)
+    assert command.train(folder / "text.txt", "-o", folder / "never") == 130
+    assert not command.err
+
+
+def test_the_library_s_warnings_are_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = Command(capsys)
+    assert command.train(folder / "text.txt", "-o", tmp_path / "run", "--keep-last", "2", "-q") == 0
+    best = min(list_checkpoints(RunDirectory.open(tmp_path / "run")), key=lambda info: info.val_loss or 9)
+    (best.path / "model.safetensors").write_bytes(b"")
+    assert command("generate", tmp_path / "run", "-n", "5") == 0
+    assert command.err.startswith("charlm: warning: ")
+    assert command.err.count("\n") == 1
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "charlm.cli", "train", "--help"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "COVERAGE_PROCESS_CONFIG": "",
+                "COVERAGE_PROCESS_START": "",
+            },
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3
+
+
+def test_a_stream_is_discarded_without_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    Console(quiet=True).say("nothing")
+    with Path(os.devnull).open("w", encoding="utf-8") as stream:
+        _discard(stream)
+        stream.write("nowhere")

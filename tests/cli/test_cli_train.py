@@ -1,0 +1,291 @@
+"""`charlm train`, in this process: what it writes, says, refuses and goes on with."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference.command import TEXT, Command, text_file
+
+import charlm
+from charlm.cli.progress import clock, speed
+from charlm.text.tokenizer import ByteTokenizer
+from charlm.training.checkpoint import list_checkpoints
+from charlm.training.run import RunDirectory
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return text_file(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "train.json").read_bytes())
+    return values
+
+
+def test_training_says_what_it_does_on_standard_error_only(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    assert not command.out
+    lines = command.err.splitlines()
+    assert lines[0].startswith(f"text    {text}: {len(TEXT):,} characters, vocabulary ")
+    assert "parameters" in lines[1]
+    assert lines[2].startswith("device  cpu with ")
+    assert lines[2].endswith(", fp32")
+    assert lines[3] == "steps   20; each 2 blocks of 16 characters"
+    assert [line.split("  ")[0] for line in lines[4:6]] == ["step 10", "step 20"]
+    assert all("train loss" in line and "bits/char" in line and "chars/s" in line for line in lines[4:6])
+    assert lines[6].startswith("done    20 steps in 0:0")
+    assert lines[7].startswith("loss    best ")
+    assert lines[8:] == [f"run     {run}", f"next    charlm generate {run}"]
+    assert charlm.load(run).evaluate(TEXT).loss_nats < 4
+
+
+def test_the_same_command_gives_the_same_weights(command: Command, text: Path, tmp_path: Path) -> None:
+    assert command.train(text, "-o", tmp_path / "a") == 0
+    assert command.train(text, "-o", tmp_path / "b", "-q") == 0
+    assert not command.err
+    losses = [charlm.load(tmp_path / name).evaluate(TEXT) for name in "ab"]
+    assert losses[0] == losses[1]
+    assert command.train(text, "-o", tmp_path / "c", "--seed", "7") == 0
+    assert charlm.load(tmp_path / "c").evaluate(TEXT) != losses[0]
+
+
+def test_verbose_shows_logged_steps_and_samples_are_shown(command: Command, text: Path, run: Path) -> None:
+    sampling = ("--sample-interval", "20", "--sample-chars", "30")
+    assert command.train(text, "-o", run, "-v", *sampling) == 0
+    assert [f"step {i}  train loss" in command.err for i in (5, 10, 15, 20, 7)] == [True] * 4 + [False]
+    assert "gradient norm" in command.err
+    assert "sample at step 20:\n  | " in command.err
+    assert not command.out
+
+
+def test_without_validation_the_training_loss_is_shown(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run, "--val-fraction", "0") == 0
+    assert "none for validation" in command.err
+    assert "step 10  train loss" in command.err
+    assert "val loss" not in command.err
+    assert "loss    best" not in command.err
+
+
+def test_standard_input_and_bytes(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO("größer\n".encode() * 99), encoding="utf-8")
+    )
+    assert command.train("-", "-o", run, "--tokenizer", "byte") == 0
+    assert "text    standard input: 693 characters, vocabulary 256; " in command.err
+    assert isinstance(charlm.load(run).tokenizer, ByteTokenizer)
+    assert record_of(run)["sources"] == ["-"]
+    assert command("train", "--resume", "-o", run) == 2
+    assert "the run's text came from standard input; give it again" in command.err
+
+
+def test_a_text_too_short_for_the_block_says_what_to_do(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run, "--block-size", "1000") == 1
+    assert "smaller block_size" in command.err
+    assert not run.exists()
+
+
+def test_a_budget_in_minutes_becomes_steps(command: Command, text: Path, run: Path) -> None:
+    flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16")
+    budget = ("--batch-size", "2", "--device", "cpu", "--minutes", "0.04")
+    assert command("train", text, "-o", run, *flags, *budget) == 0
+    record = record_of(run)
+    steps = record["training"]["max_steps"]
+    assert f"steps   {steps:,}, as many as fit into 0.04 min; each" in command.err
+    assert record["training"]["eval_interval"] == -(-steps // 5)
+    assert record["minutes"] == 0.04
+    assert command.err.count("val loss") <= 5
+
+
+def test_a_budget_counts_the_evaluations_that_were_asked_for(command: Command, text: Path, run: Path) -> None:
+    flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
+    assert command("train", text, "-o", run, *flags, "--minutes", "0.03", "--eval-interval", "50") == 0
+    assert record_of(run)["training"]["eval_interval"] == 50
+
+
+def test_a_budget_that_is_over_at_once_is_refused(command: Command, text: Path, run: Path) -> None:
+    assert command("train", text, "-o", run, "--minutes", "0.001") == 1
+    assert "--minutes 0.001 is over before the training can begin" in command.err
+
+
+def test_a_directory_in_use_is_refused_and_overwritten_only_on_request(
+    command: Command, text: Path, run: Path
+) -> None:
+    assert command.train(text, "-o", run) == 0
+    run_id = RunDirectory.open(run).run_id
+    assert command.train(text, "-o", run) == 1
+    assert "is not empty. Go on with the run there (--resume), delete it first (--overwrite)" in command.err
+    assert RunDirectory.open(run).run_id == run_id
+    (run / ".tmp-12-0123abcd").write_bytes(b"")
+    assert command.train(text, "-o", run, "--overwrite", "--block-size", "8") == 0
+    assert RunDirectory.open(run).run_id != run_id
+    assert record_of(run)["model"]["block_size"] == 8
+    assert len(list_checkpoints(RunDirectory.open(run))) == 1
+    assert {entry.name for entry in run.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "metrics.jsonl",
+        "run.json",
+        "train.json",
+    }
+
+
+def test_overwrite_deletes_nothing_that_is_not_a_run(command: Command, text: Path, run: Path) -> None:
+    run.mkdir()
+    (run / "thesis.txt").write_text("precious")
+    assert command.train(text, "-o", run, "--overwrite") == 1
+    assert "holds no run, so --overwrite deletes nothing" in command.err
+    (run / "thesis.txt").rename(run.parent / "thesis.txt")
+    assert command.train(text, "-o", run, "--overwrite") == 0
+    (run.parent / "thesis.txt").rename(run / "thesis.txt")
+    assert command.train(text, "-o", run, "--overwrite") == 1
+    assert "that are no part of a run ('thesis.txt'), so --overwrite deletes nothing" in command.err
+    assert (run / "thesis.txt").read_text() == "precious"
+    assert charlm.load(run).tokenizer.vocab_size > 9
+
+
+def test_a_mistake_beside_overwrite_costs_nothing(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    assert command.train(text, "-o", run, "--overwrite", "--block-size", "5000") == 1
+    assert charlm.load(run).tokenizer.vocab_size > 9
+
+
+def test_overwrite_leaves_a_run_that_another_process_trains(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    other = RunDirectory.open(run)
+    other.lock()
+    assert command.train(text, "-o", run, "--overwrite") == 1
+    assert "another process is training in" in command.err
+    other.unlock()
+    assert charlm.load(run).tokenizer.vocab_size > 9
+
+
+def test_what_cannot_be_deleted_is_said(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    (run / "train.json").unlink()
+    (run / "train.json").mkdir()  # is deleted like any directory of that name
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(text)  # the link goes, not what it points to
+    assert command.train(text, "-o", run, "--overwrite") == 0
+    assert text.read_text(encoding="utf-8") == TEXT
+
+
+def test_resume_goes_on_to_a_new_end(
+    command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command.train(text, "-o", run) == 0
+    assert command("train", "--resume", "-o", run) == 0
+    assert "steps   all 20 are done; --max-steps N with a larger N goes on" in command.err
+    monkeypatch.setenv("CHARLM_SEED", "3")
+    assert command("train", "--resume", "-o", run, "--max-steps", "30") == 0
+    assert "warning: a resumed run keeps its settings; ignored: CHARLM_SEED" in command.err
+    assert "steps   20 of 30 are done" in command.err
+    assert "step 30  train loss" in command.err
+    record = record_of(run)
+    assert record["training"]["max_steps"] == 30
+    assert len(record["commands"]) == 2
+    moved = text.rename(text.with_name("moved.txt"))
+    assert command("train", "--resume", "-o", run, "--max-steps", "40") == 1
+    assert "text.txt' is neither a file nor a named corpus" in command.err
+    assert command("train", moved, "--resume", "-o", run, "--max-steps", "40") == 0
+    assert record_of(run)["sources"] == [str(moved)]
+    assert command("train", "python-docs", "--resume", "-o", run, "--max-steps", "50") == 1
+    assert "is not the text that the run was trained with" in command.err
+
+
+def test_resume_needs_a_run_of_this_command(command: Command, text: Path, run: Path) -> None:
+    assert command("train", "--resume", "-o", run) == 1
+    assert "it has no run.json" in command.err
+    RunDirectory.create(run)
+    assert command("train", "--resume", "-o", run) == 1
+    assert "has no train.json: `charlm train` did not begin it" in command.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"version": 2}, "must have format 'charlm.train', version 1"),
+        ({"sources": [1]}, "must hold strings in 'sources'"),
+        ({"val_fraction": "0.1"}, "must hold a number in 'val_fraction'"),
+    ],
+)
+def test_a_strange_record_is_refused(
+    command: Command, text: Path, run: Path, content: dict[str, object], message: str
+) -> None:
+    assert command.train(text, "-o", run) == 0
+    (run / "train.json").write_text(json.dumps({**record_of(run), **content}))
+    assert command("train", "--resume", "-o", run) == 1
+    assert message in command.err
+
+
+def test_a_run_of_the_command_can_go_on_in_a_program(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    data = charlm.BlockDataset.from_text(TEXT, charlm.CharTokenizer.from_text(TEXT), 16)
+    train, val = data.split()
+    trainer = charlm.Trainer.resume(run, train, val_data=val, device="cpu", max_steps=25)
+    assert trainer.fit().steps == 25
+
+
+def test_early_ends_are_explained(command: Command, text: Path, run: Path, tmp_path: Path) -> None:
+    assert command.train(text, "-o", run, "--max-seconds", "0.000001") == 0
+    assert "done    1 steps in 0:00, as max_seconds is over" in command.err
+    flags = ("--learning-rate", "0", "--patience", "1", "--eval-interval", "2")
+    assert command.train(text, "-o", tmp_path / "two", *flags) == 0
+    assert "(not the best)" in command.err
+    assert ", as the validation loss no longer falls" in command.err
+
+
+def test_the_command_works_outside_of_the_main_thread(command: Command, text: Path, run: Path) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(command.train(text, "-o", run)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
+    command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr("charlm.models.gpt.GPT.forward", fail)
+    assert command.train(text, "-o", run) == 1
+    assert command.err.splitlines()[-1] == "charlm: error: RuntimeError: out of memory (--debug shows where)"
+    assert "Traceback" not in command.err
+    assert command.train(text, "-o", run, "--overwrite", "--debug") == 1
+    assert "Traceback" in command.err
+
+
+def test_an_error_of_the_system_is_one_line(command: Command, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert command.train(text, "-o", tmp_path / "file" / "run") == 1
+    assert command.err.splitlines()[-1].startswith("charlm: error: ")
+    assert "ot a directory" in command.err
+
+
+def test_figures_are_short() -> None:
+    assert [clock(s) for s in (0.4, 62, 3723)] == ["0:00", "1:02", "1:02:03"]
+    assert [speed(r) for r in (12.34, 999.7, 81_300, 2.5e6, 3e9)] == [
+        "12.3 chars/s",
+        "1k chars/s",
+        "81.3k chars/s",
+        "2.5M chars/s",
+        "3G chars/s",
+    ]
