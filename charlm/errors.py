@@ -113,7 +113,7 @@ class ConfigError(CharLMError, ValueError):
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
 
 
 class TextError(CharLMError, ValueError):
@@ -142,7 +142,7 @@ class UnknownCharacterError(TextError):
         count: int = 0,
     ) -> None:
         super().__init__(message)
-        self.characters = tuple(characters)
+        self.characters: tuple[str, ...] = tuple(characters)
         self.position = position
         self.line = line
         self.column = column

@@ -60,6 +60,9 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         6
     """
 
+    ids: Tensor
+    max_id: int
+
     def __init__(self, ids: Tensor | NDArray[Any], block_size: int, *, name: str = "the text") -> None:
         if type(block_size) is not int or block_size < 1:
             raise InputError(f"block_size must be a positive int, got {shown(block_size)}")

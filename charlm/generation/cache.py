@@ -23,7 +23,7 @@ class LayerCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.length = 0
+        self.length: int = 0
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
@@ -66,8 +66,8 @@ class KVCache:
     """
 
     def __init__(self, n_layer: int, capacity: int) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(n_layer)]
-        self.length = 0
+        self.layers: list[LayerCache] = [LayerCache(capacity) for _ in range(n_layer)]
+        self.length: int = 0
 
     def advance(self, count: int) -> None:
         """Note that the model has read `count` more characters. Models call it once per forward pass."""

@@ -40,7 +40,7 @@ class StopMatcher:
             raise InputError(f"stop must be a sequence of non-empty strings, got {shown(stop)}")
         self._stop = tuple(stop)
         self._held = ""
-        self.stopped = False
+        self.stopped: bool = False
 
     def feed(self, piece: str) -> str:
         """Take the next piece and return what is now sure to belong to the text."""

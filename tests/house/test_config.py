@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charlm.config import Config, Range, shown
-from charlm.errors import ConfigError
+from charlm.config import Config, Range
+from charlm.errors import ConfigError, shown
 
 
 @dataclass(frozen=True, kw_only=True)

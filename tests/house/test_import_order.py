@@ -1,0 +1,101 @@
+"""The wings of the house, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import charlm
+
+PACKAGE = Path(charlm.__file__).parent
+ORDER = [
+    {"errors", "config", "randomness"},
+    {"files"},
+    {"text"},
+    {"backends", "data"},
+    {"generation"},
+    {"models"},
+    {"evaluation"},
+    {"training"},
+    {"lm"},
+    {"plotting", "cli", "testing"},
+]
+LEVEL = {wing: level for level, wings in enumerate(ORDER) for wing in wings}
+NO_TORCH = [
+    "charlm",
+    "charlm.cli",
+    "charlm.cli.__main__",
+    "charlm.config",
+    "charlm.errors",
+    "charlm.files.atomic",
+    "charlm.files.strict_json",
+    "charlm.models.config",
+    "charlm.randomness",
+    "charlm.text.corpus",
+    "charlm.text.tokenizer",
+    "charlm.training.config",
+    "charlm.training.schedules",
+]
+
+
+def wing_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the charlm modules that a file imports at run time, wherever in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for child in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("charlm"):
+            if node.module != "charlm":
+                yield node.module
+            else:  # names of the top itself, such as __version__, belong to no wing
+                yield from (f"charlm.{a.name}" for a in node.names if not a.name.startswith("__"))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("charlm."))
+
+
+def modules() -> list[Path]:
+    # The two files at the top only point at others: __init__ lazily, __main__ to the command line.
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or not p.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_the_house_only(path: Path) -> None:
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports(path):
+        there = wing_of(module)
+        assert there in LEVEL, (
+            f"{path.name} imports {module}, which is no wing; import it from its own module"
+        )
+        allowed = there == here or LEVEL[there] < LEVEL[here] or LEVEL[there] == LEVEL[here] == 0
+        assert allowed, f"{here} must not import {module}"
+
+
+def test_every_folder_of_the_package_is_a_known_wing() -> None:
+    folders = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix in {"", ".py"}}
+    assert folders - {"__pycache__", "__init__", "__main__"} <= LEVEL.keys()
+
+
+def test_the_quiet_modules_import_without_torch() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {NO_TORCH!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
