@@ -120,7 +120,7 @@ class Config:
         Example:
             >>> from charlm import GPTConfig
             >>> GPTConfig.check({"n_layer": 0})
-            ['n_layer must be an int at least 1 and at most 1000, got 0']
+            ['n_layer must be an int at least 1 and at most 256, got 0']
         """
         return [*_unknown_fields(cls, values), *_bad_values(cls, values)]
 

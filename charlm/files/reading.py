@@ -66,7 +66,10 @@ def read_file(path: str | Path, *, max_bytes: int, exact_size: int | None = None
             raise refusal(path, f"must have {exact_size} bytes, got {size}.")
         if size > max_bytes:
             raise refusal(path, f"must have at most {max_bytes} bytes, got {size}.")
-        data, end = bytearray(size), 0
+        try:
+            data, end = bytearray(size), 0
+        except MemoryError as error:
+            raise refusal(path, f"must fit into memory, got {size} bytes.") from error
         # One byte more than is left is asked for, so that a file that grows is noticed.
         while piece := os.read(descriptor, min(_PIECE, size - end + 1)):
             start, end = end, end + len(piece)

@@ -59,7 +59,7 @@ class GPTConfig(ModelConfig):
 
     block_size: Annotated[int, Range(1, 1_048_576)] = 256
     """T, the most characters the model sees at once."""
-    n_layer: Annotated[int, Range(1, 1_000)] = 6
+    n_layer: Annotated[int, Range(1, 256)] = 6
     """Number of blocks, each attention and a feed-forward network."""
     n_head: Annotated[int, Range(1, 1_024)] = 6
     """Attention heads in each block; divides n_embd."""

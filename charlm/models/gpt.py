@@ -31,24 +31,20 @@ class Transformer(nn.Module):
         config: settings of the model.
     """
 
+    head_size: int
     wte: nn.Embedding
     wpe: nn.Embedding | None
-    cos: Tensor
-    sin: Tensor
     drop: nn.Dropout
     h: nn.ModuleList
     ln_f: nn.Module
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.head_size = config.head_size
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = None
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        else:
-            cos, sin = rotary_tables(config.block_size, config.head_size)  # (block_size, D / 2)
-            self.register_buffer("cos", cos.float(), persistent=False)  # MPS has no float64
-            self.register_buffer("sin", sin.float(), persistent=False)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
@@ -62,7 +58,7 @@ class Transformer(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe.weight[start : start + T]
         else:
-            rotary = (self.cos[start : start + T], self.sin[start : start + T])  # (T, D / 2) each
+            rotary = rotary_tables(start, T, self.head_size, idx.device)  # (T, D / 2) each
         x = self.drop(x)
         for i, block in enumerate(self.h):
             x = block(x, rotary, None if cache is None else cache.layers[i])

@@ -39,13 +39,16 @@ def make_norm(config: GPTConfig) -> nn.Module:
     return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=False)
 
 
-def rotary_tables(length: int, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of each position's angles, (length, D / 2) float64 each.
+def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of the angles of positions start ... start + T - 1, (T, D / 2) each.
 
-    Pair i of a head turns by `position * base ** (-2 i / D)`: RoFormer, arXiv:2104.09864.
+    Pair i of a head turns by `position / 10000 ** (2 i / D)`: RoFormer, arXiv:2104.09864. Made anew in each
+    pass, which costs next to nothing, so that a long window takes no memory before it is used.
     """
-    steps = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)  # (D / 2,)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * steps  # (length, D / 2)
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    speeds = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=dtype, device=device) / head_size)  # (D / 2,)
+    positions = torch.arange(start, start + T, dtype=dtype, device=device)  # (T,)
+    angles = positions[:, None] * speeds  # (T, D / 2)
     return angles.cos(), angles.sin()
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "part_metadata",
     "prune_checkpoints",
     "read_checkpoint",
+    "remove_leftovers",
     "save_checkpoint",
     "scan_checkpoints",
     "verify_checkpoint",
@@ -53,6 +54,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
+_LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]{8}|\.trash-[0-9a-f]{8}")
 _FILES = {"config.json", "tokenizer.json", "model.safetensors", TRAIN_FILE, STATE_FILE}
 
 
@@ -247,6 +249,17 @@ def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_b
     for info in checkpoints:
         if info.step <= step and info.path not in kept:
             remove_directory(info.path, run.checkpoints / f".trash-{info.save_id}")
+
+
+def remove_leftovers(run: RunDirectory) -> None:
+    """Delete what killed saves and unfinished deletions left behind. Only while the run is locked.
+
+    Raises:
+        OSError: one could not be deleted.
+    """
+    for path in run.checkpoints.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            remove_directory(path, path)
 
 
 def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:

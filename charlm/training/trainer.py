@@ -1,16 +1,16 @@
 """`Trainer`: the loop, to read from top to bottom.
 
-`fit` is a for-loop over `steps`, `steps` is a loop over `_train_step` and `_after_step`. What is random
-has an address (see `charlm.randomness`), so nothing here depends on what ran before: a resumed run, a run
-with other intervals and a run with noisy callbacks train alike, bit for bit. The trainer prints nothing.
+`fit` is a for-loop over `steps`; a step is arithmetic (step.py), and then whatever is due: evaluation, a
+sample, a checkpoint (`_after_step`). What goes to disk, writer.py writes. What is random has an address (see
+`charlm.randomness`), so nothing here depends on what ran before: a resumed run, a run with other intervals
+and a run with noisy callbacks train alike, bit for bit. The trainer prints nothing.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,36 +19,28 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from charlm.backends.base import DeviceBackend
+from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import (
-    CheckpointWriteError,
-    DataError,
-    InputError,
-    NonFiniteError,
-    TrainingInterrupted,
-    shown,
-)
+from charlm.errors import DataError, InputError, TrainingInterrupted
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
 from charlm.models.saving import unique_tensors
 from charlm.randomness import derive_seed
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import Tokenizer
-from charlm.training import state
 from charlm.training.callbacks import Callback
-from charlm.training.checkpoint import new_save_id, part_metadata, prune_checkpoints, save_checkpoint
+from charlm.training.checks import check_arguments
 from charlm.training.config import TrainerConfig
-from charlm.training.metrics import MetricsLog, eval_values
-from charlm.training.optimizers import OptimizerFactory, build_optimizers
+from charlm.training.metrics import eval_values
+from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import Evaluation, SampleRecord, StepRecord, StopReason, TrainResult
+from charlm.training.resume import resume
 from charlm.training.run import RunDirectory
-from charlm.training.schedules import learning_rate_at
+from charlm.training.step import Stepper
+from charlm.training.writer import RunWriter
 
 __all__ = ["Trainer"]
-
-_MOST_FAILED_SAVES = 3
 
 
 class Trainer:
@@ -99,11 +91,16 @@ class Trainer:
     out_dir: Path | None
     backend: DeviceBackend
     callbacks: tuple[Callback, ...]
+    precision: Precision
     optimizers: list[Optimizer]
     scaler: GradScaler | None
     step: int
     chars_seen: int
     seconds: float
+    best: Evaluation | None
+    last: Evaluation | None
+    history: list[Evaluation]
+    checkpoint: Path | None
 
     def __init__(
         self,
@@ -119,10 +116,14 @@ class Trainer:
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         self.config = TrainerConfig() if config is None else config
-        _check_arguments(model, train_data, val_data, tokenizer, self.config)
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise InputError(f"callbacks must be Callback objects, got {shown(callback)}")
+        check_arguments(
+            model,
+            self.config,
+            train_data=train_data,
+            val_data=val_data,
+            tokenizer=tokenizer,
+            callbacks=callbacks,
+        )
         self.out_dir = None if out_dir is None else Path(out_dir)
         if self.out_dir is not None:
             RunDirectory.refuse_if_taken(self.out_dir)
@@ -131,35 +132,32 @@ class Trainer:
         self.model = self.backend.prepare(model, compile=self.config.compile)
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
         self.callbacks = tuple(callbacks)
-        self.scaler = self.backend.scaler(self.precision)
-        self.optimizers = (
-            build_optimizers(model, self.config, self.backend)
-            if optimizer is None
-            else [_made_by(optimizer, model)]
+        self._stepper = Stepper(
+            model,
+            train_data,
+            self.config,
+            backend=self.backend,
+            precision=self.precision,
+            optimizer=optimizer,
         )
-        moved = {id(p) for made in self.optimizers for group in made.param_groups for p in group["params"]}
-        self._parameters = [p for p in model.parameters() if id(p) in moved]
-        self._generator = torch.Generator()  # re-seeded for each batch
+        self.optimizers, self.scaler = self._stepper.optimizers, self._stepper.scaler
 
         self.step = 0
-        self.best: Evaluation | None = None
-        self.last: Evaluation | None = None
-        self.history: list[Evaluation] = []
+        self.best = self.last = None
+        self.history = []
         self.chars_seen = 0
         self.seconds = 0.0
-        self.checkpoint: Path | None = None
+        self.checkpoint = None
         self._evaluations_since_best = 0
-        self._best_weights: dict[str, torch.Tensor] = {}
-        self._run: RunDirectory | None = None
-        self._log: MetricsLog | None = None
-        self._saved_step: int | None = None  # of the last checkpoint
-        self._failed_saves = 0
-        self._holds_best = False  # the model has the best weights, `_best_weights` those of the last step
+        # The best weights; or those of the last step, while the model holds the best.
+        self._other_weights: dict[str, torch.Tensor] = {}
+        self._holds_best = False
+        self._writer = None if self.out_dir is None else RunWriter(self.out_dir)
         self._reason: StopReason | None = None
         self._interrupted = False
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
-        self._logged_at = (0, 0.0)  # step and seconds of the last logged step
+        self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
 
     @classmethod
     def resume(
@@ -195,7 +193,7 @@ class Trainer:
             CheckpointError: there is no run, or no whole checkpoint in it.
             CheckpointMismatchError: the data, the tokenizer or the model differ.
         """
-        return state.resume(
+        return resume(
             cls,
             Path(out_dir),
             train_data,
@@ -233,7 +231,8 @@ class Trainer:
         try:
             self._begin()
             while self._reason is None:
-                record = self._train_step()
+                record = self._stepper.take(self.step)
+                self.step, self.chars_seen = record.step, self.chars_seen + record.chars
                 self._after_step(record)
                 yield record
                 self._counted_at = time.perf_counter()  # the caller's own time is not the run's
@@ -265,33 +264,11 @@ class Trainer:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
             InputError: the trainer has no `out_dir`.
         """
-        if self.out_dir is None:
+        if self._writer is None:
             raise InputError("out_dir must be given to save: Trainer(..., out_dir='runs/one')")
         if self._holds_best and self.checkpoint is not None:
             return self.checkpoint  # the last step is saved, and the model holds other weights now
-        run = self._run or self._open_run()
-        self._to_log(MetricsLog.flush)
-        at_this_step = self.last if self.last is not None and self.last.step == self.step else None
-        save_id = new_save_id()
-        self.checkpoint = save_checkpoint(
-            run,
-            self.step,
-            state.files(self, part_metadata(run, self.step, save_id)),
-            state.values(self),
-            val_loss=state.finite_loss(at_this_step),
-            save_id=save_id,
-        )
-        self._saved_step = self.step
-        try:
-            prune_checkpoints(
-                run, self.checkpoint, keep_last=self.config.keep_last, keep_best=self.config.keep_best
-            )
-        except OSError as error:
-            warnings.warn(
-                f"cannot delete an old checkpoint: {error}. The new one is safe.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self.checkpoint = self._writer.save(self)
         for callback in self.callbacks:
             callback.on_save(self, self.checkpoint)
         return self.checkpoint
@@ -322,98 +299,19 @@ class Trainer:
         )
 
     def _begin(self) -> None:
-        if self.out_dir is not None:
-            self._run = self._open_run()
-            self._run.lock()
-            self._log = MetricsLog(self._run.metrics, step=self.step)
+        if self._writer is not None:
+            self._writer.begin(self.step)
         if self._holds_best:
             self._exchange_weights()
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
         self._reason = "max_steps" if self.step >= self.config.max_steps else None
         self._began_at = self._counted_at = time.perf_counter()
-        self._logged_at = (self.step, self.seconds)
+        self._logged_at = (self.chars_seen, self.seconds)
         for callback in self.callbacks:
             callback.on_train_start(self)
         if self.step > 0 and self.step % self.config.eval_interval == 0:
             self._catch_up()  # an interrupted run saves before the evaluation of its last step
-
-    def _open_run(self) -> RunDirectory:
-        if self._run is None and self.out_dir is not None:
-            self._run = RunDirectory.create(self.out_dir)
-        return self._run  # type: ignore[return-value]  # both callers have an out_dir
-
-    def _train_step(self) -> StepRecord:
-        """Forward, backward, update: one step of gradient descent."""
-        config, step = self.config, self.step
-        began = time.perf_counter()
-        loss = torch.zeros((), device=self.backend.device)
-        for micro in range(config.accumulate):
-            self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
-            batch = self.train_data.sample_batch(config.batch_size, generator=self._generator)
-            x, y = self.backend.to_device(*batch)  # (B, T)
-            with self.backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
-                with self.backend.autocast(self.precision):
-                    _, part = self.model(x, y)
-                part = part / config.accumulate  # micro-batches have equally many characters
-                (part if self.scaler is None else self.scaler.scale(part)).backward()
-            loss += part.detach()
-
-        learning_rate = learning_rate_at(step, config)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-            if self.scaler is not None:
-                self.scaler.unscale_(optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._refuse_non_finite(loss, norm, learning_rate)
-        if config.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
-        for optimizer in self.optimizers:
-            if self.scaler is None:
-                optimizer.step()
-            else:
-                self.scaler.step(optimizer)
-        self.model.zero_grad(set_to_none=True)
-        if self.scaler is not None:
-            self.scaler.update()
-
-        self.step += 1
-        chars = config.accumulate * config.batch_size * self.train_data.block_size
-        self.chars_seen += chars
-        return StepRecord(
-            step=self.step,
-            learning_rate=learning_rate,
-            chars=chars,
-            seconds=time.perf_counter() - began,
-            _loss=loss,
-            _grad_norm=norm,
-        )
-
-    def _refuse_non_finite(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        """Raise before the update if the loss or a gradient is not finite; weights and moments stay."""
-        # fp16 gradients overflow now and then; the scaler skips such a step and lowers its scale.
-        watched = loss if self.scaler is not None else loss + norm
-        if bool(torch.isfinite(watched)):
-            return
-        bad = next(
-            (
-                name
-                for name, p in self.model.named_parameters()
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-            ),
-            None,
-        )
-        self.model.zero_grad(set_to_none=True)
-        raise NonFiniteError(
-            f"step {self.step}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
-            f"rate {learning_rate:g}; batch seed {self.config.seed}, "
-            + (f"first bad gradient: {bad}. " if bad else "all gradients are finite. ")
-            + "The weights are those before this step. Lower the learning rate, or set grad_clip.",
-            step=self.step,
-            parameter=bad,
-        )
 
     def _after_step(self, record: StepRecord) -> None:
         """Log, tell the callbacks, evaluate, sample and save: whatever is due after a step."""
@@ -453,33 +351,24 @@ class Trainer:
         self.seconds += now - self._counted_at
         self._counted_at = now
 
+    def _log(self, kind: str, values: Mapping[str, object]) -> None:
+        if self._writer is not None:
+            self._writer.log(kind, self.step, {**values, "seconds": self.seconds})
+
     def _log_step(self, record: StepRecord) -> None:
-        if self._log is None:
-            return
-        steps, seconds = self.step - self._logged_at[0], self.seconds - self._logged_at[1]
-        self._logged_at = (self.step, self.seconds)
-        self._write_log(
+        if self._writer is None:
+            return  # and the device is not asked
+        chars, seconds = self.chars_seen - self._logged_at[0], self.seconds - self._logged_at[1]
+        self._logged_at = (self.chars_seen, self.seconds)
+        self._log(
             "step",
             {
                 "loss": record.loss,
                 "learning_rate": record.learning_rate,
                 "grad_norm": record.grad_norm,
-                "chars_per_second": steps * record.chars / max(seconds, 1e-9),
-                "seconds": self.seconds,
+                "chars_per_second": chars / max(seconds, 1e-9),
             },
         )
-
-    def _write_log(self, kind: str, values: Mapping[str, object]) -> None:
-        self._to_log(lambda log: log.write(kind, self.step, values))
-
-    def _to_log(self, action: Callable[[MetricsLog], None]) -> None:
-        """Write to the log or flush it; training does not end for it, a full disk stops the saves anyway."""
-        if self._log is None:
-            return
-        try:
-            action(self._log)
-        except OSError as error:
-            warnings.warn(f"cannot write metrics.jsonl: {error}", RuntimeWarning, stacklevel=2)
 
     def _evaluate(self) -> None:
         began = time.perf_counter()
@@ -491,13 +380,13 @@ class Trainer:
         if is_best:
             self.best, self._evaluations_since_best = self.last, 0
             if self.config.restore_best:
-                self._best_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
+                self._other_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
         else:
             self._evaluations_since_best += 1
             if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
                 self._reason = self._reason or "patience"
         self._count_seconds()
-        self._write_log("eval", {**eval_values(result), "seconds": self.seconds})
+        self._log("eval", eval_values(result))
         for callback in self.callbacks:
             callback.on_evaluate(self, self.last)
 
@@ -512,36 +401,29 @@ class Trainer:
             overflow="restart",
         )
         sample = SampleRecord(self.step, self.tokenizer.decode(ids[0, prompt.size(1) :]))
-        self._write_log("sample", {"text": sample.text})
+        self._log("sample", {"text": sample.text})
         for callback in self.callbacks:
             callback.on_sample(self, sample)
 
     def _save_if_possible(self) -> None:
-        """Save; a failure is a warning until it happens too often in a row, or nothing follows it."""
-        if self.out_dir is None:
-            return
-        try:
-            self.save()
-            self._failed_saves = 0
-        except CheckpointWriteError as error:
-            self._failed_saves += 1
-            if self._failed_saves >= _MOST_FAILED_SAVES or self._reason is not None or self._interrupted:
-                raise
-            warnings.warn(f"{error} Training goes on.", RuntimeWarning, stacklevel=2)
+        if self._writer is not None:
+            ending = self._reason is not None or self._interrupted
+            with self._writer.may_fail(must_succeed=ending):
+                self.save()
 
     def _catch_up(self) -> None:
         """Evaluate and save the last step where that was not done, as after a stop between two steps."""
         missing = self.val_data is not None and (self.last is None or self.last.step != self.step)
         if missing:
             self._evaluate()
-        if missing or self._saved_step != self.step:
+        if missing or (self._writer is not None and self._writer.saved_step != self.step):
             self._save_if_possible()
         self._count_seconds()
 
     def _finish(self) -> None:
         """Put the best weights back, and tell the callbacks that the run has ended by itself."""
         self._catch_up()
-        if self._best_weights and self.best is not None and self.best.step != self.step:
+        if self._other_weights and self.best is not None and self.best.step != self.step:
             self._exchange_weights()
         for callback in self.callbacks:
             callback.on_train_end(self, self.result())
@@ -551,61 +433,11 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in unique_tensors(self.model).items():
                 held = tensor.detach().clone()
-                tensor.copy_(self._best_weights[name])
-                self._best_weights[name] = held
+                tensor.copy_(self._other_weights[name])
+                self._other_weights[name] = held
         self._holds_best = not self._holds_best
 
     def _end(self) -> None:
-        """Close the log and give the lock back."""
         self._interrupted = False
-        log, self._log = self._log, None
-        try:
-            if log is not None:
-                log.close()
-        finally:
-            if self._run is not None:
-                self._run.unlock()
-
-
-def _made_by(factory: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer:
-    made = factory(model.named_parameters())
-    if not isinstance(made, torch.optim.Optimizer):
-        raise InputError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
-    return made
-
-
-def _check_arguments(
-    model: nn.Module,
-    train_data: BlockDataset,
-    val_data: BlockDataset | None,
-    tokenizer: Tokenizer | None,
-    config: TrainerConfig,
-) -> None:
-    for name, data in (("train_data", train_data), ("val_data", val_data)):
-        if data is None and name == "val_data":
-            continue
-        if not isinstance(data, BlockDataset):
-            raise InputError(f"{name} must be a BlockDataset, got {type(data).__name__}")
-        if isinstance(model, LanguageModel):
-            if data.max_id >= model.vocab_size:
-                raise DataError(
-                    f"{name} holds the id {data.max_id}, but the model's vocab_size is {model.vocab_size}"
-                )
-            if model.block_size is not None and data.block_size > model.block_size:
-                raise DataError(
-                    f"{name} has blocks of {data.block_size}, but the model sees only {model.block_size}"
-                )
-    if not isinstance(config, TrainerConfig):
-        raise InputError(f"config must be a TrainerConfig, got {type(config).__name__}")
-    if (
-        tokenizer is not None
-        and isinstance(model, LanguageModel)
-        and tokenizer.vocab_size != model.vocab_size
-    ):
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, but the model's vocab_size is {model.vocab_size}"
-        )
-    if config.sample_interval is not None and (tokenizer is None or not isinstance(model, LanguageModel)):
-        raise InputError(
-            "sample_interval needs a LanguageModel and its tokenizer: Trainer(..., tokenizer=tokenizer)"
-        )
+        if self._writer is not None:
+            self._writer.end()

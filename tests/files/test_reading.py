@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from charlm.errors import FileFormatError
+from charlm.files import reading
 from charlm.files.reading import read_file
 
 
@@ -111,3 +112,13 @@ def test_an_error_while_reading_goes_up_and_the_file_is_closed(
         read_file(tmp_path / "f", max_bytes=1)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptors[0])
+
+
+def test_a_file_beyond_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(size: int) -> bytearray:
+        raise MemoryError
+
+    (tmp_path / "f").write_bytes(b"1234")
+    monkeypatch.setattr(reading, "bytearray", no_memory, raising=False)
+    with pytest.raises(FileFormatError, match=r"must fit into memory, got 4 bytes\."):
+        read_file(tmp_path / "f", max_bytes=4)

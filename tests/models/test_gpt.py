@@ -118,7 +118,7 @@ def test_dropout_acts_in_training_and_is_off_in_evaluation() -> None:
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
-    cos, sin = rotary_tables(40, 8)
+    cos, sin = rotary_tables(0, 40, 8, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=generator, dtype=torch.float64)
 
@@ -131,9 +131,9 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 def test_rotary_tables_hold_for_long_windows() -> None:
-    cos, sin = rotary_tables(100_000, 4)
-    assert cos[99_999, 0].item() == pytest.approx(math.cos(99_999), abs=1e-9)
-    assert sin[99_999, 1].item() == pytest.approx(math.sin(99_999 / 100), abs=1e-9)
+    cos, sin = rotary_tables(99_990, 10, 4, torch.device("cpu"))
+    assert cos[9, 0].item() == pytest.approx(math.cos(99_999), abs=1e-9)
+    assert sin[9, 1].item() == pytest.approx(math.sin(99_999 / 100), abs=1e-9)
 
 
 def test_a_model_holds_no_float64_so_that_every_device_can_take_it() -> None:

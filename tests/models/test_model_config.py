@@ -89,8 +89,8 @@ def test_every_right_value_of_the_table_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("n_layer", 0, "n_layer must be an int at least 1 and at most 1000, got 0"),
-        ("n_layer", "4", "n_layer must be an int at least 1 and at most 1000, got '4'"),
+        ("n_layer", 0, "n_layer must be an int at least 1 and at most 256, got 0"),
+        ("n_layer", "4", "n_layer must be an int at least 1 and at most 256, got '4'"),
         ("dropout", 1.0, "dropout must be a finite number at least 0 and below 1, got 1.0"),
         ("mlp_width", 0, "mlp_width must be an int at least 1 and at most 1048576, or None, got 0"),
         ("bias", 1, "bias must be True or False, got 1"),
@@ -196,7 +196,7 @@ def test_the_constructor_points_to_from_config(config: Any) -> None:
 
 
 def test_from_config_reports_bad_overrides() -> None:
-    with pytest.raises(ConfigError, match="n_layer must be an int at least 1 and at most 1000, got -1"):
+    with pytest.raises(ConfigError, match="n_layer must be an int at least 1 and at most 256, got -1"):
         GPT.from_config("lecture", vocab_size=65, n_layer=-1)
 
 

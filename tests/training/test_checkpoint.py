@@ -401,3 +401,17 @@ def test_a_run_json_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").mkdir()
     with pytest.raises(FileFormatError, match="must be a regular file"):
         RunDirectory.open(tmp_path)
+
+
+def test_what_killed_saves_left_is_removed_when_training_begins(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    Trainer(BigramLM(V), train, quick_config(max_steps=2), device="cpu", out_dir=tmp_path).fit()
+    folder = tmp_path / "checkpoints"
+    leftovers = [folder / ".tmp-4711-0123abcd", folder / ".trash-0123abcd"]
+    foreign = [folder / name for name in (".tmp-4711-notes", ".trash-", "tmp-1-0123abcd", ".tmp-1-0123ABCD")]
+    for directory in [*leftovers, *foreign]:
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(b"half")
+    Trainer.resume(tmp_path, train, device="cpu", max_steps=3).fit()
+    assert not any(directory.exists() for directory in leftovers)
+    assert all((directory / "model.safetensors").exists() for directory in foreign)

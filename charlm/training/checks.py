@@ -1,0 +1,59 @@
+"""What a `Trainer` refuses before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from charlm.data.blocks import BlockDataset
+from charlm.errors import DataError, InputError, shown
+from charlm.models.base import LanguageModel
+from charlm.text.tokenizer import Tokenizer
+from charlm.training.callbacks import Callback
+from charlm.training.config import TrainerConfig
+
+__all__ = ["check_arguments"]
+
+
+def check_arguments(
+    model: nn.Module,
+    config: TrainerConfig,
+    *,
+    train_data: BlockDataset,
+    val_data: BlockDataset | None,
+    tokenizer: Tokenizer | None,
+    callbacks: Sequence[Callback],
+) -> None:
+    """Raise DataError or InputError unless these can be trained together."""
+    for name, data in (("train_data", train_data), ("val_data", val_data)):
+        if data is None and name == "val_data":
+            continue
+        if not isinstance(data, BlockDataset):
+            raise InputError(f"{name} must be a BlockDataset, got {type(data).__name__}")
+        if isinstance(model, LanguageModel):
+            if data.max_id >= model.vocab_size:
+                raise DataError(
+                    f"{name} holds the id {data.max_id}, but the model's vocab_size is {model.vocab_size}"
+                )
+            if model.block_size is not None and data.block_size > model.block_size:
+                raise DataError(
+                    f"{name} has blocks of {data.block_size}, but the model sees only {model.block_size}"
+                )
+    if not isinstance(config, TrainerConfig):
+        raise InputError(f"config must be a TrainerConfig, got {type(config).__name__}")
+    if (
+        tokenizer is not None
+        and isinstance(model, LanguageModel)
+        and tokenizer.vocab_size != model.vocab_size
+    ):
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model's vocab_size is {model.vocab_size}"
+        )
+    if config.sample_interval is not None and (tokenizer is None or not isinstance(model, LanguageModel)):
+        raise InputError(
+            "sample_interval needs a LanguageModel and its tokenizer: Trainer(..., tokenizer=tokenizer)"
+        )
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise InputError(f"callbacks must be Callback objects, got {shown(callback)}")

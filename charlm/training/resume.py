@@ -1,0 +1,252 @@
+"""From a run's newest whole checkpoint to a trainer that goes on.
+
+All of a checkpoint is read and checked before the first live object changes: a resume succeeds whole, or
+leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from charlm.backends.base import DeviceBackend
+from charlm.data.blocks import BlockDataset
+from charlm.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointMismatchError,
+    FileFormatError,
+    quoted,
+)
+from charlm.files import safetensors
+from charlm.files.strict_json import take
+from charlm.models.base import LanguageModel
+from charlm.models.saving import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    build_model,
+    build_tokenizer,
+    check_tensors,
+    unique_tensors,
+)
+from charlm.text.tokenizer import Tokenizer
+from charlm.training.callbacks import Callback
+from charlm.training.checkpoint import (
+    STATE_FILE,
+    TRAIN_FILE,
+    Checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    scan_checkpoints,
+)
+from charlm.training.config import TrainerConfig
+from charlm.training.optimizers import OptimizerFactory
+from charlm.training.records import Evaluation
+from charlm.training.run import RunDirectory
+from charlm.training.state import (
+    environment,
+    fingerprint,
+    optimizer_names,
+    optimizer_state,
+    read_evaluation,
+    restore_generators,
+)
+from charlm.training.writer import RunWriter
+
+if TYPE_CHECKING:
+    from charlm.training.trainer import Trainer
+
+__all__ = ["newest_whole_checkpoint", "resume"]
+
+TrainerT = TypeVar("TrainerT", bound="Trainer")
+
+
+def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
+    """Read the newest checkpoint that verifies; a damaged newer one is warned about.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    whole, damaged = scan_checkpoints(run)
+    problems = []
+    for path in sorted([*(info.path for info in whole), *damaged], reverse=True):  # names sort by step
+        if path in damaged:
+            problems.append(damaged[path])
+            continue
+        try:
+            checkpoint = read_checkpoint(path, run.run_id)
+        except OSError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(
+                f"{problem}; going on from step {checkpoint.info.step}", RuntimeWarning, stacklevel=4
+            )
+        return checkpoint
+    found = "; ".join(problems) or "none was saved"
+    raise CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
+
+
+def resume(
+    cls: type[TrainerT],
+    out_dir: Path,
+    train_data: BlockDataset,
+    *,
+    model: nn.Module | None,
+    val_data: BlockDataset | None,
+    optimizer: OptimizerFactory | None,
+    callbacks: Sequence[Callback],
+    device: str | DeviceBackend,
+    max_steps: int | None,
+) -> TrainerT:
+    """Build the trainer that goes on from the newest whole checkpoint; see `Trainer.resume`."""
+    run = RunDirectory.open(out_dir)
+    checkpoint = newest_whole_checkpoint(run)
+    path, state = checkpoint.info.path, checkpoint.state
+    where = str(path / STATE_FILE)
+    config = TrainerConfig.from_dict(take(state, "config", dict, path=where))
+    if max_steps is not None:
+        config = config.replace(max_steps=max_steps)
+    _check_data(state, train_data, val_data, where)
+    tokenizer: Tokenizer | None = None
+    if TOKENIZER_FILE in checkpoint.files:
+        tokenizer = build_tokenizer(checkpoint.files, path)
+    saved: LanguageModel | None = None
+    if CONFIG_FILE in checkpoint.files:
+        saved = build_model(checkpoint.files, path, LanguageModel)
+    if model is None:
+        if saved is None:
+            raise CheckpointError(f"{quoted(str(path))} does not say how to build its model; pass model=")
+        model = saved
+    elif isinstance(model, LanguageModel) and saved is not None and model.config != saved.config:
+        raise CheckpointMismatchError(
+            f"{quoted(str(path))} holds {saved!r}, which is not the model given: {model!r}"
+        )
+    weights = _weights(checkpoint, model)
+
+    trainer = cls(
+        model,
+        train_data,
+        config,
+        val_data=val_data,
+        tokenizer=tokenizer,
+        device=device,
+        callbacks=callbacks,
+        optimizer=optimizer,
+    )
+    names = optimizer_names(trainer)
+    if take(state, "optimizers", list, path=where) != names:
+        raise CheckpointMismatchError(
+            f"the run was trained with {state['optimizers']}, got {names}; pass the same optimizer="
+        )
+    tensors, _ = safetensors.loads(checkpoint.files[TRAIN_FILE], path=str(path / TRAIN_FILE))
+    moments = optimizer_state(tensors, trainer, str(path / TRAIN_FILE), own=optimizer is not None)
+    best = read_evaluation(state, "best", where)
+    last = read_evaluation(state, "last", where)
+    states = take(state, "callbacks", list, path=where)
+    if len(states) != len(trainer.callbacks) and any(states):  # those that remember nothing may stay away
+        raise CheckpointMismatchError(
+            f"the run was saved with {len(states)} callbacks, got {len(trainer.callbacks)}; pass the same"
+        )
+    best_weights = _best_weights(run, checkpoint, best, model) if config.restore_best else {}
+    chars_seen = take(state, "chars_seen", int, path=where)
+    seconds = take(state, "seconds", float, path=where)
+    evaluations_since_best = take(state, "evaluations_since_best", int, path=where)
+    scaler_state = None if state.get("scaler") is None else take(state, "scaler", dict, path=where)
+    generators = take(state, "rng", dict, path=where)
+
+    # All is read and checked: from here on live objects change.
+    with torch.no_grad():
+        for name, tensor in unique_tensors(model).items():
+            tensor.copy_(weights[name])
+    for parameter, own_optimizer, own_state in moments:
+        own_optimizer.state[parameter] = own_state
+    if trainer.scaler is not None and scaler_state is not None:
+        trainer.scaler.load_state_dict(scaler_state)
+    if len(states) == len(trainer.callbacks):
+        for callback, callback_state in zip(trainer.callbacks, states, strict=True):
+            callback.load_state(callback_state)
+    trainer.out_dir = out_dir
+    trainer.step = checkpoint.info.step
+    trainer.chars_seen = chars_seen
+    trainer.seconds = seconds
+    trainer.best, trainer.last = best, last
+    trainer.checkpoint = path
+    trainer._writer = RunWriter(out_dir, run, saved_step=trainer.step)
+    trainer._evaluations_since_best = evaluations_since_best
+    trainer._other_weights = best_weights
+    _warn_if_elsewhere(state, trainer.backend)
+    restore_generators(generators, tensors, where)
+    return trainer
+
+
+def _weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
+    path = str(checkpoint.info.path / WEIGHTS_FILE)
+    data = checkpoint.files[WEIGHTS_FILE]
+    try:
+        check_tensors(safetensors.parse_header(data, path=path), unique_tensors(model), path)
+    except FileFormatError as error:
+        raise CheckpointMismatchError(f"the model given is not the one that was saved: {error}") from error
+    return safetensors.loads(data, path=path)[0]
+
+
+def _best_weights(
+    run: RunDirectory, current: Checkpoint, best: Evaluation | None, model: nn.Module
+) -> dict[str, Tensor]:
+    """Return the weights of the best evaluation so far, from the checkpoint that was kept for it."""
+    if best is None:
+        return {}
+    kept = current if best.step == current.info.step else None
+    for info in list_checkpoints(run):
+        if kept is None and info.step == best.step:
+            with contextlib.suppress(CheckpointCorruptError):
+                kept = read_checkpoint(info.path, run.run_id)
+    if kept is None:
+        warnings.warn(
+            f"the weights of the best evaluation, at step {best.step}, are not on disk; they cannot be "
+            "restored at the end (keep_best is 0, or that checkpoint is damaged)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return {}
+    device = next(model.parameters()).device
+    return {name: tensor.clone().to(device) for name, tensor in _weights(kept, model).items()}
+
+
+def _check_data(
+    state: Mapping[str, object], train_data: BlockDataset, val_data: BlockDataset | None, path: str
+) -> None:
+    saved = take(state, "data", dict, path=path)
+    for name, data in (("train", train_data), ("val", val_data)):
+        now = None if data is None else fingerprint(data)
+        if saved.get(name) != now:
+            raise CheckpointMismatchError(
+                f"{name}_data is not the text that the run was trained with; pass the same corpus, encoded "
+                "with the same tokenizer and split at the same place"
+            )
+    sizes = take(state, "block_size", dict, path=path)
+    for name, data in (("train", train_data), ("val", val_data)):
+        if data is not None and sizes.get(name) != data.block_size:
+            raise CheckpointMismatchError(
+                f"{name}_data has blocks of {data.block_size}, the run was trained with {sizes.get(name)}"
+            )
+
+
+def _warn_if_elsewhere(state: Mapping[str, object], backend: DeviceBackend) -> None:
+    then = cast("dict[str, object]", state.get("environment") or {})
+    changed = [
+        f"{name} was {quoted(str(then.get(name)), 40)}, is {value!r}"
+        for name, value in environment(backend).items()
+        if then.get(name) != value
+    ]
+    if changed:
+        warnings.warn(
+            f"the run goes on, but not bit for bit: {'; '.join(changed)}", RuntimeWarning, stacklevel=2
+        )

@@ -1,0 +1,156 @@
+"""One step of gradient descent: forward, backward, update.
+
+It knows a model, its batches and its optimizers, and nothing of runs, logs or checkpoints. Everything
+random in a step is drawn at the step's own address, so a step needs no memory of those before it but the
+weights and the optimizers' state.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from charlm.backends.base import DeviceBackend, Precision
+from charlm.data.blocks import BlockDataset
+from charlm.errors import InputError, NonFiniteError
+from charlm.randomness import derive_seed
+from charlm.training.config import TrainerConfig
+from charlm.training.optimizers import OptimizerFactory, build_optimizers
+from charlm.training.records import StepRecord
+from charlm.training.schedules import learning_rate_at
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Takes the steps of a run, in any order.
+
+    Args:
+        model: on the backend's device.
+        data: where batches come from.
+        config: the settings of the run.
+        backend: the device.
+        precision: what matrix products run in.
+        optimizer: makes the optimizer; None: what the config names.
+
+    Attributes:
+        optimizers: each trained parameter is in exactly one of them.
+        scaler: of the gradients, in fp16; else None.
+    """
+
+    optimizers: list[Optimizer]
+    scaler: GradScaler | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: BlockDataset,
+        config: TrainerConfig,
+        *,
+        backend: DeviceBackend,
+        precision: Precision,
+        optimizer: OptimizerFactory | None,
+    ) -> None:
+        self._model = model
+        self._data = data
+        self._config = config
+        self._backend = backend
+        self._precision = precision
+        self.scaler = backend.scaler(precision)
+        if optimizer is None:
+            self.optimizers = build_optimizers(model, config, backend)
+        else:
+            self.optimizers = [_made_by(optimizer, model)]
+        moved = {id(p) for made in self.optimizers for group in made.param_groups for p in group["params"]}
+        self._parameters = [p for p in model.parameters() if id(p) in moved]
+        self._generator = torch.Generator()  # re-seeded for each batch
+
+    def take(self, step: int) -> StepRecord:
+        """Move the parameters once.
+
+        Args:
+            step: which step of the run, from 0.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is not finite; nothing has moved.
+        """
+        began = time.perf_counter()
+        config = self._config
+        loss = self._accumulate_gradients(step)
+        learning_rate = learning_rate_at(step, config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+        self._refuse_non_finite(step, loss, norm, learning_rate)
+        if config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
+        for optimizer in self.optimizers:
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+        if self.scaler is not None:
+            self.scaler.update()
+        self._model.zero_grad(set_to_none=True)
+        return StepRecord(
+            step=step + 1,
+            learning_rate=learning_rate,
+            chars=config.accumulate * config.batch_size * self._data.block_size,
+            seconds=time.perf_counter() - began,
+            _loss=loss,
+            _grad_norm=norm,
+        )
+
+    def _accumulate_gradients(self, step: int) -> Tensor:
+        """Add up the gradients of all micro-batches and return their mean loss, a scalar on the device."""
+        config, backend = self._config, self._backend
+        loss = torch.zeros((), device=backend.device)
+        for micro in range(config.accumulate):
+            self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
+            batch = self._data.sample_batch(config.batch_size, generator=self._generator)
+            x, y = backend.to_device(*batch)  # (B, T)
+            with backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
+                with backend.autocast(self._precision):
+                    _, part = self._model(x, y)
+                part = part / config.accumulate  # micro-batches have equally many characters
+                (part if self.scaler is None else self.scaler.scale(part)).backward()
+            loss += part.detach()
+        return loss
+
+    def _refuse_non_finite(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> None:
+        """Raise before the update if the loss or a gradient is not finite; weights and moments stay."""
+        # fp16 gradients overflow now and then; the scaler skips such a step and lowers its scale.
+        watched = loss if self.scaler is not None else loss + norm
+        if bool(torch.isfinite(watched)):
+            return
+        bad = next(
+            (
+                name
+                for name, p in self._model.named_parameters()
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            ),
+            None,
+        )
+        self._model.zero_grad(set_to_none=True)
+        raise NonFiniteError(
+            f"step {step}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
+            f"rate {learning_rate:g}; batch seed {self._config.seed}, "
+            + (f"first bad gradient: {bad}. " if bad else "all gradients are finite. ")
+            + "The weights are those before this step. Lower the learning rate, or set grad_clip.",
+            step=step,
+            parameter=bad,
+        )
+
+
+def _made_by(factory: OptimizerFactory, model: nn.Module) -> Optimizer:
+    made = factory(model.named_parameters())
+    if not isinstance(made, Optimizer):
+        raise InputError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
+    return made
