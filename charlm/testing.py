@@ -199,7 +199,6 @@ def _check_seeding(backend: DeviceBackend) -> Iterator[str]:
 
     with backend.seeded(3):
         first = draw()
-    between = draw()
     with backend.seeded(3):
         again = draw()
     if not torch.equal(first, again):
@@ -212,8 +211,6 @@ def _check_seeding(backend: DeviceBackend) -> Iterator[str]:
     with backend.seeded(4):
         if not torch.equal(expected, draw()) or not torch.equal(after, draw()):
             yield "seeded must put the generator's state back at the end of its block"
-    if torch.equal(between, first):
-        yield "numbers outside of seeded must not repeat those inside"
 
 
 def _check_memory(backend: DeviceBackend) -> Iterator[str]:
