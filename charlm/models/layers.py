@@ -65,9 +65,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)  # (..., T, D)
 
 
-def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
-    """Return (T, S), True where one of the last T of S characters may look: at itself and before."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(diagonal=S - T)
+def causal_mask(T: int, S: int, like: Tensor) -> Tensor:
+    """Return (T, S), what to add to the scores of the last T of S characters: -inf where one may not look.
+
+    A character may look at itself and at those before it.
+    """
+    return torch.full((T, S), -torch.inf, dtype=like.dtype, device=like.device).triu(diagonal=S - T + 1)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -85,7 +88,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
     T, D, S = q.size(-2), q.size(-1), k.size(-2)
     scores = (q * (1 / math.sqrt(D))) @ k.transpose(-2, -1)  # (B, H, T, S)
     if T > 1:
-        scores = scores.masked_fill(~causal_mask(T, S, q.device), -torch.inf)
+        scores = scores + causal_mask(T, S, scores)
     weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
     return weights @ v
 
@@ -95,7 +98,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
     T, S = q.size(-2), k.size(-2)
     if T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    mask = None if T == 1 else causal_mask(T, S, q.device)
+    mask = None if T == 1 else causal_mask(T, S, q)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
