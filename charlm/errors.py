@@ -19,8 +19,7 @@ Each is a `CharLMError`, and where one fits also the builtin that people already
     ├── RunLockedError (OSError)                  another process trains in that directory
     ├── BackendError (RuntimeError)               a device that is unknown, absent, or cannot do it
     ├── NonFiniteError (ArithmeticError)          NaN or infinity where a finite number is needed
-    ├── TrainingInterrupted                       training stopped at the caller's request, after saving
-    └── MissingExtraError (ImportError)           an optional package is not installed
+    └── TrainingInterrupted                       training stopped at the caller's request, after saving
 
 Messages say what must be, what was found and what to do. They carry no control characters from a
 file (`quoted` sees to that). Every error pickles and keeps its fields.
@@ -46,7 +45,6 @@ __all__ = [
     "FileFormatError",
     "InputError",
     "InvalidTextError",
-    "MissingExtraError",
     "NonFiniteError",
     "RunExistsError",
     "RunLockedError",
@@ -243,7 +241,3 @@ class TrainingInterrupted(CharLMError):  # noqa: N818 - it ends a training witho
         super().__init__(message)
         self.step = step
         self.checkpoint = checkpoint
-
-
-class MissingExtraError(CharLMError, ImportError):
-    """An optional package is not installed; the message says which and how to get it."""

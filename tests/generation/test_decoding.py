@@ -40,6 +40,21 @@ def test_in_float64_the_cache_changes_no_id(name: str, overflow: Overflow, B: in
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_in_bfloat16_the_cache_stays_within_its_rounding(name: str) -> None:
+    """bfloat16 keeps 8 bits, so a logit of size s may move by a few s / 256."""
+    model = MODELS[name](torch.bfloat16).eval()
+    T = min(model.block_size or W, W)
+    idx = prompt(5, T)
+    with torch.no_grad():
+        whole, _ = model(idx)  # (5, T, V)
+        cache = model.new_cache()
+        steps = [model(idx[:, t : t + 1], cache=cache)[0] for t in range(T)]
+    pieces = torch.cat(steps, dim=1)  # (5, T, V)
+    tolerance = 0.05 * whole.float().abs().max().item()
+    torch.testing.assert_close(pieces.float(), whole.float(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 def test_in_float32_the_cache_changes_logits_by_no_more_than_1e_4(name: str, overflow: Overflow) -> None:
     model = MODELS[name](torch.float32)
