@@ -44,11 +44,12 @@ def sample(logits: Tensor, uniforms: NDArray[np.float64] | None) -> Tensor:
         )
     if uniforms is None:
         return logits.argmax(dim=-1)
-    # float64, so that a probability's rounding is far below what a sample could show; MPS has none.
-    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulated = logits.to(dtype).softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+    # float64, so that a probability's rounding is far below what a sample could show. MPS has none, and
+    # draws there have given ids out of range elsewhere, so the CPU does it.
+    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    cumulated = logits.to(device).double().softmax(dim=-1).cumsum(dim=-1)  # (B, V)
     total = cumulated[:, -1:]  # (B, 1), 1 up to rounding
-    threshold = torch.from_numpy(uniforms).to(logits.device, dtype)[:, None] * total  # (B, 1)
+    threshold = torch.from_numpy(uniforms).to(device)[:, None] * total  # (B, 1)
     # Strictly below the total, so that a removed character at the end is never reached.
     threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, threshold, right=True)[:, 0]  # (B,)
+    return torch.searchsorted(cumulated, threshold, right=True)[:, 0].to(logits.device)  # (B,)
