@@ -221,12 +221,24 @@ class NonFiniteError(CharLMError, ArithmeticError):
     Attributes:
         step: the training step, from 0, or None outside training.
         parameter: name of the first parameter with a bad gradient, where there is one.
+        loss: the loss of that step in nats.
+        grad_norm: the global norm of its gradient.
     """
 
-    def __init__(self, message: str, *, step: int | None = None, parameter: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: int | None = None,
+        parameter: str | None = None,
+        loss: float | None = None,
+        grad_norm: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.step = step
         self.parameter = parameter
+        self.loss = loss
+        self.grad_norm = grad_norm
 
 
 class TrainingInterrupted(CharLMError):  # noqa: N818 - it ends a training without being a failure of it

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import CheckpointError, DataError, InputError, quoted
+from charlm.errors import CheckpointError, DataError, InputError, quoted, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.generation.decode import stream_ids
 from charlm.generation.options import Sampling, SamplingOptions
@@ -57,6 +57,10 @@ class CharLM:
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        if not isinstance(model, LanguageModel) or not isinstance(tokenizer, Tokenizer):
+            raise InputError(
+                f"CharLM takes a LanguageModel and a tokenizer, got {shown(model)} and {shown(tokenizer)}"
+            )
         if model.vocab_size != tokenizer.vocab_size:
             raise InputError(
                 f"model and tokenizer must have one vocabulary, got {model.vocab_size} and "

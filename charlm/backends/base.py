@@ -112,7 +112,8 @@ class DeviceBackend:
 
     def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors on the device; those that are there already as they are."""
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
+        # Not non_blocking: a copy may only run on by itself from pinned memory, see CUDABackend.
+        return tuple(tensor.to(self.device) for tensor in tensors)
 
     def autocast(self, precision: Precision) -> AbstractContextManager[object]:
         """Return a context in which matrix products run in `precision`."""
@@ -136,8 +137,21 @@ class DeviceBackend:
         return {}
 
     def default_generator(self) -> torch.Generator:
-        """Return the generator that dropout on this device draws from."""
-        return torch.default_generator
+        """Return the generator that dropout on this device draws from.
+
+        Raises:
+            BackendError: torch does not tell it for this kind of device; a subclass must.
+        """
+        if self.device.type == "cpu":
+            return torch.default_generator
+        try:
+            generators = getattr(torch.get_device_module(self.device), "default_generators", ())
+        except RuntimeError:  # torch knows the device, but has no module for it
+            generators = ()
+        if (self.device.index or 0) >= len(generators):
+            raise BackendError(f"{type(self).__name__} must override default_generator() for {self.device}")
+        found: torch.Generator = generators[self.device.index or 0]
+        return found
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:

@@ -43,7 +43,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         ids: (N,) integers, N > block_size; a tensor or an array. Kept in the smallest unsigned type
-            that holds them, on the CPU.
+            that holds them, on the CPU. What has that type already is shared, not copied: leave it as
+            it is from then on.
         block_size: T, characters in a block.
         name: what error messages call this text.
 
@@ -144,7 +145,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         if type(batch_size) is not int or batch_size < 1:
             raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
-        starts = torch.randint(len(self), (batch_size,), generator=generator)  # (B,)
+        starts = torch.randint(len(self), (batch_size,), generator=generator, device="cpu")  # (B,)
         # index_select, not self._windows[starts]: on this view it is several hundred times faster.
         windows = self._windows.index_select(0, starts)  # (B, T + 1)
         return windows[:, :-1].long(), windows[:, 1:].long()

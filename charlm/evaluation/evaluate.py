@@ -16,6 +16,7 @@ from torch import nn
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
+from charlm.errors import InputError, shown
 from charlm.generation.decode import evaluation_mode
 
 __all__ = ["EvalResult", "evaluate"]
@@ -81,8 +82,11 @@ def evaluate(
         >>> round(result.loss_nats, 6), result.accuracy, result.n_chars
         (0.0, 1.0, 39)
     """
+    if not isinstance(data, BlockDataset):
+        raise InputError(f"data must be a BlockDataset, got {shown(data)}")
     backend = backend or DeviceBackend("cpu")
-    batch_size = batch_size or max(1, _CHARS_PER_BATCH // data.block_size)
+    if batch_size is None:
+        batch_size = max(1, _CHARS_PER_BATCH // data.block_size)
     nats, hits, count = 0.0, 0, 0
     for batch in data.blocks(batch_size):
         x, y = backend.to_device(*batch)  # (B, T)

@@ -26,6 +26,7 @@ from charlm.errors import (
     CheckpointError,
     CheckpointWriteError,
     FileFormatError,
+    InputError,
     quoted,
 )
 from charlm.files import safetensors, strict_json
@@ -110,6 +111,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointWriteError: it could not be written. Older checkpoints are intact.
+        InputError: the state is not JSON, or more than is read back.
     """
     save_id = save_id or new_save_id()
     identity = {"run_id": run.run_id, "save_id": save_id, "step": step}
@@ -120,10 +122,15 @@ def save_checkpoint(
         return MANIFEST_FILE, strict_json.dumps({**values, "sha256": _own_digest(values)})
 
     target = run.checkpoints / f"step-{step:012d}-{save_id}"
+    try:  # what cannot be read back must not be written, and older checkpoints not be pruned for it
+        state_data = strict_json.dumps({**identity, **state})
+        strict_json.loads(state_data, path=STATE_FILE)
+    except (TypeError, FileFormatError) as error:
+        raise InputError(f"a callback's state() cannot be saved: {error}") from error
     try:
         write_directory(
             target,
-            {**files, STATE_FILE: strict_json.dumps({**identity, **state})},
+            {**files, STATE_FILE: state_data},
             seal=manifest,
             temporary=save_id,
         )

@@ -26,6 +26,12 @@ def check_arguments(
     callbacks: Sequence[Callback],
 ) -> None:
     """Raise DataError or InputError unless these can be trained together."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch module, got {shown(model)}")
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"tokenizer must be a tokenizer, got {shown(tokenizer)}")
+    if not isinstance(callbacks, Sequence):
+        raise InputError(f"callbacks must be a sequence of Callback objects, got {shown(callbacks)}")
     for name, data in (("train_data", train_data), ("val_data", val_data)):
         if data is None and name == "val_data":
             continue

@@ -81,7 +81,7 @@ class TrainerConfig(Config):
     """Steps between checkpoints. None: at every evaluation. The last step is saved too."""
     sample_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
     """Steps between samples of text; needs a tokenizer. None: no samples."""
-    sample_chars: Annotated[int, Range(1, 1_000_000)] = 200
+    sample_chars: Annotated[int, Range(1, 10_000)] = 200
     """Characters in such a sample."""
     keep_last: Annotated[int, Range(1, 1_000_000)] = 1
     """How many of the newest checkpoints stay."""

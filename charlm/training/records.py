@@ -14,8 +14,8 @@ from charlm.evaluation.evaluate import EvalResult
 
 __all__ = ["Evaluation", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
 
-StopReason = Literal["max_steps", "max_seconds", "patience", "callback"]
-"""Why a run ended: all steps done, the time is up, no better evaluation, or a callback asked for it."""
+StopReason = Literal["max_steps", "max_seconds", "patience", "callback", "interrupted"]
+"""Why a run ended: all steps done, time up, no better evaluation, a callback; or it was left before that."""
 
 
 @dataclass(frozen=True)

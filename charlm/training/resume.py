@@ -10,7 +10,7 @@ import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from charlm.errors import (
     CheckpointError,
     CheckpointMismatchError,
     FileFormatError,
+    InputError,
     quoted,
+    shown,
 )
 from charlm.files import safetensors
 from charlm.files.strict_json import take
@@ -162,17 +164,23 @@ def resume(
     scaler_state = None if state.get("scaler") is None else take(state, "scaler", dict, path=where)
     generators = take(state, "rng", dict, path=where)
 
-    # All is read and checked: from here on live objects change.
+    if trainer.scaler is not None and scaler_state is not None:
+        try:
+            trainer.scaler.load_state_dict(scaler_state)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise CheckpointCorruptError(f"{quoted(where)} holds no state of a gradient scaler") from error
+    _warn_if_elsewhere(take(state, "environment", dict, path=where), trainer.backend)
+
+    # All is read and checked: from here on live objects change, first those that may refuse.
+    if len(states) == len(trainer.callbacks):
+        for callback, callback_state in zip(trainer.callbacks, states, strict=True):
+            callback.load_state(callback_state)
+    restore_generators(generators, tensors, where)
     with torch.no_grad():
         for name, tensor in unique_tensors(model).items():
             tensor.copy_(weights[name])
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
-    if trainer.scaler is not None and scaler_state is not None:
-        trainer.scaler.load_state_dict(scaler_state)
-    if len(states) == len(trainer.callbacks):
-        for callback, callback_state in zip(trainer.callbacks, states, strict=True):
-            callback.load_state(callback_state)
     trainer.out_dir = out_dir
     trainer.step = checkpoint.info.step
     trainer.chars_seen = chars_seen
@@ -182,18 +190,19 @@ def resume(
     trainer._writer = RunWriter(out_dir, run, saved_step=trainer.step)
     trainer._evaluations_since_best = evaluations_since_best
     trainer._other_weights = best_weights
-    _warn_if_elsewhere(state, trainer.backend)
-    restore_generators(generators, tensors, where)
     return trainer
 
 
 def _weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
     path = str(checkpoint.info.path / WEIGHTS_FILE)
     data = checkpoint.files[WEIGHTS_FILE]
+    own = unique_tensors(model)
     try:
-        check_tensors(safetensors.parse_header(data, path=path), unique_tensors(model), path)
+        dtype = check_tensors(safetensors.parse_header(data, path=path), own, path)
     except FileFormatError as error:
         raise CheckpointMismatchError(f"the model given is not the one that was saved: {error}") from error
+    if any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in own.values()):
+        raise CheckpointMismatchError(f"the model given is not in {dtype}, in which it was saved")
     return safetensors.loads(data, path=path)[0]
 
 
@@ -225,6 +234,8 @@ def _check_data(
 ) -> None:
     saved = take(state, "data", dict, path=path)
     for name, data in (("train", train_data), ("val", val_data)):
+        if not isinstance(data, BlockDataset) and not (data is None and name == "val"):
+            raise InputError(f"{name}_data must be a BlockDataset, got {shown(data)}")
         now = None if data is None else fingerprint(data)
         if saved.get(name) != now:
             raise CheckpointMismatchError(
@@ -239,8 +250,7 @@ def _check_data(
             )
 
 
-def _warn_if_elsewhere(state: Mapping[str, object], backend: DeviceBackend) -> None:
-    then = cast("dict[str, object]", state.get("environment") or {})
+def _warn_if_elsewhere(then: Mapping[str, object], backend: DeviceBackend) -> None:
     changed = [
         f"{name} was {quoted(str(then.get(name)), 40)}, is {value!r}"
         for name, value in environment(backend).items()

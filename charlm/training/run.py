@@ -45,8 +45,15 @@ class RunDirectory:
 
     @staticmethod
     def refuse_if_taken(path: Path) -> None:
-        """Raise RunExistsError unless a new run may begin at `path`: it is missing or empty."""
-        if path.is_dir() and not any(path.iterdir()):
+        """Raise RunExistsError unless a new run may begin at `path`: it is missing or empty.
+
+        What a run leaves that was killed before it began does not count.
+        """
+        checkpoints = path / "checkpoints"
+        begun = (
+            {".lock", "checkpoints"} if checkpoints.is_dir() and not any(checkpoints.iterdir()) else {".lock"}
+        )
+        if path.is_dir() and {entry.name for entry in path.iterdir()} <= begun:
             return
         if os.path.lexists(path):
             raise RunExistsError(
@@ -56,18 +63,31 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> RunDirectory:
-        """Begin a new run in a directory that is missing or empty."""
+        """Begin a new run in a directory that is missing or empty.
+
+        Raises:
+            RunExistsError: it holds something, perhaps since a moment ago.
+            RunLockedError: another process is beginning a run there.
+            CheckpointWriteError: it could not be written.
+        """
         cls.refuse_if_taken(path)
         run = cls(path, secrets.token_hex(8))
         created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         values = {"format": FORMAT, "version": VERSION, "run_id": run.run_id, "created": created}
         try:
+            make_directory(path)
+            run.lock()
+            cls.refuse_if_taken(path)  # once more, now that nobody else can begin
             make_directory(run.checkpoints)
             write_file(path / "run.json", strict_json.dumps(values))
+        except (RunExistsError, RunLockedError):
+            raise
         except OSError as error:
             raise CheckpointWriteError(
                 f"cannot make a run in {quoted(str(path))}: {error}", errno=error.errno
             ) from error
+        finally:
+            run.unlock()
         return run
 
     @classmethod

@@ -243,11 +243,12 @@ def _generator_scalars() -> dict[str, object]:
 
 
 def restore_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> None:
-    """Set the global generators to the states that `files` and `values` kept.
+    """Set the global generators to the states that `files` and `values` kept, or leave them all.
 
     Raises:
         CheckpointCorruptError: they are no such states; `path` names the file.
     """
+    before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - the caller's
     try:
         position, has_gauss, gauss = scalars["numpy"]
         version, gauss_next = scalars["python"]
@@ -256,4 +257,7 @@ def restore_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
         random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
         torch.set_rng_state(tensors["rng.torch"].clone())
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        np.random.set_state(before[0])  # noqa: NPY002 - the caller's own
+        random.setstate(before[1])
+        torch.set_rng_state(before[2])
         raise CheckpointCorruptError(f"{quoted(path)} holds no valid generator states") from error

@@ -8,6 +8,8 @@ weights and the optimizers' state.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,22 +84,17 @@ class Stepper:
         config = self._config
         loss = self._accumulate_gradients(step)
         learning_rate = learning_rate_at(step, config)
-        for optimizer in self.optimizers:
+        active = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]
+        for optimizer in active:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-            if self.scaler is not None:
-                self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
-        self._refuse_non_finite(step, loss, norm, learning_rate)
-        if config.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
-        for optimizer in self.optimizers:
-            if self.scaler is None:
-                optimizer.step()
-            else:
-                self.scaler.step(optimizer)
-        if self.scaler is not None:
-            self.scaler.update()
+        with self._unscaled(active):
+            norm = torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+            if self._is_finite(step, loss, norm, learning_rate):
+                if config.grad_clip is not None:
+                    torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
+                for optimizer in active:
+                    optimizer.step()
         self._model.zero_grad(set_to_none=True)
         return StepRecord(
             step=step + 1,
@@ -124,12 +121,29 @@ class Stepper:
             loss += part.detach()
         return loss
 
-    def _refuse_non_finite(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> None:
-        """Raise before the update if the loss or a gradient is not finite; weights and moments stay."""
-        # fp16 gradients overflow now and then; the scaler skips such a step and lowers its scale.
-        watched = loss if self.scaler is not None else loss + norm
-        if bool(torch.isfinite(watched)):
+    @contextmanager
+    def _unscaled(self, active: Sequence[Optimizer]) -> Iterator[None]:
+        """Divide the gradients by the scaler's factor, and let it choose the next one after the block."""
+        if self.scaler is None or not active:
+            yield
             return
+        for optimizer in active:
+            self.scaler.unscale_(optimizer)
+        try:
+            yield
+        finally:
+            self.scaler.update()
+
+    def _is_finite(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> bool:
+        """Return whether the update may be made; raise where that is not the scaler's business.
+
+        In fp16 gradients overflow now and then: then no optimizer moves, and the scaler lowers its factor.
+        A factor below 1 has nothing left to lower. Weights and moments stay in each case.
+        """
+        if bool(torch.isfinite(loss + norm)):
+            return True
+        if self.scaler is not None and bool(torch.isfinite(loss)) and self.scaler.get_scale() >= 1:
+            return False
         bad = next(
             (
                 name
@@ -146,10 +160,18 @@ class Stepper:
             + "The weights are those before this step. Lower the learning rate, or set grad_clip.",
             step=step,
             parameter=bad,
+            loss=loss.item(),
+            grad_norm=norm.item(),
         )
 
 
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
 def _made_by(factory: OptimizerFactory, model: nn.Module) -> Optimizer:
+    if not callable(factory):
+        raise InputError(f"optimizer must be a factory: named parameters to an optimizer, got {factory!r}")
     made = factory(model.named_parameters())
     if not isinstance(made, Optimizer):
         raise InputError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")

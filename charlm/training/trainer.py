@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import DataError, InputError, TrainingInterrupted
+from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
 from charlm.models.saving import unique_tensors
@@ -155,6 +155,7 @@ class Trainer:
         self._writer = None if self.out_dir is None else RunWriter(self.out_dir)
         self._reason: StopReason | None = None
         self._interrupted = False
+        self._running = False
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
         self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
@@ -227,11 +228,16 @@ class Trainer:
 
         Leaving the loop early is allowed: what is saved stays, and nothing stays locked.
         """
+        if self._running:
+            raise InputError(
+                "the trainer is running already: finish or close the first steps() before the next"
+            )
+        self._running = True
         was_training = [module for module in self.model.modules() if module.training]
         try:
             self._begin()
             while self._reason is None:
-                record = self._stepper.take(self.step)
+                record = self._take_step()
                 self.step, self.chars_seen = record.step, self.chars_seen + record.chars
                 self._after_step(record)
                 yield record
@@ -249,7 +255,7 @@ class Trainer:
         Raises:
             DataError: there is no validation text.
         """
-        data = data or self.val_data
+        data = self.val_data if data is None else data
         if data is None:
             raise DataError("there is nothing to evaluate: pass data, or give the trainer val_data")
         return evaluate(self.model, data, backend=self.backend)
@@ -294,7 +300,7 @@ class Trainer:
             best=None if self.best is None else self.best.result,
             best_step=None if self.best is None else self.best.step,
             history=tuple(self.history),
-            reason=self._reason or "callback",
+            reason=self._reason or "interrupted",
             checkpoint=self.checkpoint,
         )
 
@@ -306,12 +312,21 @@ class Trainer:
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
         self._reason = "max_steps" if self.step >= self.config.max_steps else None
+        if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
+            self._reason = self._reason or "patience"  # what has ended stays ended
         self._began_at = self._counted_at = time.perf_counter()
         self._logged_at = (self.chars_seen, self.seconds)
         for callback in self.callbacks:
             callback.on_train_start(self)
         if self.step > 0 and self.step % self.config.eval_interval == 0:
             self._catch_up()  # an interrupted run saves before the evaluation of its last step
+
+    def _take_step(self) -> StepRecord:
+        try:
+            return self._stepper.take(self.step)
+        except NonFiniteError as error:
+            self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm})
+            raise
 
     def _after_step(self, record: StepRecord) -> None:
         """Log, tell the callbacks, evaluate, sample and save: whatever is due after a step."""
@@ -381,7 +396,9 @@ class Trainer:
             self.best, self._evaluations_since_best = self.last, 0
             if self.config.restore_best:
                 self._other_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
-        else:
+        elif (
+            self.step % self.config.eval_interval == 0
+        ):  # others come with stops, and a resume must not count them
             self._evaluations_since_best += 1
             if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
                 self._reason = self._reason or "patience"
@@ -438,6 +455,6 @@ class Trainer:
         self._holds_best = not self._holds_best
 
     def _end(self) -> None:
-        self._interrupted = False
+        self._interrupted = self._running = False
         if self._writer is not None:
             self._writer.end()

@@ -7,11 +7,13 @@ import os
 import random
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+from typing_extensions import override
 
 from charlm import BigramLM, Trainer
 from charlm.errors import (
@@ -19,10 +21,12 @@ from charlm.errors import (
     CheckpointError,
     CheckpointWriteError,
     FileFormatError,
+    InputError,
     RunExistsError,
+    RunLockedError,
 )
 from charlm.files import safetensors, strict_json
-from charlm.training import list_checkpoints, verify_checkpoint
+from charlm.training import Callback, list_checkpoints, verify_checkpoint
 from charlm.training.checkpoint import (
     new_save_id,
     part_metadata,
@@ -415,3 +419,56 @@ def test_what_killed_saves_left_is_removed_when_training_begins(tmp_path: Path) 
     Trainer.resume(tmp_path, train, device="cpu", max_steps=3).fit()
     assert not any(directory.exists() for directory in leftovers)
     assert all((directory / "model.safetensors").exists() for directory in foreign)
+
+
+def test_of_two_who_begin_a_run_at_once_one_is_refused_and_the_other_stays_whole(tmp_path: Path) -> None:
+    """In each of 50 directories two threads begin at the same moment; locks hold between threads too."""
+    barrier = threading.Barrier(2)
+    ids: list[list[str]] = [[] for _ in range(50)]
+    refused: list[str] = []
+
+    def begin() -> None:
+        for i in range(50):
+            barrier.wait()
+            try:
+                ids[i].append(RunDirectory.create(tmp_path / str(i)).run_id)
+            except (RunExistsError, RunLockedError) as error:
+                refused.append(type(error).__name__)
+
+    threads = [threading.Thread(target=begin) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 50
+    for i, begun in enumerate(ids):
+        assert begun == [RunDirectory.open(tmp_path / str(i)).run_id]
+
+
+@pytest.mark.parametrize("state", [{"numbers": [0.5] * 40_000}, {"nan": float("nan")}, {"object": object()}])
+def test_a_state_that_could_not_be_read_back_is_refused_before_anything_is_pruned(
+    tmp_path: Path, state: dict[str, object]
+) -> None:
+    class Hoarder(Callback):
+        @override
+        def state(self) -> dict[str, object]:
+            return state if self.full else {}
+
+        full = False
+
+    train, _ = tiny_split()
+    hoarder = Hoarder()
+    trainer = Trainer(
+        BigramLM(V), train, quick_config(max_steps=8), device="cpu", out_dir=tmp_path, callbacks=[hoarder]
+    )
+    steps = trainer.steps()
+    for record in steps:
+        if record.step == 5:
+            hoarder.full = True
+            break
+    with pytest.raises(InputError, match=r"a callback's state\(\) cannot be saved"):
+        trainer.save()
+    steps.close()  # type: ignore[attr-defined]  # steps() is a generator
+    kept = list_checkpoints(RunDirectory.open(tmp_path))
+    assert [info.step for info in kept] == [4]
+    verify_checkpoint(kept[0].path)
