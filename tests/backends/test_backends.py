@@ -167,3 +167,9 @@ def test_torch_takes_the_options_that_the_processor_backend_gives(name: str) -> 
     weight.sum().backward()
     optimizer.step()
     assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99"])
+def test_a_device_without_a_known_generator_is_not_seeded_by_the_wrong_one(device: str) -> None:
+    with pytest.raises(BackendError, match=f"must override default_generator\\(\\) for {device}"):
+        DeviceBackend(device).default_generator()

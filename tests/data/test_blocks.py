@@ -317,3 +317,12 @@ def test_a_large_text_is_not_copied_by_its_windows() -> None:
     data = BlockDataset(ids, 1000)
     assert data.ids.data_ptr() == ids.ctypes.data
     assert data.sample_batch(2)[0].shape == (2, 1000)
+
+
+def test_batches_are_the_same_whatever_the_default_device_is() -> None:
+    data = BlockDataset(torch.arange(16).repeat(8), 4)
+    expected = data.sample_batch(5, generator=torch.Generator().manual_seed(3))
+    with torch.device("meta"):
+        drawn = data.sample_batch(5, generator=torch.Generator("cpu").manual_seed(3))
+    for tensor, wanted in zip(drawn, expected, strict=True):
+        assert torch.equal(tensor, wanted)

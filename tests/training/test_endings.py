@@ -12,6 +12,7 @@ from reference.tiny_training import TOKENIZER, quick_config, same_tensors, tenso
 from typing_extensions import override
 
 from charlm import BigramLM, EvalResult, Trainer
+from charlm.errors import InputError
 from charlm.models.saving import load_model
 from charlm.training import (
     Callback,
@@ -325,3 +326,49 @@ def test_a_stopped_run_goes_on_from_its_last_step_not_from_its_best() -> None:
     assert rest[-1].step == 12
     assert same_tensors(tensors_of(stopped), tensors_of(whole))
     assert same_tensors(stopped.model.state_dict(), at_the_best)
+
+
+def test_patience_counts_the_scheduled_evaluations_only(tmp_path: Path) -> None:
+    """A run that is stopped and resumed between two evaluations ends where the whole one does."""
+    whole = scripted((1.0, 2.0), patience=3, eval_interval=4, max_steps=40).fit()
+    assert (whole.steps, whole.reason) == (16, "patience")
+
+    class StopAt(Callback):
+        @override
+        def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
+            if record.step in (6, 7):
+                trainer.stop()
+
+    train, val = tiny_split()
+    config = quick_config(patience=3, eval_interval=4, max_steps=40)
+    parts = Scripted(
+        BigramLM(V), train, config, val_data=val, device="cpu", out_dir=tmp_path, callbacks=[StopAt()]
+    )
+    parts.losses = (1.0, 2.0)
+    assert parts.fit().steps == 6
+    for expected in (7, 16):
+        again = Scripted.resume(tmp_path, train, val_data=val, device="cpu", callbacks=[StopAt()])
+        again.losses = (2.0,)
+        assert again.fit().steps == expected
+    assert again.result().reason == "patience"
+
+
+def test_a_run_that_ended_by_patience_stays_ended(tmp_path: Path) -> None:
+    trainer = scripted((1.0, 2.0), tmp_path, patience=2, max_steps=40)
+    assert (trainer.fit().steps, trainer.result().reason) == (6, "patience")
+    assert trainer.fit().steps == 6
+    train, val = tiny_split()
+    again = Trainer.resume(tmp_path, train, val_data=val, device="cpu")
+    assert (again.fit().steps, again.result().reason) == (6, "patience")
+
+
+def test_a_trainer_runs_once_at_a_time() -> None:
+    trainer = scripted((1.0,))
+    first = trainer.steps()
+    next(first)
+    with pytest.raises(InputError, match="running already"):
+        next(trainer.steps())
+    assert next(first).step == 2
+    first.close()  # type: ignore[attr-defined]  # steps() is a generator
+    assert trainer.result().reason == "interrupted"
+    assert trainer.fit().steps == 12

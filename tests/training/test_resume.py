@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer
 from charlm.errors import (
+    CharLMError,
     CheckpointError,
     CheckpointMismatchError,
     ConfigError,
     FileFormatError,
+    InputError,
     TrainingInterrupted,
 )
 from charlm.files import strict_json
@@ -549,3 +551,36 @@ def test_a_resume_that_finds_an_optimizer_state_of_another_shape_is_refused(tmp_
         CheckpointMismatchError, match=r"the optimizer state of transformer\.\S+ does not fit"
     ):
         Trainer.resume(tmp_path, train, device="cpu")
+
+
+def test_a_callback_that_refuses_its_state_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    class Refusing(Noise):
+        @override
+        def load_state(self, state: Mapping[str, object]) -> None:
+            raise CharLMError("not today")
+
+    trainer_of(out_dir=tmp_path, callbacks=[Noise()]).fit()
+    model = model_of("bigram")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generators = global_generators()
+    train, val = tiny_split()
+    with pytest.raises(CharLMError, match="not today"):
+        Trainer.resume(tmp_path, train, val_data=val, device="cpu", model=model, callbacks=[Refusing()])
+    assert same_tensors(model.state_dict(), before)
+    assert global_generators() == generators
+
+
+def test_a_model_of_another_precision_is_refused(tmp_path: Path) -> None:
+    trainer_of(out_dir=tmp_path).fit()
+    train, val = tiny_split()
+    with pytest.raises(CheckpointMismatchError, match=r"not in torch\.float32"):
+        Trainer.resume(tmp_path, train, val_data=val, device="cpu", model=model_of("bigram").double())
+
+
+@pytest.mark.parametrize("wrong", ["train_data", "val_data"])
+def test_a_resume_takes_datasets_alone(tmp_path: Path, wrong: str) -> None:
+    trainer_of(out_dir=tmp_path).fit()
+    train, val = tiny_split()
+    data: dict[str, Any] = {"train_data": train, "val_data": val, wrong: "a text"}
+    with pytest.raises(InputError, match=f"{wrong} must be a BlockDataset, got 'a text'"):
+        Trainer.resume(tmp_path, device="cpu", **data)
