@@ -325,7 +325,7 @@ class Trainer:
         try:
             return self._stepper.take(self.step)
         except NonFiniteError as error:
-            self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm})
+            self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=self.step + 1)
             raise
 
     def _after_step(self, record: StepRecord) -> None:
@@ -366,9 +366,9 @@ class Trainer:
         self.seconds += now - self._counted_at
         self._counted_at = now
 
-    def _log(self, kind: str, values: Mapping[str, object]) -> None:
+    def _log(self, kind: str, values: Mapping[str, object], *, step: int | None = None) -> None:
         if self._writer is not None:
-            self._writer.log(kind, self.step, {**values, "seconds": self.seconds})
+            self._writer.log(kind, step or self.step, {**values, "seconds": self.seconds})
 
     def _log_step(self, record: StepRecord) -> None:
         if self._writer is None:

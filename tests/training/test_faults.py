@@ -19,7 +19,7 @@ from reference.failing_calls import failing
 from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
 
 from charlm import BigramLM, Trainer
-from charlm.errors import CheckpointWriteError, RunLockedError
+from charlm.errors import CheckpointWriteError, NonFiniteError, RunLockedError
 from charlm.training import list_checkpoints, verify_checkpoint
 from charlm.training.metrics import read_metrics
 from charlm.training.run import RunDirectory
@@ -238,3 +238,16 @@ def test_a_file_system_without_locks_does_not_stop_the_training(
 
     monkeypatch.setattr(fcntl, "flock", fail)
     assert trainer_of(tmp_path).fit().steps == 12
+
+
+def test_a_step_that_was_not_finite_is_in_the_log(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    model = BigramLM(TOKENIZER.vocab_size)
+    trainer = Trainer(model, train, quick_config(), device="cpu", out_dir=tmp_path)
+    with pytest.raises(NonFiniteError):
+        for record in trainer.steps():
+            if record.step == 2:
+                torch.nn.init.constant_(model.token_embedding_table.weight, torch.nan)
+    *_, last = read_metrics(tmp_path / "metrics.jsonl")
+    assert (last["kind"], last["step"], last["loss"]) == ("step", 3, None)
+    assert last["nonfinite"] == {"loss": "nan", "grad_norm": "nan"}
