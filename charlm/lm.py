@@ -211,10 +211,7 @@ class CharLM:
     def _options(self, max_new_tokens: int, sampling: Sampling) -> SamplingOptions:
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {max_new_tokens!r}")
-        options: Sampling = {"overflow": "restart", **sampling}
-        if options.get("seed") is None and options.get("temperature") != 0:
-            options["seed"] = int(torch.randint(2**62, ()))
-        return SamplingOptions(**options)
+        return SamplingOptions.from_keywords({"overflow": "restart", **sampling})
 
     def _tensor(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self._device)  # (B, T0)
@@ -268,6 +265,9 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
         <CharTokenizer of 3 characters: 'abc'>
     """
     directory = Path(path)
+    if not directory.is_dir():
+        what = "is no directory" if directory.exists() else "does not exist"
+        raise CheckpointError(f"cannot load {quoted(str(path))}: it {what}")
     backend = get_backend(device)
     if (directory / "run.json").exists():
         files, where = _best_of_run(directory)

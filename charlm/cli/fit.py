@@ -231,8 +231,13 @@ def _tokenizer(kind: str, text: str) -> Tokenizer:
 def _split(
     text: str, tokenizer: Tokenizer, block_size: int, val_fraction: float
 ) -> tuple[BlockDataset, BlockDataset | None]:
-    data = BlockDataset.from_text(text, tokenizer, block_size)
-    return data.split(1 - val_fraction) if val_fraction else (data, None)
+    try:
+        data = BlockDataset.from_text(text, tokenizer, block_size)
+        return data.split(1 - val_fraction) if val_fraction else (data, None)
+    except DataError as error:
+        raise DataError(
+            f"{error} On the command line: --block-size N, or --val-fraction 0 to train on all of the text."
+        ) from error
 
 
 def _described_text(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -131,14 +133,30 @@ def _decode_one(model: Predictor, newest: Tensor, cache: KVCache) -> Tensor:
     return logits[:, -1]
 
 
+_evaluating: WeakKeyDictionary[object, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
+_evaluating_lock = Lock()
+
+
 @contextmanager
 def evaluation_mode(model: Predictor | nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block; each submodule then gets back the flag that it had."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    """Switch dropout off inside the block; each submodule then gets back the flag that it had.
+
+    The flags belong to the model, so of several threads that use it at once the last one out restores them.
+    """
+    with _evaluating_lock:
+        users, training = _evaluating.get(model, (0, []))
+        if users == 0:
+            training = [module for module in model.modules() if module.training]
+            for module in training:
+                module.training = False
+        _evaluating[model] = users + 1, training
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _evaluating_lock:
+            users, training = _evaluating.pop(model)
+            if users > 1:
+                _evaluating[model] = users - 1, training
+            else:
+                for module in training:
+                    module.training = True

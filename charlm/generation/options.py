@@ -6,9 +6,10 @@ temperature 1 and no filter sample from the model's own distribution.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -112,6 +113,25 @@ class SamplingOptions:
         ]
         if problems:
             raise InputError("; ".join(problems))
+
+    @classmethod
+    def from_keywords(cls, sampling: Sampling) -> Self:
+        """Return the options of a call; a missing seed is one draw from torch's global generator.
+
+        Raises:
+            TypeError: an option is unknown, as for any function.
+            InputError: an option is bad.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in sampling:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}"
+                raise TypeError(f"unknown option {name!r}; {hint}")
+        options = cls(**sampling)
+        if options.seed is None and options.temperature != 0:
+            return replace(options, seed=int(torch.randint(2**62, (), device="cpu")))
+        return options
 
     def filter(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Apply temperature, top-k, top-p, min-p and the caller's filters, in this order.

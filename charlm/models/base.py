@@ -42,7 +42,8 @@ class LanguageModel(nn.Module, ABC):
     """Base of all models: ids in, logits of the next id out.
 
     A subclass sets `kind` and `config_class`, and gives `__init__`, `from_config` and `forward`; a cache
-    is optional.
+    is optional. Its config is a `charlm.models.config.ModelConfig` that says `num_parameters()`. A
+    subclass of a model here needs a `kind` of its own to be saved.
 
     Attributes:
         kind: the name under which config.json records the class.
@@ -60,6 +61,12 @@ class LanguageModel(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
+            other = LanguageModel.kinds.get(cls.kind, cls)
+            # The same class may be defined again, as in a notebook.
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise InputError(
+                    f"kind {cls.kind!r} belongs to {other.__qualname__}; give {cls.__name__} its own"
+                )
             LanguageModel.kinds[cls.kind] = cls
 
     @classmethod
@@ -187,9 +194,7 @@ class LanguageModel(nn.Module, ABC):
         self._check_range("idx", idx, lowest=0)
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
-        if sampling.get("seed") is None and sampling.get("temperature") != 0:
-            sampling["seed"] = int(torch.randint(2**62, ()))
-        return stream_ids(self, idx, max_new_tokens, SamplingOptions(**sampling))
+        return stream_ids(self, idx, max_new_tokens, SamplingOptions.from_keywords(sampling))
 
     def num_parameters(self) -> int:
         """Return how many parameters the model has; a tied matrix counts once."""

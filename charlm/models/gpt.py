@@ -196,4 +196,4 @@ def _preset(name: str) -> GPTConfigFields:
             return PRESETS[known]
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, PRESETS))}"
-    raise ConfigError(f"unknown preset {name!r}; {hint} To read a saved model: charlm.load(path)")
+    raise ConfigError(f"unknown preset {name!r}; {hint} (to read a saved model: charlm.load(path))")

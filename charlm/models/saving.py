@@ -19,6 +19,7 @@ from charlm.errors import (
     CheckpointWriteError,
     ConfigError,
     FileFormatError,
+    InputError,
     RunExistsError,
     quoted,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "build_model",
     "build_tokenizer",
+    "check_savable",
     "check_tensors",
     "load_model",
     "model_files",
@@ -66,6 +68,23 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if seen.setdefault(id(t), name) == name}
 
 
+def check_savable(model: LanguageModel) -> None:
+    """Raise InputError unless the model, once saved, could be read again.
+
+    Its class must have a `kind` of its own, and its config count its parameters.
+    """
+    name = type(model).__name__
+    if LanguageModel.kinds.get(getattr(model, "kind", "")) is not type(model):
+        raise InputError(f"{name} cannot be saved: give it a kind of its own, say kind = {name.lower()!r}")
+    try:
+        said = model.config.num_parameters()
+    except NotImplementedError as error:
+        raise InputError(f"{name} cannot be saved: {error}") from error
+    has = model.num_parameters()
+    if said != has:
+        raise InputError(f"{name} cannot be saved: its config says {said} parameters, the model has {has}")
+
+
 def model_files(
     model: LanguageModel, tokenizer: Tokenizer | None, metadata: Mapping[str, str] | None = None
 ) -> dict[str, Content]:
@@ -75,7 +94,11 @@ def model_files(
         model: what config.json and model.safetensors describe.
         tokenizer: goes into tokenizer.json; None leaves that file out.
         metadata: strings for the header of model.safetensors.
+
+    Raises:
+        InputError: the model's class cannot be known again.
     """
+    check_savable(model)
     files: dict[str, Content] = {
         CONFIG_FILE: strict_json.dumps(
             {"format": FORMAT, "version": VERSION, "kind": model.kind, "config": model.config.to_dict()}

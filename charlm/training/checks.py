@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError, InputError, shown
 from charlm.models.base import LanguageModel
+from charlm.models.saving import check_savable
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
@@ -24,12 +26,22 @@ def check_arguments(
     val_data: BlockDataset | None,
     tokenizer: Tokenizer | None,
     callbacks: Sequence[Callback],
+    saving: bool,
 ) -> None:
     """Raise DataError or InputError unless these can be trained together."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch module, got {shown(model)}")
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise InputError(f"tokenizer must be a tokenizer, got {shown(tokenizer)}")
+    tensors = list(model.parameters())
+    if any(parameter.is_meta for parameter in tensors):
+        raise InputError("model must hold its weights, got parameters on the meta device")
+    if not any(parameter.requires_grad for parameter in tensors):
+        raise InputError("model must have a parameter that requires a gradient, got none")
+    if any(parameter.dtype in {torch.float16, torch.bfloat16} for parameter in tensors):
+        raise InputError("model must have float32 weights; precision= says what matrix products run in")
+    if saving and isinstance(model, LanguageModel):
+        check_savable(model)
     if not isinstance(callbacks, Sequence):
         raise InputError(f"callbacks must be a sequence of Callback objects, got {shown(callbacks)}")
     for name, data in (("train_data", train_data), ("val_data", val_data)):

@@ -70,7 +70,7 @@ class TrainerConfig(Config):
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.0
     """The learning rate's end, as a share of its top."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What matrix products run in; auto asks the device. Weights are float32 in any case."""
+    """What matrix products run in; auto asks the device. Weights and moments stay float32."""
     compile: bool = False
     """Let torch.compile work on the model. Costs half a minute and more before the first step."""
     eval_interval: Annotated[int, Range(1, 999_999_999_999)] = 250

@@ -21,6 +21,7 @@ from charlm.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
+    ConfigError,
     FileFormatError,
     InputError,
     quoted,
@@ -36,6 +37,7 @@ from charlm.models.saving import (
     build_model,
     build_tokenizer,
     check_tensors,
+    model_settings,
     unique_tensors,
 )
 from charlm.text.tokenizer import Tokenizer
@@ -114,23 +116,28 @@ def resume(
     path, state = checkpoint.info.path, checkpoint.state
     where = str(path / STATE_FILE)
     config = TrainerConfig.from_dict(take(state, "config", dict, path=where))
+    new_end = False
     if max_steps is not None:
+        if type(max_steps) is int and 0 < max_steps < checkpoint.info.step:
+            raise ConfigError(
+                f"max_steps must be at least the {checkpoint.info.step} steps done, got {max_steps}"
+            )
+        new_end = max_steps != config.max_steps
         config = config.replace(max_steps=max_steps)
     _check_data(state, train_data, val_data, where)
     tokenizer: Tokenizer | None = None
     if TOKENIZER_FILE in checkpoint.files:
         tokenizer = build_tokenizer(checkpoint.files, path)
-    saved: LanguageModel | None = None
-    if CONFIG_FILE in checkpoint.files:
-        saved = build_model(checkpoint.files, path, LanguageModel)
     if model is None:
-        if saved is None:
+        if CONFIG_FILE not in checkpoint.files:
             raise CheckpointError(f"{quoted(str(path))} does not say how to build its model; pass model=")
-        model = saved
-    elif isinstance(model, LanguageModel) and saved is not None and model.config != saved.config:
-        raise CheckpointMismatchError(
-            f"{quoted(str(path))} holds {saved!r}, which is not the model given: {model!r}"
-        )
+        model = build_model(checkpoint.files, path, LanguageModel)
+    elif isinstance(model, LanguageModel) and CONFIG_FILE in checkpoint.files:
+        kind, saved = model_settings(checkpoint.files, path)
+        if (kind, saved) != (type(model), model.config):
+            raise CheckpointMismatchError(
+                f"{quoted(str(path))} holds a {kind.__name__} with {saved}, not the model given: {model!r}"
+            )
     weights = _weights(checkpoint, model)
 
     trainer = cls(
@@ -190,6 +197,7 @@ def resume(
     trainer._writer = RunWriter(out_dir, run, saved_step=trainer.step)
     trainer._evaluations_since_best = evaluations_since_best
     trainer._other_weights = best_weights
+    trainer._new_end = new_end
     return trainer
 
 

@@ -115,7 +115,7 @@ class Stepper:
             x, y = backend.to_device(*batch)  # (B, T)
             with backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
                 with backend.autocast(self._precision):
-                    _, part = self._model(x, y)
+                    part = _loss_of(self._model(x, y))
                 part = part / config.accumulate  # micro-batches have equally many characters
                 (part if self.scaler is None else self.scaler.scale(part)).backward()
             loss += part.detach()
@@ -163,6 +163,17 @@ class Stepper:
             loss=loss.item(),
             grad_norm=norm.item(),
         )
+
+
+def _loss_of(output: object) -> Tensor:
+    """Return the loss of what a model gave back."""
+    match output:
+        case (_, Tensor() as loss) if loss.dim() == 0:
+            return loss
+    raise InputError(
+        "model must return (logits, loss) from forward(idx, targets), the loss a tensor with one number; "
+        f"got {type(output).__name__}"
+    )
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

@@ -56,7 +56,8 @@ class Trainer:
         out_dir: directory for checkpoints and the log, missing or empty; None: nothing is written.
         device: a name for `get_backend`, or a backend.
         callbacks: run in this order.
-        optimizer: makes the optimizer from named parameters; None: the one that the config names.
+        optimizer: makes the optimizer from named parameters; None: the one that the config names. Its
+            learning rate is set at each step, to the schedule's.
 
     Attributes:
         step: how many steps are done.
@@ -123,6 +124,7 @@ class Trainer:
             val_data=val_data,
             tokenizer=tokenizer,
             callbacks=callbacks,
+            saving=out_dir is not None,
         )
         self.out_dir = None if out_dir is None else Path(out_dir)
         if self.out_dir is not None:
@@ -156,6 +158,7 @@ class Trainer:
         self._reason: StopReason | None = None
         self._interrupted = False
         self._running = False
+        self._new_end = False  # a resume has changed max_steps
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
         self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
@@ -175,8 +178,8 @@ class Trainer:
     ) -> Self:
         """Return a trainer that goes on where the newest whole checkpoint of a run ends.
 
-        On the same build, device and number of threads every later step is bit for bit what it would
-        have been without the stop. Settings come from the checkpoint.
+        Settings come from the checkpoint. On the same build, device and number of threads every later step
+        is bit for bit what it would have been without the stop, unless `max_steps` is changed.
 
         Args:
             out_dir: the run's directory.
@@ -318,6 +321,9 @@ class Trainer:
         self._logged_at = (self.chars_seen, self.seconds)
         for callback in self.callbacks:
             callback.on_train_start(self)
+        if self._new_end:  # or it would be forgotten by a kill before the next checkpoint
+            self._save_if_possible()
+            self._new_end = False
         if self.step > 0 and self.step % self.config.eval_interval == 0:
             self._catch_up()  # an interrupted run saves before the evaluation of its last step
 

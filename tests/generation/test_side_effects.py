@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 import pytest
@@ -150,3 +151,14 @@ def test_changing_a_streamed_step_does_not_change_the_next_ones() -> None:
         got.append(ids.clone())
         ids.fill_(0)
     assert torch.equal(torch.stack(got, dim=1), expected)
+
+
+def test_threads_that_share_a_model_in_training_mode_get_the_right_texts() -> None:
+    """Dropout is off as long as one of them generates; the last one out restores the flags."""
+    model = tiny_gpt(tiny_config(dropout=0.5)).train()
+    expected = [model.generate(prompt(1, 3), 24, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda seed: model.generate(prompt(1, 3), 24, seed=seed), range(8)))
+    for text, alone in zip(texts, expected, strict=True):
+        assert torch.equal(text, alone)
+    assert all(module.training for module in model.modules())

@@ -326,8 +326,12 @@ def test_a_model_and_a_tokenizer_that_do_not_fit_are_refused(tmp_path: Path) -> 
 
 
 def test_where_nothing_lies_there_is_an_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere", Path(__file__)):
-        with pytest.raises(CheckpointError, match="no model in"):
+    for path, message in (
+        (tmp_path, "no model in"),
+        (tmp_path / "nowhere", "does not exist"),
+        (Path(__file__), "is no directory"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
             load(path, device="cpu")
     with pytest.raises(BackendError, match="unknown device"):
         load(tmp_path, device="abacus")

@@ -198,7 +198,8 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     assert same_tensors(tensors_of(longer), tensors_of(straight))
     with pytest.raises(ConfigError, match="max_steps must be"):
         resumed(tmp_path, max_steps=0)
-    assert resumed(tmp_path, max_steps=3).fit().steps == 20  # what is done is done
+    with pytest.raises(ConfigError, match="max_steps must be at least the 20 steps done, got 3"):
+        resumed(tmp_path, max_steps=3)
 
 
 def test_the_best_weights_are_found_again(tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ def test_another_model_is_refused_and_stays_as_it_was(run_of_gpt: Path) -> None:
         tiny_gpt(tiny_config("lecture", **SIZE)),
     ):
         before = {k: t.clone() for k, t in model.state_dict().items()}
-        refused(run_of_gpt, model=model, match="which is not the model given")
+        refused(run_of_gpt, model=model, match="not the model given")
         assert same_tensors(model.state_dict(), before)
     refused(run_of_gpt, model=PlainModule(V), match="the model given is not the one that was saved")
 
@@ -584,3 +585,12 @@ def test_a_resume_takes_datasets_alone(tmp_path: Path, wrong: str) -> None:
     data: dict[str, Any] = {"train_data": train, "val_data": val, wrong: "a text"}
     with pytest.raises(InputError, match=f"{wrong} must be a BlockDataset, got 'a text'"):
         Trainer.resume(tmp_path, device="cpu", **data)
+
+
+def test_a_new_end_is_remembered_before_the_next_checkpoint(tmp_path: Path) -> None:
+    trainer_of(out_dir=tmp_path).fit()
+    again = resumed(tmp_path, max_steps=STEPS + 50)
+    steps = again.steps()
+    next(steps)  # and then the process is killed
+    del steps, again
+    assert resumed(tmp_path).config.max_steps == STEPS + 50
