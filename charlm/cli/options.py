@@ -128,7 +128,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "-p",
         "--prompt",
         metavar="TEXT",
-        help="the text to continue (default: empty, which begins where a new line begins)",
+        help="the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins where "
+        "a new line begins)",
     )
     parser.add_argument("--prompt-file", metavar="F", help="a file with that text")
     parser.add_argument(

@@ -87,7 +87,8 @@ class Progress(Callback):
         config, bar = trainer.config, self._console.bar
         now = time.monotonic()
         last = record.step == config.max_steps
-        if record.step % config.log_interval == 0 or last:
+        alone = not self._losses and record.step % config.eval_interval == 0  # the line's only loss
+        if record.step % config.log_interval == 0 or last or alone:
             self._losses.append(record.loss)
             if self._console.verbose:
                 self._console.detail(

@@ -83,6 +83,14 @@ def test_without_validation_the_training_loss_is_shown(command: Command, text: P
     assert "loss    best" not in command.err
 
 
+def test_every_evaluation_has_a_training_loss_beside_it(command: Command, text: Path, run: Path) -> None:
+    """Also one at a step whose record is not logged."""
+    assert command.train(text, "-o", run, "--eval-interval", "3", "--log-interval", "20") == 0
+    lines = [line for line in command.err.splitlines() if line.startswith("step ")]
+    assert len(lines) == 7
+    assert all("train loss" in line for line in lines)
+
+
 def test_standard_input_and_bytes(command: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO("größer\n".encode() * 99), encoding="utf-8")
