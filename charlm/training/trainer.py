@@ -402,9 +402,8 @@ class Trainer:
             self.best, self._evaluations_since_best = self.last, 0
             if self.config.restore_best:
                 self._other_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
-        elif (
-            self.step % self.config.eval_interval == 0
-        ):  # others come with stops, and a resume must not count them
+        elif self.step % self.config.eval_interval == 0:
+            # Scheduled evaluations only: others come with stops, and must not bring the end of a run nearer.
             self._evaluations_since_best += 1
             if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
                 self._reason = self._reason or "patience"
