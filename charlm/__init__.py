@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from charlm.models.bigram import BigramLM as BigramLM
     from charlm.models.config import GPTConfig as GPTConfig
     from charlm.models.gpt import GPT as GPT
+    from charlm.models.ngram import NGramLM as NGramLM
     from charlm.text.corpus import load_corpus as load_corpus
     from charlm.text.tokenizer import ByteTokenizer as ByteTokenizer
     from charlm.text.tokenizer import CharTokenizer as CharTokenizer
@@ -44,6 +45,7 @@ _HOMES = {
     "GPT": "charlm.models.gpt",
     "GPTConfig": "charlm.models.config",
     "LanguageModel": "charlm.models.base",
+    "NGramLM": "charlm.models.ngram",
     "Tokenizer": "charlm.text.tokenizer",
     "Trainer": "charlm.training.trainer",
     "TrainerConfig": "charlm.training.config",
@@ -66,6 +68,7 @@ __all__ = [
     "EvalResult",
     "GPTConfig",
     "LanguageModel",
+    "NGramLM",
     "Tokenizer",
     "Trainer",
     "TrainerConfig",

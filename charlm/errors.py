@@ -18,6 +18,7 @@ Each is a `CharLMError`, and where one fits also the builtin that people already
     ├── RunExistsError (FileExistsError)          the directory already holds a run
     ├── RunLockedError (OSError)                  another process trains in that directory
     ├── BackendError (RuntimeError)               a device that is unknown, absent, or cannot do it
+    ├── NotEnoughMemoryError (MemoryError)        refused before it is allocated: it cannot fit
     ├── NonFiniteError (ArithmeticError)          NaN or infinity where a finite number is needed
     └── TrainingInterrupted                       training stopped at the caller's request, after saving
 
@@ -46,6 +47,7 @@ __all__ = [
     "InputError",
     "InvalidTextError",
     "NonFiniteError",
+    "NotEnoughMemoryError",
     "RunExistsError",
     "RunLockedError",
     "TextError",
@@ -213,6 +215,29 @@ class RunLockedError(CharLMError, OSError):
 
 class BackendError(CharLMError, RuntimeError):
     """A device is unknown or absent, or cannot do what was asked of it."""
+
+
+class NotEnoughMemoryError(CharLMError, MemoryError):
+    """A model or a batch cannot fit into the memory. Nothing of it was allocated.
+
+    Attributes:
+        needed_bytes: the estimate of what it takes.
+        available_bytes: what there is.
+        batch_size: the largest one that would fit, or None where no batch does or none is concerned.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        needed_bytes: int = 0,
+        available_bytes: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+        self.batch_size = batch_size
 
 
 class NonFiniteError(CharLMError, ArithmeticError):

@@ -161,11 +161,15 @@ class CharLM:
         matcher = StopMatcher(stop)
         return self._pieces(stream_ids(self.model, idx, max_new_tokens, options), matcher)
 
-    def evaluate(self, text: str) -> EvalResult:
+    def evaluate(self, text: str, *, block_size: int | None = None) -> EvalResult:
         """Score a text exactly: every character but the first is predicted once.
 
-        The windows are the model's block_size, or shorter for a shorter text. With a `ByteTokenizer`, the
-        figures per character are per byte.
+        With a `ByteTokenizer`, the figures per character are per byte.
+
+        Args:
+            text: at least two characters.
+            block_size: length of the windows, each read by itself, at most the text's. None: the model's
+                block_size, or 256 for a model without a limit.
 
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
@@ -180,7 +184,9 @@ class CharLM:
         ids = self.tokenizer.encode_array(text)
         if len(ids) < 2:
             raise DataError(f"the text must have at least two characters to predict one, got {len(ids)}")
-        block_size = min(self.model.block_size or _UNLIMITED_BLOCK, len(ids) - 1)
+        if block_size is None:
+            block_size = self.model.block_size or _UNLIMITED_BLOCK
+        block_size = min(block_size, len(ids) - 1)
         result = evaluate(self.model, BlockDataset(ids, block_size), backend=DeviceBackend(self._device))
         first = 1 if isinstance(self.tokenizer, ByteTokenizer) else len(text[0].encode())
         return EvalResult(
@@ -201,7 +207,7 @@ class CharLM:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def _contexts(self, prompts: Sequence[str]) -> list[list[int]]:
         if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):

@@ -39,6 +39,13 @@ class MemoryStats:
     """The most that was in use since the process started."""
     total: int
     """What the device has."""
+    available: int | None = None
+    """What could be taken beside all that is in use, by whomever; None: the device does not tell."""
+
+    @property
+    def free(self) -> int:
+        """What could be taken: `available`, or what is left of the total where that is not known."""
+        return self.total - self.allocated if self.available is None else self.available
 
 
 class DeviceBackend:
@@ -163,6 +170,11 @@ class DeviceBackend:
             yield
         finally:
             generator.set_state(before)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the device works on while Python goes on, so that reading a number from it is waiting."""
+        return self.device.type != "cpu"
 
     def synchronize(self) -> None:
         """Wait until the device has done all that it was given."""

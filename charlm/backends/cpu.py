@@ -6,10 +6,17 @@ Which of the two this machine is, torch tells from the processor's own feature f
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+
 import torch
+from torch import nn
 from typing_extensions import override
 
-from charlm.backends.base import DeviceBackend, Precision
+from charlm.backends import host
+from charlm.backends.base import DeviceBackend, MemoryStats, Precision
+from charlm.errors import BackendError
 
 __all__ = ["CPUBackend"]
 
@@ -29,5 +36,37 @@ class CPUBackend(DeviceBackend):
         return ("bf16", "fp32") if has_bf16 else ("fp32", "bf16")
 
     @override
+    def prepare(self, model: nn.Module, *, compile: bool = False) -> nn.Module:
+        """Move a model to the CPU, in place, and return it.
+
+        Raises:
+            BackendError: it is to be compiled, and there is no C++ compiler.
+        """
+        if compile:
+            # What torch calls. It would find out in the first step, and raise an error of many screens.
+            compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+            if shutil.which(compiler) is None:
+                raise BackendError(
+                    f"compile=True needs the C++ compiler {compiler!r}, which is not found. Install it, or "
+                    "name another one in the environment variable CXX, or leave compile off"
+                )
+        return super().prepare(model, compile=compile)
+
+    @override
     def optimizer_options(self, name: str) -> dict[str, object]:
         return {"fused": True} if name in {"Adam", "AdamW", "SGD", "Adagrad"} else {}
+
+    @override
+    def memory(self) -> MemoryStats | None:
+        """Return the memory of this process and its machine; None where the system does not tell.
+
+        `allocated` and `peak` are of the whole process, not of tensors alone. `total` and `available` heed
+        the limits of the control group, as containers and batch systems set them.
+        """
+        used, total = host.process_bytes(), host.total_bytes()
+        if used is None or total is None:
+            return None
+        resident, peak = used
+        return MemoryStats(
+            allocated=min(resident, total), peak=peak, total=total, available=host.available_bytes()
+        )

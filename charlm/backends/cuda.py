@@ -66,9 +66,12 @@ class CUDABackend(DeviceBackend):
 
     @override
     def memory(self) -> MemoryStats:
-        _, total = torch.cuda.mem_get_info(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        allocated = torch.cuda.memory_allocated(self.device)
         return MemoryStats(
-            allocated=torch.cuda.memory_allocated(self.device),
+            allocated=allocated,
             peak=torch.cuda.max_memory_allocated(self.device),
             total=total,
+            # What torch holds for later tensors counts as in use in the driver's eyes.
+            available=free + torch.cuda.memory_reserved(self.device) - allocated,
         )

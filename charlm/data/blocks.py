@@ -22,7 +22,7 @@ from charlm.errors import DataError, InputError, shown
 if TYPE_CHECKING:
     from charlm.text.tokenizer import Tokenizer
 
-__all__ = ["BlockDataset"]
+__all__ = ["BlockDataset", "draw_starts", "in_order"]
 
 _INTEGERS = {
     torch.uint8,
@@ -143,9 +143,17 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         Returns:
             Inputs (B, T) and targets (B, T), int64, on the CPU.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
-        starts = torch.randint(len(self), (batch_size,), generator=generator, device="cpu")  # (B,)
+        return self.blocks_at(draw_starts(len(self), batch_size, generator))
+
+    def blocks_at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the blocks that begin at given places.
+
+        Args:
+            starts: (B,) int64, each at least 0 and below `len(self)`.
+
+        Returns:
+            Inputs (B, T) and targets (B, T), int64, on the CPU.
+        """
         # index_select, not self._windows[starts]: on this view it is several hundred times faster.
         windows = self._windows.index_select(0, starts)  # (B, T + 1)
         return windows[:, :-1].long(), windows[:, 1:].long()
@@ -160,16 +168,32 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
             batch of a single shorter block (1, t) follows where the text does not divide.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
-        N, T = len(self.ids), self.block_size
-        full = (N - 1) // T
-        inputs = self.ids[: full * T].view(full, T)
-        targets = self.ids[1 : full * T + 1].view(full, T)
-        for i in range(0, full, batch_size):
-            yield inputs[i : i + batch_size].long(), targets[i : i + batch_size].long()
-        if full * T < N - 1:
-            yield self.ids[full * T : -1].long()[None], self.ids[full * T + 1 :].long()[None]
+        for x, y in in_order(self.ids, self.block_size, batch_size):
+            yield x.long(), y.long()
+
+
+def draw_starts(count: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
+    """Return (B,) starts below `count` on the CPU, as the lecture draws them."""
+    _check_batch_size(batch_size)
+    return torch.randint(count, (batch_size,), generator=generator, device="cpu")
+
+
+def in_order(ids: Tensor, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and targets as `BlockDataset.blocks` does, as views of ids of any type on any device."""
+    _check_batch_size(batch_size)
+    N, T = len(ids), block_size
+    full = (N - 1) // T
+    inputs = ids[: full * T].view(full, T)
+    targets = ids[1 : full * T + 1].view(full, T)
+    for i in range(0, full, batch_size):
+        yield inputs[i : i + batch_size], targets[i : i + batch_size]
+    if full * T < N - 1:
+        yield ids[full * T : -1][None], ids[full * T + 1 :][None]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
 
 
 def _smallest(ids: Tensor | NDArray[Any], name: str) -> tuple[Tensor, int]:

@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from charlm.backends.base import DeviceBackend
+from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
 from charlm.generation.decode import evaluation_mode
+from charlm.models.base import LanguageModel
 
-__all__ = ["EvalResult", "evaluate"]
+__all__ = ["EvalResult", "default_batch_size", "evaluate"]
 
 _CHARS_PER_BATCH = 16_384
+_LOGITS_PER_BATCH = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ def evaluate(
         model: `model(idx, targets)` gives logits (B, T, V) or (B T, V), and anything second.
         data: the text.
         batch_size: windows in one forward pass; changes speed and memory only. None: about 16,000
-            characters.
+            characters, fewer with a large vocabulary.
         backend: the device that the model is on; None: the CPU.
 
     Returns:
@@ -86,10 +89,10 @@ def evaluate(
         raise InputError(f"data must be a BlockDataset, got {shown(data)}")
     backend = backend or DeviceBackend("cpu")
     if batch_size is None:
-        batch_size = max(1, _CHARS_PER_BATCH // data.block_size)
+        V = model.vocab_size if isinstance(model, LanguageModel) else data.max_id + 1
+        batch_size = default_batch_size(data.block_size, V)
     nats, hits, count = 0.0, 0, 0
-    for batch in data.blocks(batch_size):
-        x, y = backend.to_device(*batch)  # (B, T)
+    for x, y in batches_on(data, backend).blocks(batch_size):  # (B, T)
         with torch.no_grad(), evaluation_mode(model):
             logits = model(x, y)[0].flatten(0, -2)  # (B T, V)
         targets = y.flatten()  # (B T,)
@@ -99,3 +102,18 @@ def evaluate(
         hits += int((logits.argmax(dim=-1) == targets).sum())
         count += len(targets)
     return EvalResult(loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count)
+
+
+def default_batch_size(block_size: int, vocab_size: int) -> int:
+    """Return how many windows `evaluate` scores at once, unless told otherwise.
+
+    Args:
+        block_size: T, characters in a window.
+        vocab_size: V; 0: not known. The logits of a batch take at most 64 MB, if one window's do.
+
+    Example:
+        >>> default_batch_size(64, 65), default_batch_size(64, 5_000), default_batch_size(10**6, 65)
+        (256, 52, 1)
+    """
+    characters = min(_CHARS_PER_BATCH, _LOGITS_PER_BATCH // max(1, vocab_size))
+    return max(1, characters // block_size)

@@ -7,6 +7,7 @@ characters, training or devices beyond where its parameters lie.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,6 +84,11 @@ class LanguageModel(nn.Module, ABC):
     def block_size(self) -> int | None:
         """The most ids that the model sees at once; None: no limit."""
         return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's tensors lie."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def forward(
@@ -230,12 +236,18 @@ class LanguageModel(nn.Module, ABC):
         fields = ", ".join(f"{name}={value!r}" for name, value in self.config.to_dict().items())
         return f"{type(self).__name__}({fields})  # {self.num_parameters():,} parameters"
 
+    def check_values(self) -> None:
+        """Raise InputError if the tensors hold values that cannot be the model's: asked after loading.
+
+        Here all are accepted. For subclasses whose tensors index one another.
+        """
+
     def check_idx(self, idx: Tensor, targets: Tensor | None = None) -> None:
         """Raise InputError unless idx and targets have the type, shape and device that `forward` needs.
 
         Their range is not looked at: that would make a GPU wait.
         """
-        device = next(self.parameters()).device
+        device = self.device
         for name, ids in (("idx", idx), ("targets", targets)):
             if name == "targets" and ids is None:
                 continue

@@ -18,6 +18,7 @@ from charlm.errors import DataError, InputError, shown
 from charlm.generation.cache import KVCache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import BigramConfig, ModelConfig
+from charlm.models.memory import check_fits
 
 if TYPE_CHECKING:
     from charlm.data.blocks import BlockDataset
@@ -33,6 +34,7 @@ class BigramLM(LanguageModel):
 
     Raises:
         ConfigError: `vocab_size` is no positive int.
+        NotEnoughMemoryError: the table does not fit into the memory.
 
     Example:
         >>> _ = torch.manual_seed(1337)
@@ -50,6 +52,7 @@ class BigramLM(LanguageModel):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.config = BigramConfig(vocab_size=vocab_size)
+        check_fits(self.config)
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
 
     @override

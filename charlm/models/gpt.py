@@ -20,6 +20,7 @@ from charlm.generation.cache import KVCache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
 from charlm.models.layers import Block, make_norm, rotary_tables
+from charlm.models.memory import check_fits
 
 __all__ = ["GPT", "Transformer"]
 
@@ -74,6 +75,9 @@ class GPT(LanguageModel):
     Args:
         config: all settings. `GPT.from_config` also takes a mapping or the name of a preset.
 
+    Raises:
+        NotEnoughMemoryError: the weights are larger than the memory that is available.
+
     Example:
         >>> model = GPT.from_config("lecture", vocab_size=65, n_layer=2, n_head=2, n_embd=32, block_size=16)
         >>> logits, loss = model(torch.zeros(4, 16, dtype=torch.long), torch.ones(4, 16, dtype=torch.long))
@@ -94,6 +98,7 @@ class GPT(LanguageModel):
                 f"config must be a GPTConfig, got {type(config).__name__}. "
                 "GPT.from_config takes a mapping or the name of a preset."
             )
+        check_fits(config)
         self.config = config
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)

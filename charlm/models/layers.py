@@ -12,8 +12,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from charlm.generation.cache import LayerCache
+from charlm.models import fast
 from charlm.models.config import GPTConfig
 
 __all__ = [
@@ -36,7 +38,16 @@ def make_norm(config: GPTConfig) -> nn.Module:
     """
     if config.norm == "layernorm":
         return nn.LayerNorm(config.n_embd, bias=config.bias)
-    return nn.RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=False)
+    return RMSNorm(config.n_embd, eps=1e-6, elementwise_affine=False)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm; without a gain, on a CPU, in one pass less."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., C) from (..., C)."""
+        return fast.rms_norm(x, self.eps or 0.0) if fast.usable(x) else super().forward(x)
 
 
 def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -137,8 +148,22 @@ class CausalSelfAttention(nn.Module):
             rotary: cosine and sine of these T positions, (T, D / 2) each, or None.
             cache: keys and values of earlier characters; this layer adds its own.
         """
-        B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        T = x.size(1)
+        qkv = self.c_attn(x)  # (B, T, 3 C)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None and dropout == 0 and T <= fast.LONGEST and fast.usable(x):
+            y = fast.causal_attention(qkv, self.n_head, rotary, qk_norm=self.qk_norm)  # (B, T, C)
+        else:
+            y = self._attend(qkv, rotary, cache, dropout)
+        out: Tensor = self.c_proj(y)
+        return out
+
+    def _attend(
+        self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None, dropout: float
+    ) -> Tensor:
+        """Return (B, T, C), what each character gathered, from (B, T, 3 C)."""
+        B, T, _ = qkv.shape
+        qkv = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         qk, v = qkv[:2], qkv[2]  # (2, B, H, T, D) and (B, H, T, D)
         if self.qk_norm:  # arXiv:2010.04245
             qk = F.rms_norm(qk, (qk.size(-1),), eps=1e-6)
@@ -147,13 +172,11 @@ class CausalSelfAttention(nn.Module):
         q, k = qk  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D)
-        # The fused kernel's backward pass is several times slower than plain matrix products on a CPU
-        # at short T, and equal at T = 256; elsewhere it is the faster one.
-        fused = not (x.device.type == "cpu" and T <= 128)
+        # On a CPU the fused kernel's backward pass is slower than plain matrix products at short T.
+        fused = qkv.device.type != "cpu" or T > fast.LONGEST
         attend = fused_attention if fused else plain_attention
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        out: Tensor = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return out
+        y = attend(q, k, v, dropout)  # (B, H, T, D)
+        return y.transpose(1, 2).reshape(B, T, -1)
 
 
 class FeedForward(nn.Module):
@@ -175,6 +198,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, C) from (B, T, C)."""
+        if self.activation == "relu2" and self.c_fc.bias is None and fast.usable(x):
+            return fast.relu_squared_mlp(x, self.c_fc.weight, self.c_proj.weight)
         x = self.c_fc(x)  # (B, T, hidden), twice that for swiglu
         if self.activation == "relu":
             x = F.relu(x)

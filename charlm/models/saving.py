@@ -30,6 +30,7 @@ from charlm.models.base import LanguageModel
 from charlm.models.bigram import BigramLM
 from charlm.models.config import ModelConfig
 from charlm.models.gpt import GPT
+from charlm.models.ngram import NGramLM
 from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
 
 __all__ = [
@@ -197,6 +198,10 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
     with torch.no_grad():
         for name, tensor in unique_tensors(model).items():
             tensor.copy_(tensors[name])
+    try:
+        model.check_values()
+    except InputError as error:
+        raise refusal(weights, f"holds what no {cls.__name__} can: {error}") from error
     return model
 
 
@@ -216,6 +221,7 @@ def model_settings(
     kinds: dict[str, type[LanguageModel]] = {
         BigramLM.kind: BigramLM,
         GPT.kind: GPT,
+        NGramLM.kind: NGramLM,
         **LanguageModel.kinds,
     }  # a caller may have added some
     cls = kinds.get(kind)
@@ -249,6 +255,8 @@ def check_tensors(header: safetensors.Header, expected: Mapping[str, Tensor], pa
                 path,
                 f"must hold {quoted(name, 80)} with shape {tuple(tensor.shape)}, got {stored[name].shape}.",
             )
+        if not tensor.is_floating_point() and stored[name].dtype != tensor.dtype:
+            raise refusal(path, f"must hold {quoted(name, 80)} as {tensor.dtype}, got {stored[name].dtype}.")
     dtypes = {stored[name].dtype for name, tensor in expected.items() if tensor.is_floating_point()}
     if len(dtypes) > 1 or not dtypes <= set(_FLOATS):
         names = ", ".join(sorted(str(d) for d in dtypes))

@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from charlm.training.budget import steps_within
     from charlm.training.callbacks import Callback
     from charlm.training.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
-    from charlm.training.optimizers import Muon, OptimizerFactory, build_optimizers
+    from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
     from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
     from charlm.training.trainer import Trainer
 
 __all__ = [
     "RECIPES",
+    "AdamW",
     "Callback",
     "CheckpointInfo",
     "Evaluation",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdamW": "optimizers",
     "Callback": "callbacks",
     "CheckpointInfo": "checkpoint",
     "Evaluation": "records",

@@ -49,6 +49,8 @@ class TrainerConfig(Config):
     """Forward passes whose gradients are averaged for one step."""
     seed: Annotated[int, _SEED] = 1337
     """Seed of batches, dropout and samples. (`charlm train` also seeds the first weights with it.)"""
+    replacement: bool = True
+    """Draw blocks with replacement, as in the lecture; no: in epochs, each part of the text once in each."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     """muon: Muon for the matrices inside the blocks, AdamW for the rest. adamw: AdamW for all."""
     learning_rate: Annotated[float, Range(0, 1_000)] = 1e-3
@@ -102,6 +104,7 @@ class TrainerConfigFields(TypedDict, total=False):
     batch_size: int
     accumulate: int
     seed: int
+    replacement: bool
     optimizer: Literal["muon", "adamw"]
     learning_rate: float
     weight_decay: float

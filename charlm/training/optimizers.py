@@ -1,9 +1,14 @@
-"""Optimizers: torch's AdamW, Muon, and which parameter goes to which.
+"""Optimizers: AdamW, Muon, and which parameter goes to which.
+
+AdamW is torch's fused kernel, called without what torch's class loads around it.
 
 Muon replaces the update of a weight matrix by the nearest orthogonal matrix (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/), found by a Newton–Schulz iteration. This one works on all
 matrices of one shape at once, and scales the update so that its entries are as large as AdamW's
 (arXiv:2502.16982), so that one learning rate serves both.
+
+Both follow the protocol of torch's fused optimizers: while their attribute `found_inf` is a tensor that is
+not 0, a step changes nothing, and no one has to wait for the device to know it.
 """
 
 from __future__ import annotations
@@ -15,14 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from charlm.backends.base import DeviceBackend
 from charlm.errors import InputError
 from charlm.training.config import TrainerConfig
 
-__all__ = ["Muon", "OptimizerFactory", "build_optimizers", "hidden_matrices", "orthogonalize"]
+__all__ = ["AdamW", "Muon", "OptimizerFactory", "build_optimizers", "hidden_matrices", "orthogonalize"]
 
 OptimizerFactory = Callable[[Iterator[tuple[str, nn.Parameter]]], Optimizer]
 """What `Trainer(optimizer=...)` takes: named parameters to an optimizer. Its learning rate is set at each
@@ -66,7 +71,12 @@ def build_optimizers(model: nn.Module, config: TrainerConfig, backend: DeviceBac
     groups = [group for group in groups if group["params"]]
     if groups:
         options = backend.optimizer_options("AdamW")
-        optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, **options))  # type: ignore[arg-type]
+        if options == {"fused": True}:
+            optimizers.append(AdamW(groups, lr=config.learning_rate, betas=config.betas))
+        else:
+            optimizers.append(
+                torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, **options)  # type: ignore[arg-type]
+            )
     return optimizers
 
 
@@ -112,7 +122,81 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(Optimizer):
+class _LeanOptimizer(Optimizer):
+    """torch's base class, without the 1.2 seconds of imports that its first parameter group costs."""
+
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own."""
+        decorated = Optimizer.add_param_group  # the decorator imports torch._dynamo, to keep it away
+        getattr(decorated, "__wrapped__", decorated)(self, param_group)
+
+
+class AdamW(_LeanOptimizer):
+    """AdamW (arXiv:1711.05101), for devices that have torch's fused kernel; equal to torch's own class.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: share of a parameter, times lr, taken off at each step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @override
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        loss = _loss_of(closure)
+        for group in self.param_groups:
+            moving = [p for p in group["params"] if p.grad is not None]
+            if not moving:
+                continue
+            for parameter in moving:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+            steps = [self.state[p]["step"] for p in moving]
+            torch._foreach_add_(steps, 1)
+            beta1, beta2 = group["betas"]
+            torch._fused_adamw_(
+                moving,
+                [p.grad for p in moving],
+                [self.state[p]["exp_avg"] for p in moving],
+                [self.state[p]["exp_avg_sq"] for p in moving],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=None,
+                found_inf=self.found_inf,
+            )
+            if self.found_inf is not None:
+                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+        return loss
+
+
+class Muon(_LeanOptimizer):
     """Momentum, orthogonalised: for the weight matrices between embedding and output layer.
 
     Each matrix W (rows, columns) with gradient G moves as Nesterov momentum does, but along the nearest
@@ -150,32 +234,54 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every matrix that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
+        # What has the same settings is orthogonalised in one batch, a tall matrix lying on its side.
+        batches: dict[tuple[object, ...], list[tuple[Tensor, int]]] = defaultdict(list)
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for alike in by_shape.values():
-                self._move(alike, group["lr"], group["momentum"], group["weight_decay"], group["parts"])
+                    rows, columns = parameter.size(0) // group["parts"], parameter.size(1)
+                    key = (*sorted((rows, columns)), group["lr"], group["momentum"], group["weight_decay"])
+                    batches[(*key, parameter.device)].append((parameter, group["parts"]))
+        for (_, wide, lr, momentum, weight_decay, _), alike in batches.items():
+            self._move(alike, lr, momentum, weight_decay, 0.2 * math.sqrt(wide))  # type: ignore[arg-type]
         return loss
 
-    def _move(self, alike: list[Tensor], lr: float, momentum: float, weight_decay: float, parts: int) -> None:
-        """Move parameters of one shape, each a stack of `parts` matrices."""
-        gradients = [p.grad for p in alike if p.grad is not None]
-        for parameter in alike:
+    def _move(
+        self, alike: list[tuple[Tensor, int]], lr: float, momentum: float, weight_decay: float, scale: float
+    ) -> None:
+        """Move parameters, each a stack of as many matrices as its number says, all of one size."""
+        parameters = [parameter for parameter, _ in alike]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in alike]
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        before = None
+        if self.found_inf is not None:
+            before = [tensor.clone() for tensor in (*parameters, *buffers)]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
-        rows, columns = alike[0].size(0) // parts, alike[0].size(1)
-        stacked = torch.stack(list(ahead)).view(-1, rows, columns)  # (N parts, rows, columns)
-        updates = (
-            orthogonalize(stacked.to(self.dtype)).reshape(len(alike), *alike[0].shape).to(alike[0].dtype)
-        )
-        torch._foreach_mul_(alike, 1 - lr * weight_decay)
-        torch._foreach_add_(alike, list(updates.unbind()), alpha=-lr * 0.2 * math.sqrt(max(rows, columns)))
+        lying = [_lying(tensor, parts) for tensor, (_, parts) in zip(ahead, alike, strict=True)]
+        updates = orthogonalize(torch.cat([tensor.to(self.dtype) for tensor in lying]))  # (N, short, long)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        counts = [parts for _, parts in alike]
+        for (parameter, parts), update in zip(alike, updates.split(counts), strict=True):
+            _lying(parameter, parts).add_(update, alpha=-lr * scale)
+        if before is not None and self.found_inf is not None:
+            skip = self.found_inf > 0
+            for tensor, old in zip((*parameters, *buffers), before, strict=True):
+                tensor.copy_(torch.where(skip, old, tensor))
+
+
+def _lying(stack: Tensor, parts: int) -> Tensor:
+    """Return a view of a stack of matrices, (parts, rows, columns), none of them taller than wide."""
+    matrices = stack.view(parts, -1, stack.size(-1))
+    return matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
+
+
+def _loss_of(closure: Callable[[], float] | None) -> float | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

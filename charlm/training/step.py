@@ -3,6 +3,9 @@
 It knows a model, its batches and its optimizers, and nothing of runs, logs or checkpoints. Everything
 random in a step is drawn at the step's own address, so a step needs no memory of those before it but the
 weights and the optimizers' state.
+
+Nothing here waits for a device that works on its own: whether a step was finite stays there, and keeps the
+step and all later ones from changing anything, until `check` asks.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +21,13 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend, Precision
+from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, NonFiniteError
 from charlm.randomness import derive_seed
 from charlm.training.config import TrainerConfig
 from charlm.training.optimizers import OptimizerFactory, build_optimizers
+from charlm.training.order import EpochOrder
 from charlm.training.records import StepRecord
 from charlm.training.schedules import learning_rate_at
 
@@ -42,6 +48,7 @@ class Stepper:
     Attributes:
         optimizers: each trained parameter is in exactly one of them.
         scaler: of the gradients, in fp16; else None.
+        chars_per_step: characters predicted in one step.
     """
 
     optimizers: list[Optimizer]
@@ -69,7 +76,19 @@ class Stepper:
             self.optimizers = [_made_by(optimizer, model)]
         moved = {id(p) for made in self.optimizers for group in made.param_groups for p in group["params"]}
         self._parameters = [p for p in model.parameters() if id(p) in moved]
+        self.chars_per_step = config.accumulate * config.batch_size * data.block_size
         self._generator = torch.Generator()  # re-seeded for each batch
+        self._batches = batches_on(data, backend)
+        self._order = None if config.replacement else EpochOrder(data, config.batch_size, config.seed)
+        # On the CPU the answer is there at once. fp16 skips steps of its own, and an optimizer of the
+        # caller's may know nothing of `found_inf`: these wait.
+        self._masked = (
+            backend.asynchronous
+            and self.scaler is None
+            and all(getattr(made, "_step_supports_amp_scaling", False) for made in self.optimizers)
+        )
+        self._halted: Tensor | None = None  # 1 on the device from the first step that was not finite
+        self._first: Tensor | None = None  # that step's number, on the device
 
     def take(self, step: int) -> StepRecord:
         """Move the parameters once.
@@ -89,8 +108,10 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         with self._unscaled(active):
-            norm = torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
-            if self._is_finite(step, loss, norm, learning_rate):
+            norm = self._gradient_norm()
+            if self._masked:
+                self._note(step, loss, norm, active)
+            if self._masked or self._is_finite(step, loss, norm, learning_rate):
                 if config.grad_clip is not None:
                     torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
                 for optimizer in active:
@@ -99,11 +120,38 @@ class Stepper:
         return StepRecord(
             step=step + 1,
             learning_rate=learning_rate,
-            chars=config.accumulate * config.batch_size * self._data.block_size,
+            chars=self.chars_per_step,
             seconds=time.perf_counter() - began,
             _loss=loss,
             _grad_norm=norm,
         )
+
+    def check(self) -> None:
+        """Ask the device whether all steps so far were finite; waits for it.
+
+        Raises:
+            NonFiniteError: one was not; nothing has moved since, and its number is in the error.
+        """
+        if self._halted is None or self._first is None or not bool(self._halted):
+            return
+        step = int(self._first)
+        self._halted = self._first = None
+        # Every step has an address, and the weights are still those before it: take it again, to look.
+        loss = self._accumulate_gradients(step)
+        self._refuse(step, loss, self._gradient_norm(), learning_rate_at(step, self._config))
+
+    def _note(self, step: int, loss: Tensor, norm: Tensor, active: Sequence[Optimizer]) -> None:
+        """Tell the optimizers, on the device, whether they may move."""
+        bad = (~torch.isfinite(loss + norm)).float()
+        if self._halted is None or self._first is None:
+            self._halted, self._first = torch.zeros_like(bad), torch.full_like(bad, step, dtype=torch.int64)
+        self._first = torch.where(self._halted > 0, self._first, step)
+        self._halted = torch.maximum(self._halted, bad)
+        for optimizer in active:
+            optimizer.found_inf = self._halted  # type: ignore[attr-defined]
+
+    def _gradient_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
 
     def _accumulate_gradients(self, step: int) -> Tensor:
         """Add up the gradients of all micro-batches and return their mean loss, a scalar on the device."""
@@ -111,8 +159,10 @@ class Stepper:
         loss = torch.zeros((), device=backend.device)
         for micro in range(config.accumulate):
             self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
-            batch = self._data.sample_batch(config.batch_size, generator=self._generator)
-            x, y = backend.to_device(*batch)  # (B, T)
+            if self._order is None:
+                x, y = self._batches.sample(config.batch_size, self._generator)  # (B, T)
+            else:
+                x, y = self._batches.at(self._order.starts(step * config.accumulate + micro))  # (B, T)
             with backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
                 with backend.autocast(self._precision):
                     part = _loss_of(self._model(x, y))
@@ -142,8 +192,12 @@ class Stepper:
         """
         if bool(torch.isfinite(loss + norm)):
             return True
-        if self.scaler is not None and bool(torch.isfinite(loss)) and self.scaler.get_scale() >= 1:
-            return False
+        if self.scaler is None or not bool(torch.isfinite(loss)) or self.scaler.get_scale() < 1:
+            self._refuse(step, loss, norm, learning_rate)
+        return False
+
+    def _refuse(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> NoReturn:
+        """Raise NonFiniteError, with the first parameter whose gradient is not finite."""
         bad = next(
             (
                 name

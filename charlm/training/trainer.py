@@ -32,6 +32,7 @@ from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments
 from charlm.training.config import TrainerConfig
+from charlm.training.memory import check_memory
 from charlm.training.metrics import eval_values
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import Evaluation, SampleRecord, StepRecord, StopReason, TrainResult
@@ -72,6 +73,7 @@ class Trainer:
         InputError: an argument is of the wrong kind, or the tokenizer does not fit the model.
         RunExistsError: `out_dir` is not empty.
         BackendError: the device is absent or cannot do what the config asks.
+        NotEnoughMemoryError: the training would take more memory than is free; says what would fit.
 
     Example:
         >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
@@ -131,6 +133,15 @@ class Trainer:
             RunDirectory.refuse_if_taken(self.out_dir)
         self.backend = get_backend(device)
         self.precision = self.backend.precision(self.config.precision)
+        check_memory(
+            model,
+            self.config,
+            block_size=train_data.block_size,
+            backend=self.backend,
+            precision=self.precision,
+            evaluates=val_data is not None,
+            own_optimizer=optimizer is not None,
+        )
         self.model = self.backend.prepare(model, compile=self.config.compile)
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
         self.callbacks = tuple(callbacks)
@@ -277,6 +288,7 @@ class Trainer:
             raise InputError("out_dir must be given to save: Trainer(..., out_dir='runs/one')")
         if self._holds_best and self.checkpoint is not None:
             return self.checkpoint  # the last step is saved, and the model holds other weights now
+        self._check_steps()
         self.checkpoint = self._writer.save(self)
         for callback in self.callbacks:
             callback.on_save(self, self.checkpoint)
@@ -334,6 +346,20 @@ class Trainer:
             self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=self.step + 1)
             raise
 
+    def _check_steps(self) -> None:
+        """Go back to before the first step that was not finite, if there was one, and raise.
+
+        On a device that works on its own this is known only when it is asked for; nothing moved since.
+        """
+        try:
+            self._stepper.check()
+        except NonFiniteError as error:
+            undone = self.step - (error.step or 0)
+            self.chars_seen -= undone * self._stepper.chars_per_step
+            self.step -= undone
+            self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=self.step + 1)
+            raise
+
     def _after_step(self, record: StepRecord) -> None:
         """Log, tell the callbacks, evaluate, sample and save: whatever is due after a step."""
         config, step = self.config, self.step
@@ -346,6 +372,7 @@ class Trainer:
             self._reason = self._reason or "max_seconds"
         ending = self._reason is not None
         if step % config.log_interval == 0 or ending:
+            self._check_steps()
             self._log_step(record)
         due = step % config.eval_interval == 0 and not self._interrupted
         evaluated = self.val_data is not None and (due or ending)
@@ -392,6 +419,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
+        self._check_steps()
         began = time.perf_counter()
         result = self.evaluate()
         lowest = math.inf if self.best is None else self.best.result.loss_nats

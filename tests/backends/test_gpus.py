@@ -97,9 +97,12 @@ def test_cuda_tells_its_memory_and_waits(monkeypatch: pytest.MonkeyPatch) -> Non
     waited: list[object] = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 25)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 30)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    assert CUDABackend().memory() == MemoryStats(allocated=20, peak=30, total=80)
+    memory = CUDABackend().memory()
+    assert memory == MemoryStats(allocated=20, peak=30, total=80, available=15)
+    assert memory.free == 15
     CUDABackend(1).synchronize()
     assert waited == [torch.device("cuda:1")]
 
@@ -125,7 +128,9 @@ def test_mps_tells_its_memory_waits_and_seeds(monkeypatch: pytest.MonkeyPatch) -
     assert all(hasattr(torch.mps, name) for name in vars(fake))
     monkeypatch.setattr(torch, "mps", fake)
     backend = MPSBackend()
-    assert backend.memory() == MemoryStats(allocated=20, peak=30, total=80)
+    memory = backend.memory()
+    assert memory == MemoryStats(allocated=20, peak=30, total=80)
+    assert memory.free == 60
     backend.synchronize()
     assert waited == [True]
     state = generator.get_state()

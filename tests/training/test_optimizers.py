@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, get_args
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from charlm import BigramLM, get_backend
 from charlm.errors import InputError
 from charlm.models.config import PresetName
-from charlm.training import Muon, TrainerConfig, build_optimizers
+from charlm.training import AdamW, Muon, TrainerConfig, build_optimizers
 from charlm.training.optimizers import hidden_matrices, orthogonalize
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (1, 5), (7, 3)]
@@ -67,6 +69,40 @@ def test_muon_is_torchs_own_within_the_rounding_of_bfloat16() -> None:
     run(torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **SETTINGS), theirs)
     for one, other, before in zip(ours, theirs, start, strict=True):
         assert (one - other).norm() < 0.05 * (one - before).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adamw_is_torchs_own_bit_for_bit(dtype: torch.dtype) -> None:
+    shapes: list[tuple[int, ...]] = [(8, 3), (5,), (), (2, 3, 4)]
+    ours, theirs = (random_matrices(4, shapes, dtype) for _ in range(2))
+    chosen: Any = {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.3}
+    run(AdamW(ours, **chosen), ours)
+    run(torch.optim.AdamW(theirs, fused=True, **chosen), theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_adamw_leaves_what_has_no_gradient_and_keeps_torchs_names_for_its_state() -> None:
+    moved, still = random_matrices(3, [(4, 4), (2,)], torch.float32)
+    before = still.clone()
+    groups: list[dict[str, Any]] = [{"params": [moved]}, {"params": [still], "weight_decay": 0.0}]
+    optimizer = AdamW(groups, lr=0.1)
+    moved.grad = torch.ones(4, 4)
+    assert optimizer.step(lambda: 2.5) == 2.5
+    assert torch.equal(still, before)
+    assert still not in optimizer.state
+    torchs = torch.optim.AdamW([moved], lr=0.1, fused=True)
+    torchs.step()
+    assert set(optimizer.state[moved]) == set(torchs.state[moved])
+
+
+def test_the_optimizers_do_without_the_compiler() -> None:
+    """torch._dynamo takes 1.2 seconds to import, at the start of every training."""
+    code = (
+        "import sys, torch; from charlm.training import AdamW, Muon; w = torch.ones(2, 2); w.grad = 1 * w; "
+        "[make([w]).step() for make in (AdamW, Muon)]; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_matrices_of_one_shape_move_as_they_would_alone() -> None:

@@ -1,0 +1,90 @@
+"""What this machine's main memory has left, as the operating system tells it; no torch.
+
+Linux tells in `/proc/meminfo`, and its control groups (containers, batch systems) may set a lower limit:
+https://docs.kernel.org/admin-guide/cgroup-v2.html, and the older v1 beside it. Other systems tell the total
+alone, or nothing: then the answer is None, and nobody is refused anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["available_bytes", "process_bytes", "total_bytes"]
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 2**60  # version 1 writes "no limit" as the largest number of whole pages below 2**63
+
+
+def total_bytes() -> int | None:
+    """Return what the machine has, or less where a control group's limit is lower; None: not known."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows; a system without these names
+        return None
+    limits = [limit for limit, _ in _control_groups()]
+    return min([installed, *limits]) if installed > 0 else None
+
+
+def available_bytes() -> int | None:
+    """Return what could be taken now without taking it from others; None: not known.
+
+    Memory that only keeps files at hand counts as available, and free swap too. In a control group it is
+    no more than what is left of its limit.
+    """
+    machine = _fields(_PROC / "meminfo")
+    if "MemAvailable" not in machine:
+        return None
+    left = [limit - in_use for limit, in_use in _control_groups()]
+    return max(0, min([1024 * (machine["MemAvailable"] + machine.get("SwapFree", 0)), *left]))
+
+
+def process_bytes() -> tuple[int, int] | None:
+    """Return what this process has in memory, now and at its peak; None: not known."""
+    own = _fields(_PROC / "self" / "status")
+    if "VmRSS" in own:
+        return 1024 * own["VmRSS"], 1024 * max(own["VmRSS"], own.get("VmHWM", 0))
+    try:
+        import resource  # noqa: PLC0415 - Windows has no such module
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak, peak  # the present is not told; it is no more than the peak
+
+
+def _control_groups() -> Iterator[tuple[int, int]]:
+    """Yield limit and use of each control group of this process that has a limit, in bytes."""
+    for line in _text(_PROC / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit_file, use_file, cache = _CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root = _CGROUPS / "memory"
+            limit_file, use_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        # Inside a container the path may be that of the outside, and not be found: its own group is the root.
+        own = Path(path.lstrip("/"))
+        for group in (root / own, *(root / parent for parent in own.parents)):
+            limit = _text(group / limit_file).strip()  # "max": none
+            if limit.isdigit() and int(limit) < _NO_LIMIT:
+                in_use = _text(group / use_file).strip()
+                freed = _fields(group / "memory.stat").get(cache, 0)
+                yield int(limit), max(0, int(in_use) - freed) if in_use.isdigit() else 0
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the numbers of a file of lines like "MemTotal:   24684100 kB", without their unit."""
+    words = (line.replace(":", " ").split() for line in _text(path).splitlines())
+    return {found[0]: int(found[1]) for found in words if len(found) > 1 and found[1].isdigit()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # another system, or a file that is not ours to read
+        return ""

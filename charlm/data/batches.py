@@ -1,0 +1,118 @@
+"""Batches where the model is: drawn on the CPU, gathered on the device.
+
+`batches_on` chooses how. On the CPU, and for a text that leaves a device too little room, a batch is made
+there and moved. Elsewhere the ids move once, in a small integer type, and of each batch only the B starts
+travel; they come from the same generator on the CPU, so batches are the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from charlm.data.blocks import BlockDataset, draw_starts, in_order
+
+if TYPE_CHECKING:
+    from charlm.backends.base import DeviceBackend
+
+__all__ = ["Batches", "DeviceBatches", "HostBatches", "batches_on"]
+
+_MOST_OF_FREE = 8  # a text may take one part in so many of the device's free memory
+_UNTOLD = 2**26  # bytes of a text on a device that does not tell its memory
+
+# Not every device gathers or widens unsigned integers of more than a byte, so their bits travel as signed
+# ones, and are masked after the gather.
+_SIGNED: dict[torch.dtype, tuple[torch.dtype, int | None]] = {
+    torch.uint16: (torch.int16, 2**16 - 1),
+    torch.uint32: (torch.int32, 2**32 - 1),
+}
+
+
+class HostBatches:
+    """Batches that are made on the CPU and moved.
+
+    Args:
+        data: the text.
+        backend: the device.
+    """
+
+    def __init__(self, data: BlockDataset, backend: DeviceBackend) -> None:
+        self._data, self._backend = data, backend
+
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `BlockDataset.sample_batch` does, on the device."""
+        x, y = self._backend.to_device(*self._data.sample_batch(batch_size, generator=generator))  # (B, T)
+        return x, y
+
+    def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `BlockDataset.blocks_at` does, on the device; `starts` (B,) lie on the CPU."""
+        x, y = self._backend.to_device(*self._data.blocks_at(starts))  # (B, T)
+        return x, y
+
+    def blocks(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `BlockDataset.blocks` does, on the device."""
+        for batch in self._data.blocks(batch_size):
+            x, y = self._backend.to_device(*batch)  # (B, T)
+            yield x, y
+
+
+class DeviceBatches:
+    """Batches of a text that lies on the device.
+
+    Args:
+        data: the text; its ids are copied to the device.
+        backend: the device.
+    """
+
+    def __init__(self, data: BlockDataset, backend: DeviceBackend) -> None:
+        self._starts, self._block_size, self._backend = len(data), data.block_size, backend
+        signed, self._mask = _SIGNED.get(data.ids.dtype, (torch.uint8, None))
+        self._ids = data.ids.view(signed).to(backend.device)  # (N,)
+        self._offsets = torch.arange(data.block_size + 1, device=backend.device)  # (T + 1,)
+
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `BlockDataset.sample_batch` does, on the device."""
+        return self.at(draw_starts(self._starts, batch_size, generator))
+
+    def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `BlockDataset.blocks_at` does, on the device; `starts` (B,) lie on the CPU."""
+        (starts,) = self._backend.to_device(starts)  # (B,)
+        places = starts[:, None] + self._offsets  # (B, T + 1)
+        windows = self._ids.index_select(0, places.flatten()).view_as(places)  # (B, T + 1)
+        return self._widened(windows[:, :-1]), self._widened(windows[:, 1:])
+
+    def blocks(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `BlockDataset.blocks` does, on the device."""
+        for x, y in in_order(self._ids, self._block_size, batch_size):
+            yield self._widened(x), self._widened(y)
+
+    def _widened(self, ids: Tensor) -> Tensor:
+        """Return ids as int64, a copy."""
+        return ids.long() if self._mask is None else ids.long().bitwise_and_(self._mask)
+
+
+Batches: TypeAlias = HostBatches | DeviceBatches
+
+
+def batches_on(data: BlockDataset, backend: DeviceBackend) -> Batches:
+    """Return the batches of a text on a device, by the way that is best there.
+
+    Args:
+        data: the text. A subclass may draw in its own way, and is asked for each batch.
+        backend: the device.
+
+    Example:
+        >>> from charlm.backends.cpu import CPUBackend
+        >>> batches = batches_on(BlockDataset(torch.arange(10), block_size=4), CPUBackend())
+        >>> x, y = batches.sample(3, torch.Generator().manual_seed(1))
+        >>> x.shape, y.shape
+        (torch.Size([3, 4]), torch.Size([3, 4]))
+    """
+    if backend.device.type == "cpu" or type(data) is not BlockDataset:
+        return HostBatches(data, backend)
+    memory = backend.memory()
+    room = _UNTOLD if memory is None else memory.free // _MOST_OF_FREE
+    return DeviceBatches(data, backend) if data.ids.nbytes <= room else HostBatches(data, backend)

@@ -1,0 +1,294 @@
+"""`NGramLM`: the next character from counts of what followed the last few, without a gradient.
+
+Interpolated Kneser-Ney smoothing with three discounts for each length of n-gram (Chen and Goodman, "An
+empirical study of smoothing techniques for language modeling", 1998), which are not taken from the closed
+formula but fitted on the end of the training text. Counting is `charlm.models.ngram_counts`'; here are the
+probabilities. Every look-up is a bisection, for all positions at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import override
+
+from charlm.errors import DataError, InputError
+from charlm.generation.cache import KVCache
+from charlm.models.base import LanguageModel, cross_entropy
+from charlm.models.config import ModelConfig, NGramConfig
+from charlm.models.ngram_counts import count_ngrams
+from charlm.models.ngram_discounts import Evidence, fit_discounts
+
+if TYPE_CHECKING:
+    from charlm.data.blocks import BlockDataset
+
+__all__ = ["NGramLM"]
+
+_HELD_OUT = 0.1, 100_000  # of the training text, for the discounts: a share, and the most characters
+_SCORED = 16_384  # positions of it that are looked at
+_PLAIN_DISCOUNTS = [0.5, 1.0, 1.5]
+_ROWS = 4_096  # positions whose followers are looked up at once
+
+
+class _LastIds(KVCache):
+    """The ids that the next prediction still depends on."""
+
+    def __init__(self) -> None:
+        super().__init__(n_layer=0, capacity=0)
+        self.ids: Tensor | None = None
+
+
+class NGramLM(LanguageModel):
+    """Counts of all n-grams up to some order, smoothed so that nothing is impossible; uniform until fitted.
+
+    The tables are buffers, not parameters: `codes` (M,) int64 and `counts` (M,) int32 describe the M
+    different n-grams as `count_ngrams` does, 12 bytes each, and `discounts` (order, 3) is what is taken from
+    a count of 1, 2, and 3 or more, for each length.
+
+    Args:
+        vocab_size: V.
+        order: length of the longest n-grams, 1 to 32; each character is predicted from the order - 1 before.
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    Example:
+        >>> from charlm import BlockDataset, CharTokenizer
+        >>> tokenizer = CharTokenizer("abn")
+        >>> model = NGramLM(3, order=3).fit(BlockDataset.from_text("banana" * 9, tokenizer, block_size=8))
+        >>> tokenizer.decode(model.generate(torch.tensor([[1]]), 5, temperature=0)[0])
+        'banana'
+    """
+
+    kind: ClassVar[str] = "ngram"
+    config_class: ClassVar[type[ModelConfig]] = NGramConfig
+    config: NGramConfig
+    codes: Tensor
+    counts: Tensor
+    discounts: Tensor
+
+    def __init__(self, vocab_size: int, order: int = 7) -> None:
+        super().__init__()
+        self._allocate(NGramConfig(vocab_size=vocab_size, order=order))
+
+    @override
+    @classmethod
+    def from_config(cls, config: NGramConfig | Mapping[str, object]) -> Self:
+        """Build a model with room for `n_ngrams`, uniform until its tables are filled.
+
+        Raises:
+            ConfigError: a field is unknown, missing or bad.
+        """
+        if not isinstance(config, NGramConfig):
+            config = NGramConfig.from_dict(config)
+        model = cls(config.vocab_size, config.order)
+        model._allocate(config)
+        return model
+
+    def _allocate(self, config: NGramConfig) -> None:
+        self.config = config
+        self.register_buffer("codes", torch.full((config.n_ngrams,), -1))  # nothing is found
+        self.register_buffer("counts", torch.zeros(config.n_ngrams, dtype=torch.int32))
+        self.register_buffer("discounts", torch.tensor(_PLAIN_DISCOUNTS).repeat(config.order, 1))
+
+    @property
+    def order(self) -> int:
+        """Length of the longest n-grams."""
+        return self.config.order
+
+    @override
+    def num_parameters(self) -> int:
+        """Return how many numbers the tables hold: two for each n-gram, and the discounts."""
+        return self.codes.numel() + self.counts.numel() + self.discounts.numel()
+
+    @override
+    def new_cache(self) -> KVCache:
+        """Return a cache that keeps the last order - 2 ids, to which the next prediction adds one."""
+        return _LastIds()
+
+    @override
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the next id after each id; the logits are log-probabilities.
+
+        See `LanguageModel.forward`. A position that has fewer than order - 1 ids before it in `idx` and the
+        cache is predicted from those.
+        """
+        self.check_idx(idx, targets)
+        self._check_range("idx", idx, lowest=0)
+        B, T = idx.shape
+        context = idx
+        if cache is not None:
+            context = self._with_cached(idx, cache)  # (B, S), S from T to T + order - 2
+        nodes = [node[:, -T:].flatten() for node in self._contexts(context)]  # order - 1 of (B T,)
+        start = self._uniform()  # (1, V)
+        self._mix(start, torch.zeros(1, dtype=torch.int64, device=idx.device), 0)
+        logits = start.new_empty(B * T, self.vocab_size)
+        for at in range(0, B * T, _ROWS):
+            out = logits[at : at + _ROWS]  # (R, V)
+            out.copy_(start)
+            for length, node in enumerate(nodes, 1):
+                self._mix(out, node[at : at + _ROWS], length)
+            # No count makes anything impossible, but what is left of a long chain of them may be too small.
+            out.clamp_(min=torch.finfo(out.dtype).tiny).log_()
+        logits = logits.view(B, T, self.vocab_size)
+        return logits, None if targets is None else cross_entropy(logits, targets)
+
+    def fit(self, data: BlockDataset) -> Self:
+        """Count the n-grams of a text, in place of what was counted before.
+
+        The discounts are fitted first: the end of the text (a tenth, at most 100,000 characters) is predicted
+        from the counts of what stands before it. Then all of the text is counted. No random number is drawn,
+        and the same text gives the same model (on the same build and number of threads).
+
+        Memory: the model has 12 bytes for each different n-gram, of which a text of N characters has at most
+        `order` N (English, order 7: about one per character); counting takes about 70 bytes per character and
+        40 per n-gram.
+
+        Args:
+            data: the ids to count; its block_size plays no part.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            DataError: the data holds an id that is not below `vocab_size`.
+        """
+        V = self.vocab_size
+        if data.max_id >= V:
+            raise DataError(f"the data holds the id {data.max_id}, but vocab_size is {V}")
+        ids = data.ids.numpy()  # (N,)
+        N = len(ids)
+        held_out = min(int(_HELD_OUT[0] * N), _HELD_OUT[1])
+        discounts = torch.tensor(_PLAIN_DISCOUNTS).repeat(self.order, 1)
+        if held_out:
+            self._store(ids[: N - held_out])
+            row = torch.from_numpy(ids[max(N - held_out - self.order, 0) :].astype(np.int64))
+            evidence = self._evidence(row.to(self.device), held_out)
+            discounts = torch.from_numpy(fit_discounts(evidence, V))
+        self._store(ids)
+        self.discounts = discounts.to(self.discounts)
+        return self
+
+    @override
+    def check_values(self) -> None:
+        """Raise InputError unless codes, counts and discounts are such as `fit` can make."""
+        M, V = len(self.codes), self.vocab_size
+        if (self.codes[:1] < 0).any() or (self.codes[1:] <= self.codes[:-1]).any():
+            raise InputError("codes must increase, from 0 or more.")
+        end = 0  # of the n-grams of one length, which is the last node of that length
+        for _ in range(self.order):
+            end = int(torch.searchsorted(self.codes, (end + 1) * V))
+        if end != M:
+            raise InputError(
+                f"codes must be those of n-grams of at most {self.order} ids with their beginnings."
+            )
+        if (self.counts < 1).any():
+            raise InputError("counts must be 1 or more.")
+        limits = torch.arange(1, 4, device=self.discounts.device)
+        if not ((self.discounts > 0) & (self.discounts < limits)).all():
+            raise InputError(
+                "discounts must be above 0 and below the counts that they are taken from, 1, 2, 3."
+            )
+
+    def _store(self, ids: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]) -> None:
+        device = self.codes.device
+        codes, counts = count_ngrams(ids, self.vocab_size, self.order)
+        self.codes = torch.from_numpy(codes).to(device)
+        self.counts = torch.from_numpy(counts.astype(np.int32)).to(device)
+        self.config = self.config.replace(n_ngrams=len(codes))
+
+    def _with_cached(self, idx: Tensor, cache: KVCache) -> Tensor:
+        if not isinstance(cache, _LastIds):
+            raise InputError(f"cache must be from new_cache(), got a {type(cache).__name__}")
+        context = idx
+        if cache.ids is not None:
+            if cache.ids.size(0) != idx.size(0):
+                raise InputError(
+                    f"idx must have as many rows as the cache, {cache.ids.size(0)}, got {idx.size(0)}"
+                )
+            context = torch.cat([cache.ids, idx], dim=1)
+        cache.ids = context[:, max(context.size(1) - self.order + 2, 0) :]
+        cache.advance(idx.size(1))
+        return context
+
+    def _uniform(self) -> Tensor:
+        dtype = torch.promote_types(self.discounts.dtype, torch.float32)
+        V = self.vocab_size
+        return torch.full((1, V), 1 / V, dtype=dtype, device=self.discounts.device)
+
+    def _children(self, nodes: Tensor, ids: Tensor) -> Tensor:
+        """Return the node of each n-gram with one more id, or M + 1, which has no children."""
+        M = len(self.codes)
+        if M == 0:
+            return torch.ones_like(nodes)
+        wanted = nodes * self.vocab_size + ids
+        at = torch.searchsorted(self.codes, wanted).clamp_(max=M - 1)
+        return torch.where(self.codes[at] == wanted, at + 1, M + 1)
+
+    def _contexts(self, idx: Tensor) -> list[Tensor]:
+        """Return, for each length from 1 to order - 1, the node (B, T) of the ids that end at each place."""
+        nodes: list[Tensor] = []
+        for length in range(1, self.order):
+            before = torch.zeros_like(idx)
+            if length > 1:
+                before[:, 0] = len(self.codes) + 1
+                before[:, 1:] = nodes[-1][:, :-1]
+            nodes.append(self._children(before, idx))
+        return nodes
+
+    def _followers(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, of all followers of R contexts, the context's row, the id and the count, (F,) each."""
+        first = torch.searchsorted(self.codes, nodes * self.vocab_size)  # (R,)
+        number = torch.searchsorted(self.codes, (nodes + 1) * self.vocab_size) - first  # (R,)
+        rows = torch.repeat_interleave(number)  # (F,)
+        place = (
+            torch.arange(len(rows), device=rows.device) + (first + number - number.cumsum(0))[rows]
+        )  # (F,)
+        ids = self.codes[place] - nodes[rows] * self.vocab_size
+        return rows, ids, self.counts[place].long()
+
+    @staticmethod
+    def _sums(rows: Tensor, counts: Tensor, R: int) -> tuple[Tensor, Tensor]:
+        """Return, for each context, the sum of its counts (R,), and how many are 1, 2, or more (R, 3)."""
+        total = counts.new_zeros(R).index_add_(0, rows, counts)
+        kinds = counts.new_zeros(3 * R)
+        kinds.index_add_(0, 3 * rows + counts.clamp(max=3) - 1, torch.ones_like(counts))
+        return total, kinds.view(R, 3)
+
+    def _mix(self, p: Tensor, nodes: Tensor, length: int) -> None:
+        """Mix into probabilities p (R, V) what the counts behind contexts (R,) of one more id say.
+
+        What the discounts take from the counts is shared out as p says. Where a context never occurred, p
+        stays.
+        """
+        rows, ids, counts = self._followers(nodes)
+        total, kinds = self._sums(rows, counts, len(nodes))
+        discounts = self.discounts[length].to(p.dtype)  # (3,)
+        taken = (kinds * discounts).sum(dim=1) / total.clamp(min=1)  # (R,)
+        p *= torch.where(total > 0, taken, 1)[:, None]
+        p.view(-1)[rows * self.vocab_size + ids] += (counts - discounts[counts.clamp(max=3) - 1]) / total[
+            rows
+        ]
+
+    def _evidence(self, ids: Tensor, held_out: int) -> list[Evidence]:
+        """Look up what is counted behind the contexts of some of the last ids of a row (S,)."""
+        S = len(ids)
+        chosen = torch.arange(S - 1 - held_out, S - 1, -(-held_out // _SCORED), device=ids.device)  # (H,)
+        root = torch.zeros_like(chosen)
+        evidence = []
+        for nodes in (root, *(nodes[0, chosen] for nodes in self._contexts(ids[None, :-1]))):
+            different, which = torch.unique(nodes, return_inverse=True)
+            rows, _, counts = self._followers(different)
+            total, kinds = self._sums(rows, counts, len(different))
+            count = F.pad(self.counts, (0, 1))[self._children(nodes, ids[chosen + 1]) - 1]  # (H,)
+            evidence.append(
+                Evidence(count.cpu().numpy(), total[which].cpu().numpy(), kinds[which].cpu().numpy())
+            )
+        return evidence

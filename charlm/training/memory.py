@@ -1,0 +1,146 @@
+"""Whether a training fits into the device's memory, asked before anything of it is allocated.
+
+A machine that runs out of memory ends the process without a word; a GPU does so in the first step. What a
+GPT takes, its config estimates (`GPTConfig.training_memory_bytes`); here are added the optimizer, the copy of
+the best weights and the evaluation. Of other models only the parameters and the logits are known.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from charlm.backends.base import DeviceBackend, Precision
+from charlm.errors import NotEnoughMemoryError
+from charlm.evaluation.evaluate import default_batch_size
+from charlm.models.base import LanguageModel
+from charlm.models.config import GPTConfig
+from charlm.models.fast import LONGEST
+from charlm.models.gpt import GPT
+from charlm.models.memory import in_units
+from charlm.training.config import TrainerConfig
+
+__all__ = ["check_memory", "training_bytes"]
+
+_MARGIN = 1.25
+"""How far the estimate must exceed the free memory for a refusal: it may be so much too high."""
+
+
+def check_memory(
+    model: nn.Module | GPTConfig,
+    config: TrainerConfig,
+    *,
+    block_size: int,
+    backend: DeviceBackend,
+    precision: Precision,
+    evaluates: bool,
+    own_optimizer: bool = False,
+) -> None:
+    """Raise unless a training fits into the device's free memory, by the estimate of `training_bytes`.
+
+    The estimate is not exact, so what it holds to take up to 1.25 times the free memory is let through: too
+    much once in a while, where to refuse what fits would be worse. Everything is let through where the
+    device does not tell its memory.
+
+    Args:
+        model: what is to be trained, or the settings of a GPT that is still to be built.
+        config: the settings of the run.
+        block_size: T of the data.
+        backend: where it is to be trained.
+        precision: what matrix products will run in.
+        evaluates: there is a validation text.
+        own_optimizer: the optimizer is not the one that the config names; its moments are not known.
+
+    Raises:
+        NotEnoughMemoryError: it does not fit; the message says which batch size would.
+    """
+    memory = backend.memory()
+    if memory is None:
+        return
+    free = memory.free
+    if isinstance(model, nn.Module):  # weights that lie there already are no longer free, but are estimated
+        free += sum(p.nbytes for p in model.parameters() if p.device.type == backend.device.type)
+
+    def estimate(batch_size: int) -> int:
+        return training_bytes(
+            model,
+            config.replace(batch_size=batch_size),
+            block_size=block_size,
+            on_cpu=backend.device.type == "cpu",
+            precision=precision,
+            evaluates=evaluates,
+            own_optimizer=own_optimizer,
+        )
+
+    needed = estimate(config.batch_size)
+    if needed <= _MARGIN * free:
+        return
+    fitting = 2 ** (config.batch_size.bit_length() - 1)  # the largest power of two that is no larger
+    while fitting and estimate(fitting) > free / _MARGIN:  # it may also be so much too low
+        fitting //= 2
+    if fitting:
+        accumulate = -(-config.batch_size * config.accumulate // fitting)
+        advice = f"batch_size={fitting} would fit; with accumulate={accumulate} a step sees as many blocks."
+    else:
+        advice = "Even batch_size=1 is too much: reduce the model (n_embd, n_layer) or block_size."
+    raise NotEnoughMemoryError(
+        f"training must fit into the memory that is available on {backend.name}, {in_units(free)}, but takes "
+        f"about {in_units(needed)} with batch_size={config.batch_size} and block_size={block_size}. {advice}",
+        needed_bytes=needed,
+        available_bytes=free,
+        batch_size=fitting or None,
+    )
+
+
+def training_bytes(
+    model: nn.Module | GPTConfig,
+    config: TrainerConfig,
+    *,
+    block_size: int,
+    on_cpu: bool,
+    precision: Precision,
+    evaluates: bool,
+    own_optimizer: bool = False,
+) -> int:
+    """Estimate the most memory that a training takes at once, weights included.
+
+    The micro-batches of `accumulate` follow one another, so one of them counts. Checked against the resident
+    memory of trainings on a CPU, see `GPTConfig.training_memory_bytes`.
+
+    Args:
+        model: what is to be trained, or the settings of a GPT that is still to be built.
+        config: the settings of the run; batch_size, optimizer and restore_best are used.
+        block_size: T of the data.
+        on_cpu: there the fused attention is used for long blocks only, and not with dropout.
+        precision: what matrix products will run in.
+        evaluates: there is a validation text.
+        own_optimizer: the optimizer is not the one that the config names; its moments are not known.
+    """
+    B, T = config.batch_size, block_size
+    gpt = model.config if isinstance(model, GPT) else model if isinstance(model, GPTConfig) else None
+    if isinstance(model, nn.Module):
+        parameters = sum(p.numel() for p in model.parameters())
+        moved = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        V = model.vocab_size if isinstance(model, LanguageModel) else 0
+    else:
+        parameters = moved = model.num_parameters()
+        V = model.vocab_size
+    step = 12 * B * T * V  # logits, their softmax and their gradient
+    pass_over_text = 3 * V  # floats a character
+    if gpt is not None:
+        gpt = gpt.replace(block_size=min(T, gpt.block_size))
+        fused = not on_cpu or T > LONGEST
+        step = gpt.training_memory_bytes(
+            B,
+            fused_attention=fused and not (on_cpu and gpt.dropout),
+            half_precision=precision != "fp32",
+        )
+        step -= 16 * gpt.num_parameters()
+        # One layer at a time: nothing is kept for a backward pass.
+        pass_over_text += 12 * gpt.n_embd + 2 * gpt.hidden_size + (0 if fused else 3 * gpt.n_head * T)
+    # Gradients and moments. AdamW has two; Muon one, but works on a few copies of the matrices at a time.
+    state, moving = {"adamw": (12, 0), "muon": (8, 16)}[config.optimizer]
+    if own_optimizer:
+        state, moving = 4, 0
+    best = 4 * parameters if evaluates and config.restore_best else 0
+    evaluation = 4 * default_batch_size(T, V) * T * pass_over_text if evaluates else 0
+    return 4 * parameters + state * moved + best + max(step + 16 * B * T, moving * moved, evaluation)

@@ -1,0 +1,179 @@
+"""The written-out derivatives against autograd's own, and where they step aside."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.plain_gpt import plain_logits
+from reference.tiny_models import random_ids, tiny_config, tiny_gpt
+from torch import Tensor
+
+from charlm.models import fast
+from charlm.models.layers import plain_attention, rotary_tables, rotate
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def both(ours: Tensor, plain: Tensor, *inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return pairs that must agree: the values, and the gradients at the inputs for one random direction."""
+    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    direction = direction.to(ours.dtype)
+    pairs = [(ours, plain)]
+    gradients = [torch.autograd.grad(y, inputs, direction.to(y.dtype)) for y in (ours, plain)]
+    return pairs + list(zip(*gradients, strict=True))
+
+
+def attention_of_autograd(
+    qkv: Tensor, H: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool
+) -> Tensor:
+    B, T, _ = qkv.shape
+    q, k, v = qkv.view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)
+    if qk_norm:
+        q, k = (x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+    if rotary is not None:
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+    return plain_attention(q, k, v).transpose(1, 2).reshape(B, T, -1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    B=st.integers(1, 3),
+    T=st.integers(1, 9),
+    H=st.integers(1, 3),
+    half=st.integers(1, 4),
+    rotary=st.booleans(),
+    qk_norm=st.booleans(),
+)
+def test_attention_is_that_of_autograd_in_value_and_gradient(
+    B: int, T: int, H: int, half: int, rotary: bool, qk_norm: bool
+) -> None:
+    qkv = draw(B, T, 6 * H * half, seed=T)
+    tables = rotary_tables(3, T, 2 * half, torch.device("cpu")) if rotary else None
+    ours = fast.causal_attention(qkv, H, tables, qk_norm=qk_norm)
+    plain = attention_of_autograd(qkv, H, tables, qk_norm=qk_norm)
+    for one, other in both(ours, plain, qkv):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 7), C=st.integers(1, 9), scale=st.sampled_from([1e-6, 1e-2, 1.0, 1e3]))
+def test_the_norm_is_that_of_autograd_in_value_and_gradient(rows: int, C: int, scale: float) -> None:
+    x = draw(rows, 2, C)
+    ours = fast.rms_norm(x * scale)
+    plain = F.rms_norm(x * scale, (C,), eps=1e-6)
+    for one, other in both(ours, plain, x):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 7), C=st.integers(1, 6), hidden=st.integers(1, 9))
+def test_the_feed_forward_network_is_that_of_autograd_in_value_and_gradient(
+    rows: int, C: int, hidden: int
+) -> None:
+    x, up, down = draw(rows, 2, C), draw(hidden, C, seed=1), draw(C, hidden, seed=2)
+    ours = fast.relu_squared_mlp(x, up, down)
+    plain = F.relu(x @ up.T).square() @ down.T
+    for one, other in both(ours, plain, x, up, down):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_under_autocast_results_are_bfloat16_and_gradients_of_weights_float32() -> None:
+    x, up, down = (draw(*shape, dtype=torch.float32) for shape in [(40, 16), (32, 16), (16, 32)])
+    qkv = draw(2, 20, 48, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        normed, out = fast.rms_norm(x), fast.relu_squared_mlp(x, up, down)
+        attended = fast.causal_attention(qkv.bfloat16(), 2, None, qk_norm=True)
+    assert {normed.dtype, out.dtype, attended.dtype} == {torch.bfloat16}
+    plain = F.relu(x @ up.T).square() @ down.T
+    for one, other in both(out, plain, x, up, down)[1:]:
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.02 * other.norm()
+    exact = attention_of_autograd(qkv, 2, None, qk_norm=True)
+    (one,), (other,) = (torch.autograd.grad(y.float().square().sum(), qkv) for y in (attended, exact))
+    assert (one - other).norm() < 0.03 * other.norm()
+
+
+def test_a_model_of_float64_stays_float64_under_autocast() -> None:
+    config = tiny_config("cpu-1min")
+    model = tiny_gpt(config).double()
+    idx = random_ids(config, 2, 6)
+    with torch.no_grad():
+        expected = model(idx)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(model(idx)[0], expected)
+
+
+def test_what_is_masked_out_gets_no_gradient_even_where_scores_are_huge() -> None:
+    qkv = (1e3 * draw(1, 5, 12)).detach().requires_grad_()
+    y = fast.causal_attention(qkv, 1, None, qk_norm=False)
+    (gradient,) = torch.autograd.grad(y[0, 1].sum(), qkv)
+    assert torch.equal(gradient[0, 2:], torch.zeros(3, 12, dtype=torch.float64))
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("T", [4, fast.LONGEST + 1])
+def test_long_contexts_and_dropout_take_the_plain_path(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    original = fast.causal_attention
+
+    def spy(qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool) -> Tensor:
+        called.append(n_head)
+        return original(qkv, n_head, rotary, qk_norm=qk_norm)
+
+    monkeypatch.setattr(fast, "causal_attention", spy)
+    config = tiny_config("cpu-1min").replace(block_size=T, n_layer=1, dropout=0.5)
+    model = tiny_gpt(config)
+    idx = random_ids(config, 1, T)
+    model.eval()(idx)
+    assert bool(called) == (T <= fast.LONGEST)
+    called.clear()
+    model.train()(idx)
+    assert not called
+
+
+def test_torch_func_sees_the_plain_code_and_gets_its_derivatives() -> None:
+    config = tiny_config("cpu-1min")
+    model = tiny_gpt(config)
+    idx, targets = random_ids(config, 2, 6, 1), random_ids(config, 2, 6, 2)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+
+    def loss_of(values: dict[str, Tensor]) -> Tensor:
+        loss: Tensor = torch.func.functional_call(model, values, (idx, targets))[1]
+        return loss
+
+    gradients = torch.func.grad(loss_of)(parameters)
+    model(idx, targets)[1].backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    x = draw(3, 4)
+    (first,) = torch.autograd.grad(fast.rms_norm(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_the_longest_context_still_agrees_with_the_plain_implementation() -> None:
+    config = tiny_config("cpu-1min").replace(block_size=fast.LONGEST + 3, n_layer=1)
+    model = tiny_gpt(config)
+    for T in (fast.LONGEST, fast.LONGEST + 3):
+        idx = random_ids(config, 1, T)
+        with torch.no_grad():
+            expected = plain_logits(config, model.state_dict(), idx)
+            torch.testing.assert_close(model(idx)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_not_a_number_is_passed_on() -> None:
+    x = torch.full((2, 3, 12), math.nan)
+    assert fast.rms_norm(x).isnan().all()
+    assert fast.causal_attention(x, 1, None, qk_norm=True).isnan().all()
+    assert fast.relu_squared_mlp(x, torch.ones(4, 12), torch.ones(12, 4)).isnan().all()
