@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from charlm.cli.arguments import COMMANDS, parse
 from charlm.cli.output import Console, UsageError, emit, product_and_messages
 from charlm.cli.signals import Interrupted, Signals
-from charlm.errors import CharLMError, UnknownCharacterError
+from charlm.errors import CharLMError, NotEnoughMemoryError, UnknownCharacterError
 
 __all__ = ["main"]
 
@@ -78,6 +78,8 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
 def _message(error: Exception) -> str:
     if isinstance(error, UnknownCharacterError):
         return f"{error} (when training: --tokenizer byte)"
+    if isinstance(error, NotEnoughMemoryError):
+        return f"{error} (as flags: --batch-size, --accumulate, --block-size, --n-embd, --n-layer)"
     if isinstance(error, CharLMError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 
+from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, aligned, emit
 from charlm.cli.signals import Signals
-from charlm.lm import load
+from charlm.errors import CharLMError
+from charlm.evaluation.evaluate import EvalResult
+from charlm.lm import CharLM, load
 from charlm.text.corpus import load_corpus
 from charlm.text.tokenizer import ByteTokenizer
 
@@ -20,6 +24,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     text = load_corpus(args.files)
     lm = load(args.run, device=args.device)
     result = lm.evaluate(text)
+    baseline = _baseline(Path(args.run), text, lm, console)
     unit = "byte" if isinstance(lm.tokenizer, ByteTokenizer) else "character"
     values = {
         "loss_nats": result.loss_nats,
@@ -29,6 +34,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         "accuracy": result.accuracy,
         "n_chars": result.n_chars,
         "unit": unit,
+        "baseline_loss_nats": None if baseline is None else baseline.loss_nats,
     }
     if args.json:
         # JSON has no infinity, which the loss is if the model held a character of the text impossible.
@@ -44,5 +50,20 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         ("accuracy", f"{100 * result.accuracy:.2f}", "% predicted as the likeliest"),
         ("predicted", f"{result.n_chars:,}", f"{unit}s, all but the first"),
     ]
+    if baseline is not None:
+        ahead = baseline.loss_nats - result.loss_nats
+        verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"{-ahead:.4f} better than the model"
+        rows.append(("n-gram", f"{baseline.loss_nats:.4f}", f"nats per {unit}, the baseline: {verdict}"))
     emit(aligned(rows))
     return 0
+
+
+def _baseline(run: Path, text: str, lm: CharLM, console: Console) -> EvalResult | None:
+    """Score the text with the n-gram model of a run, if it has one, in the windows of its model."""
+    if not (run / "run.json").exists() or not (run / BASELINE_FOLDER).exists():
+        return None
+    try:
+        return load(run / BASELINE_FOLDER, device="cpu").evaluate(text, block_size=lm.model.block_size)
+    except (CharLMError, OSError) as error:
+        console.complain(f"warning: no baseline: {error}")
+        return None

@@ -19,6 +19,7 @@ import torch
 from charlm import __version__
 from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
+from charlm.cli.baseline import compared, count_baseline
 from charlm.cli.output import Console, aligned
 from charlm.cli.progress import Progress, clock
 from charlm.cli.rundir import Origin, delete_run, lasting, write_record
@@ -31,6 +32,7 @@ from charlm.models.gpt import GPT
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from charlm.training.budget import steps_within
 from charlm.training.config import TrainerConfig
+from charlm.training.memory import check_memory
 from charlm.training.trainer import Trainer
 
 __all__ = ["begin", "resume"]
@@ -57,6 +59,14 @@ def begin(
     backend = get_backend(args.device or "auto")
     precision = backend.precision(training.precision)
     train, val = _split(text, tokenizer, config.block_size, val_fraction)
+    check_memory(  # before the model is built, and before an old run is deleted
+        config,
+        training,
+        block_size=config.block_size,
+        backend=backend,
+        precision=precision,
+        evaluates=val is not None,
+    )
     torch.manual_seed(training.seed)
     model = GPT(config)
     console.say(_described_text(args.files, text, tokenizer, train, val))
@@ -66,6 +76,7 @@ def begin(
     )
     threads = f" with {torch.get_num_threads()} threads" if backend.name == "cpu" else ""
     console.say(f"device  {backend.name}{threads}, {precision}")
+    baseline = count_baseline(train, val, tokenizer, console) if args.baseline else None
     budget = ""
     if args.minutes is not None:
         training = _within(
@@ -92,8 +103,11 @@ def begin(
             "training": training.to_dict(),
             "versions": _versions(),
             "commands": [_command()],
+            "baseline": None if baseline is None else baseline.values,
         }
         write_record(path, values)
+        if baseline is not None:
+            baseline.save(path, console)
 
     progress = Progress(console, signals, record)
     trainer = Trainer(
@@ -106,7 +120,8 @@ def begin(
         device=backend,
         callbacks=[progress],
     )
-    return _fit(trainer, progress, args.out, console, signals)
+    found = None if baseline is None else baseline.values
+    return _fit(trainer, progress, args.out, console, signals, baseline=found)
 
 
 def resume(
@@ -151,10 +166,12 @@ def resume(
         return 0
     console.say(f"steps   {trainer.step:,} of {trainer.config.max_steps:,} are done")
     signals.check()
-    return _fit(trainer, progress, args.out, console, signals)
+    return _fit(trainer, progress, args.out, console, signals, baseline=origin.values.get("baseline"))
 
 
-def _fit(trainer: Trainer, progress: Progress, out: str, console: Console, signals: Signals) -> int:
+def _fit(
+    trainer: Trainer, progress: Progress, out: str, console: Console, signals: Signals, *, baseline: object
+) -> int:
     try:
         result = trainer.fit()
     except TrainingInterrupted as stopped:
@@ -176,6 +193,8 @@ def _fit(trainer: Trainer, progress: Progress, out: str, console: Console, signa
                 f"{result.best_step:,}, final {final.loss_nats:.4f}",
             ]
         )
+        verdict = compared(baseline, best.loss_nats)
+        rows += [] if verdict is None else [["n-gram", verdict]]
     rows += [["run", out], ["next", f"charlm generate {shlex.quote(out)}"]]
     console.say(aligned([name.ljust(6), value] for name, value in rows).rstrip("\n"))
     return 0

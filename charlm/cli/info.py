@@ -11,8 +11,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, aligned, emit
 from charlm.cli.progress import clock
+from charlm.cli.rundir import read_record
 from charlm.cli.signals import Signals
 from charlm.errors import CharLMError, CheckpointError, quoted
 from charlm.files import strict_json
@@ -86,7 +88,30 @@ def _describe_run(path: Path, found: dict[str, object], *, verify: bool) -> list
         _describe_files(best.path, found)
         found["training"] = _training(newest.path)
     found["checkpoints"] = listed
+    problem = _describe_baseline(path, found, verify=verify)
+    if problem is not None:
+        damaged.append(problem)
     return damaged if verify else []
+
+
+def _describe_baseline(path: Path, found: dict[str, object], *, verify: bool) -> str | None:
+    """Add what is known of the run's n-gram model, if it has one, and return what is wrong with it."""
+    folder = path / BASELINE_FOLDER
+    if not folder.exists():
+        return None
+    baseline: dict[str, object] = {"damaged": False, "settings": None, "loss_nats": None}
+    found["baseline"] = baseline
+    try:
+        data = read_file(folder / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
+        baseline["settings"] = model_settings({CONFIG_FILE: data}, folder)[1].to_dict()
+        values = read_record(path).values.get("baseline")
+        baseline["loss_nats"] = values.get("loss_nats") if isinstance(values, dict) else None
+        if verify:
+            load(folder, device="cpu")
+    except (CharLMError, OSError) as error:
+        baseline["damaged"] = True
+        return str(error)
+    return None
 
 
 def _describe_checkpoint(path: Path, found: dict[str, object], *, verify: bool) -> list[str]:
@@ -180,11 +205,22 @@ def _text(found: Mapping[str, object]) -> str:
             f"{clock(training['seconds'])}\n"
         )
         lines.append(_settings(training["settings"]))
+    baseline = found.get("baseline")
+    if isinstance(baseline, dict):
+        lines.append(f"\nbaseline: {_baseline_line(baseline)}\n")
     checkpoints = found.get("checkpoints")
     if isinstance(checkpoints, list):
         lines.append(f"\ncheckpoints: {len(checkpoints)}\n")
         lines.append(aligned(map(_checkpoint_row, checkpoints), indent="  "))
     return "".join(lines)
+
+
+def _baseline_line(baseline: Mapping[str, object]) -> str:
+    settings, loss = baseline["settings"], baseline["loss_nats"]
+    if baseline["damaged"] or not isinstance(settings, dict):
+        return "an n-gram model, damaged"
+    val = f", val loss {loss:.4f}" if isinstance(loss, float) else ""
+    return f"n-gram model of order {settings.get('order')}, {settings.get('n_ngrams', 0):,} n-grams{val}"
 
 
 def _settings(settings: Mapping[str, object]) -> str:

@@ -86,6 +86,12 @@ def add_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
         help="the end of the text that is kept for validation; 0: none (default: 0.1)",
     )
     parser.add_argument("--device", metavar="D", help=_DEVICE)
+    parser.add_argument(
+        "--no-baseline",
+        dest="baseline",
+        action="store_false",
+        help="do not count an n-gram model of the text first, which the losses are compared with",
+    )
     values = preset_values(preset)
     for table in ("model", "training"):
         group = parser.add_argument_group(

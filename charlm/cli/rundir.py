@@ -25,7 +25,7 @@ RECORD_FILE = "train.json"
 _FORMAT, _VERSION = "charlm.train", 1
 
 # Deleted in this order, so that a deletion that is cut short can be done again.
-_OWN = ("checkpoints", "metrics.jsonl", RECORD_FILE, ".lock", "run.json")
+_OWN = ("checkpoints", "ngram", "metrics.jsonl", RECORD_FILE, ".lock", "run.json")
 _LEFT_BEHIND = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")  # of a write that was killed
 
 

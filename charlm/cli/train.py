@@ -15,7 +15,9 @@ from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, flag_of, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
+from charlm.errors import CorpusError
 from charlm.text.corpus import load_corpus
+from charlm.text.download import cache_folder
 
 __all__ = ["run"]
 
@@ -35,6 +37,9 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         _mention_ignored_variables(console)
         text = load_corpus(sources)
         signals.check()
+        training = origin.values.get("training")
+        if isinstance(training, dict) and training.get("compile"):
+            _keep_compiled_code()
         from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
 
         return resume(
@@ -55,6 +60,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     check_free(out, overwrite=args.overwrite)
     text = load_corpus(args.files)
     signals.check()
+    if settings.training.compile:
+        _keep_compiled_code()
     from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
 
     return begin(
@@ -62,9 +69,19 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     )
 
 
+def _keep_compiled_code() -> None:
+    """Let torch keep what it compiles beside the other downloads and caches: its own place is in /tmp."""
+    try:
+        folder = cache_folder()
+    except CorpusError:  # no home: then torch's own place
+        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute() / "compiled"))
+
+
 def _refuse_beside_resume(args: argparse.Namespace, flags: dict[str, object]) -> None:
     refused = [flag_of(name) for name in _KEPT_BY_RESUME if getattr(args, name) is not None]
     refused += ["--overwrite"] if args.overwrite else []
+    refused += [] if args.baseline else ["--no-baseline"]
     refused += [flag_of(name) for name in flags if name != "max_steps"]
     if refused:
         raise UsageError(

@@ -47,12 +47,14 @@ def test_training_says_what_it_does_on_standard_error_only(command: Command, tex
     assert "parameters" in lines[1]
     assert lines[2].startswith("device  cpu with ")
     assert lines[2].endswith(", fp32")
-    assert lines[3] == "steps   20; each 2 blocks of 16 characters"
-    assert [line.split("  ")[0] for line in lines[4:6]] == ["step 10", "step 20"]
-    assert all("train loss" in line and "bits/char" in line and "chars/s" in line for line in lines[4:6])
-    assert lines[6].startswith("done    20 steps in 0:0")
-    assert lines[7].startswith("loss    best ")
-    assert lines[8:] == [f"run     {run}", f"next    charlm generate {run}"]
+    assert lines[3].startswith("n-gram  baseline of order 7, counted in 0.")
+    assert lines[4] == "steps   20; each 2 blocks of 16 characters"
+    assert [line.split("  ")[0] for line in lines[5:7]] == ["step 10", "step 20"]
+    assert all("train loss" in line and "bits/char" in line and "chars/s" in line for line in lines[5:7])
+    assert lines[7].startswith("done    20 steps in 0:0")
+    assert lines[8].startswith("loss    best ")
+    assert lines[9].startswith("n-gram  baseline ")
+    assert lines[10:] == [f"run     {run}", f"next    charlm generate {run}"]
     assert charlm.load(run).evaluate(TEXT).loss_nats < 4
 
 
@@ -149,6 +151,7 @@ def test_a_directory_in_use_is_refused_and_overwritten_only_on_request(
         ".lock",
         "checkpoints",
         "metrics.jsonl",
+        "ngram",
         "run.json",
         "train.json",
     }

@@ -1,0 +1,270 @@
+"""The n-gram baseline of `charlm train`: counted before, shown beside the model, no part of the training."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference.command import TEXT, Command, text_file
+
+import charlm
+from charlm import BlockDataset, CharTokenizer, NGramLM
+from charlm.cli import baseline
+from charlm.evaluation import evaluate
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return text_file(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "train.json").read_bytes())
+    return values
+
+
+def weights(run: Path) -> list[str]:
+    """Return the digest of the weights and training state of each checkpoint."""
+    checkpoints = sorted((run / "checkpoints").iterdir())
+    return [
+        hashlib.sha256(
+            b"".join(t.numpy().tobytes() for t in charlm.load(path, device="cpu").model.state_dict().values())
+        ).hexdigest()
+        for path in checkpoints
+    ]
+
+
+def test_the_line_before_training_has_the_loss_of_the_model_that_is_saved(
+    command: Command, text: Path, run: Path
+) -> None:
+    assert command.train(text, "-o", run) == 0
+    tokenizer = CharTokenizer.from_text(TEXT)
+    train, val = BlockDataset.from_text(TEXT, tokenizer, 16).split(0.9)
+    wanted = evaluate(NGramLM(tokenizer.vocab_size).fit(train), val)
+    shown = f"{wanted.loss_nats:.4f} nats ({wanted.bits_per_char:.4f} bits/char)\n"
+    assert re.search(
+        rf"^n-gram  baseline of order 7, counted in 0\.\d s: {re.escape(shown)}", command.err, re.M
+    )
+    assert record_of(run)["baseline"] == {
+        "order": 7,
+        "loss_nats": wanted.loss_nats,
+        "counted": len(train.ids),
+        "scored": len(val.ids),
+    }
+    saved = charlm.load(run / "ngram", device="cpu")
+    assert isinstance(saved.model, NGramLM)
+    assert evaluate(saved.model, val) == wanted
+    assert isinstance(charlm.load(run, device="cpu").model, charlm.GPT)
+
+
+def test_the_end_says_who_is_better(command: Command, text: Path, run: Path, tmp_path: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    loss = record_of(run)["baseline"]["loss_nats"]
+    assert re.search(
+        rf"^n-gram  baseline {loss:.4f} nats, not beaten, \d\.\d{{4}} better than the model$",
+        command.err,
+        re.M,
+    )
+    noise = "".join(map(chr, torch.randint(97, 123, (6_000,), generator=torch.Generator().manual_seed(0))))
+    file = text_file(tmp_path, noise)
+    assert command.train(file, "-o", run, "--overwrite", "--max-steps", "60", "--learning-rate", "0.001") == 0
+    assert re.search(r"^n-gram  baseline \d\.\d{4} nats, beaten by 0\.\d{4}$", command.err, re.M)
+
+
+def test_training_is_the_same_bit_for_bit_without_it(command: Command, text: Path, tmp_path: Path) -> None:
+    dropout = ("--dropout", "0.1")
+    assert command.train(text, "-o", tmp_path / "with", *dropout) == 0
+    assert command.train(text, "-o", tmp_path / "without", "--no-baseline", *dropout) == 0
+    assert "n-gram" not in command.err
+    assert not (tmp_path / "without" / "ngram").exists()
+    assert record_of(tmp_path / "without")["baseline"] is None
+    assert weights(tmp_path / "with") == weights(tmp_path / "without")
+    logs = [(tmp_path / name / "metrics.jsonl").read_text("utf-8") for name in ("with", "without")]
+    losses = [re.findall(r'"(?:train_)?loss[^,]*', log) for log in logs]
+    assert losses[0] == losses[1]
+    assert losses[0]
+
+
+def test_a_resumed_run_keeps_its_baseline(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    before = {path.name: path.read_bytes() for path in (run / "ngram").iterdir()}
+    values = record_of(run)["baseline"]
+    assert command("train", "--resume", "-o", run, "--max-steps", "30") == 0
+    assert "counted" not in command.err
+    assert f"n-gram  baseline {values['loss_nats']:.4f} nats" in command.err
+    assert record_of(run)["baseline"] == values
+    assert {path.name: path.read_bytes() for path in (run / "ngram").iterdir()} == before
+    assert command("train", "--resume", "-o", run, "--no-baseline") == 2
+    assert "--no-baseline cannot be given with --resume" in command.err
+
+
+def test_overwrite_deletes_it_too(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    assert command.train(text, "-o", run, "--overwrite", "--no-baseline") == 0
+    assert sorted(entry.name for entry in run.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "metrics.jsonl",
+        "run.json",
+        "train.json",
+    ]
+
+
+def test_eval_shows_it_on_the_same_text_in_the_same_windows(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    other = text.with_name("other.txt")
+    other.write_text(TEXT[500:1500], encoding="utf-8")
+    wanted = charlm.load(run / "ngram", device="cpu").evaluate(TEXT[500:1500], block_size=16)
+    assert command("eval", run, other, "--device", "cpu") == 0
+    own = charlm.load(run, device="cpu").evaluate(TEXT[500:1500]).loss_nats
+    assert command.out.splitlines()[-1] == (
+        f"n-gram      {wanted.loss_nats:.4f}   nats per character, the baseline: "
+        f"{own - wanted.loss_nats:.4f} better than the model"
+    )
+    assert command("eval", run, other, "--device", "cpu", "--json") == 0
+    assert json.loads(command.out)["baseline_loss_nats"] == wanted.loss_nats
+    checkpoint = next((run / "checkpoints").iterdir())
+    assert command("eval", checkpoint, other, "--device", "cpu", "--json") == 0
+    assert json.loads(command.out)["baseline_loss_nats"] is None
+
+
+def test_eval_without_one_says_nothing_and_with_a_damaged_one_warns(
+    command: Command, text: Path, run: Path
+) -> None:
+    assert command.train(text, "-o", run) == 0
+    (run / "ngram" / "model.safetensors").write_bytes(b"garbage")
+    assert command("eval", run, text, "--device", "cpu") == 0
+    assert command.err.startswith("charlm: warning: no baseline: ")
+    assert "n-gram" not in command.out
+    shutil.rmtree(run / "ngram")
+    assert command("eval", run, text, "--device", "cpu") == 0
+    assert not command.err
+    assert "n-gram" not in command.out
+
+
+def test_info_has_one_line_for_it(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    model = charlm.load(run / "ngram", device="cpu").model
+    loss = record_of(run)["baseline"]["loss_nats"]
+    number = model.config.to_dict()["n_ngrams"]
+    line = f"\nbaseline: n-gram model of order 7, {number:,} n-grams, val loss {loss:.4f}\n"
+    assert command("info", run, "--verify") == 0
+    assert line in command.out
+    assert command("info", run, "--json") == 0
+    assert json.loads(command.out)["baseline"] == {
+        "damaged": False,
+        "loss_nats": loss,
+        "settings": model.config.to_dict(),
+    }
+    assert command("info", run / "ngram", "--verify") == 0
+    assert "model: ngram, " in command.out
+
+
+def test_info_shows_a_damaged_one_as_damaged(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    (run / "ngram" / "model.safetensors").write_bytes(b"garbage")
+    assert command("info", run) == 0
+    assert command("info", run, "--verify") == 1
+    assert "baseline: an n-gram model, damaged\n" in command.out
+    assert "model.safetensors" in command.err
+    (run / "ngram" / "config.json").write_bytes(b"{}")
+    assert command("info", run) == 0
+    assert "baseline: an n-gram model, damaged\n" in command.out
+    assert command("train", "--resume", "-o", run, "--max-steps", "25") == 0
+
+
+def test_info_of_a_run_without_one_has_no_such_line(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run, "--no-baseline") == 0
+    assert command("info", run) == 0
+    assert "baseline" not in command.out
+
+
+def test_it_writes_text(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    assert command("generate", run / "ngram", "-p", "5 green", "-n", "40", "-t", "0", "--device", "cpu") == 0
+    assert command.out.startswith("5 green bottles, hanging on the wall\n")
+
+
+def test_without_validation_it_is_counted_and_not_scored(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run, "--val-fraction", "0") == 0
+    assert re.search(r"^n-gram  baseline of order 7, counted in 0\.\d s$", command.err, re.M)
+    assert record_of(run)["baseline"]["loss_nats"] is None
+    assert (run / "ngram" / "config.json").exists()
+
+
+def test_of_a_long_text_only_a_part_is_counted_and_scored(
+    command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "_MOST_COUNTED", 1_000)
+    monkeypatch.setattr(baseline, "_MOST_SCORED", 100)
+    monkeypatch.setattr(baseline, "_LEAST_SCORED", 100)
+    assert command.train(text, "-o", run) == 0
+    assert "counted from the last 1,000 characters in 0." in command.err
+    assert " bits/char) on the first 100 characters of validation\n" in command.err
+    tokenizer = CharTokenizer.from_text(TEXT)
+    train, val = BlockDataset.from_text(TEXT, tokenizer, 16).split(0.9)
+    wanted = evaluate(
+        NGramLM(tokenizer.vocab_size).fit(BlockDataset(train.ids[-1_000:], 1)),
+        BlockDataset(val.ids[:100], 16),
+    )
+    values = {"order": 7, "loss_nats": wanted.loss_nats, "counted": 1_000, "scored": 100}
+    assert record_of(run)["baseline"] == values
+
+
+def test_it_counts_towards_the_minutes(
+    command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = []
+    real = NGramLM.fit
+
+    def noticed(model: NGramLM, data: BlockDataset) -> NGramLM:
+        moments.append("baseline")
+        return real(model, data)
+
+    from charlm.cli import fit
+
+    def budget(*args: Any, **options: Any) -> int:
+        moments.append("budget")
+        return 10
+
+    monkeypatch.setattr(NGramLM, "fit", noticed)
+    monkeypatch.setattr(fit, "steps_within", budget)
+    small = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
+    assert command("train", *small, text, "-o", run, "--minutes", "1") == 0
+    assert moments == ["baseline", "budget"]
+
+
+def test_a_run_goes_on_where_it_cannot_be_written(
+    command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.mkdir
+
+    def mkdir(path: Any, *args: Any) -> None:
+        if Path(path).parent == run.absolute() and Path(path).name.startswith(".tmp-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    assert command.train(text, "-o", run) == 0
+    assert "No space left on device; the run goes on without its n-gram model" in command.err
+    assert not (run / "ngram").exists()
+    monkeypatch.undo()
+    assert command("eval", run, text, "--device", "cpu") == 0
