@@ -1,0 +1,182 @@
+"""Every benchmark still runs, on a small text and a model of no use. What it measures is not looked at."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import (
+    batches,
+    common,
+    cost,
+    draw,
+    encode,
+    loss_at_budget,
+    ngram,
+    step_time,
+    time_to_loss,
+    trainer_overhead,
+)
+
+# What the benchmarks use of nanoGPT: the names in its model.py, and how its train.py is called and answers.
+MODEL = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int
+    dropout: float = 0.0
+    bias: bool = True
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+        torch.nn.init.zeros_(self.table.weight)
+        print("number of parameters: few")
+
+    def forward(self, idx, targets):
+        logits = self.table(idx)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate)
+"""
+TRAIN = """
+import pathlib, pickle, sys
+import numpy as np, torch
+from model import GPT, GPTConfig
+
+options = dict(word[2:].split("=") for word in sys.argv[2:])
+data = pathlib.Path("data/shakespeare_char")
+meta = pickle.loads((data / "meta.pkl").read_bytes())
+assert np.fromfile(data / "train.bin", dtype=np.uint16).max() < meta["vocab_size"] == len(meta["stoi"])
+sizes = {k: int(options[k]) for k in ("block_size", "n_layer", "n_head", "n_embd")}
+sizes["vocab_size"] = meta["vocab_size"]
+out = pathlib.Path("out-shakespeare-char")
+out.mkdir()
+state = {"model": GPT(GPTConfig(**sizes)).state_dict(), "model_args": sizes}
+torch.save({**state, "iter_num": int(options["max_iters"])}, out / "ckpt.pt")
+print("iter 0: loss 3.5, time 12.50ms, mfu -100.00%")
+print(f"step {options['max_iters']}: train loss 3.4000, val loss 3.4500")
+"""
+
+
+@pytest.fixture
+def quick(tmp_path: Path, small_corpus: Path) -> Callable[..., Any]:
+    """Run a benchmark's `--quick` and return its JSON."""
+
+    def run(main: Callable[[list[str]], None], *options: str, data: bool = True) -> Any:
+        out = tmp_path / "out.json"
+        text = ["--data", str(small_corpus)] if data else []
+        main(["--quick", "--json", str(out), *text, *options])
+        content = json.loads(out.read_text(encoding="utf-8"))
+        assert content["quick"]
+        assert content["machine"]["torch"]
+        return content["results"]
+
+    return run
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> str:
+    """Make a folder that looks like nanoGPT's."""
+    folder = tmp_path / "nanoGPT"
+    folder.mkdir()
+    (folder / "model.py").write_text(MODEL, encoding="utf-8")
+    (folder / "train.py").write_text(TRAIN, encoding="utf-8")
+    return str(folder)
+
+
+def test_time_to_loss_compares_the_same_sweep(quick: Callable[..., Any], checkout: str) -> None:
+    results = quick(time_to_loss.main, "--target", "9", "--nanogpt", checkout)
+    (ours,), (theirs,) = results["charlm"]["trials"], results["nanogpt"]["trials"]
+    assert results["charlm"]["reaches_target"]
+    assert ours["final"]["n_chars"] == theirs["n_chars"]
+    assert ours["seconds"] < ours["process_seconds"]
+    vocab_size = ours["model"]["vocab_size"]
+    assert theirs["loss_nats"] == pytest.approx(math.log(vocab_size))  # its weights are zeros
+    assert theirs["random_batches"]["loss_nats"] == 3.45
+    assert results["times_faster"]["counts"]
+
+
+def test_loss_at_budget_stays_within_its_characters(quick: Callable[..., Any], tmp_path: Path) -> None:
+    results = quick(loss_at_budget.main, "--random-batches", "--target", "9")
+    (run,) = results["runs"]
+    assert 900 < run["chars_seen"] <= 1_000
+    assert [e["step"] for e in run["history"]] == sorted(e["step"] for e in run["history"])
+    assert run["history"][-1]["loss_nats"] == run["final"]["loss_nats"]
+    assert run["seconds_to_target"] == run["history"][0]["seconds"]
+    assert abs(run["random_batches"]["loss_nats"] - run["final"]["loss_nats"]) < 0.2
+    draw.main(["loss", str(tmp_path / "out.json"), "-o", str(tmp_path / "loss.png")])
+    assert (tmp_path / "loss.png").stat().st_size > 1_000
+
+
+def test_cost_is_measured_and_drawn(quick: Callable[..., Any], tmp_path: Path) -> None:
+    results = quick(cost.main, data=False)
+    assert set(results) == {"model size", "block size", "batch size"}
+    point = results["block size"][0]
+    assert point["chars_per_second"] > 0
+    assert point["peak_memory_bytes"] > point["imports_memory_bytes"] > 2**20
+    draw.main(["cost", str(tmp_path / "out.json"), "-o", str(tmp_path / "cost.svg")])
+    drawn = (tmp_path / "cost.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")
+
+
+def test_step_time_knows_all_loops(quick: Callable[..., Any], checkout: str) -> None:
+    results = quick(step_time.main, "--nanogpt", checkout)
+    assert set(results) == {"charlm fp32", "charlm bf16", "lecture", "nanogpt"}
+    assert results["lecture"]["times_faster_than_nanogpt"]["median"] > 0
+
+
+def test_trainer_overhead_is_a_percentage_of_the_bare_loop(quick: Callable[..., Any]) -> None:
+    results = quick(trainer_overhead.main)
+    assert set(results["step_milliseconds"]) == {"trainer", "bare loop"}
+    assert results["overhead_percent"]["median"] > -100
+
+
+def test_encode_takes_texts_of_one_and_of_four_bytes(quick: Callable[..., Any]) -> None:
+    results = quick(encode.main)
+    assert results["corpus"]["ascii"]
+    assert not results["any text"]["ascii"]
+    assert results["any text"]["megabytes_per_second"]["encode_array"]["median"] > 0
+
+
+def test_batches_are_drawn_in_three_ways(quick: Callable[..., Any]) -> None:
+    assert set(quick(batches.main)) == {"charlm", "lecture", "nanogpt"}
+
+
+def test_ngram_orders_are_fitted_and_scored(quick: Callable[..., Any]) -> None:
+    results = quick(ngram.main)
+    assert results["3"]["loss_nats"] < results["1"]["loss_nats"]
+
+
+def test_a_log_of_nanogpt_and_a_run_are_drawn(tmp_path: Path) -> None:
+    log = tmp_path / "nanogpt.log"
+    log.write_text(
+        "step 0: train loss 4.2, val loss 4.2\niter 0: loss 4.2, time 500.00ms, mfu -100.00%\n"
+        "iter 1: loss 4.1, time 500.00ms, mfu 1.00%\nstep 2: train loss 3.0, val loss 3.1\n",
+        encoding="utf-8",
+    )
+    run = tmp_path / "run" / "metrics.jsonl"
+    run.parent.mkdir()
+    run.write_text('{"kind": "eval", "step": 2, "seconds": 1.0, "loss_nats": 3.0}\n', encoding="utf-8")
+    draw.main(["loss", str(log), str(run), "--log-time", "-o", str(tmp_path / "loss.svg")])
+    assert (tmp_path / "loss.svg").exists()
+
+
+def test_settings_are_changed_by_field_and_mistakes_are_answered() -> None:
+    settings = common.settings_of(
+        "gpt2", ["n_layer=2", "betas=(0.9, 0.99)", "schedule=linear", "grad_clip=None"]
+    )
+    assert settings.model["n_layer"] == 2
+    assert settings.training["betas"] == (0.9, 0.99)
+    assert settings.training["schedule"] == "linear"
+    assert settings.training["grad_clip"] is None
+    with pytest.raises(SystemExit, match="did you mean 'learning_rate'"):
+        common.settings_of("gpt2", ["lr=1"])
