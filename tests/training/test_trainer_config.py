@@ -17,7 +17,7 @@ from charlm.models.config import PRESETS
 from charlm.training import RECIPES, TrainerConfig, TrainerConfigFields
 
 FIELDS = [field.name for field in dataclasses.fields(TrainerConfig)]
-SWITCHES = ("compile", "restore_best")
+SWITCHES = ("compile", "replacement", "restore_best")
 FLOATS = ("learning_rate", "weight_decay", "momentum", "grad_clip", "cooldown", "min_lr_ratio", "max_seconds")
 ZERO_IS_FINE = ("warmup_steps", "keep_best", "learning_rate", "weight_decay", "momentum", "cooldown", "seed")
 NONE_IS_FINE = ("grad_clip", "save_interval", "sample_interval", "patience", "max_seconds")
