@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,13 @@ from charlm.cli.settings import Settings
 from charlm.cli.signals import Signals
 from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError, TrainingInterrupted, quoted
-from charlm.models.config import GPTConfig
+from charlm.models.config import GPTConfig, PresetName
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from charlm.training.budget import steps_within
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
+from charlm.training.recipes import recommend
 from charlm.training.trainer import Trainer
 
 __all__ = ["begin", "resume"]
@@ -43,7 +44,7 @@ _RESERVE = 0.5, 0.02  # of such a budget, for saving and for ending: seconds, an
 
 def begin(
     args: argparse.Namespace,
-    settings: Settings,
+    gathered: Callable[[PresetName, Mapping[str, object]], Settings],
     text: str,
     *,
     val_fraction: float,
@@ -51,12 +52,22 @@ def begin(
     signals: Signals,
     began: float,
 ) -> int:
-    """Train a new model."""
+    """Train a new model; `gathered` returns the settings for a preset and what of it is to differ."""
     kind = args.tokenizer or "char"
     tokenizer = _tokenizer(kind, text)
+    backend = get_backend(args.device or "auto")
+    advice = None
+    if args.preset is None:
+        length = len(text.encode()) if kind == "byte" else len(text)
+        advice = recommend(
+            int((1 - val_fraction) * length),
+            length - int((1 - val_fraction) * length) if val_fraction else None,
+            minutes=args.minutes,
+            on_gpu=backend.device.type != "cpu",
+        )
+    settings = gathered(args.preset, {}) if advice is None else gathered(advice.preset, advice.changes)
     config = GPTConfig.from_dict({**settings.model, "vocab_size": tokenizer.vocab_size})
     training = settings.training
-    backend = get_backend(args.device or "auto")
     precision = backend.precision(training.precision)
     train, val = _split(text, tokenizer, config.block_size, val_fraction)
     check_memory(  # before the model is built, and before an old run is deleted
@@ -71,7 +82,10 @@ def begin(
     model = GPT(config)
     console.say(_described_text(args.files, text, tokenizer, train, val))
     console.say(
-        f"model   preset {settings.preset}: {config.n_layer} layers of {config.n_head} heads, width "
+        f"recipe  {settings.preset}, " + ("as given" if advice is None else "; ".join(advice.reasons))
+    )
+    console.say(
+        f"model   {config.n_layer} layers of {config.n_head} heads, width "
         f"{config.n_embd}, block {config.block_size}; {model.num_parameters():,} parameters"
     )
     threads = f" with {torch.get_num_threads()} threads" if backend.name == "cpu" else ""
@@ -83,6 +97,11 @@ def begin(
             args.minutes, model, train, val, training, given=settings.given, device=backend, began=began
         )
         budget = f", as many as fit into {args.minutes:g} min"
+    if advice is not None and "max_steps" not in settings.given:
+        enough = max(1, advice.most_chars // (training.batch_size * training.accumulate * config.block_size))
+        if enough < training.max_steps:
+            budget = ", which is enough for so short a text"
+            training = training.replace(max_steps=enough)
     console.say(
         f"steps   {training.max_steps:,}{budget}; each {training.batch_size * training.accumulate} blocks of "
         f"{config.block_size} characters"

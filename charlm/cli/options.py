@@ -55,7 +55,9 @@ def add_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
         "-o", "--out", required=True, metavar="RUN", help="directory of the run, missing or empty"
     )
     parser.add_argument(
-        "--preset", choices=PRESET_NAMES, help=f"model and recipe to start from (default: {DEFAULT_PRESET})"
+        "--preset",
+        choices=PRESET_NAMES,
+        help=f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})",
     )
     parser.add_argument(
         "--minutes",

@@ -19,13 +19,15 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from charlm.cli.output import UsageError
 from charlm.config import Config
 from charlm.errors import ConfigError, quoted
 from charlm.models.config import PRESETS, GPTConfig, PresetName
-from charlm.training.config import RECIPES, TrainerConfig
+from charlm.training.config import TrainerConfig
+from charlm.training.recipes import RECIPES
 
 __all__ = [
     "DEFAULT_PRESET",
@@ -167,6 +169,7 @@ def gather(
     file: str | None,
     environment: Mapping[str, str],
     flags: Mapping[str, object],
+    changes: Mapping[str, object] = MappingProxyType({}),
 ) -> Settings:
     """Return the settings that preset, file, variables and flags make together.
 
@@ -175,6 +178,7 @@ def gather(
         file: path of a TOML file, or None.
         environment: the process's variables; only those of a field are looked at.
         flags: texts (a sequence of texts for a tuple; bools are bools) by field name.
+        changes: what of the preset is to differ, by field name.
 
     Raises:
         UsageError: a flag is wrong, or does not go together with the rest.
@@ -190,7 +194,7 @@ def gather(
     _refuse(in_file, ConfigError, lambda name: name, f"{quoted(str(file))}: ")
     _refuse(in_environment, ConfigError, variable_of)
 
-    below = {**preset_values(preset), **in_file, **in_environment}
+    below = {**preset_values(preset), **changes, **in_file, **in_environment}
     given = frozenset({*in_file, *in_environment, *in_flags})
     conflict = _conflict(below)
     if conflict is not None and not in_flags:

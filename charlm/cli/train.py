@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
-from charlm.cli.settings import DEFAULT_PRESET, FIELDS, flag_of, from_flags, gather, nearest_name, variable_of
+from charlm.cli.settings import (
+    DEFAULT_PRESET,
+    FIELDS,
+    Settings,
+    flag_of,
+    from_flags,
+    gather,
+    nearest_name,
+    variable_of,
+)
 from charlm.cli.signals import Signals
 from charlm.errors import CorpusError
+from charlm.models.config import PresetName
 from charlm.text.corpus import load_corpus
 from charlm.text.download import cache_folder
 
@@ -55,7 +66,11 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
-    settings = gather(args.preset or DEFAULT_PRESET, file=args.config, environment=os.environ, flags=flags)
+
+    def gathered(preset: PresetName, changes: Mapping[str, object]) -> Settings:
+        return gather(preset, file=args.config, environment=os.environ, flags=flags, changes=changes)
+
+    settings = gathered(args.preset or DEFAULT_PRESET, {})  # finds what is wrong before the text is read
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
     text = load_corpus(args.files)
@@ -65,7 +80,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
 
     return begin(
-        args, settings, text, val_fraction=val_fraction, console=console, signals=signals, began=began
+        args, gathered, text, val_fraction=val_fraction, console=console, signals=signals, began=began
     )
 
 

@@ -91,6 +91,8 @@ class GPTConfig(ModelConfig):
     """Width inside the feed-forward network. None: 4 C, or 8/3 C with swiglu, whose matrices are three."""
     dropout: Annotated[float, Range(0, below=1)] = 0.2
     """Share of activations set to zero during training: embeddings, attention weights, both branches."""
+    attention_dropout: Annotated[float, Range(0, below=1)] | None = None
+    """Share of the attention weights instead. None: as dropout. 0 is faster: they are many."""
     bias: bool = True
     """Biases in linear layers and LayerNorm; qkv_bias and head_bias decide for their own layers."""
     qkv_bias: bool = False
@@ -121,6 +123,11 @@ class GPTConfig(ModelConfig):
     def head_size(self) -> int:
         """D, width of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def dropped_attention(self) -> float:
+        """Share of the attention weights set to zero during training, whether given or derived."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
     def hidden_size(self) -> int:
@@ -186,7 +193,9 @@ class GPTConfig(ModelConfig):
         )
         hidden = 4 * F if self.activation == "swiglu" else 2 * F  # each product of the feed-forward network
         norms, rotary = 2 * C, self.position == "rotary"
-        if fused_attention or self.dropout:  # as torch has them: norms and rotations in several operations
+        if (
+            fused_attention or self.dropped_attention
+        ):  # as torch has them: norms and rotations in several operations
             norms += 2 * C * (self.norm == "rmsnorm")
             turned = 4 * C * self.qk_norm + 2 * C * rotary
             # With dropout there are scores, softmax and mask.
@@ -212,6 +221,7 @@ class GPTConfigFields(TypedDict, total=False):
     n_embd: int
     mlp_width: int | None
     dropout: float
+    attention_dropout: float | None
     bias: bool
     qkv_bias: bool
     head_bias: bool
@@ -223,7 +233,7 @@ class GPTConfigFields(TypedDict, total=False):
     init: Literal["normal", "gpt2", "zero"]
 
 
-PresetName = Literal["lecture", "gpt2", "cpu-1min"]
+PresetName = Literal["lecture", "gpt2", "cpu-10s", "cpu-1min", "cpu-5min", "cpu-20min"]
 
 _LECTURE: GPTConfigFields = {
     "block_size": 256,
@@ -232,6 +242,7 @@ _LECTURE: GPTConfigFields = {
     "n_embd": 384,
     "mlp_width": None,
     "dropout": 0.2,
+    "attention_dropout": None,
     "bias": True,
     "qkv_bias": False,
     "head_bias": True,
@@ -241,6 +252,19 @@ _LECTURE: GPTConfigFields = {
     "activation": "relu",
     "tie_weights": False,
     "init": "normal",
+}
+
+_OURS: GPTConfigFields = {
+    **_LECTURE,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "bias": False,
+    "head_bias": False,
+    "position": "rotary",
+    "norm": "rmsnorm",
+    "qk_norm": True,
+    "activation": "relu2",
+    "init": "zero",
 }
 
 PRESETS: Mapping[PresetName, GPTConfigFields] = {
@@ -258,20 +282,9 @@ PRESETS: Mapping[PresetName, GPTConfigFields] = {
         "tie_weights": True,
         "init": "gpt2",
     },
-    "cpu-1min": {
-        **_LECTURE,
-        "block_size": 128,
-        "n_layer": 4,
-        "n_head": 2,
-        "n_embd": 128,
-        "dropout": 0.0,
-        "bias": False,
-        "head_bias": False,
-        "position": "rotary",
-        "norm": "rmsnorm",
-        "qk_norm": True,
-        "activation": "relu2",
-        "init": "zero",
-    },
+    "cpu-10s": {**_OURS, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 96},
+    "cpu-1min": {**_OURS, "block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
+    "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
+    "cpu-20min": {**_OURS, "block_size": 256, "n_layer": 6, "n_head": 4, "n_embd": 256, "dropout": 0.2},
 }
-"""Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and a minute on two cores."""
+"""Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and ours by time on two cores."""

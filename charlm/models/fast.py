@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["causal_attention", "relu_squared_mlp", "rms_norm", "usable"]
+__all__ = ["causal_attention", "dropout", "relu_squared_mlp", "rms_norm", "usable"]
 
 LONGEST = 512
 """T up to which attention weights kept in full are faster than torch's fused kernel."""
@@ -80,6 +81,25 @@ def causal_attention(
         tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (T, D) each
     out: Tensor = _CausalAttention.apply(qkv, n_head, tables, eps if qk_norm else None)  # type: ignore[no-untyped-call]
     return out
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Set about a share p of the elements to zero, and scale the others so that the mean stays.
+
+    Sixteen random bits an element decide, which torch's generator seeds and numpy's Philox draws: drawing
+    all of them from torch's takes four times as long. The share is p rounded to a multiple of 2 ** -16, and
+    the scale is that of the rounded share.
+
+    Args:
+        x: any shape.
+        p: in [0, 1).
+    """
+    seed = int(torch.randint(2**63 - 1, ()))
+    words = np.random.Philox(seed).random_raw(-(-x.numel() // 4))
+    bits = torch.from_numpy(words).view(torch.int16)[: x.numel()].view(x.shape)
+    dropped = min(round(p * 2**16), 2**16 - 1)
+    kept = (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
+    return x * kept
 
 
 class _RMSNorm(torch.autograd.Function):

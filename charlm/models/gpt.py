@@ -19,7 +19,7 @@ from charlm.errors import ConfigError, InputError
 from charlm.generation.cache import KVCache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
-from charlm.models.layers import Block, make_norm, rotary_tables
+from charlm.models.layers import Block, Dropout, make_norm, rotary_tables
 from charlm.models.memory import check_fits
 
 __all__ = ["GPT", "Transformer"]
@@ -35,7 +35,7 @@ class Transformer(nn.Module):
     head_size: int
     wte: nn.Embedding
     wpe: nn.Embedding | None
-    drop: nn.Dropout
+    drop: Dropout
     h: nn.ModuleList
     ln_f: nn.Module
 
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         self.wpe = None
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
 

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from charlm.training.config import RECIPES, TrainerConfig, TrainerConfigFields
+from charlm.training.config import TrainerConfig, TrainerConfigFields
+from charlm.training.recipes import RECIPES, Recommendation, recommend
 from charlm.training.schedules import learning_rate_at
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Evaluation",
     "Muon",
     "OptimizerFactory",
+    "Recommendation",
     "SampleRecord",
     "StepRecord",
     "TrainResult",
@@ -30,6 +32,7 @@ __all__ = [
     "build_optimizers",
     "learning_rate_at",
     "list_checkpoints",
+    "recommend",
     "steps_within",
     "verify_checkpoint",
 ]

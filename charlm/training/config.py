@@ -1,4 +1,4 @@
-"""Settings of a training run, and the recipes that go with the models' presets.
+"""Settings of a training run.
 
 The docstring below a field is its meaning, its unit, and the command line's help. No torch here.
 """
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypedDict
 
 from charlm.config import Config, Range
-from charlm.models.config import PresetName
 
-__all__ = ["RECIPES", "TrainerConfig", "TrainerConfigFields"]
+__all__ = ["TrainerConfig", "TrainerConfigFields"]
 
 _SEED = Range(-(2**63), 2**63 - 1)
 
@@ -127,41 +126,3 @@ class TrainerConfigFields(TypedDict, total=False):
     patience: int | None
     restore_best: bool
     max_seconds: float | None
-
-
-RECIPES: Mapping[PresetName, TrainerConfigFields] = {
-    "lecture": {
-        "max_steps": 5_000,
-        "batch_size": 64,
-        "learning_rate": 3e-4,
-        "weight_decay": 0.01,
-        "betas": (0.9, 0.999),
-        "grad_clip": None,
-        "schedule": "constant",
-        "warmup_steps": 0,
-        "eval_interval": 500,
-    },
-    "gpt2": {
-        "max_steps": 5_000,
-        "batch_size": 12,
-        "learning_rate": 6e-4,
-        "betas": (0.9, 0.95),
-        "schedule": "cosine",
-        "warmup_steps": 100,
-        "min_lr_ratio": 0.1,
-    },
-    "cpu-1min": {
-        "max_steps": 1_500,
-        "batch_size": 16,
-        "optimizer": "muon",
-        "learning_rate": 0.01,
-        "weight_decay": 0.1,
-        "betas": (0.8, 0.95),
-        "momentum": 0.85,
-        "grad_clip": None,
-        "schedule": "wsd",
-        "warmup_steps": 20,
-        "cooldown": 0.6,
-    },
-}
-"""How to train each preset of `charlm.models.config.PRESETS`; other fields keep their defaults."""

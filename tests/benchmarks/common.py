@@ -28,7 +28,8 @@ import charlm
 from charlm import DeviceBackend
 from charlm.files.atomic import write_file
 from charlm.models.config import PRESETS, GPTConfig, PresetName
-from charlm.training.config import RECIPES, TrainerConfig
+from charlm.training.config import TrainerConfig
+from charlm.training.recipes import RECIPES
 
 __all__ = [
     "TINY",

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from reference.command import Command, text_file
 
 from charlm.cli.output import UsageError
-from charlm.cli.settings import DEFAULT_PRESET, FIELDS, gather, preset_values, variable_of
+from charlm.cli.settings import FIELDS, gather, preset_values, variable_of
 from charlm.errors import ConfigError
 from charlm.models.config import PRESETS, PresetName
-from charlm.training.config import RECIPES, TrainerConfig
+from charlm.training.config import TrainerConfig
+from charlm.training.recipes import RECIPES
 
 
 def test_without_anything_else_the_preset_and_its_recipe_hold() -> None:
@@ -137,5 +138,5 @@ def test_the_effective_settings_are_written_into_the_run(
     )
     assert record["model"]["n_embd"] == 16
     assert record["sources"] == [str(text)]
-    assert (record["val_fraction"], record["tokenizer"], record["preset"]) == (0.1, "char", DEFAULT_PRESET)
+    assert (record["val_fraction"], record["tokenizer"], record["preset"]) == (0.1, "char", "cpu-10s")
     assert record["versions"].keys() == {"charlm", "python", "torch", "numpy"}

@@ -44,17 +44,18 @@ def test_training_says_what_it_does_on_standard_error_only(command: Command, tex
     assert not command.out
     lines = command.err.splitlines()
     assert lines[0].startswith(f"text    {text}: {len(TEXT):,} characters, vocabulary ")
-    assert "parameters" in lines[1]
-    assert lines[2].startswith("device  cpu with ")
-    assert lines[2].endswith(", fp32")
-    assert lines[3].startswith("n-gram  baseline of order 7, counted in 0.")
-    assert lines[4] == "steps   20; each 2 blocks of 16 characters"
-    assert [line.split("  ")[0] for line in lines[5:7]] == ["step 10", "step 20"]
-    assert all("train loss" in line and "bits/char" in line and "chars/s" in line for line in lines[5:7])
-    assert lines[7].startswith("done    20 steps in 0:0")
-    assert lines[8].startswith("loss    best ")
-    assert lines[9].startswith("n-gram  baseline ")
-    assert lines[10:] == [f"run     {run}", f"next    charlm generate {run}"]
+    assert lines[1].startswith("recipe  cpu-10s, as the text is short (2,")
+    assert "parameters" in lines[2]
+    assert lines[3].startswith("device  cpu with ")
+    assert lines[3].endswith(", fp32")
+    assert lines[4].startswith("n-gram  baseline of order 7, counted in 0.")
+    assert lines[5] == "steps   20; each 2 blocks of 16 characters"
+    assert [line.split("  ")[0] for line in lines[6:8]] == ["step 10", "step 20"]
+    assert all("train loss" in line and "bits/char" in line and "chars/s" in line for line in lines[6:8])
+    assert lines[8].startswith("done    20 steps in 0:0")
+    assert lines[9].startswith("loss    best ")
+    assert lines[10].startswith("n-gram  baseline ")
+    assert lines[11:] == [f"run     {run}", f"next    charlm generate {run}"]
     assert charlm.load(run).evaluate(TEXT).loss_nats < 4
 
 
@@ -113,7 +114,7 @@ def test_a_text_too_short_for_the_block_says_what_to_do(command: Command, text: 
 
 def test_a_budget_in_minutes_becomes_steps(command: Command, text: Path, run: Path) -> None:
     flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16")
-    budget = ("--batch-size", "2", "--device", "cpu", "--minutes", "0.04")
+    budget = ("--preset", "cpu-10s", "--batch-size", "2", "--device", "cpu", "--minutes", "0.04")
     assert command("train", text, "-o", run, *flags, *budget) == 0
     record = record_of(run)
     steps = record["training"]["max_steps"]
@@ -127,6 +128,25 @@ def test_a_budget_counts_the_evaluations_that_were_asked_for(command: Command, t
     flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
     assert command("train", text, "-o", run, *flags, "--minutes", "0.03", "--eval-interval", "50") == 0
     assert record_of(run)["training"]["eval_interval"] == 50
+
+
+def test_without_a_preset_time_and_text_decide_and_a_short_text_ends_early(
+    command: Command, text: Path, run: Path
+) -> None:
+    assert command("train", text, "-o", run, "--device", "cpu", "--val-fraction", "0.02", "-q") == 0
+    record = record_of(run)
+    assert (record["preset"], record["model"]["block_size"], record["training"]["max_steps"]) == (
+        "cpu-10s",
+        32,  # 46 characters are for validation
+        10 * 2224 // (16 * 32),
+    )
+    assert command("train", text, "-o", run, "--overwrite", "--device", "cpu", "--max-steps", "60") == 0
+    assert record_of(run)["training"]["max_steps"] == 60
+    assert command("train", text, "-o", run, "--overwrite", "--device", "cpu", "--minutes", "9") == 0
+    assert ", which is enough for so short a text; each 16 blocks" in command.err
+    preset = ("--preset", "cpu-1min", "--max-steps", "1", "--device", "cpu")
+    assert command("train", text, "-o", run, "--overwrite", *preset) == 0
+    assert "recipe  cpu-1min, as given" in command.err
 
 
 def test_a_budget_that_is_over_at_once_is_refused(command: Command, text: Path, run: Path) -> None:

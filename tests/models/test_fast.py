@@ -85,6 +85,30 @@ def test_the_feed_forward_network_is_that_of_autograd_in_value_and_gradient(
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
+@settings(deadline=None, max_examples=30)
+@given(p=st.sampled_from([0.0, 1e-6, 0.1, 0.5, 0.9, 0.99999]), seed=st.integers(0, 5))
+def test_dropout_sets_its_share_to_zero_and_keeps_the_mean(p: float, seed: int) -> None:
+    x = torch.ones(100, 401, dtype=torch.float64).requires_grad_()
+    torch.manual_seed(seed)
+    y = fast.dropout(x, p)
+    share = float((y == 0).double().mean())
+    assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / x.numel()) + 2**-16  # one in 5e8 fails by chance
+    assert float(y.detach().max()) * (1 - round(p * 2**16) / 2**16) == pytest.approx(1) or share == 1
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y.detach())
+    torch.manual_seed(seed)
+    assert torch.equal(fast.dropout(x, p), y)
+    assert p in {0.0, 1e-6, 0.99999} or not torch.equal(fast.dropout(x, p), y)
+
+
+def test_dropout_drops_rows_and_columns_alike() -> None:
+    torch.manual_seed(0)
+    kept = fast.dropout(torch.ones(400, 400, dtype=torch.bfloat16), 0.3) > 0
+    assert kept[:, 1:].ne(kept[:, :-1]).double().mean() == pytest.approx(2 * 0.3 * 0.7, abs=0.01)
+    assert (kept.double().mean(0) - 0.7).abs().max() < 0.14
+    assert (kept.double().mean(1) - 0.7).abs().max() < 0.14
+
+
 def test_under_autocast_results_are_bfloat16_and_gradients_of_weights_float32() -> None:
     x, up, down = (draw(*shape, dtype=torch.float32) for shape in [(40, 16), (32, 16), (16, 32)])
     qkv = draw(2, 20, 48, dtype=torch.float32)
@@ -129,7 +153,7 @@ def test_long_contexts_and_dropout_take_the_plain_path(T: int, monkeypatch: pyte
         return original(qkv, n_head, rotary, qk_norm=qk_norm)
 
     monkeypatch.setattr(fast, "causal_attention", spy)
-    config = tiny_config("cpu-1min").replace(block_size=T, n_layer=1, dropout=0.5)
+    config = tiny_config("cpu-1min").replace(block_size=T, n_layer=1, dropout=0.5, attention_dropout=None)
     model = tiny_gpt(config)
     idx = random_ids(config, 1, T)
     model.eval()(idx)
