@@ -76,6 +76,7 @@ class Stepper:
             self.optimizers = [_made_by(optimizer, model)]
         moved = {id(p) for made in self.optimizers for group in made.param_groups for p in group["params"]}
         self._parameters = [p for p in model.parameters() if id(p) in moved]
+        self._all_parameters = list(model.parameters())
         self.chars_per_step = config.accumulate * config.batch_size * data.block_size
         self._generator = torch.Generator()  # re-seeded for each batch
         self._batches = batches_on(data, backend)
@@ -116,7 +117,7 @@ class Stepper:
                     torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
                 for optimizer in active:
                     optimizer.step()
-        self._model.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return StepRecord(
             step=step + 1,
             learning_rate=learning_rate,
@@ -149,6 +150,10 @@ class Stepper:
         self._halted = torch.maximum(self._halted, bad)
         for optimizer in active:
             optimizer.found_inf = self._halted  # type: ignore[attr-defined]
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._all_parameters:  # model.zero_grad would look for them again, in each step
+            parameter.grad = None
 
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
@@ -206,7 +211,7 @@ class Stepper:
             ),
             None,
         )
-        self._model.zero_grad(set_to_none=True)
+        self._drop_gradients()
         raise NonFiniteError(
             f"step {step}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
             f"rate {learning_rate:g}; batch seed {self._config.seed}, "
