@@ -233,7 +233,7 @@ class GPTConfigFields(TypedDict, total=False):
     init: Literal["normal", "gpt2", "zero"]
 
 
-PresetName = Literal["lecture", "gpt2", "cpu-10s", "cpu-1min", "cpu-5min", "cpu-20min"]
+PresetName = Literal["lecture", "gpt2", "cpu-10s", "cpu-1min", "cpu-5min"]
 
 _LECTURE: GPTConfigFields = {
     "block_size": 256,
@@ -285,6 +285,5 @@ PRESETS: Mapping[PresetName, GPTConfigFields] = {
     "cpu-10s": {**_OURS, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 96},
     "cpu-1min": {**_OURS, "block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
     "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
-    "cpu-20min": {**_OURS, "block_size": 256, "n_layer": 6, "n_head": 4, "n_embd": 256, "dropout": 0.2},
 }
 """Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and ours by time on two cores."""

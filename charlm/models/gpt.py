@@ -117,7 +117,7 @@ class GPT(LanguageModel):
 
         Args:
             config: a `GPTConfig`, a mapping of its fields, or the name of a preset: "lecture", "gpt2",
-                "cpu-1min". A preset leaves `vocab_size` to be given.
+                "cpu-10s", "cpu-1min", "cpu-5min". A preset leaves `vocab_size` to be given.
             overrides: fields that replace those of `config`.
 
         Raises:

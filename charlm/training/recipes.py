@@ -50,7 +50,6 @@ RECIPES: Mapping[PresetName, TrainerConfigFields] = {
     "cpu-10s": {**_OURS, "max_steps": 500, "batch_size": 16, "learning_rate": 0.015},
     "cpu-1min": {**_OURS, "max_steps": 1_200, "batch_size": 16, "learning_rate": 0.007},
     "cpu-5min": {**_OURS, "max_steps": 2_000, "batch_size": 8, "learning_rate": 0.006},
-    "cpu-20min": {**_OURS, "max_steps": 7_000, "batch_size": 8, "learning_rate": 0.004},
 }
 """How to train each preset of `charlm.models.config.PRESETS`; other fields keep their defaults."""
 
@@ -70,19 +69,17 @@ class Recommendation:
 
 
 _BY_MINUTES: tuple[tuple[float, PresetName], ...] = (
-    (12.0, "cpu-20min"),
     (2.5, "cpu-5min"),
     (0.5, "cpu-1min"),
     (0.0, "cpu-10s"),
 )
 _BY_LENGTH: tuple[tuple[int, PresetName], ...] = (
-    (500_000, "cpu-20min"),
     (200_000, "cpu-5min"),
     (50_000, "cpu-1min"),
     (0, "cpu-10s"),
 )
 _GPU_SPEED = 20  # how much further a minute goes on a GPU than on two cores, roughly
-_MOST_EPOCHS: Mapping[PresetName, int] = {"cpu-10s": 10, "cpu-1min": 8, "cpu-5min": 12, "cpu-20min": 24}
+_MOST_EPOCHS: Mapping[PresetName, int] = {"cpu-10s": 10, "cpu-1min": 8, "cpu-5min": 8}
 
 
 def recommend(

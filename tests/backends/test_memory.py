@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,27 @@ def test_reading_the_memory_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, host.__file__], check=True)
+
+
+FAULTS = """
+import resource, sys, torch
+from torch import nn
+from charlm.backends.cpu import CPUBackend
+if sys.argv[1] == "prepared":
+    CPUBackend().prepare(nn.Linear(1, 1))
+def step():
+    kept = [torch.zeros(2**20) for _ in range(8)]  # 4 MiB each, written to
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = [step() for _ in range(5)][-1]
+print(step() - first)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep memory in their own ways")
+def test_a_prepared_process_does_not_fetch_the_same_memory_again_in_each_step() -> None:
+    faults = {}
+    for how in ("plain", "prepared"):
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        faults[how] = int(done.stdout)
+    assert faults["plain"] > 1000  # pages of 4 KiB
+    assert faults["prepared"] < 100
