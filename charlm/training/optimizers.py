@@ -125,7 +125,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class _LeanOptimizer(Optimizer):
     """torch's base class, without the 1.2 seconds of imports that its first parameter group costs."""
 
-    _step_supports_amp_scaling = True
+    _step_supports_amp_scaling: bool = True
     found_inf: Tensor | None = None
 
     @override

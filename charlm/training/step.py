@@ -53,6 +53,7 @@ class Stepper:
 
     optimizers: list[Optimizer]
     scaler: GradScaler | None
+    chars_per_step: int
 
     def __init__(
         self,
