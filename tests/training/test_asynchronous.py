@@ -129,6 +129,22 @@ def test_from_the_first_bad_step_nothing_moves_and_the_error_names_it(
     assert same_tensors(tensors_of(trainer), tensors_of(undisturbed))
 
 
+def test_one_bad_step_is_enough_to_stop_those_after_it() -> None:
+    trainer = trainer_with()
+    steps = trainer.steps()
+    for _ in range(4):
+        next(steps)
+    before = tensors_of(trainer)
+    with poisoned(trainer, "lm_head.weight"):
+        next(steps)
+    for _ in range(4):
+        next(steps)  # good ones, but a run does not go on over a hole
+    assert same_tensors(tensors_of(trainer), before)
+    with pytest.raises(NonFiniteError, match=r"step 4: .*all gradients are finite"):
+        next(steps)  # what was bad has gone when the step is taken again
+    assert trainer.step == 4
+
+
 def test_a_checkpoint_is_never_written_of_a_run_that_has_gone_bad(tmp_path: Path) -> None:
     trainer = trainer_with(out_dir=tmp_path / "run")
     steps = trainer.steps()
