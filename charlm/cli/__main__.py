@@ -32,8 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     words = sys.argv[1:] if argv is None else list(argv)
     console = Console()
-    with Signals() as signals, product_and_messages(), console.warnings_shown():
-        code = _guarded(words, console, signals, began)
+    signals = Signals()
+    try:
+        with signals, product_and_messages(), console.warnings_shown():
+            code = _guarded(words, console, signals, began)
+    except Interrupted:  # between the installation of the handlers and the command
+        code = signals.exit_code
     if argv is None and signals.received is not None:
         for number in (signal.SIGINT, signal.SIGTERM):  # one more could only disturb Python's own end
             signal.signal(number, signal.SIG_IGN)
