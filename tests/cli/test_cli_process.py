@@ -110,14 +110,15 @@ def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path) -> None:
 def test_a_signal_before_the_training_ends_the_command_quietly(
     folder: Path, number: signal.Signals, code: int
 ) -> None:
-    process = start("train", "-", "-o", str(folder / "early"), *TINY, stdin=subprocess.PIPE)
+    early = f"early {number.name}"
+    process = start("train", "-", "-o", str(folder / early), *TINY, stdin=subprocess.PIPE)
     time.sleep(0.5 + random.random() / 2)  # waits for its text
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert not stderr
-    with training(folder, "early") as process:
-        time.sleep(0.5 + random.random())  # loads torch
+    with training(folder, early) as process:
+        time.sleep(0.2 + random.random() / 2)  # loads torch
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
