@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from charlm.backends.base import DeviceBackend
@@ -20,7 +22,8 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointError, DataError, InputError, quoted, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.generation.decode import stream_ids
-from charlm.generation.options import Sampling, SamplingOptions
+from charlm.generation.options import Overflow, Sampling, SamplingOptions
+from charlm.generation.state import PredictionState
 from charlm.generation.stopping import StopMatcher
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
@@ -126,13 +129,9 @@ class CharLM:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         contexts = self._contexts(prompts)
         options = self._options(max_new_tokens, sampling)
-        texts = [""] * len(prompts)
         StopMatcher(stop)  # refuses a bad `stop` before anything is computed
-        for rows in _by_length(contexts):
-            idx = self._tensor([contexts[row] for row in rows])  # (B, T0)
-            steps = stream_ids(self.model, idx, max_new_tokens, options, rows=rows)
-            for row, new in zip(rows, self._texts(steps, len(rows), stop), strict=True):
-                texts[row] = prompts[row] + new
+        new = self._continued(contexts, max_new_tokens, options, stop) if contexts else []
+        texts = [given + added for given, added in zip(prompts, new, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -156,10 +155,41 @@ class CharLM:
         """
         if not isinstance(prompt, str):
             raise InputError(f"prompt must be a str, got {type(prompt).__name__}; generate() takes several")
-        idx = self._tensor(self._contexts([prompt]))  # (1, T0)
+        contexts = self._contexts([prompt])
         options = self._options(max_new_tokens, sampling)
         matcher = StopMatcher(stop)
-        return self._pieces(stream_ids(self.model, idx, max_new_tokens, options), matcher)
+        return self._pieces(stream_ids(self._state(contexts, options), max_new_tokens, options), matcher)
+
+    def log_probs(
+        self, text: str, *, prompt: str = "", overflow: Overflow = "restart"
+    ) -> NDArray[np.float64]:
+        r"""Return how likely the model holds each character of a text, where it stands.
+
+        Args:
+            text: what is scored, at least one character.
+            prompt: what stands before it; an empty one is the context "\n", as in `generate`.
+            overflow: as in `generate`, whose texts are then scored as they were predicted.
+
+        Returns:
+            (n,) natural logarithms of the probabilities, at temperature 1 and without filters; one for each
+            character, with a `ByteTokenizer` one for each byte.
+
+        Raises:
+            UnknownCharacterError: there is a character that the tokenizer lacks.
+            InputError: an argument is wrong.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+            >>> lm.log_probs("abc").shape
+            (3,)
+        """
+        if not isinstance(text, str) or not text:
+            raise InputError(f"text must be a str of at least one character, got {shown(text)}")
+        state = self._state(
+            self._contexts([prompt]), self._options(0, {"overflow": overflow, "temperature": 0})
+        )
+        return state.score(self._tensor(self.tokenizer.encode(text))[None])[0].cpu().numpy()
 
     def evaluate(self, text: str, *, block_size: int | None = None) -> EvalResult:
         """Score a text exactly: every character but the first is predicted once.
@@ -219,22 +249,40 @@ class CharLM:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {max_new_tokens!r}")
         return SamplingOptions.from_keywords({"overflow": "restart", **sampling})
 
-    def _tensor(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self._device)  # (B, T0)
+    def _tensor(self, ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=self._device)  # (t,)
 
-    def _texts(self, steps: Iterator[torch.Tensor], count: int, stop: Sequence[str]) -> list[str]:
-        """Return the new text of each row; rows that have met a stop string wait for the others."""
+    def _state(self, contexts: Sequence[Sequence[int]], options: SamplingOptions) -> PredictionState:
+        state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
+        state.observe([self._tensor(ids) for ids in contexts])
+        return state
+
+    def _continued(
+        self,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        options: SamplingOptions,
+        stop: Sequence[str],
+    ) -> list[str]:
+        """Return the new text of each row."""
+        state = self._state(contexts, options)
         if not stop:
-            columns = [ids.tolist() for ids in steps]
-            return [self.tokenizer.decode([column[row] for column in columns]) for row in range(count)]
-        decoders = [StreamDecoder(self.tokenizer) for _ in range(count)]
-        matchers = [StopMatcher(stop) for _ in range(count)]
-        texts = [""] * count
-        for ids in steps:
-            for row, i in enumerate(ids.tolist()):
+            columns = np.empty((max_new_tokens, len(contexts)), np.uint32)
+            for column, ids in zip(columns, stream_ids(state, max_new_tokens, options), strict=True):
+                column[:] = ids.cpu()
+            return [self.tokenizer.decode(row) for row in columns.T]
+        decoders = [StreamDecoder(self.tokenizer) for _ in contexts]
+        matchers = [StopMatcher(stop) for _ in contexts]
+        texts = [""] * len(contexts)
+        going = list(range(len(contexts)))
+        for _ in range(max_new_tokens):
+            for row, i in zip(going, state.advance(options, going).tolist(), strict=True):
                 texts[row] += matchers[row].feed(decoders[row].feed([i]))
-            if all(matcher.stopped for matcher in matchers):
+            left = [at for at, row in enumerate(going) if not matchers[row].stopped]
+            if not left:
                 break
+            if len(left) < len(going):  # the others need not wait for those that are done
+                state, going = state.fork(left), [going[at] for at in left]
         rest = [m.feed(d.finish()) + m.finish() for m, d in zip(matchers, decoders, strict=True)]
         return [text + end for text, end in zip(texts, rest, strict=True)]
 
@@ -313,11 +361,3 @@ def _best_of_run(directory: Path) -> tuple[Mapping[str, bytearray], Path]:
         for problem in problems.values():
             warnings.warn(f"{problem}; loading {quoted(path.name)} instead", RuntimeWarning, stacklevel=3)
         return files, path
-
-
-def _by_length(contexts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the rows in groups of equally long contexts: rows of one group share every forward pass."""
-    groups: dict[int, list[int]] = {}
-    for row, context in enumerate(contexts):
-        groups.setdefault(len(context), []).append(row)
-    return list(groups.values())

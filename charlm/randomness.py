@@ -40,21 +40,22 @@ def derive_seed(seed: int, *address: str | int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def uniforms(seed: int, rows: Sequence[int], position: int) -> NDArray[np.float64]:
-    """Return one uniform number in [0, 1) for each row, at one position.
+def uniforms(seed: int, rows: Sequence[int], positions: int | Sequence[int]) -> NDArray[np.float64]:
+    """Return one uniform number in [0, 1) for each row, at its position.
 
     Args:
         seed: the seed of the whole generation.
         rows: the address of each row, (B,).
-        position: absolute position of the character to be drawn.
+        positions: absolute position of the character to be drawn, one for all rows or (B,).
 
     Returns:
         (B,) float64 with 53 random bits each. A row's number depends on `seed`, its own entry in `rows`
-        and `position` alone, never on how many other rows are drawn beside it.
+        its position alone, never on how many other rows are drawn beside it.
     """
     start = _hash_of(seed, "sample")
     numbers = np.empty(len(rows), dtype=np.float64)
-    for i, row in enumerate(rows):
+    places = [positions] * len(rows) if isinstance(positions, int) else positions
+    for i, (row, position) in enumerate(zip(rows, places, strict=True)):
         state = start.copy()
         state.update(struct.pack("<qq", row, position))
         numbers[i] = (int.from_bytes(state.digest(), "little") >> 11) * 2.0**-53

@@ -1,10 +1,11 @@
 """From a prompt to more text: sampling options, filters, the key/value cache and the decoding loop."""
 
 from charlm.generation.cache import KVCache, LayerCache
-from charlm.generation.decode import Predictor, context_start, stream_ids
+from charlm.generation.decode import stream_ids
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.sampling import sample
+from charlm.generation.state import PlainState, PredictionState, Predictor, context_start
 from charlm.generation.stopping import StopMatcher
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "KVCache",
     "LayerCache",
     "Overflow",
+    "PlainState",
+    "PredictionState",
     "Predictor",
     "Sampling",
     "SamplingOptions",

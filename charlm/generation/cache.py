@@ -6,6 +6,8 @@ knows shapes alone, not what attention does with them. (nanochat's `engine.py` h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,13 @@ class LayerCache:
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
+    def fork(self, rows: Sequence[int]) -> LayerCache:
+        """Return a cache that holds what some rows have read."""
+        twin = LayerCache(self.capacity)
+        if self._keys is not None and self._values is not None:
+            twin.append(*(kept[list(rows), :, : self.length] for kept in (self._keys, self._values)))
+        return twin
+
 
 class KVCache:
     """What a model has read in one generation.
@@ -72,3 +81,15 @@ class KVCache:
     def advance(self, count: int) -> None:
         """Note that the model has read `count` more characters. Models call it once per forward pass."""
         self.length += count
+
+    def fork(self, rows: Sequence[int]) -> KVCache | None:
+        """Return a cache that holds what some rows have read; None if that cannot be told.
+
+        A cache of another kind says for itself how it is copied.
+        """
+        if type(self) is not KVCache:
+            return None
+        twin = KVCache(0, 0)
+        twin.layers = [layer.fork(rows) for layer in self.layers]
+        twin.length = self.length
+        return twin

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from charlm.errors import NonFiniteError
 
-__all__ = ["sample"]
+__all__ = ["nothing_to_draw", "sample"]
 
 
 def sample(logits: Tensor, uniforms: NDArray[np.float64] | None) -> Tensor:
@@ -38,10 +38,7 @@ def sample(logits: Tensor, uniforms: NDArray[np.float64] | None) -> Tensor:
     best = logits.amax(dim=-1)  # (B,) NaN if any is
     if not bool(torch.isfinite(best).all()):
         row = int((~torch.isfinite(best)).nonzero()[0])
-        raise NonFiniteError(
-            f"no character can be drawn in row {row}: its largest logit is {best[row].item()}. "
-            "The model's weights are not finite, or the filters removed every character."
-        )
+        raise nothing_to_draw(row, best[row].item())
     if uniforms is None:
         return logits.argmax(dim=-1)
     # float64, so that a probability's rounding is far below what a sample could show. MPS has none, and
@@ -53,3 +50,11 @@ def sample(logits: Tensor, uniforms: NDArray[np.float64] | None) -> Tensor:
     # Strictly below the total, so that a removed character at the end is never reached.
     threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulated, threshold, right=True)[:, 0].to(logits.device)  # (B,)
+
+
+def nothing_to_draw(row: int, largest: float) -> NonFiniteError:
+    """Return the error for a row of which the largest logit is not finite."""
+    return NonFiniteError(
+        f"no character can be drawn in row {row}: its largest logit is {largest}. "
+        "The model's weights are not finite, or the filters removed every character."
+    )

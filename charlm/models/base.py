@@ -23,6 +23,7 @@ from charlm.generation.cache import KVCache
 from charlm.generation.decode import stream_ids
 from charlm.generation.filters import Filter
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
+from charlm.generation.state import PlainState, PredictionState
 from charlm.models.config import ModelConfig
 
 __all__ = ["LanguageModel", "cross_entropy"]
@@ -189,7 +190,11 @@ class LanguageModel(nn.Module, ABC):
             use_cache=use_cache,
             overflow=overflow,
         )
-        return torch.cat([idx, *(ids[:, None] for ids in steps)], dim=1)  # (B, T0 + max_new_tokens)
+        out = idx.new_empty(idx.size(0), idx.size(1) + max_new_tokens)  # (B, T0 + max_new_tokens)
+        out[:, : idx.size(1)] = idx
+        for position, ids in enumerate(steps, start=idx.size(1)):
+            out[:, position] = ids
+        return out
 
     def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Iterator[Tensor]:
         """Yield the ids that `generate` would add, (B,) each, as soon as they are chosen.
@@ -200,7 +205,56 @@ class LanguageModel(nn.Module, ABC):
         self._check_range("idx", idx, lowest=0)
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
-        return stream_ids(self, idx, max_new_tokens, SamplingOptions.from_keywords(sampling))
+        options = SamplingOptions.from_keywords(sampling)
+        state = self.new_state(idx.size(0), overflow=options.overflow, use_cache=options.use_cache)
+        state.observe(idx)
+        return stream_ids(state, max_new_tokens, options)
+
+    def new_state(
+        self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
+    ) -> PredictionState:
+        """Return a state that has observed nothing: predict, observe and fork by hand.
+
+        `generate`, `stream` and `log_probs` stand on it.
+
+        Args:
+            rows: B, how many texts it follows at once.
+            overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
+            use_cache: changes speed, never the result.
+
+        Example:
+            >>> from charlm import BigramLM
+            >>> state = BigramLM(65).new_state()
+            >>> state.observe(torch.tensor([[24, 43]]))
+            >>> state.predict().shape
+            torch.Size([1, 65])
+        """
+        return PlainState(self, rows, overflow=overflow, use_cache=use_cache)
+
+    def log_probs(self, idx: Tensor, *, overflow: Overflow = "slide") -> Tensor:
+        """Return how likely the model holds each id where it stands, whether it was generated or given.
+
+        Args:
+            idx: (B, T) int64, T at least 1; may be longer than `block_size`.
+            overflow: as in `generate`, whose ids are then scored as they were predicted.
+
+        Returns:
+            (B, T - 1) float64, natural logarithms of the probabilities of all ids but the first, at
+            temperature 1 and without filters.
+
+        Raises:
+            InputError: an argument is wrong.
+
+        Example:
+            >>> from charlm import BigramLM
+            >>> BigramLM(65).log_probs(torch.tensor([[24, 43, 58]])).shape
+            torch.Size([1, 2])
+        """
+        self.check_idx(idx)
+        self._check_range("idx", idx, lowest=0)
+        state = self.new_state(idx.size(0), overflow=overflow)
+        state.observe(idx[:, :1])
+        return torch.stack(state.score(idx[:, 1:]))
 
     def num_parameters(self) -> int:
         """Return how many parameters the model has; a tied matrix counts once."""

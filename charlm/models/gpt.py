@@ -17,8 +17,12 @@ from typing_extensions import Unpack, override
 
 from charlm.errors import ConfigError, InputError
 from charlm.generation.cache import KVCache
+from charlm.generation.fast import fast_state
+from charlm.generation.options import Overflow
+from charlm.generation.state import PredictionState
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
+from charlm.models.decoder import decoder_weights, is_plain
 from charlm.models.layers import Block, Dropout, make_norm, rotary_tables
 from charlm.models.memory import check_fits
 
@@ -170,6 +174,18 @@ class GPT(LanguageModel):
     def new_cache(self) -> KVCache:
         """Return an empty cache that holds one window."""
         return KVCache(self.config.n_layer, self.block_size)
+
+    @override
+    def new_state(
+        self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
+    ) -> PredictionState:
+        # Only where the model computes what this class says; parts that were replaced are asked themselves.
+        ours = (type(self), type(self.transformer)) == (GPT, Transformer)
+        if use_cache and ours and is_plain(self):
+            state = fast_state(self, lambda: decoder_weights(self), rows, overflow)
+            if state is not None:
+                return state
+        return super().new_state(rows, overflow=overflow, use_cache=use_cache)
 
     @torch.no_grad()
     def _initialise(self) -> None:

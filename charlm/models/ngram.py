@@ -8,7 +8,7 @@ probabilities. Every look-up is a bisection, for all positions at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
@@ -41,6 +41,13 @@ class _LastIds(KVCache):
     def __init__(self) -> None:
         super().__init__(n_layer=0, capacity=0)
         self.ids: Tensor | None = None
+
+    @override
+    def fork(self, rows: Sequence[int]) -> _LastIds:
+        twin = _LastIds()
+        twin.ids = None if self.ids is None else self.ids[list(rows)]
+        twin.length = self.length
+        return twin
 
 
 class NGramLM(LanguageModel):

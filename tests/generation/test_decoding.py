@@ -14,7 +14,7 @@ from reference.plain_generation import lecture_slide, plain_restart
 from reference.tiny_models import MODELS, prompt
 from torch import Tensor, nn
 
-from charlm.generation import KVCache, Overflow, SamplingOptions, context_start, stream_ids
+from charlm.generation import KVCache, Overflow, PlainState, SamplingOptions, context_start, stream_ids
 from charlm.models.base import LanguageModel
 
 W = 16
@@ -140,6 +140,8 @@ class Counting(nn.Module):
         super().__init__()
         self.model = model
         self.block_size = model.block_size
+        self.vocab_size = model.vocab_size
+        self.device = model.device
         self.read: list[int] = []
 
     def new_cache(self) -> KVCache | None:
@@ -154,14 +156,18 @@ class Counting(nn.Module):
 
 def test_with_a_cache_all_but_the_restarts_read_one_character() -> None:
     counting = Counting(MODELS["lecture"](torch.float32))
-    list(stream_ids(counting, prompt(1, 3), 40, SamplingOptions(seed=0, overflow="restart")))
+    state = PlainState(counting, overflow="restart")
+    state.observe(prompt(1, 3))
+    list(stream_ids(state, 40, SamplingOptions(seed=0)))
     # positions 3 ... 42: the prompt, then a restart of 8 characters after each full window of 16
     assert counting.read == [3, *[1] * 13, 8, *[1] * 8, 8, *[1] * 8, 8, *[1] * 7]
 
 
 def test_sliding_costs_a_window_for_each_character_past_it() -> None:
     counting = Counting(MODELS["lecture"](torch.float32))
-    list(stream_ids(counting, prompt(1, 3), 20, SamplingOptions(seed=0, overflow="slide")))
+    state = PlainState(counting, overflow="slide")
+    state.observe(prompt(1, 3))
+    list(stream_ids(state, 20, SamplingOptions(seed=0)))
     assert counting.read == [3, *[1] * 13, *[16] * 6]
 
 
@@ -189,7 +195,9 @@ def test_rows_can_be_given_the_addresses_of_others() -> None:
     same = prompt(1, 6).expand(4, 6)
     together = model.generate(same, W, seed=5)
     options = SamplingOptions(seed=5)
-    picked = torch.stack(list(stream_ids(model, same[:2], W, options, rows=[3, 1])), dim=1)
+    state = model.new_state(2)
+    state.observe(same[:2])
+    picked = torch.stack(list(stream_ids(state, W, options, addresses=[3, 1])), dim=1)
     assert torch.equal(picked, together[[3, 1], 6:])
 
 

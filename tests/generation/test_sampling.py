@@ -73,7 +73,7 @@ def test_frequencies_are_those_of_the_softmax(seed: int) -> None:
     """
     logits = torch.randn(12, generator=torch.Generator().manual_seed(seed))
     n = 20_000
-    ids = sample(logits.expand(n, 12), uniforms(seed, range(n), position=0))
+    ids = sample(logits.expand(n, 12), uniforms(seed, range(n), positions=0))
     observed = torch.bincount(ids, minlength=12).double()
     expected = n * logits.double().softmax(dim=-1)
     assert float(expected.min()) > 5

@@ -1,0 +1,611 @@
+/* A GPT's forward pass on a CPU, for generation: no gradients, keys and values kept, float32 sums.
+
+   `charlm/models/layers.py` is what is computed, to be read; this file computes the same for a model of a few
+   million parameters, where the calls of a framework cost more than the arithmetic. `fast.py` packs the weights,
+   compiles this file and calls `charlm_pass`; nothing else does.
+
+   One rule holds everywhere: a number is the result of the same operations in the same order, however many
+   other rows, characters or threads take part. So a text does not depend on what it is generated beside, and a
+   prompt read at once gives the bits that it gives when read character by character.
+
+   B rows of text, n characters in this pass, C channels, H heads of D, F hidden, V vocabulary, S positions.
+   Widths are padded to multiples of 16 with zeros (Cp, Dp, Fp, Vp). The layout of packed matrices, panels of 64
+   columns, and of the small products over them follows Goto and van de Geijn, "Anatomy of high-performance
+   matrix multiplication" (2008). */
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define WIDEST 4 /* vectors of a tile; times 6 rows, all sums stay in registers */
+#elif defined(__AVX__)
+#define LANES 8
+#define WIDEST 2
+#else
+#define LANES 4
+#define WIDEST 2
+#endif
+#define PANEL 64 /* columns of a packed matrix that stand together */
+#define ROWS 6   /* rows of a tile */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LAYERNORM, RMSNORM };
+enum { RELU, GELU, GELU_TANH, RELU2, SWIGLU };
+
+/* Packed matrices hold, for each panel of 64 output columns (the last one may be narrower), its K rows. They are
+   float32, or bfloat16 where `half` is set. A bias may be NULL. */
+struct matrix {
+    const void *weights;
+    const float *bias;
+    int64_t K, N; /* N is a multiple of 16 */
+};
+struct layer {
+    const float *gain1, *shift1, *gain2, *shift2; /* of the norms, or NULL */
+    struct matrix query, key_value, project, up, gate, down;
+};
+struct model {
+    int64_t C, Cp, H, D, Dp, V, Vp, n_layer, norm, activation, qk_norm, half;
+    double norm_eps, qk_eps;
+    const float *token_embedding;    /* (V, C) */
+    const float *position_embedding; /* (block_size, C), or NULL */
+    const float *cos, *sin;          /* (block_size, D / 2), or NULL */
+    const float *gain, *shift;       /* of the last norm, or NULL */
+    struct matrix head;
+    const struct layer *layers;
+};
+
+/* What one pass reads and writes. The new characters of a row stand together. */
+struct pass {
+    int64_t B, n, wanted, threads, capacity; /* capacity: positions that the caches hold, a multiple of 64 */
+    const int64_t *begin;                    /* (B + 1,) where each row's characters begin */
+    const int64_t *slot;                     /* (B,) each row's place in the caches */
+    const int64_t *id, *position;            /* (n,) */
+    const int64_t *want;                     /* (wanted,) characters whose logits are asked for, increasing */
+    float *keys;                             /* (n_layer, slots, H, capacity / 64, D, 64) */
+    float *values;                           /* (n_layer, slots, H, capacity, Dp) */
+    int64_t slots;
+    float *logits; /* (wanted, Vp) */
+    float *work;   /* charlm_work(...) floats */
+};
+
+/* ---- vectors ---- */
+
+INLINE vec splat(float a) { return a - (vec){0}; }
+INLINE vec load(const float *p) { return *(const vec *)p; }
+INLINE void store(float *p, vec v) { *(vec *)p = v; }
+INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec at_least(vec x, float low) { return pick(x < splat(low), splat(low), x); }
+INLINE vec at_most(vec x, float high) { return pick(x > splat(high), splat(high), x); }
+
+/* exp, after Cephes' expf: within 2 units of the last place from -87 to 88. */
+INLINE vec vexp(vec x) {
+    x = at_most(at_least(x, -87.0f), 88.0f);
+    const float magic = 12582912.0f; /* 1.5 * 2 ** 23: adding it rounds to an integer */
+    vec n = (x * 1.44269504088896341f + magic) - magic;
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * (r * r) + r + 1.0f;
+    ivec e = (__builtin_convertvector(n, ivec) + 127) << 23;
+    return y * (vec)e;
+}
+
+/* The normal distribution's share below x. Abramowitz and Stegun 7.1.26: within 1.5e-7. */
+INLINE vec normal_cdf(vec x) {
+    vec z = (vec)((ivec)(x * 0.70710678118654752f) & 0x7fffffff); /* |x| / sqrt(2) */
+    vec t = 1.0f / (1.0f + 0.3275911f * z);
+    vec p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    vec tail = 0.5f * p * t * vexp(-z * z);
+    return pick(x < splat(0.0f), tail, 1.0f - tail);
+}
+
+static float sum_of_squares(const float *x, int64_t n) {
+    vec sums = {0};
+    float lanes[LANES], sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums += load(x + i) * load(x + i);
+    store(lanes, sums);
+    for (; i < n; i++) lanes[i % LANES] += x[i] * x[i];
+    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    return sum;
+}
+
+static void normalise(const struct model *m, const float *x, const float *gain, const float *shift, float *out) {
+    int64_t C = m->C;
+    if (m->norm == LAYERNORM) {
+        double sum = 0;
+        for (int64_t i = 0; i < C; i++) sum += x[i];
+        float mean = (float)(sum / C);
+        for (int64_t i = 0; i < C; i++) out[i] = x[i] - mean;
+    } else {
+        memcpy(out, x, C * sizeof(float));
+    }
+    float scale = (float)(1.0 / sqrt(sum_of_squares(out, C) / C + m->norm_eps));
+    for (int64_t i = 0; i < C; i++) out[i] *= scale;
+    if (gain)
+        for (int64_t i = 0; i < C; i++) out[i] *= gain[i];
+    if (shift)
+        for (int64_t i = 0; i < C; i++) out[i] += shift[i];
+}
+
+/* ---- products ---- */
+
+INLINE vec weights_at(const void *w, int64_t i, int half) {
+    if (!half) return load((const float *)w + i);
+    hvec bits = *(const hvec *)((const uint16_t *)w + i);
+    return (vec)(__builtin_convertvector(bits, ivec) << 16);
+}
+
+/* y = x @ w for R rows and M vectors of columns. */
+INLINE void tile(const int R, const int M, const int half, int64_t K, const float *x, int64_t ldx, const void *w,
+                 int64_t ldw, float *y, int64_t ldy) {
+    vec sums[R][M];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < M; c++) sums[r][c] = (vec){0};
+    for (int64_t k = 0; k < K; k++) {
+        vec row[M];
+        for (int c = 0; c < M; c++) row[c] = weights_at(w, k * ldw + c * LANES, half);
+        for (int r = 0; r < R; r++) {
+            float a = x[r * ldx + k];
+            for (int c = 0; c < M; c++) sums[r][c] += a * row[c];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < M; c++) store(y + r * ldy + c * LANES, sums[r][c]);
+}
+
+#define TILE(R, M, HALF) tile(R, M, HALF, K, x, ldx, w, ldw, y, ldy)
+#define TILES(R, HALF)                                                   \
+    switch (M) {                                                         \
+        case 1: TILE(R, 1, HALF); break;                                 \
+        case 2: TILE(R, WIDEST < 2 ? 1 : 2, HALF); break;                \
+        case 3: TILE(R, WIDEST < 3 ? 1 : 3, HALF); break;                \
+        default: TILE(R, WIDEST < 4 ? WIDEST : 4, HALF); break;          \
+    }
+#define TILES_OF(HALF)                                                   \
+    static void tiles_##HALF(int R, int M, int64_t K, const float *x, int64_t ldx, const void *w, int64_t ldw, \
+                             float *y, int64_t ldy) {                    \
+        switch (R) {                                                     \
+            case 1: TILES(1, HALF) break;                                \
+            case 2: TILES(2, HALF) break;                                \
+            case 3: TILES(3, HALF) break;                                \
+            case 4: TILES(4, HALF) break;                                \
+            default: TILES(6, HALF) break;                               \
+        }                                                                \
+    }
+TILES_OF(0)
+TILES_OF(1)
+
+/* y (R, N) = x (R, K) @ w (K, N), N a multiple of 16 and at most 64, by tiles. */
+static void product(int half, int64_t R, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
+                    int64_t ldw, float *y, int64_t ldy) {
+    for (int64_t r = 0; r < R;) {
+        int64_t left = R - r, rows = left >= 6 ? 6 : left == 5 ? 3 : left;
+        for (int64_t c = 0; c < N;) {
+            int64_t vectors = (N - c) / LANES;
+            if (vectors > WIDEST) vectors = WIDEST;
+            const void *from = (const char *)w + c * (half ? 2 : 4);
+            (half ? tiles_1 : tiles_0)(rows, vectors, K, x + r * ldx, ldx, from, ldw, y + r * ldy + c, ldy);
+            c += vectors * LANES;
+        }
+        r += rows;
+    }
+}
+
+enum { KEEP, ADD };
+
+static void activate(const struct model *m, float *h, const float *gate, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec x = load(h + i);
+        switch (m->activation) {
+            case RELU: x = at_least(x, 0.0f); break;
+            case RELU2: x = at_least(x, 0.0f); x *= x; break;
+            case GELU: x *= normal_cdf(x); break;
+            case GELU_TANH: x /= 1.0f + vexp(-1.5957691216057308f * (x + 0.044715f * x * x * x)); break;
+            default: { vec g = load(gate + i); x *= g / (1.0f + vexp(-g)); }
+        }
+        store(h + i, x);
+    }
+}
+
+/* ---- threads: the caller and its helpers run the same function; parts meet at barriers ---- */
+
+struct meeting {
+    atomic_long arrived, phase;
+};
+struct worker {
+    struct meeting *meeting;
+    int64_t number, of;
+};
+
+static void pause_a_little(long *spins) {
+    if (++*spins < 4000) {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    } else {
+        sched_yield();
+    }
+}
+
+static void barrier(struct worker *me) {
+    struct meeting *here = me->meeting;
+    if (me->of == 1) return;
+    long phase = atomic_load(&here->phase), spins = 0;
+    if (atomic_fetch_add(&here->arrived, 1) + 1 == me->of) {
+        atomic_store(&here->arrived, 0);
+        atomic_store(&here->phase, phase + 1);
+    } else {
+        while (atomic_load(&here->phase) == phase) pause_a_little(&spins);
+    }
+}
+
+/* Which of `units` pieces of work are this worker's. */
+static void share(const struct worker *me, int64_t units, int64_t *from, int64_t *to) {
+    *from = units * me->number / me->of;
+    *to = units * (me->number + 1) / me->of;
+}
+
+/* y = x @ matrix + bias, or added to y; if `after`, the activation follows. A unit is a panel of some rows. */
+static void linear(struct worker *me, const struct model *m, const struct matrix *w, const struct matrix *gate,
+                   int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, int add, int after) {
+    const int64_t some = 8 * ROWS;
+    int64_t panels = (w->N + PANEL - 1) / PANEL, groups = (n + some - 1) / some, from, to;
+    float out[8 * ROWS * PANEL], gates[8 * ROWS * PANEL];
+    share(me, panels * groups, &from, &to);
+    for (int64_t unit = from; unit < to; unit++) {
+        int64_t panel = unit / groups, first = unit % groups * some;
+        int64_t rows = n - first < some ? n - first : some;
+        int64_t column = panel * PANEL, width = w->N - column < PANEL ? w->N - column : PANEL;
+        int64_t offset = column * w->K * (m->half ? 2 : 4);
+        product(m->half, rows, width, w->K, x + first * ldx, ldx, (const char *)w->weights + offset, width, out, PANEL);
+        if (gate)
+            product(m->half, rows, width, w->K, x + first * ldx, ldx, (const char *)gate->weights + offset, width, gates,
+                    PANEL);
+        for (int64_t r = 0; r < rows; r++) {
+            float *o = out + r * PANEL, *g = gates + r * PANEL, *to_y = y + (first + r) * ldy + column;
+            if (w->bias)
+                for (int64_t c = 0; c < width; c += LANES) store(o + c, load(o + c) + load(w->bias + column + c));
+            if (gate && gate->bias)
+                for (int64_t c = 0; c < width; c += LANES) store(g + c, load(g + c) + load(gate->bias + column + c));
+            if (after) activate(m, o, g, width);
+            if (add)
+                for (int64_t c = 0; c < width; c += LANES) store(to_y + c, load(to_y + c) + load(o + c));
+            else
+                memcpy(to_y, o, width * sizeof(float));
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+/* Normalise and turn one head's query or key in place. */
+static void place(const struct model *m, float *head, int64_t position) {
+    int64_t D = m->D, half = D / 2;
+    if (m->qk_norm) {
+        float scale = (float)(1.0 / sqrt(sum_of_squares(head, D) / D + m->qk_eps));
+        for (int64_t d = 0; d < D; d++) head[d] *= scale;
+    }
+    if (m->cos) {
+        const float *cos = m->cos + position * half, *sin = m->sin + position * half;
+        for (int64_t d = 0; d < half; d++) {
+            float left = head[d], right = head[half + d];
+            head[d] = left * cos[d] - right * sin[d];
+            head[half + d] = left * sin[d] + right * cos[d];
+        }
+    }
+}
+
+static float softmax(float *scores, int64_t length, int64_t padded) {
+    float top = scores[0], lanes[LANES], sum = 0;
+    for (int64_t s = 1; s < length; s++) top = scores[s] > top ? scores[s] : top;
+    for (int64_t s = length; s < padded; s++) scores[s] = 0;
+    vec sums = {0};
+    int64_t s = 0;
+    for (; s + LANES <= length; s += LANES) {
+        vec e = vexp(load(scores + s) - top);
+        store(scores + s, e);
+        sums += e;
+    }
+    if (s < length) {
+        vec e = vexp(load(scores + s) - top);
+        for (int l = 0; l < LANES; l++)
+            if (s + l >= length) e[l] = 0;
+        store(scores + s, e);
+        sums += e;
+    }
+    store(lanes, sums);
+    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    return sum;
+}
+
+/* One head of one row: keep the new keys and values, then gather for each query. */
+static void attend(const struct model *m, const struct pass *p, int64_t layer, int64_t row, int64_t head,
+                   int64_t q_from, int64_t q_to, const int64_t *want, float *q, float *kv, float *y, float *scores) {
+    int64_t D = m->D, Dp = m->Dp, HD = m->H * Dp, capacity = p->capacity;
+    int64_t at = (layer * p->slots + p->slot[row]) * m->H + head;
+    float *keys = p->keys + at * capacity * D, *values = p->values + at * capacity * Dp;
+    for (int64_t t = p->begin[row]; t < p->begin[row + 1]; t++) {
+        int64_t s = p->position[t];
+        float *k = kv + t * 2 * HD + head * Dp;
+        place(m, k, s);
+        float *column = keys + s / PANEL * D * PANEL + s % PANEL;
+        for (int64_t d = 0; d < D; d++) column[d * PANEL] = k[d];
+        memcpy(values + s * Dp, k + HD, Dp * sizeof(float));
+    }
+    float scale = (float)(1 / sqrt((double)D));
+    for (int64_t i = q_from; i < q_to;) {
+        int64_t left = q_to - i, R = left >= ROWS ? ROWS : left == 5 ? 3 : left, longest = 0;
+        float sums[ROWS];
+        for (int64_t r = 0; r < R; r++) {
+            int64_t s = p->position[want ? want[i + r] : i + r];
+            float *one = q + (i + r) * HD + head * Dp;
+            place(m, one, s);
+            for (int64_t d = 0; d < D; d++) one[d] *= scale;
+            if (s + 1 > longest) longest = s + 1;
+        }
+        int64_t padded = (longest + 15) / 16 * 16;
+        for (int64_t s = 0; s < padded; s += PANEL)
+            product(0, R, padded - s < PANEL ? padded - s : PANEL, D, q + i * HD + head * Dp, HD, keys + s * D, PANEL,
+                    scores + s, capacity);
+        for (int64_t r = 0; r < R; r++)
+            sums[r] = softmax(scores + r * capacity, p->position[want ? want[i + r] : i + r] + 1, padded);
+        for (int64_t d = 0; d < Dp; d += PANEL)
+            product(0, R, Dp - d < PANEL ? Dp - d : PANEL, longest, scores, capacity, values + d, Dp,
+                    y + i * HD + head * Dp + d, HD);
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t d = 0; d < D; d++) y[(i + r) * HD + head * Dp + d] *= 1 / sums[r];
+        i += R;
+    }
+}
+
+/* ---- the whole model ---- */
+
+static int64_t hidden(const struct model *m) { return m->layers[0].up.N; }
+
+/* Floats of work space that a pass needs. */
+int64_t charlm_work(const struct model *m, int64_t n, int64_t threads, int64_t capacity) {
+    int64_t HD = m->H * m->Dp;
+    return n * (m->Cp + 4 * HD + hidden(m)) + threads * (n * m->Cp + ROWS * capacity);
+}
+
+static void run(struct worker *me, const struct model *m, const struct pass *p) {
+    int64_t C = m->C, Cp = m->Cp, HD = m->H * m->Dp, F = hidden(m), n = p->n;
+    float *x = p->work, *q = x + n * Cp, *kv = q + n * HD, *y = kv + n * 2 * HD, *h = y + n * HD;
+    float *own = h + n * F + me->number * (n * Cp + ROWS * p->capacity), *scores = own + n * Cp;
+    int64_t from, to;
+    share(me, n, &from, &to);
+    for (int64_t t = from; t < to; t++) {
+        const float *e = m->token_embedding + p->id[t] * C;
+        const float *w = m->position_embedding ? m->position_embedding + p->position[t] * C : 0;
+        for (int64_t c = 0; c < C; c++) x[t * Cp + c] = w ? e[c] + w[c] : e[c];
+        for (int64_t c = C; c < Cp; c++) x[t * Cp + c] = 0;
+    }
+    barrier(me);
+    for (int64_t l = 0; l < m->n_layer; l++) {
+        const struct layer *layer = m->layers + l;
+        /* In the last layer only the characters whose logits are wanted go on; the others leave keys and values. */
+        int last = l == m->n_layer - 1 && p->wanted < n;
+        int64_t queries = last ? p->wanted : n;
+        /* Every worker normalises all rows for itself: cheaper than to wait for the others. */
+        for (int64_t t = 0; t < n; t++) normalise(m, x + t * Cp, layer->gain1, layer->shift1, own + t * Cp);
+        linear(me, m, &layer->key_value, 0, n, own, Cp, kv, 2 * HD, 0, 0);
+        if (last)
+            for (int64_t i = 0; i < queries; i++) memmove(own + i * Cp, own + p->want[i] * Cp, Cp * sizeof(float));
+        linear(me, m, &layer->query, 0, queries, own, Cp, q, HD, 0, 0);
+        barrier(me);
+        if (last && me->number == 0)
+            for (int64_t i = 0; i < queries; i++) memmove(x + i * Cp, x + p->want[i] * Cp, Cp * sizeof(float));
+        share(me, p->B * m->H, &from, &to);
+        for (int64_t unit = from, i = 0, row = 0; unit < to; unit++) {
+            if (unit == from || unit / m->H != row) { /* this row's queries */
+                row = unit / m->H;
+                if (!last)
+                    i = p->begin[row];
+                else
+                    for (i = 0; i < queries && p->want[i] < p->begin[row];) i++;
+            }
+            int64_t end = i;
+            if (!last)
+                end = p->begin[row + 1];
+            else
+                while (end < queries && p->want[end] < p->begin[row + 1]) end++;
+            attend(m, p, l, row, unit % m->H, i, end, last ? p->want : 0, q, kv, y, scores);
+        }
+        barrier(me);
+        n = queries;
+        linear(me, m, &layer->project, 0, n, y, HD, x, Cp, 1, 0);
+        barrier(me);
+        for (int64_t t = 0; t < n; t++) normalise(m, x + t * Cp, layer->gain2, layer->shift2, own + t * Cp);
+        linear(me, m, &layer->up, layer->gate.weights ? &layer->gate : 0, n, own, Cp, h, F, 0, 1);
+        barrier(me);
+        linear(me, m, &layer->down, 0, n, h, F, x, Cp, 1, 0);
+        barrier(me);
+    }
+    int compact = n == p->wanted; /* the last layer has left only the wanted ones */
+    for (int64_t i = 0; i < p->wanted; i++)
+        normalise(m, x + (compact ? i : p->want[i]) * Cp, m->gain, m->shift, own + i * Cp);
+    linear(me, m, &m->head, 0, p->wanted, own, Cp, p->logits, m->Vp, 0, 0);
+    barrier(me);
+}
+
+/* One pool for the process; while it works for one caller, another works alone. `job` is a counter times 128,
+   plus how many take part. */
+enum { MOST = 64 };
+static struct {
+    pthread_mutex_t busy, sleep;
+    pthread_cond_t wake;
+    long helpers;
+    atomic_long job, sleeping;
+    struct meeting meeting;
+    const struct model *model;
+    const struct pass *pass;
+} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static void *help(void *number) {
+    struct worker me = {&pool.meeting, (int64_t)(intptr_t)number, 0};
+    long seen = 0, job;
+    for (;;) {
+        long spins = 0;
+        while ((job = atomic_load(&pool.job)) == seen && spins < 20000) pause_a_little(&spins);
+        if (job == seen) {
+            pthread_mutex_lock(&pool.sleep);
+            atomic_fetch_add(&pool.sleeping, 1);
+            while ((job = atomic_load(&pool.job)) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
+            atomic_fetch_sub(&pool.sleeping, 1);
+            pthread_mutex_unlock(&pool.sleep);
+        }
+        seen = job;
+        me.of = job % 128;
+        if (me.number < me.of) run(&me, pool.model, pool.pass);
+    }
+    return 0;
+}
+
+/* A forked process has none of the threads. */
+static void forget(void) {
+    pthread_mutex_init(&pool.busy, 0);
+    pthread_mutex_init(&pool.sleep, 0);
+    pthread_cond_init(&pool.wake, 0);
+    pool.helpers = 0;
+    atomic_store(&pool.job, 0);
+    atomic_store(&pool.sleeping, 0);
+    atomic_store(&pool.meeting.arrived, 0);
+}
+
+static void hire(long wanted) {
+    static int watching = 0;
+    if (!watching) watching = !pthread_atfork(0, 0, forget);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the caller's threads */
+    while (pool.helpers < wanted) {
+        pthread_t thread;
+        if (pthread_create(&thread, 0, help, (void *)(intptr_t)(pool.helpers + 1))) break;
+        pthread_detach(thread);
+        pool.helpers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+}
+
+/* Read p->n characters and write the logits that are wanted. */
+void charlm_pass(const struct model *m, const struct pass *p) {
+    struct meeting alone = {0, 0};
+    struct worker me = {&alone, 0, 1};
+    long wanted = p->threads < MOST ? p->threads : MOST;
+    int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
+    if (pooled) {
+        if (pool.helpers < wanted - 1) hire(wanted - 1);
+        me.meeting = &pool.meeting;
+        me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
+        pool.model = m;
+        pool.pass = p;
+        atomic_store(&pool.job, (atomic_load(&pool.job) / 128 + 1) * 128 + me.of);
+        if (atomic_load(&pool.sleeping) > 0) {
+            pthread_mutex_lock(&pool.sleep);
+            pthread_cond_broadcast(&pool.wake);
+            pthread_mutex_unlock(&pool.sleep);
+        }
+    }
+    run(&me, m, p);
+    if (pooled) pthread_mutex_unlock(&pool.busy);
+}
+
+/* ---- choosing ---- */
+
+struct choice {
+    double temperature, top_p, min_p; /* temperature 0: the likeliest; top_p 1 and min_p 0: all */
+    int64_t top_k;                    /* V or more: all */
+};
+struct candidate {
+    float logit;
+    int32_t id;
+};
+
+static int likelier(const void *a, const void *b) {
+    const struct candidate *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
+    return x->id - y->id;
+}
+
+/* What `SamplingOptions.filter` and `sample` do, for one row; -1 where there is nothing to choose from. */
+static int64_t choose(const float *logits, int64_t V, const struct choice *how, double uniform, double *weight,
+                      struct candidate *sorted) {
+    int64_t best = 0, chosen = -1;
+    for (int64_t i = 0; i < V; i++) {
+        if (isnan(logits[i])) return -1;
+        if (logits[i] > logits[best]) best = i;
+    }
+    if (!isfinite(logits[best])) return -1;
+    if (how->temperature == 0) return best;
+    float temperature = (float)how->temperature, top = logits[best] / temperature;
+    for (int64_t i = 0; i < V; i++) weight[i] = exp((double)(logits[i] / temperature) - top);
+    if (how->top_k < V || how->top_p < 1) {
+        double total = 0, before = 0;
+        int64_t kept = how->top_k < V ? how->top_k : V;
+        for (int64_t i = 0; i < V; i++) sorted[i] = (struct candidate){logits[i], (int32_t)i};
+        qsort(sorted, V, sizeof *sorted, likelier);
+        for (int64_t i = kept; i < V; i++) weight[sorted[i].id] = 0;
+        for (int64_t i = 0; i < kept; i++) total += weight[sorted[i].id];
+        for (int64_t i = 0; i < kept && how->top_p < 1; i++) {
+            double one = weight[sorted[i].id];
+            if (i && before >= how->top_p * total) weight[sorted[i].id] = 0;
+            before += one;
+        }
+    }
+    double total = 0, sum = 0;
+    for (int64_t i = 0; i < V; i++) {
+        if (weight[i] < how->min_p) weight[i] = 0; /* the likeliest one's is 1 */
+        total += weight[i];
+    }
+    for (int64_t i = 0; i < V; i++) {
+        if (weight[i] > 0) chosen = i;
+        sum += weight[i];
+        if (sum > uniform * total) break;
+    }
+    return chosen;
+}
+
+/* Choose an id for each of B rows of logits; returns -1, or the first row in which none can be chosen. */
+int64_t charlm_choose(const float *logits, int64_t B, int64_t V, int64_t stride, const struct choice *how,
+                      const double *uniforms, int64_t *chosen, double *weight, struct candidate *sorted) {
+    for (int64_t row = 0; row < B; row++) {
+        int64_t id = choose(logits + row * stride, V, how, uniforms ? uniforms[row] : 0, weight, sorted);
+        if (id < 0) return row;
+        chosen[row] = id;
+    }
+    return -1;
+}
+
+/* A digest of some memory, by which a change of weights is noticed: four streams of multiply and add. */
+uint64_t charlm_digest(const unsigned char *bytes, int64_t count) {
+    uint64_t h[4] = {1, 2, 3, 4}, words[4], sum = (uint64_t)count;
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        memcpy(words, bytes + i, 32);
+        for (int l = 0; l < 4; l++) {
+            h[l] = (h[l] ^ words[l]) * 0x9E3779B97F4A7C15u;
+            h[l] ^= h[l] >> 29;
+        }
+    }
+    for (; i < count; i++) h[0] = (h[0] ^ bytes[i]) * 0x9E3779B97F4A7C15u;
+    for (int l = 0; l < 4; l++) sum = (sum ^ h[l]) * 0x9E3779B97F4A7C15u;
+    return sum;
+}
