@@ -47,6 +47,7 @@ __all__ = [
     "peak_device_memory_bytes",
     "peak_memory_bytes",
     "report",
+    "seconds_to_output",
     "settings_of",
     "spread",
     "table",
@@ -227,16 +228,31 @@ class Finished:
 
 def child(command: Sequence[str], *, cwd: Path | None = None) -> Finished:
     """Run Python with these arguments as a process of its own; it finds this charlm and these benchmarks."""
-    found = [str(_HERE.parents[1]), str(Path(charlm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"error: {shlex.join(command)} failed:\n{done.stderr[-4_000:]}")
     return Finished(seconds, done.stdout)
+
+
+def seconds_to_output(command: Sequence[str]) -> float:
+    """Run Python as `child` does; return the seconds from before its start to its first byte of output."""
+    began = time.perf_counter()
+    with subprocess.Popen([sys.executable, *command], env=_environment(), stdout=subprocess.PIPE) as process:
+        first = b"" if process.stdout is None else process.stdout.read(1)
+        seconds = time.perf_counter() - began
+        process.communicate()
+    if process.returncode or not first:
+        raise SystemExit(f"error: {shlex.join(command)} failed, or wrote nothing")
+    return seconds
+
+
+def _environment() -> dict[str, str]:
+    found = [str(_HERE.parents[1]), str(Path(charlm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
 
 
 def announce(sentence: str) -> None:

@@ -2,12 +2,13 @@
 
     cd tests
     python -m benchmarks.draw cost cost.json -o cost.png
+    python -m benchmarks.draw generate-context generate_context.json -o generate_context.png
     python -m benchmarks.draw loss one_minute.json ../runs/first/metrics.jsonl nanogpt.log -o loss.png
 
-`cost` draws the JSON of benchmarks.cost. `loss` draws loss against seconds, a line for each run, from JSON
-of benchmarks.loss_at_budget and benchmarks.time_to_loss, from a run's metrics.jsonl, and from what nanoGPT's
-train.py printed. nanoGPT's own figure comes from random batches, so its line is dotted and says so. The
-pictures are legible in black and white.
+`cost` and `generate-context` draw the JSON of the benchmark of that name. `loss` draws loss against seconds,
+a line for each run, from JSON of benchmarks.loss_at_budget and benchmarks.time_to_loss, from a run's
+metrics.jsonl, and from what nanoGPT's train.py printed. nanoGPT's own figure comes from random batches, so
+its line is dotted and says so. The pictures are legible in black and white.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import cast
 import matplotlib as mpl
 from benchmarks.common import Json
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from charlm.training.metrics import read_metrics
 
@@ -56,15 +58,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     cost = kinds.add_parser("cost", help="speed and memory against three sizes")
     cost.add_argument("inputs", type=Path, nargs=1, metavar="JSON")
+    context = kinds.add_parser("generate-context", help="time of a character against how much text there is")
+    context.add_argument("inputs", type=Path, nargs=1, metavar="JSON")
     loss = kinds.add_parser("loss", help="loss against seconds")
     loss.add_argument("inputs", type=Path, nargs="+", metavar="FILE")
     loss.add_argument("--log-time", action="store_true", help="logarithmic axis of time")
-    for kind in (cost, loss):
+    for kind in (cost, context, loss):
         kind.add_argument("-o", "--out", type=Path, required=True, help="picture: .png, .svg or .pdf")
     args = parser.parse_args(argv)
     mpl.rcParams["font.size"] = 9
     if args.kind == "cost":
         figure = _cost(json.loads(args.inputs[0].read_text(encoding="utf-8")))
+    elif args.kind == "generate-context":
+        figure = _generate_context(json.loads(args.inputs[0].read_text(encoding="utf-8")))
     else:
         figure = _loss([line for path in args.inputs for line in _lines(path)], log_time=args.log_time)
     figure.savefig(args.out, dpi=150)
@@ -116,6 +122,55 @@ def _fixed_sizes(name: str, point: Json) -> str:
         "batch size": f"batch {point['batch_size']}",
     }
     return ", ".join(text for size, text in sizes.items() if size != name)
+
+
+def _generate_context(content: Json) -> Figure:
+    window = content["settings"]["model"]["block_size"]
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    looks: Json = {
+        "slide": {"marker": "o", "markersize": 4, "linestyle": "--", "color": "0.45"},
+        "restart": {"drawstyle": "steps-mid", "color": "0"},
+    }
+    for overflow, points in content["results"].items():
+        x = [point["after"] + point["chars"] / 2 for point in points]
+        times = [point["microseconds_per_char"] for point in points]
+        middle = [t["median"] for t in times]
+        axes.plot(x, middle, **looks[overflow])
+        axes.fill_between(
+            x,
+            [t["least"] for t in times],
+            [t["most"] for t in times],
+            step="mid" if overflow == "restart" else None,
+            color=looks[overflow]["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+        past = [m for m, point in zip(middle, points, strict=True) if point["after"] > window]
+        above = overflow == "restart"
+        axes.annotate(
+            overflow,
+            (4.5 * window, max(past) if above else min(past)),
+            xytext=(0, 5 if above else -5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_xticks([window * i for i in range(9)])
+    axes.grid(linewidth=0.3, color="0.7")
+    axes.set_xlabel(f"characters before it, prompt and generated (the window is {window})")
+    axes.set_ylabel("time of a character (microseconds)")
+    here = content["machine"]
+    parameters = content["settings"]["parameters"] / 1e6
+    figure.suptitle(
+        f"{parameters:.1f}M parameters, one stream, {here['cpu']}, threads: {here['threads']}, "
+        f"torch {here['torch']}",
+        fontsize=9,
+    )
+    return figure
 
 
 def _loss(lines: list[_Line], *, log_time: bool) -> Figure:

@@ -19,16 +19,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from benchmarks.common import Json, child, commit_of
 from torch import Tensor
 
-from charlm import BlockDataset, CharTokenizer
+from charlm import BlockDataset, CharTokenizer, GPTConfig
 from charlm.evaluation import evaluate
 
-__all__ = ["RECIPE", "load_model_code", "prepared", "random_blocks", "train_and_evaluate", "version_of"]
+__all__ = [
+    "RECIPE",
+    "build_model",
+    "load_model_code",
+    "prepared",
+    "random_blocks",
+    "train_and_evaluate",
+    "version_of",
+]
 
 RECIPE: dict[str, str] = {
     "device": "cpu",
@@ -127,6 +136,13 @@ def load_model_code(checkout: Path) -> ModuleType:
     sys.modules[spec.name] = module  # where its dataclass looks for it
     spec.loader.exec_module(module)
     return module
+
+
+def build_model(code: ModuleType, config: GPTConfig) -> Any:
+    """Return the model of a checkout's code with the sizes of a config, without biases."""
+    sizes = {k: getattr(config, k) for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    with contextlib.redirect_stdout(sys.stderr):  # it prints when a model is built
+        return code.GPT(code.GPTConfig(**sizes, dropout=config.dropout, bias=False))
 
 
 def version_of(checkout: Path) -> str:

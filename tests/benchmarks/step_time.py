@@ -139,10 +139,8 @@ def _charlm(
 
 def _nanogpt(copy: Path, config: GPTConfig, batch_size: int, device: torch.device) -> Loop:
     """Return nanoGPT's model and optimizer in a loop that does what its train.py does in each step."""
-    with contextlib.redirect_stdout(sys.stderr):  # it prints when a model is built
-        code = nanogpt.load_model_code(copy)
-        sizes = {k: getattr(config, k) for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
-        model = code.GPT(code.GPTConfig(**sizes, dropout=config.dropout, bias=False)).to(device)
+    model = nanogpt.build_model(nanogpt.load_model_code(copy), config).to(device)
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it decays
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
     data = copy / "data" / "shakespeare_char" / "train.bin"
 

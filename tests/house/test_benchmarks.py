@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from benchmarks import (
     cost,
     draw,
     encode,
+    generate,
+    generate_context,
     loss_at_budget,
     ngram,
     step_time,
@@ -46,6 +49,30 @@ class GPT(torch.nn.Module):
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         return torch.optim.AdamW(self.parameters(), lr=learning_rate)
+"""
+# What they generate with has to be the same model as ours.
+GENERATING_MODEL = """
+from dataclasses import dataclass
+import charlm, torch
+
+@dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int
+    dropout: float = 0.0
+    bias: bool = True
+
+class GPT(charlm.GPT):
+    def __init__(self, config):
+        choices = dict(head_bias=False, activation="gelu", tie_weights=True)
+        super().__init__(charlm.GPTConfig(**vars(config), **choices))
+        print("number of parameters: few")
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.block_size :])
+            idx = torch.cat((idx, torch.multinomial(logits[:, -1].softmax(dim=-1), 1)), dim=1)
+        return idx
 """
 TRAIN = """
 import pathlib, pickle, sys
@@ -91,6 +118,13 @@ def checkout(tmp_path: Path) -> str:
     (folder / "model.py").write_text(MODEL, encoding="utf-8")
     (folder / "train.py").write_text(TRAIN, encoding="utf-8")
     return str(folder)
+
+
+@pytest.fixture
+def generating_checkout(checkout: str) -> str:
+    """Give that folder a model of nanoGPT's architecture, which can generate."""
+    Path(checkout, "model.py").write_text(GENERATING_MODEL, encoding="utf-8")
+    return checkout
 
 
 def test_time_to_loss_compares_the_same_sweep(quick: Callable[..., Any], checkout: str) -> None:
@@ -154,6 +188,54 @@ def test_batches_are_drawn_in_three_ways(quick: Callable[..., Any]) -> None:
 def test_ngram_orders_are_fitted_and_scored(quick: Callable[..., Any]) -> None:
     results = quick(ngram.main)
     assert results["3"]["loss_nats"] < results["1"]["loss_nats"]
+
+
+def test_generation_is_timed_in_all_its_parts(
+    quick: Callable[..., Any], generating_checkout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = quick(generate.main, "--nanogpt", generating_checkout, data=False)
+    library = {"transformers"} if importlib.util.find_spec("transformers") else set()
+    parameters = results["models"]["0.8M"]["parameters"]
+    assert parameters["nanogpt"] == parameters["charlm"] == 4_416
+    assert set(results["G1"]["0.8M"]) == set(results["G2"]["10.7M"]) == {"charlm", "nanogpt"} | library
+    assert set(results["G3"]["0.8M"]) == {"charlm", "nanogpt"} | library
+    assert set(results["G3"]["10.7M"]) == {"charlm"} | library
+    assert set(results["G4"]["10.7M"]) == {"charlm restart", "charlm slide", "nanogpt"}
+    ours = results["G4"]["0.8M"]["charlm restart"]
+    assert ours["chars_per_second"]["median"] > 0
+    assert ours["times_faster_than"]["nanogpt"]["of_turns"]["least"] > 0
+    assert results["G1"]["0.8M"]["nanogpt"]["times_faster_than"]["nanogpt"]["of_medians"] == 1
+    assert results["first"]["0.8M"]["a prompt of 16"]["charlm"]["milliseconds"]["median"] > 0
+    process = results["first"]["a new process"]
+    assert process["charlm generate"]["milliseconds"]["least"] > 100
+    assert results["options"]["0.8M"]["temperature 1"]["microseconds_more"]["most"] == 0
+    assert "threads: " in capsys.readouterr().out
+
+
+def test_generation_is_timed_in_the_parts_that_were_asked_for(quick: Callable[..., Any]) -> None:
+    results = quick(generate.main, "--only", "options,G1", "--no-transformers", data=False)
+    assert list(results) == ["models", "G1", "options"]
+    assert set(results["G1"]["0.8M"]) == {"charlm"}
+    with pytest.raises(SystemExit):
+        generate.main(["--only", "G5"])
+
+
+def test_generation_is_not_compared_with_another_model(
+    quick: Callable[..., Any], generating_checkout: str
+) -> None:
+    model = Path(generating_checkout, "model.py")
+    model.write_text(GENERATING_MODEL.replace('"gelu"', '"relu"'), encoding="utf-8")
+    with pytest.raises(SystemExit, match="nanogpt's logits differ from ours"):
+        quick(generate.main, "--nanogpt", generating_checkout, "--no-transformers", data=False)
+
+
+def test_the_cost_of_context_is_measured_and_drawn(quick: Callable[..., Any], tmp_path: Path) -> None:
+    results = quick(generate_context.main, data=False)
+    assert [point["after"] for point in results["restart"]] == list(range(1, 8 * 16, 4))
+    assert [point["after"] for point in results["slide"]] == [1, 5, 9, 13, *range(17, 8 * 16, 8)]
+    assert all(point["microseconds_per_char"]["least"] > 0 for point in results["slide"])
+    draw.main(["generate-context", str(tmp_path / "out.json"), "-o", str(tmp_path / "context.svg")])
+    assert (tmp_path / "context.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_a_log_of_nanogpt_and_a_run_are_drawn(tmp_path: Path) -> None:
