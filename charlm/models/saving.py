@@ -189,11 +189,9 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
         raise refusal(
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
-    with torch.device("meta"):
-        skeleton = cls.from_config(config)
-    dtype = check_tensors(header, unique_tensors(skeleton), weights)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are about to be replaced
-        model: ModelT = cls.from_config(config).to(dtype)
+        model: ModelT = cls.from_config(config)
+    model.to(check_tensors(header, unique_tensors(model), weights))
     tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)
     with torch.no_grad():
         for name, tensor in unique_tensors(model).items():
@@ -238,7 +236,7 @@ def check_tensors(header: safetensors.Header, expected: Mapping[str, Tensor], pa
 
     Args:
         header: of the file.
-        expected: the model's tensors, for their names and shapes; they may lie on the meta device.
+        expected: the model's tensors, for their names and shapes.
         path: the file's name, for messages.
 
     Raises:
