@@ -21,16 +21,14 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define WIDEST 4 /* vectors of a tile; times 6 rows, all sums stay in registers */
 #elif defined(__AVX__)
 #define LANES 8
-#define WIDEST 2
 #else
 #define LANES 4
-#define WIDEST 2
 #endif
 #define PANEL 64 /* columns of a packed matrix that stand together */
 #define ROWS 6   /* rows of a tile */
@@ -39,6 +37,11 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 8")
+#endif
 
 enum { LAYERNORM, RMSNORM };
 enum { RELU, GELU, GELU_TANH, RELU2, SWIGLU };
@@ -156,39 +159,42 @@ INLINE vec weights_at(const void *w, int64_t i, int half) {
 /* y = x @ w for R rows and M vectors of columns. */
 INLINE void tile(const int R, const int M, const int half, int64_t K, const float *x, int64_t ldx, const void *w,
                  int64_t ldw, float *y, int64_t ldy) {
-    vec sums[R][M];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < M; c++) sums[r][c] = (vec){0};
+    vec sums[ROWS][4]; /* not [R][M]: gcc keeps arrays of variable length in memory */
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < M; c++) sums[r][c] = (vec){0};
     for (int64_t k = 0; k < K; k++) {
-        vec row[M];
-        for (int c = 0; c < M; c++) row[c] = weights_at(w, k * ldw + c * LANES, half);
-        for (int r = 0; r < R; r++) {
+        vec row[4];
+        UNROLLED for (int c = 0; c < M; c++) row[c] = weights_at(w, k * ldw + c * LANES, half);
+        UNROLLED for (int r = 0; r < R; r++) {
             float a = x[r * ldx + k];
-            for (int c = 0; c < M; c++) sums[r][c] += a * row[c];
+            UNROLLED for (int c = 0; c < M; c++) sums[r][c] += a * row[c];
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < M; c++) store(y + r * ldy + c * LANES, sums[r][c]);
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < M; c++) store(y + r * ldy + c * LANES, sums[r][c]);
 }
 
-#define TILE(R, M, HALF) tile(R, M, HALF, K, x, ldx, w, ldw, y, ldy)
-#define TILES(R, HALF)                                                   \
-    switch (M) {                                                         \
-        case 1: TILE(R, 1, HALF); break;                                 \
-        case 2: TILE(R, WIDEST < 2 ? 1 : 2, HALF); break;                \
-        case 3: TILE(R, WIDEST < 3 ? 1 : 3, HALF); break;                \
-        default: TILE(R, WIDEST < 4 ? WIDEST : 4, HALF); break;          \
-    }
-#define TILES_OF(HALF)                                                   \
-    static void tiles_##HALF(int R, int M, int64_t K, const float *x, int64_t ldx, const void *w, int64_t ldw, \
-                             float *y, int64_t ldy) {                    \
-        switch (R) {                                                     \
-            case 1: TILES(1, HALF) break;                                \
-            case 2: TILES(2, HALF) break;                                \
-            case 3: TILES(3, HALF) break;                                \
-            case 4: TILES(4, HALF) break;                                \
-            default: TILES(6, HALF) break;                               \
-        }                                                                \
+#define TILE(R, M, HALF)                               \
+    case M: tile(R, M, HALF, K, x, ldx, w, ldw, y, ldy); break;
+#define TILES(R, HALF)                                 \
+    case R:                                            \
+        switch (M) {                                   \
+            TILE(R, 1, HALF)                           \
+            TILE(R, 2, HALF)                           \
+            TILE(R, 3, HALF)                           \
+            TILE(R, 4, HALF)                           \
+        }                                              \
+        break;
+#define TILES_OF(HALF)                                                                                        \
+    static void tiles_##HALF(int64_t R, int64_t M, int64_t K, const float *x, int64_t ldx, const void *w,     \
+                             int64_t ldw, float *y, int64_t ldy) {                                            \
+        switch (R) {                                                                                          \
+            TILES(1, HALF)                                                                                    \
+            TILES(2, HALF)                                                                                    \
+            TILES(3, HALF)                                                                                    \
+            TILES(4, HALF)                                                                                    \
+            TILES(6, HALF)                                                                                    \
+        }                                                                                                     \
     }
 TILES_OF(0)
 TILES_OF(1)
@@ -197,10 +203,11 @@ TILES_OF(1)
 static void product(int half, int64_t R, int64_t N, int64_t K, const float *x, int64_t ldx, const void *w,
                     int64_t ldw, float *y, int64_t ldy) {
     for (int64_t r = 0; r < R;) {
-        int64_t left = R - r, rows = left >= 6 ? 6 : left == 5 ? 3 : left;
+        int64_t left = R - r, rows = left >= ROWS ? ROWS : left == 5 ? 3 : left;
+        int64_t widest = LANES == 16 || rows <= 2 ? 4 : 2; /* vectors, so that all sums stay in registers */
         for (int64_t c = 0; c < N;) {
             int64_t vectors = (N - c) / LANES;
-            if (vectors > WIDEST) vectors = WIDEST;
+            if (vectors > widest) vectors = widest;
             const void *from = (const char *)w + c * (half ? 2 : 4);
             (half ? tiles_1 : tiles_0)(rows, vectors, K, x + r * ldx, ldx, from, ldw, y + r * ldy + c, ldy);
             c += vectors * LANES;
@@ -208,8 +215,6 @@ static void product(int half, int64_t R, int64_t N, int64_t K, const float *x, i
         r += rows;
     }
 }
-
-enum { KEEP, ADD };
 
 static void activate(const struct model *m, float *h, const float *gate, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) {
@@ -228,15 +233,23 @@ static void activate(const struct model *m, float *h, const float *gate, int64_t
 /* ---- threads: the caller and its helpers run the same function; parts meet at barriers ---- */
 
 struct meeting {
-    atomic_long arrived, phase;
+    atomic_long arrived, phase, late; /* late: somebody had to wait longer than `patience` */
+    int64_t patience;                 /* nanoseconds */
 };
 struct worker {
     struct meeting *meeting;
     int64_t number, of;
 };
 
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
+}
+
+enum { SPINS = 4000 }; /* some microseconds, after which the processor is offered to others */
 static void pause_a_little(long *spins) {
-    if (++*spins < 4000) {
+    if (++*spins < SPINS) {
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();
 #endif
@@ -253,7 +266,12 @@ static void barrier(struct worker *me) {
         atomic_store(&here->arrived, 0);
         atomic_store(&here->phase, phase + 1);
     } else {
-        while (atomic_load(&here->phase) == phase) pause_a_little(&spins);
+        int64_t since = 0;
+        while (atomic_load(&here->phase) == phase) {
+            pause_a_little(&spins);
+            if (spins == SPINS) since = nanoseconds();
+            if (spins > SPINS && nanoseconds() - since > here->patience) atomic_store(&here->late, 1);
+        }
     }
 }
 
@@ -452,7 +470,7 @@ enum { MOST = 64 };
 static struct {
     pthread_mutex_t busy, sleep;
     pthread_cond_t wake;
-    long helpers;
+    long helpers, alone, penalty; /* alone: passes to come without help */
     atomic_long job, sleeping;
     struct meeting meeting;
     const struct model *model;
@@ -505,16 +523,25 @@ static void hire(long wanted) {
     pthread_sigmask(SIG_SETMASK, &before, 0);
 }
 
+/* Multiplications of one character, but for attention's. */
+static int64_t work_of(const struct model *m) {
+    return m->n_layer * m->C * (4 * m->H * m->Dp + 2 * hidden(m)) + m->C * m->Vp;
+}
+
 /* Read p->n characters and write the logits that are wanted. */
 void charlm_pass(const struct model *m, const struct pass *p) {
-    struct meeting alone = {0, 0};
-    struct worker me = {&alone, 0, 1};
+    struct meeting nobody = {0};
+    struct worker me = {&nobody, 0, 1};
     long wanted = p->threads < MOST ? p->threads : MOST;
     int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
-    if (pooled) {
+    if (pooled && pool.alone > 0) {
+        pool.alone--;
+    } else if (pooled) {
         if (pool.helpers < wanted - 1) hire(wanted - 1);
         me.meeting = &pool.meeting;
         me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
+        pool.meeting.patience = 300000 + p->n * work_of(m) / 50;
+        atomic_store(&pool.meeting.late, 0);
         pool.model = m;
         pool.pass = p;
         atomic_store(&pool.job, (atomic_load(&pool.job) / 128 + 1) * 128 + me.of);
@@ -525,6 +552,15 @@ void charlm_pass(const struct model *m, const struct pass *p) {
         }
     }
     run(&me, m, p);
+    if (me.of > 1) {
+        /* A helper whose processor went to somebody else keeps all waiting: on a busy machine, better without. */
+        if (atomic_load(&pool.meeting.late)) {
+            pool.penalty = pool.penalty ? (pool.penalty < 1024 ? 2 * pool.penalty : 1024) : 16;
+            pool.alone = pool.penalty;
+        } else if (pool.penalty) {
+            pool.penalty--;
+        }
+    }
     if (pooled) pthread_mutex_unlock(&pool.busy);
 }
 
