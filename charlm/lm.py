@@ -21,9 +21,8 @@ from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointError, DataError, InputError, quoted, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
-from charlm.generation.decode import stream_ids
+from charlm.generation.decode import start
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
-from charlm.generation.state import PredictionState
 from charlm.generation.stopping import StopMatcher
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
@@ -158,7 +157,7 @@ class CharLM:
         contexts = self._contexts([prompt])
         options = self._options(max_new_tokens, sampling)
         matcher = StopMatcher(stop)
-        return self._pieces(stream_ids(self._state(contexts, options), max_new_tokens, options), matcher)
+        return self._pieces(start(self.model, self._tensors(contexts), max_new_tokens, options), matcher)
 
     def log_probs(
         self, text: str, *, prompt: str = "", overflow: Overflow = "restart"
@@ -186,10 +185,9 @@ class CharLM:
         """
         if not isinstance(text, str) or not text:
             raise InputError(f"text must be a str of at least one character, got {shown(text)}")
-        state = self._state(
-            self._contexts([prompt]), self._options(0, {"overflow": overflow, "temperature": 0})
-        )
-        return state.score(self._tensor(self.tokenizer.encode(text))[None])[0].cpu().numpy()
+        state = self.model.new_state(overflow=overflow)
+        state.observe(self._tensors(self._contexts([prompt])))
+        return state.score(self._tensors([self.tokenizer.encode(text)]))[0].cpu().numpy()
 
     def evaluate(self, text: str, *, block_size: int | None = None) -> EvalResult:
         """Score a text exactly: every character but the first is predicted once.
@@ -249,13 +247,8 @@ class CharLM:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {max_new_tokens!r}")
         return SamplingOptions.from_keywords({"overflow": "restart", **sampling})
 
-    def _tensor(self, ids: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self._device)  # (t,)
-
-    def _state(self, contexts: Sequence[Sequence[int]], options: SamplingOptions) -> PredictionState:
-        state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
-        state.observe([self._tensor(ids) for ids in contexts])
-        return state
+    def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        return [torch.tensor(ids, dtype=torch.int64, device=self._device) for ids in contexts]  # (t,) each
 
     def _continued(
         self,
@@ -265,12 +258,17 @@ class CharLM:
         stop: Sequence[str],
     ) -> list[str]:
         """Return the new text of each row."""
-        state = self._state(contexts, options)
         if not stop:
             columns = np.empty((max_new_tokens, len(contexts)), np.uint32)
-            for column, ids in zip(columns, stream_ids(state, max_new_tokens, options), strict=True):
+            steps = start(self.model, self._tensors(contexts), max_new_tokens, options)
+            for column, ids in zip(columns, steps, strict=True):
                 column[:] = ids.cpu()
             return [self.tokenizer.decode(row) for row in columns.T]
+        if len(contexts) == 1:
+            steps = start(self.model, self._tensors(contexts), max_new_tokens, options)
+            return ["".join(self._pieces(steps, StopMatcher(stop)))]
+        state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
+        state.observe(self._tensors(contexts))
         decoders = [StreamDecoder(self.tokenizer) for _ in contexts]
         matchers = [StopMatcher(stop) for _ in contexts]
         texts = [""] * len(contexts)

@@ -72,7 +72,8 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
         emit("")
         return 0
     console.quiet, console.verbose = args.quiet, args.verbose
-    command = importlib.import_module(f"charlm.cli.{args.command}")
+    with signals.ending_at_once():
+        command = importlib.import_module(f"charlm.cli.{args.command}")
     signals.check()
     code: int = command.run(args, console, signals, began)
     emit("")

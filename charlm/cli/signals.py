@@ -13,7 +13,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -45,6 +46,7 @@ class Signals:
         self._announce: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
         self._thread: threading.Thread | None = None
+        self._at_once = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -81,6 +83,19 @@ class Signals:
         if self.received is not None:
             raise Interrupted
 
+    @contextmanager
+    def ending_at_once(self) -> Iterator[None]:
+        """Let a signal end the process without an exception inside the block: for imports.
+
+        There is nothing to be saved yet, and an exception in the middle of torch's own beginning may abort
+        the process with a message of C++.
+        """
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def stop_gently(self, stop: Callable[[], None], announce: Callable[[], None]) -> None:
         """From now on, let the first signal call `stop` instead of raising.
 
@@ -98,6 +113,8 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             return
+        if self._at_once:
+            os._exit(128 + number)
         self.received = number
         if self._stop is None:
             raise Interrupted

@@ -127,4 +127,4 @@ def _mention_unknown_variables(console: Console) -> None:
                 console.complain(f"warning: {variable} is ignored; did you mean {variable_of(meant)}?")
 
 
-_OTHER_VARIABLES = {"CHARLM_CACHE_DIR", "CHARLM_DATA_DIR", "CHARLM_DEBUG"}
+_OTHER_VARIABLES = {"CHARLM_CACHE_DIR", "CHARLM_DATA_DIR", "CHARLM_DEBUG", "CHARLM_NATIVE"}

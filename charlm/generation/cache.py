@@ -82,6 +82,15 @@ class KVCache:
         """Note that the model has read `count` more characters. Models call it once per forward pass."""
         self.length += count
 
+    def truncate(self, length: int) -> bool:
+        """Forget all but the first `length` characters; False if that cannot be done."""
+        if type(self) is not KVCache:
+            return False
+        self.length = length
+        for layer in self.layers:
+            layer.length = length
+        return True
+
     def fork(self, rows: Sequence[int]) -> KVCache | None:
         """Return a cache that holds what some rows have read; None if that cannot be told.
 

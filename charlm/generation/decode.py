@@ -10,10 +10,45 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from charlm.generation.options import SamplingOptions
+from charlm.errors import InputError
+from charlm.generation.drafting import stream_drafted
+from charlm.generation.options import Draft, SamplingOptions
 from charlm.generation.state import PredictionState
 
-__all__ = ["stream_ids"]
+__all__ = ["start", "stream_ids"]
+
+
+def start(
+    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
+) -> Iterator[Tensor]:
+    """Yield `max_new_tokens` times the next id of each context, with or without a draft.
+
+    Args:
+        model: gives the states.
+        contexts: (B, T0) int64, or B tensors (t,) of any lengths, at least 1.
+        max_new_tokens: how many steps.
+        options: how to choose; `options.seed` must be an int unless the temperature is 0.
+
+    Yields:
+        (B,) int64.
+
+    Raises:
+        InputError: the draft has another vocabulary.
+    """
+    state: PredictionState = model.new_state(
+        len(contexts), overflow=options.overflow, use_cache=options.use_cache
+    )
+    state.observe(contexts)
+    draft = options.draft
+    if draft is None or len(contexts) > 1:
+        return stream_ids(state, max_new_tokens, options)
+    if draft.vocab_size != model.vocab_size:
+        raise InputError(
+            f"draft must have the model's vocabulary of {model.vocab_size} ids, got {draft.vocab_size}"
+        )
+    ahead: PredictionState = draft.new_state(overflow=options.overflow)
+    ahead.observe([contexts[0].to(ahead.device)])
+    return stream_drafted(state, ahead, max_new_tokens, options)
 
 
 def stream_ids(

@@ -2,7 +2,8 @@
 
 No package has to be installed for it, and none is missed: without a compiler, or with `CHARLM_NATIVE=0`,
 `library` returns None and generation takes the readable path. The file's name is a digest of the source,
-the compiler's command and the processor, so that no other source and no other machine's code is ever loaded.
+the compiler's command and the processor, so that no other source and no other machine's code is ever loaded,
+and one of its content, so that none is loaded in part.
 The structures mirror those of `kernel.c`, field by field; `fast.py` fills them.
 """
 
@@ -24,7 +25,7 @@ from threading import Lock
 
 from charlm.text.download import cache_folder
 
-__all__ = ["Choice", "Layer", "Matrix", "Model", "Pass", "library"]
+__all__ = ["Choice", "Layer", "Matrix", "Model", "NGrams", "Pass", "library"]
 
 _SOURCE = Path(__file__).with_name("kernel.c")
 _OPTIONS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
@@ -81,6 +82,15 @@ class Choice(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p")), ("top_k", _int))
 
 
+class NGrams(ctypes.Structure):
+    """The tables of an n-gram model, where they lie."""
+
+    _fields_ = (
+        *((name, _int) for name in ("V", "M", "order")),
+        *((name, _pointer) for name in ("codes", "counts", "discounts")),
+    )
+
+
 _lock = Lock()
 _loaded: list[ctypes.CDLL | None] = []  # empty until it was tried
 
@@ -99,18 +109,18 @@ def library() -> ctypes.CDLL | None:
 
 
 def _load() -> ctypes.CDLL | None:
-    compiler = _compiler()
-    if compiler is None:
-        _log.info("no C compiler was found (cc, gcc or clang): generating with PyTorch, which is slower")
-        return None
     try:
+        compiler = _compiler()
+        if compiler is None:
+            _log.info("no C compiler was found (cc, gcc or clang): generating with PyTorch, which is slower")
+            return None
         try:
             return _declared(_compiled(compiler, cache_folder() / "native"))
         except OSError as error:  # a folder that cannot be written, or does not allow programs
             _log.info("compiling the kernel of generation anew for this process: %s", error)
             with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
                 return _declared(_compiled(compiler, Path(folder)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote that never ends
         _log.warning("the kernel of generation cannot be used, generating with PyTorch: %s", error)
         return None
 
@@ -131,11 +141,12 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         subprocess.SubprocessError: the compiler refuses the source.
     """
     source = _SOURCE.read_bytes()
-    known = repr((source, compiler, _OPTIONS, platform.machine(), platform.system(), _processor()))
-    target = folder / f"kernel-{hashlib.sha256(known.encode()).hexdigest()[:32]}.so"
-    if target.exists():
-        _refuse_foreign(target)
-        return target
+    known = repr((source, compiler, _OPTIONS, platform.machine(), platform.system(), _processor())).encode()
+    name = f"kernel-{_digest(known)}"
+    for there in folder.glob(f"{name}-*.so"):
+        _refuse_foreign(there)
+        if there.name == f"{name}-{_digest(there.read_bytes())}.so":
+            return there  # whole: to load a part of a library can end the process
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(descriptor)
@@ -144,18 +155,24 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         for tuned in (["-march=native"], []):
             command = [*compiler, *_OPTIONS, *tuned, str(_SOURCE), "-o", temporary, "-lm"]
             done = subprocess.run(  # noqa: S603 - the user's own compiler, on our own file
-                command, check=False, capture_output=True, text=True, timeout=_PATIENCE_SECONDS
+                command, check=False, capture_output=True, errors="replace", timeout=_PATIENCE_SECONDS
             )
             if done.returncode == 0:
                 break
         else:
             reason = (done.stderr.strip().splitlines() or [f"{compiler[0]} failed"])[0]
             raise subprocess.SubprocessError(reason)
+        Path(temporary).chmod(0o700)  # as `_refuse_foreign` wants it, whatever the linker and the umask made
+        target = folder / f"{name}-{_digest(Path(temporary).read_bytes())}.so"
         Path(temporary).replace(target)  # in one step: another process may do the same
     finally:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()
     return target
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _processor() -> str:
@@ -184,6 +201,8 @@ def _declared(path: Path) -> ctypes.CDLL:
         *(_pointer, _pointer, _pointer, _pointer),
     )
     loaded.charlm_choose.restype = _int
+    loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGrams), _pointer, _int, _int, _pointer)
+    loaded.charlm_ngrams.restype = None
     loaded.charlm_digest.argtypes = (_pointer, _int)
     loaded.charlm_digest.restype = ctypes.c_uint64
     return loaded

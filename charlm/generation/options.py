@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self, TypedDict, get_args
+from typing import Any, Literal, Protocol, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +17,21 @@ from torch import Tensor
 from charlm.errors import InputError, shown
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
 
-__all__ = ["Overflow", "Sampling", "SamplingOptions"]
+__all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
 
 Overflow = Literal["slide", "restart"]
 """What happens past the window: see `charlm.generation.decode.context_start`."""
+
+
+class Draft(Protocol):
+    """A model that guesses ahead. Every `charlm.LanguageModel` is one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, which is the other model's, too."""
+
+    def new_state(self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True) -> Any:
+        """Return a `charlm.generation.PredictionState`."""
 
 
 class Sampling(TypedDict, total=False):
@@ -34,6 +45,7 @@ class Sampling(TypedDict, total=False):
     seed: int | None
     use_cache: bool
     overflow: Overflow
+    draft: Draft | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,8 @@ class SamplingOptions:
     """Keep keys and values of what was read. Changes speed, never the result."""
     overflow: Overflow = "slide"
     """Past the window, "slide" by one character each time or "restart" from the last half."""
+    draft: Draft | None = None
+    """A quicker model that guesses ahead for a single text. Changes speed, never the result."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -107,6 +121,12 @@ class SamplingOptions:
                     self.overflow,
                     "'slide' or 'restart'",
                     isinstance(self.overflow, str) and self.overflow in get_args(Overflow),
+                ),
+                (
+                    "draft",
+                    self.draft,
+                    "a language model, or None",
+                    self.draft is None or callable(getattr(self.draft, "new_state", None)),
                 ),
             )
             if not fits

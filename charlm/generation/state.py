@@ -13,14 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Protocol, Self
+from typing import Protocol, Self, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from charlm.errors import InputError, shown
+from charlm.errors import InputError, NonFiniteError, shown
 from charlm.generation.cache import KVCache
 from charlm.generation.options import Overflow, SamplingOptions
 from charlm.generation.sampling import sample
@@ -92,6 +92,9 @@ class PredictionState(ABC):
 
     The rows may be of different lengths. A state belongs to one thread; several may ask one model at once.
 
+    Raises:
+        InputError: there is not at least one row, or no such overflow.
+
     Example:
         >>> import torch
         >>> from charlm import BigramLM
@@ -101,10 +104,24 @@ class PredictionState(ABC):
         torch.Size([1, 65])
     """
 
-    def __init__(self, rows: int, block_size: int | None, overflow: Overflow) -> None:
+    def __init__(
+        self,
+        rows: int,
+        overflow: Overflow,
+        *,
+        vocab_size: int,
+        block_size: int | None,
+        device: torch.device,
+    ) -> None:
+        if type(rows) is not int or rows < 1:
+            raise InputError(f"rows must be an int, 1 or more, got {shown(rows)}")
+        if not isinstance(overflow, str) or overflow not in get_args(Overflow):
+            raise InputError(f"overflow must be 'slide' or 'restart', got {shown(overflow)}")
         self.rows: int = rows
-        self._block_size = block_size
-        self._overflow: Overflow = overflow
+        self.overflow: Overflow = overflow
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.device = device
 
     @property
     @abstractmethod
@@ -121,11 +138,18 @@ class PredictionState(ABC):
 
         Args:
             rows: which rows it has, in which order; one may be taken several times. None: all.
+
+        Raises:
+            InputError: there are no such rows.
         """
 
     @abstractmethod
     def _add(self, ids: Tensor | Sequence[Tensor]) -> None:
         """Append (B, t) ids, or for each row its (t,)."""
+
+    @abstractmethod
+    def _retract(self, count: int) -> None:
+        """Remove the last ids of each row; it has more."""
 
     @abstractmethod
     def _logits(self, spans: Sequence[range]) -> list[Tensor]:
@@ -141,10 +165,24 @@ class PredictionState(ABC):
             ids: (B, t) int64, or for each row (t,) int64 of any length.
 
         Raises:
-            InputError: they are of another type, shape or number of rows.
+            InputError: they are of another type, shape, range, device or number of rows. None is taken.
         """
         self._check(ids)
         self._add(ids)
+
+    def retract(self, count: int) -> None:
+        """Take back the last ids of each row. What was read of those before them stays known.
+
+        Args:
+            count: how many, 0 or more, fewer than the shortest row has.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if type(count) is not int or not 0 <= count < max(min(self.lengths), 1):
+            raise InputError(f"count must be an int from 0 to below {min(self.lengths)}, got {shown(count)}")
+        if count:
+            self._retract(count)
 
     def predict(self) -> Tensor:
         """Return the logits (B, V) of each row's next id; `softmax(-1)` makes them its distribution.
@@ -209,14 +247,75 @@ class PredictionState(ABC):
         self._add(chosen[:, None])
         return chosen
 
+    def verify(self, guesses: Tensor, options: SamplingOptions, address: int) -> list[int]:
+        """Do what `advance` does for the only row, as often as a guess turns out right, and once more.
+
+        All guesses are read in one pass, so right ones cost next to nothing. The ids are those that `advance`
+        would choose, one by one.
+
+        Args:
+            guesses: (t,) int64, of the ids to come.
+            options: how to choose; `options.seed` must be an int unless the temperature is 0.
+            address: of the row's random numbers.
+
+        Returns:
+            From 1 to t + 1 ids, now observed.
+
+        Raises:
+            NonFiniteError: as `advance`.
+        """
+        first = self.lengths[0]
+        self._add(guesses[None])
+        with torch.no_grad():
+            logits = self._logits([range(first, first + len(guesses) + 1)])[0]  # (t + 1, V)
+            chosen: list[int] = []
+            for position, z in enumerate(logits, start=first):
+                text = self.text(0)[None, :position] if options.filters else z.new_empty(0)
+                number = (
+                    None if options.temperature == 0 else uniforms(options.seed or 0, [address], position)
+                )
+                try:
+                    chosen.append(int(sample(options.filter(z[None], text), number)))
+                except NonFiniteError:
+                    if chosen:
+                        break  # the next call will meet it
+                    if len(guesses):
+                        self._retract(len(guesses))
+                    raise
+                right = position - first < len(guesses) and chosen[-1] == int(guesses[position - first])
+                if not right:
+                    break
+        if len(chosen) <= len(guesses):
+            self._retract(len(guesses) + 1 - len(chosen))
+        self._add(torch.tensor([chosen[-1:]], device=self.device))
+        return chosen
+
     def _check(self, ids: Tensor | Sequence[Tensor]) -> None:
-        rows = [ids[0]] if isinstance(ids, Tensor) and ids.ndim == 2 and len(ids) else list(ids)
-        if len(ids) != self.rows or not all(
+        rows: Sequence[object] = ids if isinstance(ids, Sequence) else ()
+        if isinstance(ids, Tensor) and ids.ndim == 2:
+            rows = list(ids)
+        if len(rows) != self.rows or not all(
             isinstance(row, Tensor) and row.dtype == torch.int64 and row.ndim == 1 for row in rows
         ):
             raise InputError(
                 f"ids must be int64 of shape (B, t), or B tensors (t,), B = {self.rows}; got {shown(ids)}"
             )
+        V = self.vocab_size
+        for number, row in enumerate(ids):
+            if row.device != self.device:
+                raise InputError(f"ids must be on the model's device {self.device}, got {row.device}")
+            wrong = row[(row < 0) | (row >= V)]
+            if len(wrong):
+                raise InputError(
+                    f"ids must be from 0 to {V - 1} (vocab_size {V}), got {int(wrong[0])} in row {number}"
+                )
+
+    def _picked(self, rows: Sequence[int] | None) -> list[int]:
+        """Return the rows that a fork has."""
+        picked = list(range(self.rows) if rows is None else rows)
+        if not picked or not all(isinstance(row, int) and 0 <= row < self.rows for row in picked):
+            raise InputError(f"rows must be one or more of 0 to {self.rows - 1}, got {shown(rows)}")
+        return picked
 
     def _check_begun(self) -> None:
         if 0 in self.lengths:
@@ -238,7 +337,13 @@ class PlainState(PredictionState):
     def __init__(
         self, model: Predictor, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
     ) -> None:
-        super().__init__(rows, model.block_size, overflow)
+        super().__init__(
+            rows,
+            overflow,
+            vocab_size=model.vocab_size,
+            block_size=model.block_size,
+            device=model.device,
+        )
         self._model = model
         self._use_cache = use_cache
         self._groups: list[_Group] = [
@@ -257,12 +362,12 @@ class PlainState(PredictionState):
     @override
     def text(self, row: int) -> Tensor:
         group = next(group for group in self._groups if row in group.rows)
-        return group.ids[group.rows.index(row), : group.length]
+        return group.ids[group.rows.index(row), : group.length].clone()
 
     @override
     def fork(self, rows: Sequence[int] | None = None) -> Self:
-        wanted = list(range(self.rows)) if rows is None else list(rows)
-        twin = type(self)(self._model, len(wanted), overflow=self._overflow, use_cache=self._use_cache)
+        wanted = self._picked(rows)
+        twin = type(self)(self._model, len(wanted), overflow=self.overflow, use_cache=self._use_cache)
         twin._groups = []
         for group in self._groups:
             picked = [(new, group.rows.index(old)) for new, old in enumerate(wanted) if old in group.rows]
@@ -287,6 +392,11 @@ class PlainState(PredictionState):
         self._groups = groups
 
     @override
+    def _retract(self, count: int) -> None:
+        for group in self._groups:
+            group.retract(count)
+
+    @override
     def _logits(self, spans: Sequence[range]) -> list[Tensor]:
         found: list[Tensor | None] = [None] * self.rows
         for group in self._groups:
@@ -298,13 +408,15 @@ class PlainState(PredictionState):
                     end += 1
                 pieces.append(self._run(group, start, range(position, end)))
                 position = end
+            if not pieces:  # other rows have longer spans
+                pieces = [torch.empty(len(group.rows), 0, self.vocab_size, device=self.device)]
             logits = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]  # (Bg, t, V)
             for row, z in zip(group.rows, logits, strict=True):
                 found[row] = z
         return [z for z in found if z is not None]
 
     def _start(self, position: int) -> int:
-        return context_start(position, self._block_size, self._overflow)
+        return context_start(position, self.block_size, self.overflow)
 
     def _run(self, group: _Group, start: int, positions: range) -> Tensor:
         """Return the logits (Bg, t, V) of positions that are predicted from one context."""
@@ -317,7 +429,7 @@ class PlainState(PredictionState):
         known = group.next if group.read == positions.start else None  # asked for twice
         if known is not None and end == group.read:
             return known
-        with torch.no_grad(), evaluation_mode(self._model):
+        with _lasting(), torch.no_grad(), evaluation_mode(self._model):
             logits, _ = self._model(group.ids[:, group.read : end], cache=group.cache)  # (Bg, t, V)
         if known is not None:
             logits = torch.cat([known, logits], dim=1)
@@ -341,19 +453,34 @@ class _Group:
     def add(self, ids: Tensor) -> None:
         end = self.length + ids.size(1)
         if end > self.ids.size(1):  # doubling keeps the copying small
-            room = self.ids.new_empty(len(self.rows), max(64, 2 * end))
+            with _lasting():
+                room = self.ids.new_empty(len(self.rows), max(64, 2 * end))
             room[:, : self.length] = self.ids[:, : self.length]
             self.ids = room
         self.ids[:, self.length : end] = ids
         self.length = end
 
+    def retract(self, count: int) -> None:
+        self.length -= count
+        if self.cache is not None and self.read >= self.length:
+            # The last id is read again, which tells what comes next.
+            self.read, self.next = self.length - 1, None
+            if self.read < self.start or not self.cache.truncate(self.read - self.start):
+                self.cache = None
+
     def select(self, at: list[int], rows: list[int]) -> _Group:
         """Return a copy of some rows, under other numbers."""
-        part = _Group(rows, self.ids[at, : self.length])
-        cache = None if self.cache is None else self.cache.fork(at)
-        if cache is not None and self.next is not None:
-            part.cache, part.start, part.read, part.next = cache, self.start, self.read, self.next[at]
+        with _lasting():
+            part = _Group(rows, self.ids[at, : self.length])
+            cache = None if self.cache is None else self.cache.fork(at)
+            if cache is not None and self.next is not None:
+                part.cache, part.start, part.read, part.next = cache, self.start, self.read, self.next[at]
         return part
+
+
+def _lasting() -> torch.inference_mode:
+    """Let what is made inside be written to later, when the caller has left his inference mode."""
+    return torch.inference_mode(mode=False)
 
 
 _evaluating: WeakKeyDictionary[object, tuple[int, list[nn.Module]]] = WeakKeyDictionary()

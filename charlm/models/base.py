@@ -20,7 +20,7 @@ from typing_extensions import Unpack, override
 
 from charlm.errors import InputError, shown
 from charlm.generation.cache import KVCache
-from charlm.generation.decode import stream_ids
+from charlm.generation.decode import start
 from charlm.generation.filters import Filter
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.state import PlainState, PredictionState
@@ -150,6 +150,7 @@ class LanguageModel(nn.Module, ABC):
         seed: int | None = None,
         use_cache: bool = True,
         overflow: Overflow = "slide",
+        draft: LanguageModel | None = None,
     ) -> Tensor:
         """Continue each row of ids.
 
@@ -165,6 +166,8 @@ class LanguageModel(nn.Module, ABC):
                 global generator.
             use_cache: changes speed, never the result.
             overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
+            draft: a quicker model of the same vocabulary, such as an `NGramLM`, that guesses ahead where
+                there is one row. Changes speed, never the result.
 
         Returns:
             (B, T0 + max_new_tokens) int64: the prompt and what follows.
@@ -189,6 +192,7 @@ class LanguageModel(nn.Module, ABC):
             seed=seed,
             use_cache=use_cache,
             overflow=overflow,
+            draft=draft,
         )
         out = idx.new_empty(idx.size(0), idx.size(1) + max_new_tokens)  # (B, T0 + max_new_tokens)
         out[:, : idx.size(1)] = idx
@@ -205,10 +209,7 @@ class LanguageModel(nn.Module, ABC):
         self._check_range("idx", idx, lowest=0)
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
-        options = SamplingOptions.from_keywords(sampling)
-        state = self.new_state(idx.size(0), overflow=options.overflow, use_cache=options.use_cache)
-        state.observe(idx)
-        return stream_ids(state, max_new_tokens, options)
+        return start(self, idx, max_new_tokens, SamplingOptions.from_keywords(sampling))
 
     def new_state(
         self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True

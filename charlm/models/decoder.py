@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from charlm.generation.fast import DecoderWeights, LayerWeights
+from charlm.generation.packing import DecoderWeights, LayerWeights
 from charlm.models.layers import Block, CausalSelfAttention, Dropout, FeedForward, RMSNorm, rotary_tables
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _PARTS = {
 def is_plain(model: GPT) -> bool:
     """Return whether nothing but the parameters decides what the model computes.
 
-    A part of another class (an adapter, a quantised layer), a hook, or a `forward` of its own means no.
+    A part of another class, kind or size (an adapter, a quantised layer, a pruned network), a hook, or a
+    `forward` of its own means no.
     """
     ours = {model, model.transformer}  # whose classes the caller knows
     return (
@@ -44,6 +45,58 @@ def is_plain(model: GPT) -> bool:
             and not part._forward_pre_hooks
             and "forward" not in part.__dict__
             for part in model.modules()
+        )
+        and _is_as_configured(model)
+    )
+
+
+def _is_as_configured(model: GPT) -> bool:
+    config, transformer = model.config, model.transformer
+    C, F, V = config.n_embd, config.hidden_size, config.vocab_size
+    blocks = list(transformer.h)
+    if not all(
+        isinstance(block, Block)
+        and (type(block.attn), type(block.mlp), type(block.drop))
+        == (CausalSelfAttention, FeedForward, Dropout)
+        and (block.attn.n_head, block.attn.qk_norm) == (config.n_head, config.qk_norm)
+        and block.mlp.activation == config.activation
+        for block in blocks
+    ):
+        return False
+    parts = cast("list[Block]", blocks)
+    norms = [transformer.ln_f, *(norm for block in parts for norm in (block.ln_1, block.ln_2))]
+    into = 2 * F if config.activation == "swiglu" else F
+    linears = [
+        (model.lm_head, V, C),
+        *((block.attn.c_attn, 3 * C, C) for block in parts),
+        *((block.attn.c_proj, C, C) for block in parts),
+        *((block.mlp.c_fc, into, C) for block in parts),
+        *((block.mlp.c_proj, C, F) for block in parts),
+    ]
+    embeddings = [(transformer.wte, V)]
+    if transformer.wpe is not None:
+        embeddings.append((transformer.wpe, config.block_size))
+    kind = nn.LayerNorm if config.norm == "layernorm" else RMSNorm
+    return (
+        type(transformer.drop) is Dropout
+        and (transformer.wpe is None) == (config.position == "rotary")
+        and transformer.head_size == config.head_size
+        and all(
+            type(part) is nn.Embedding and part.weight.shape == (number, C) and part.max_norm is None
+            for part, number in embeddings
+        )
+        and all(
+            type(norm) is kind
+            and norm.normalized_shape == (C,)
+            and norm.eps == cast("nn.LayerNorm | RMSNorm", transformer.ln_f).eps
+            and all(p.shape == (C,) for p in norm.parameters())
+            for norm in norms
+        )
+        and all(
+            type(part) is nn.Linear
+            and part.weight.shape == (n_out, n_in)
+            and (part.bias is None or part.bias.shape == (n_out,))
+            for part, n_out, n_in in linears
         )
     )
 

@@ -182,7 +182,7 @@ class GPT(LanguageModel):
         # Only where the model computes what this class says; parts that were replaced are asked themselves.
         ours = (type(self), type(self.transformer)) == (GPT, Transformer)
         if use_cache and ours and is_plain(self):
-            state = fast_state(self, lambda: decoder_weights(self), rows, overflow)
+            state = fast_state(self, lambda: decoder_weights(self), self.config, rows, overflow)
             if state is not None:
                 return state
         return super().new_state(rows, overflow=overflow, use_cache=use_cache)

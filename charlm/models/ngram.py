@@ -19,6 +19,9 @@ from typing_extensions import override
 
 from charlm.errors import DataError, InputError
 from charlm.generation.cache import KVCache
+from charlm.generation.fast_ngram import NGramTables, ngram_state
+from charlm.generation.options import Overflow
+from charlm.generation.state import PredictionState
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import ModelConfig, NGramConfig
 from charlm.models.ngram_counts import count_ngrams
@@ -117,6 +120,22 @@ class NGramLM(LanguageModel):
     def new_cache(self) -> KVCache:
         """Return a cache that keeps the last order - 2 ids, to which the next prediction adds one."""
         return _LastIds()
+
+    @override
+    def new_state(
+        self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
+    ) -> PredictionState:
+        hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
+        if use_cache and type(self) is NGramLM and not hooked:
+            state = ngram_state(self._tables, rows, overflow)
+            if state is not None:
+                return state
+        return super().new_state(rows, overflow=overflow, use_cache=use_cache)
+
+    def _tables(self) -> NGramTables:
+        return NGramTables(
+            vocab_size=self.vocab_size, codes=self.codes, counts=self.counts, discounts=self.discounts
+        )
 
     @override
     def forward(

@@ -16,17 +16,31 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SLOW_ARGUMENTS = {"gpt_from_config.py": ["20"]}  # steps
 
 
-def blocks(document: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S)
+def blocks(document: Path) -> list[tuple[str, str]]:
+    """Return the code of each block, and the text block that follows it directly: what it prints."""
+    pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?"
+    found: list[tuple[str, str]] = re.findall(pattern, document.read_text(encoding="utf-8"), re.M | re.S)
+    return found
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_blocks_run_in_order(document: Path, tmp_path: Path, small_corpus: Path) -> None:
-    code = "\n".join(blocks(document))
+def test_python_blocks_run_in_order_and_print_what_is_shown(
+    document: Path, tmp_path: Path, small_corpus: Path
+) -> None:
+    end = "<end of block>"
+    code = "\n".join(f"{block}\nprint({end!r})" for block, _ in blocks(document))
     # The blocks train on a named corpus for long; here on a small one, and for a few steps.
     code = code.replace('"python-docs"', repr(str(small_corpus))).replace("max_steps=1_000", "max_steps=20")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    for (block, shown), printed in zip(blocks(document), done.stdout.split(f"{end}\n"), strict=False):
+        assert printed == (shown or printed), block
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
