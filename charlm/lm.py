@@ -81,6 +81,7 @@ class CharLM:
         max_new_tokens: int = 500,
         *,
         stop: Sequence[str] = (),
+        keep_stop: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str: ...
     @overload
@@ -90,6 +91,7 @@ class CharLM:
         max_new_tokens: int = 500,
         *,
         stop: Sequence[str] = (),
+        keep_stop: bool = False,
         **sampling: Unpack[Sampling],
     ) -> list[str]: ...
 
@@ -99,6 +101,7 @@ class CharLM:
         max_new_tokens: int = 500,
         *,
         stop: Sequence[str] = (),
+        keep_stop: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str | list[str]:
         r"""Continue a text, or several texts at once.
@@ -108,6 +111,7 @@ class CharLM:
                 begins: with the context "\n", which is not returned.
             max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
             stop: strings that end a text, looked for in what is new; the text ends before the first.
+            keep_stop: let it end with the stop string instead.
             sampling: temperature, top_k, top_p, min_p, filters, seed, use_cache and overflow, as in
                 `LanguageModel.generate`, but that overflow is "restart" if not given.
 
@@ -128,8 +132,8 @@ class CharLM:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         contexts = self._contexts(prompts)
         options = self._options(max_new_tokens, sampling)
-        StopMatcher(stop)  # refuses a bad `stop` before anything is computed
-        new = self._continued(contexts, max_new_tokens, options, stop) if contexts else []
+        matchers = [StopMatcher(stop, keep=keep_stop) for _ in prompts]
+        new = self._continued(contexts, max_new_tokens, options, matchers if stop else [])
         texts = [given + added for given, added in zip(prompts, new, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -139,6 +143,7 @@ class CharLM:
         max_new_tokens: int = 500,
         *,
         stop: Sequence[str] = (),
+        keep_stop: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
         """Yield what `generate` would add to one prompt, in pieces of whole characters, as they come.
@@ -156,7 +161,7 @@ class CharLM:
             raise InputError(f"prompt must be a str, got {type(prompt).__name__}; generate() takes several")
         contexts = self._contexts([prompt])
         options = self._options(max_new_tokens, sampling)
-        matcher = StopMatcher(stop)
+        matcher = StopMatcher(stop, keep=keep_stop)
         return self._pieces(start(self.model, self._tensors(contexts), max_new_tokens, options), matcher)
 
     def log_probs(
@@ -255,22 +260,32 @@ class CharLM:
         contexts: Sequence[Sequence[int]],
         max_new_tokens: int,
         options: SamplingOptions,
-        stop: Sequence[str],
+        matchers: Sequence[StopMatcher],
     ) -> list[str]:
-        """Return the new text of each row."""
-        if not stop:
-            columns = np.empty((max_new_tokens, len(contexts)), np.uint32)
-            steps = start(self.model, self._tensors(contexts), max_new_tokens, options)
-            for column, ids in zip(columns, steps, strict=True):
-                column[:] = ids.cpu()
-            return [self.tokenizer.decode(row) for row in columns.T]
-        if len(contexts) == 1:
-            steps = start(self.model, self._tensors(contexts), max_new_tokens, options)
-            return ["".join(self._pieces(steps, StopMatcher(stop)))]
+        """Return the new text of each row; no matchers: no stop strings."""
+        if not contexts:
+            return []
+        if len(matchers) > 1:
+            return self._stopped(contexts, max_new_tokens, options, matchers)
+        steps = start(self.model, self._tensors(contexts), max_new_tokens, options)
+        if matchers:
+            return ["".join(self._pieces(steps, matchers[0]))]
+        columns = np.empty((max_new_tokens, len(contexts)), np.uint32)
+        for column, ids in zip(columns, steps, strict=True):
+            column[:] = ids.cpu()
+        return [self.tokenizer.decode(row) for row in columns.T]
+
+    def _stopped(
+        self,
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        options: SamplingOptions,
+        matchers: Sequence[StopMatcher],
+    ) -> list[str]:
+        """Return the new text of several rows, each up to its stop string."""
         state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
         state.observe(self._tensors(contexts))
         decoders = [StreamDecoder(self.tokenizer) for _ in contexts]
-        matchers = [StopMatcher(stop) for _ in contexts]
         texts = [""] * len(contexts)
         going = list(range(len(contexts)))
         for _ in range(max_new_tokens):

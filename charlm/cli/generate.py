@@ -9,13 +9,16 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
+from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, UsageError, emit
 from charlm.cli.signals import Signals
-from charlm.errors import InputError
+from charlm.errors import CheckpointError, InputError
 from charlm.generation.options import Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
 from charlm.lm import load
+from charlm.models.ngram import NGramLM
 from charlm.text.corpus import read_text
 
 __all__ = ["run"]
@@ -30,22 +33,34 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     sampling = _checked(args, stop)
     prompt = _prompt(args)
     lm = load(args.run, device=args.device)
+    if args.draft:
+        sampling["draft"] = _baseline_of(Path(args.run))
     seed = secrets.randbits(32) if args.seed is None else args.seed
     console.detail(f"seed {seed}")
-    settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop, **sampling}
+    settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop}
+    settings |= {"keep_stop": args.keep_stop, **sampling, "draft": args.draft}
     sampling["seed"] = seed
     count: int = args.max_new_tokens
     if args.num_samples == 1 and not args.json:
-        pieces = lm.stream(prompt, count, stop=stop, **sampling)
+        pieces = lm.stream(prompt, count, stop=stop, keep_stop=args.keep_stop, **sampling)
         _write_as_it_comes(prompt, pieces)
         return 0
-    samples = lm.generate([prompt] * args.num_samples, count, stop=stop, **sampling)
+    samples = lm.generate([prompt] * args.num_samples, count, stop=stop, keep_stop=args.keep_stop, **sampling)
     if args.json:
         # Escapes for all that is not ASCII: valid JSON, whatever the encoding of standard output is.
         emit(json.dumps({"prompt": prompt, "samples": samples, "seed": seed, "settings": settings}) + "\n")
     else:
         emit(f"{_LINE}\n".join(text if text.endswith("\n") else text + "\n" for text in samples))
     return 0
+
+
+def _baseline_of(run: Path) -> NGramLM:
+    try:
+        return NGramLM.load(run / BASELINE_FOLDER)
+    except CheckpointError as error:
+        raise InputError(
+            f"--draft needs the n-gram baseline that charlm train leaves in a run; {error}"
+        ) from error
 
 
 def _write_as_it_comes(prompt: str, pieces: Iterable[str]) -> None:

@@ -162,6 +162,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="STR",
         help="end before this string; may be given several times (--stop=STR if it begins with a dash)",
     )
+    parser.add_argument("--keep-stop", action="store_true", help="let the text end with that string instead")
     parser.add_argument(
         "--json",
         action="store_true",
@@ -201,6 +202,12 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         choices=("slide", "restart"),
         default="restart",
         help="past the block size, slide by one character or, much quicker, restart (default: restart)",
+    )
+    group.add_argument(
+        "--draft",
+        action="store_true",
+        help="let the run's n-gram baseline guess ahead: the same text, sooner if the model has more than "
+        "about 5 million parameters",
     )
 
 

@@ -72,6 +72,5 @@ def stream_ids(
     Raises:
         NonFiniteError: a row's logits hold NaN, or a filter removed every id.
     """
-    rows = range(state.rows) if addresses is None else addresses
     for _ in range(max_new_tokens):
-        yield state.advance(options, rows)
+        yield state.advance(options, addresses)

@@ -8,7 +8,9 @@ have chosen it: fewer are, but the text is the very same, id for id, that the mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from charlm.generation.state import PredictionState, context_start
 __all__ = ["stream_drafted"]
 
 _MOST = 8  # guesses at once
+_WORTH = 0.15  # chance to be of use from which on a guess is made
+_SELDOM = 8  # of a draft that is nearly always wrong, one in so many ids is asked
 
 
 def stream_drafted(
@@ -29,7 +33,8 @@ def stream_drafted(
 
     Args:
         state: has one row, which has observed the prompt.
-        draft: of another model; has observed the same. It takes as many guesses at once as were right lately.
+        draft: of another model; has observed the same. How far it guesses ahead depends on how often it was
+            right lately.
         max_new_tokens: how many ids.
         options: how to choose; the draft's choice is made so, too.
 
@@ -39,26 +44,35 @@ def stream_drafted(
     Raises:
         NonFiniteError: as `stream_ids`.
     """
-    ahead = 4
-    left = max_new_tokens
+    right = 0.6  # share of the guesses that were right, of late
+    left, turn = max_new_tokens, 0
     while left:
         position = state.lengths[0]
         room = left - 1
         if state.block_size is not None:  # all guesses must be seen from one context
             begin = context_start(position, state.block_size, state.overflow)
             room = min(room, begin + state.block_size - position)
-        try:
-            for _ in range(min(ahead, room)):
-                draft.advance(options, [0])
-        except NonFiniteError:  # then there are fewer guesses
-            pass
-        guesses = draft.text(0)[position:]
-        chosen = state.verify(guesses.to(state.device), options, 0)
+        turn += 1
+        far = min(int(math.log(_WORTH) / math.log(right)), _MOST)
+        if far == 0 and turn % _SELDOM == 0:  # perhaps it does better again
+            far = 1
+        guesses = _guesses(draft, options, min(far, room))
+        chosen = state.verify(guesses.to(state.device), options) if far else state.advance(options).tolist()
         agreed = sum(1 for guess, i in zip(guesses.tolist(), chosen, strict=False) if guess == i)
         if agreed < len(guesses):
             draft.retract(len(guesses) - agreed)
-        draft.observe(torch.tensor([chosen[agreed:]], device=draft.device))
-        ahead = min(ahead + 1, _MOST) if agreed == len(guesses) else max(agreed + 1, 2)
+        draft.observe(torch.tensor([chosen[agreed:]], dtype=torch.int64, device=draft.device))
+        for was_right in [1.0] * agreed + [0.0] * (agreed < len(guesses)):
+            right = min(max(right + 0.05 * (was_right - right), 0.01), 0.99)
         left -= len(chosen)
         for i in chosen:
             yield torch.tensor([i], device=state.device)
+
+
+def _guesses(draft: PredictionState, options: SamplingOptions, count: int) -> Tensor:
+    """Let the draft go ahead, and return its ids, (count,) or fewer."""
+    guesses = [torch.empty(0, dtype=torch.int64, device=draft.device)]
+    with suppress(NonFiniteError):  # there is nothing that it could choose
+        for _ in range(count):
+            guesses.append(draft.advance(options))  # noqa: PERF401 - those before an error stay
+    return torch.cat(guesses)

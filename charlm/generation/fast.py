@@ -235,9 +235,10 @@ class FastState(PredictionState):
         return self._work
 
     @override
-    def advance(self, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:
+    def advance(self, options: SamplingOptions, addresses: Sequence[int] | None = None) -> Tensor:
         if options.filters:
             return super().advance(options, addresses)
+        addresses = range(self.rows) if addresses is None else addresses
         steady, self._steady = self._steady, 0  # until all has gone well
         if steady:
             self._step()
@@ -250,7 +251,7 @@ class FastState(PredictionState):
         return torch.from_numpy(self._chosen.copy())
 
     @override
-    def verify(self, guesses: Tensor, options: SamplingOptions, address: int) -> list[int]:
+    def verify(self, guesses: Tensor, options: SamplingOptions, address: int = 0) -> list[int]:
         if options.filters:
             return super().verify(guesses, options, address)
         first, t = self.lengths[0], len(guesses)

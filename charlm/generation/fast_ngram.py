@@ -130,9 +130,10 @@ class NGramState(PredictionState):
         return found
 
     @override
-    def advance(self, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:
+    def advance(self, options: SamplingOptions, addresses: Sequence[int] | None = None) -> Tensor:
         if options.filters:
             return super().advance(options, addresses)
+        addresses = range(self.rows) if addresses is None else addresses
         logits = self.predict().numpy()  # (B, V)
         chosen = np.empty(self.rows, np.int64)
         self._choose.all(logits, options, addresses, self._lengths, chosen)

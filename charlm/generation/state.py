@@ -221,17 +221,18 @@ class PredictionState(ABC):
                 score.append(log_probs.gather(1, piece[:, None])[:, 0])
         return [torch.cat(score) for score in scores]
 
-    def advance(self, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:
+    def advance(self, options: SamplingOptions, addresses: Sequence[int] | None = None) -> Tensor:
         """Choose the next id of each row from what `predict` says, observe it, and return it, (B,) int64.
 
         Args:
             options: how to choose; `options.seed` must be an int unless the temperature is 0.
-            addresses: (B,) address of each row's random numbers.
+            addresses: (B,) address of each row's random numbers, by default 0 ... B-1.
 
         Raises:
             NonFiniteError: a row's logits hold NaN, or a filter removed every id.
         """
         lengths = self.lengths
+        addresses = range(self.rows) if addresses is None else addresses
         with torch.no_grad():
             logits = self.predict()
             if options.filters:  # they are shown texts of one length
@@ -247,7 +248,7 @@ class PredictionState(ABC):
         self._add(chosen[:, None])
         return chosen
 
-    def verify(self, guesses: Tensor, options: SamplingOptions, address: int) -> list[int]:
+    def verify(self, guesses: Tensor, options: SamplingOptions, address: int = 0) -> list[int]:
         """Do what `advance` does for the only row, as often as a guess turns out right, and once more.
 
         All guesses are read in one pass, so right ones cost next to nothing. The ids are those that `advance`

@@ -19,6 +19,7 @@ class StopMatcher:
     Args:
         stop: strings that end the text. The one that is complete first counts; of those complete with
             the same character, the one that began first. The text ends before it.
+        keep: let the text end with the stop string instead.
 
     Attributes:
         stopped: whether a stop string has been met.
@@ -34,11 +35,14 @@ class StopMatcher:
         True
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, keep: bool = False) -> None:
         right = isinstance(stop, Sequence) and not isinstance(stop, str)
         if not (right and all(isinstance(s, str) and s for s in stop)):
             raise InputError(f"stop must be a sequence of non-empty strings, got {shown(stop)}")
+        if not isinstance(keep, bool):
+            raise InputError(f"keep_stop must be True or False, got {shown(keep)}")
         self._stop = tuple(stop)
+        self._keep = keep
         self._held = ""
         self.stopped: bool = False
 
@@ -54,15 +58,15 @@ class StopMatcher:
             met = [len(s) for s in self._stop if text.endswith(s, 0, end)]
             if met:
                 self.stopped, self._held = True, ""
-                return text[: end - max(met)]
+                return text[first_new:end] if self._keep else text[: end - max(met)]
         keep = max(_overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        self._held = text[len(text) - keep :]  # with `keep`, it has been returned all the same
+        return piece if self._keep else text[: len(text) - keep]
 
     def finish(self) -> str:
         """Return what was held back, once no more pieces come."""
         held, self._held = self._held, ""
-        return held
+        return "" if self._keep else held
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -22,7 +22,7 @@ from charlm.errors import InputError, shown
 from charlm.generation.cache import KVCache
 from charlm.generation.decode import start
 from charlm.generation.filters import Filter
-from charlm.generation.options import Overflow, Sampling, SamplingOptions
+from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
 from charlm.generation.state import PlainState, PredictionState
 from charlm.models.config import ModelConfig
 
@@ -150,7 +150,7 @@ class LanguageModel(nn.Module, ABC):
         seed: int | None = None,
         use_cache: bool = True,
         overflow: Overflow = "slide",
-        draft: LanguageModel | None = None,
+        draft: Draft | None = None,
     ) -> Tensor:
         """Continue each row of ids.
 

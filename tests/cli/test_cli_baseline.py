@@ -203,6 +203,19 @@ def test_it_writes_text(command: Command, text: Path, run: Path) -> None:
     assert command.out.startswith("5 green bottles, hanging on the wall\n")
 
 
+def test_it_drafts_and_the_text_stays_the_same(command: Command, text: Path, run: Path) -> None:
+    assert command.train(text, "-o", run) == 0
+    for flags in ([], ["--num-samples", "2"], ["-t", "0", "--json"]):
+        assert command("generate", run, "-n", "80", "--seed", "3", *flags) == 0
+        alone = command.out.replace('"draft": false', '"draft": true')
+        assert command("generate", run, "-n", "80", "--seed", "3", "--draft", *flags) == 0
+        assert command.out == alone
+    shutil.rmtree(run / "ngram")
+    assert command("generate", run, "--draft") == 1
+    assert "--draft needs the n-gram baseline that charlm train leaves in a run" in command.err
+    assert not command.out
+
+
 def test_without_validation_it_is_counted_and_not_scored(command: Command, text: Path, run: Path) -> None:
     assert command.train(text, "-o", run, "--val-fraction", "0") == 0
     assert re.search(r"^n-gram  baseline of order 7, counted in 0\.\d s$", command.err, re.M)

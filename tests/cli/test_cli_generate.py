@@ -60,11 +60,13 @@ def test_json_holds_all_that_is_needed_to_repeat_it(command: Command, run: Path)
         "run": str(run),
         "max_new_tokens": 20,
         "stop": [],
+        "keep_stop": False,
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 0.9,
         "min_p": 0.01,
         "overflow": "restart",
+        "draft": False,
     }
     assert command("generate", run, *flags, "--json", "--seed", str(first["seed"])) == 0
     assert json.loads(command.out)["samples"] == first["samples"][:1]
@@ -83,6 +85,9 @@ def test_the_drawn_seed_is_shown_on_request(command: Command, run: Path) -> None
 def test_a_stop_string_ends_the_text(command: Command, run: Path) -> None:
     assert command("generate", run, "-n", "2000", "-t", "0", "--stop", "zz", "--stop=e", "--seed", "1") == 0
     assert "e" not in command.out
+    before = command.out
+    assert command("generate", run, "-n", "2000", "-t", "0", "--stop", "e", "--keep-stop", "--seed", "1") == 0
+    assert command.out == before.removesuffix("\n") + "e\n"
 
 
 def test_prompts_come_from_files_and_standard_input(

@@ -59,6 +59,23 @@ def test_a_single_stop_string_ends_the_text_at_find(text: str, stop: str) -> Non
     assert shown == (text if at < 0 else text[:at])
 
 
+@settings(max_examples=300, deadline=None)
+@given(letters, stops, st.lists(st.integers(0, 30), max_size=8))
+def test_a_kept_stop_string_ends_the_text_and_nothing_is_held_back(
+    text: str, stop: list[str], cuts: list[int]
+) -> None:
+    matcher = StopMatcher(stop, keep=True)
+    ends = [end for end in range(len(text) + 1) if any(text.endswith(s, 0, end) for s in stop)]
+    expected = text[: ends[0]] if ends else text
+    shown = given = ""
+    for piece in pieces_of(text, cuts):
+        shown += matcher.feed(piece)
+        given += piece
+        assert shown == expected[: len(given)]
+    assert matcher.stopped is bool(ends)
+    assert matcher.finish() == ""
+
+
 def test_of_two_stop_strings_the_one_complete_first_counts() -> None:
     matcher = StopMatcher(["abc", "b"])
     assert matcher.feed("xabc") == "xa"
@@ -78,6 +95,11 @@ def test_without_stop_strings_everything_passes_at_once() -> None:
     matcher = StopMatcher([])
     assert [matcher.feed(piece) for piece in ("a", "", "bc")] == ["a", "", "bc"]
     assert not matcher.stopped
+
+
+def test_keep_must_be_true_or_false() -> None:
+    with pytest.raises(InputError, match="keep_stop must be True or False, got 1"):
+        StopMatcher(["a"], keep=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stop", ["END", [""], ["a", ""], ["a", 5], [None], [b"a"], 5, None])

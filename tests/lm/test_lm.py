@@ -178,6 +178,15 @@ def test_the_text_ends_before_the_first_stop_string(stop: list[str], new: str, c
     assert typed("bcdbcdefghij", stop) == (new, calls)
 
 
+def test_the_stop_string_can_be_kept() -> None:
+    order = "bcdbcdefghij"
+    lm = CharLM(Typist(order), CharTokenizer(LETTERS))
+    options: dict[str, Any] = {"stop": ["de"], "temperature": 0, "keep_stop": True}
+    assert lm.generate("a", 10, **options) == "a" + order[: order.index("de") + 2]
+    assert "".join(lm.stream("a", 10, **options)) == order[: order.index("de") + 2]
+    assert lm.generate(["a", "a"], 10, **options) == ["a" + order[: order.index("de") + 2]] * 2
+
+
 def test_rows_that_have_stopped_wait_and_the_work_ends_with_the_last() -> None:
     model = Typist("bcdefghijk")
     lm = CharLM(model, CharTokenizer(LETTERS))

@@ -1,0 +1,260 @@
+"""Drafts: whatever is guessed, the text is the one that the model writes by itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from torch import Tensor
+
+from charlm import BigramLM, BlockDataset, CharLM, CharTokenizer
+from charlm.errors import InputError, NonFiniteError
+from charlm.generation import PlainState, PredictionState, SamplingOptions
+from charlm.models.base import LanguageModel
+from charlm.models.ngram import NGramLM
+
+V = 13
+W = 16
+
+
+def counted(order: int = 4) -> NGramLM:
+    ids = torch.randint(V, (300,), generator=torch.Generator().manual_seed(order))
+    return NGramLM(V, order).fit(BlockDataset(ids, 2))
+
+
+def like(model: LanguageModel) -> LanguageModel:
+    """Return a model that predicts nearly the same: most of its guesses are right, and some are not."""
+    twin = type(model).from_config(model.config)
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return twin
+
+
+GPTS = {name: MODELS[name](torch.float32) for name in ("lecture", "cpu-1min", "odd window", "window of one")}
+DRAFTS: dict[str, LanguageModel] = {
+    "ngram": counted(),
+    "bigram": MODELS["bigram"](torch.float32),
+    **{f"like {name}": like(model) for name, model in GPTS.items()},
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from([*GPTS, "bigram"]),
+    draft=st.sampled_from(list(DRAFTS)),
+    T0=st.integers(1, 2 * W),
+    new=st.integers(0, 3 * W),
+    seed=st.integers(0, 2**32),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_k=st.sampled_from([None, 1, 3]),
+    overflow=st.sampled_from(["slide", "restart"]),
+    use_cache=st.booleans(),
+)
+def test_a_draft_changes_no_id(
+    name: str, draft: str, T0: int, new: int, seed: int, use_cache: bool, **options: Any
+) -> None:
+    # In float64, where a pass over several ids and one over each agree far below any chance of a difference.
+    model = MODELS[name](torch.float64)
+    alone = model.generate(prompt(1, T0), new, seed=seed, use_cache=use_cache, **options)
+    drafted = model.generate(
+        prompt(1, T0), new, seed=seed, use_cache=use_cache, draft=DRAFTS[draft], **options
+    )
+    assert torch.equal(drafted, alone)
+
+
+@pytest.mark.parametrize("name", GPTS)
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_the_compiled_pass_gives_the_same_bits_with_a_draft(
+    name: str, draft: str, temperature: float
+) -> None:
+    model = GPTS[name]
+    if isinstance(model.new_state(), PlainState):
+        pytest.skip("there is no C compiler")
+    for seed, overflow in itertools.product(range(5), ("slide", "restart")):
+        options: dict[str, Any] = {"seed": seed, "overflow": overflow, "temperature": temperature}
+        alone = model.generate(prompt(1, 3), 5 * W, **options)
+        assert torch.equal(model.generate(prompt(1, 3), 5 * W, draft=DRAFTS[draft], **options), alone)
+
+
+def test_good_guesses_save_passes() -> None:
+    model, read = GPTS["lecture"], []
+    state = PlainState(model)
+    state.observe(prompt(1, 2))
+    twin = model.new_state()
+    twin.observe(prompt(1, 2))
+    options = SamplingOptions(seed=4)
+    ids = torch.cat([twin.advance(options) for _ in range(8)])
+    handle = model.register_forward_hook(lambda _, given, __: read.append(given[0].size(1)))
+    try:
+        assert state.verify(ids[:5], options) == ids[:6].tolist()
+        wrong = (ids[6:8] + torch.tensor([0, 1])) % V
+        assert state.verify(wrong, options) == ids[6:8].tolist()
+        assert state.verify(ids[:0], options) != []
+    finally:
+        handle.remove()
+    # The prompt and five guesses; what was chosen then and two guesses; the guess that was right, again, and
+    # what was chosen.
+    assert read == [7, 3, 2]
+    assert state.text(0)[:10].tolist() == [*prompt(1, 2)[0].tolist(), *ids.tolist()]
+
+
+def test_filters_see_the_text_that_there_would_be_without_a_draft() -> None:
+    def never_twice(logits: Tensor, ids: Tensor) -> Tensor:
+        return logits.scatter(-1, ids[:, -1:], -math.inf)
+
+    for model in (*GPTS.values(), MODELS["lecture"](torch.float64)):
+        options: dict[str, Any] = {"seed": 2, "filters": [never_twice], "overflow": "restart"}
+        alone = model.generate(prompt(1, 3), 40, **options)
+        assert torch.equal(model.generate(prompt(1, 3), 40, draft=DRAFTS["ngram"], **options), alone)
+
+
+def until(length: int) -> Any:
+    """Return a filter that removes everything once a text is so long."""
+
+    def remove(logits: Tensor, ids: Tensor) -> Tensor:
+        return logits if ids.size(1) < length else torch.full_like(logits, -math.inf)
+
+    return remove
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_error_comes_after_the_ids_that_were_still_right(dtype: torch.dtype) -> None:
+    model = MODELS["lecture"](dtype)
+    for draft in (None, DRAFTS["ngram"], DRAFTS["like lecture"]):
+        steps = model.stream(prompt(1, 3), 40, seed=1, filters=[until(9)], draft=draft)
+        got = list(itertools.islice(steps, 6))
+        assert len(got) == 6
+        with pytest.raises(NonFiniteError):
+            next(steps)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_state_whose_verification_failed_is_as_before(plain: bool) -> None:
+    model = tiny_gpt(tiny_config())
+    state: PredictionState = PlainState(model) if plain else model.new_state()
+    state.observe(prompt(1, 4))
+    with torch.no_grad():
+        model.lm_head.bias[3] = math.nan
+    for guesses in (prompt(1, 2)[0], prompt(1, 2)[0, :0]):
+        with pytest.raises(NonFiniteError, match="row 0"):
+            state.verify(guesses, SamplingOptions(seed=1))
+        assert state.lengths == [4]
+    assert torch.equal(state.text(0), prompt(1, 4)[0])
+
+
+def test_a_draft_that_cannot_choose_does_no_harm() -> None:
+    broken = BigramLM(V)
+    with torch.no_grad():
+        broken.token_embedding_table.weight.fill_(math.nan)
+    model = GPTS["lecture"]
+    drafted = model.generate(prompt(1, 3), 40, seed=1, draft=broken)
+    assert torch.equal(drafted, model.generate(prompt(1, 3), 40, seed=1))
+
+
+def test_several_rows_do_without_a_draft() -> None:
+    model = GPTS["lecture"]
+    both = model.generate(prompt(2, 3), 20, seed=1, draft=counted())
+    assert torch.equal(both, model.generate(prompt(2, 3), 20, seed=1))
+
+
+def test_a_draft_must_be_a_model_of_the_same_vocabulary() -> None:
+    model = GPTS["lecture"]
+    with pytest.raises(InputError, match="draft must have the model's vocabulary of 13 ids, got 5"):
+        model.generate(prompt(1, 3), 5, draft=BigramLM(5))
+    with pytest.raises(InputError, match="draft must be a language model, or None, got 3"):
+        model.generate(prompt(1, 3), 5, draft=3)  # type: ignore[arg-type]
+
+
+def test_text_can_be_drafted_streamed_and_stopped() -> None:
+    tokenizer = CharTokenizer("\nabcdefghijkl")
+    lm = CharLM(GPTS["cpu-1min"], tokenizer)
+    free = lm.generate("abc", 60, seed=3)
+    assert lm.generate("abc", 60, seed=3, draft=counted()) == free
+    assert "abc" + "".join(lm.stream("abc", 60, seed=3, draft=counted())) == free
+    stop = [free[20:22]]
+    assert lm.generate("abc", 60, seed=3, stop=stop, draft=counted()) == lm.generate(
+        "abc", 60, seed=3, stop=stop
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    order=st.integers(1, 6),
+    T=st.integers(1, 30),
+    B=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+    fitted=st.booleans(),
+)
+def test_an_n_gram_state_says_what_the_model_says(
+    order: int, T: int, B: int, seed: int, fitted: bool
+) -> None:
+    model = counted(order) if fitted else NGramLM(V, order)
+    idx = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
+    quick, plain = model.new_state(B), PlainState(model, B)
+    for state in (quick, plain):
+        state.observe(idx[:, :1])
+    for row, other in zip(quick.score(idx[:, 1:]), plain.score(idx[:, 1:]), strict=True):
+        torch.testing.assert_close(row, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(quick.predict(), plain.predict(), rtol=0, atol=1e-5)
+    assert quick.predict().exp().sum(dim=-1).tolist() == pytest.approx([1.0] * B, abs=1e-5)
+
+
+def test_an_n_gram_state_follows_its_model_and_leaves_the_rest_to_it() -> None:
+    model = counted()
+    state = model.new_state()
+    state.observe(prompt(1, 3))
+    before = state.predict()
+    model.fit(BlockDataset(torch.zeros(50, dtype=torch.int64), 2))
+    after = state.predict()
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after[0], model(prompt(1, 3))[0][0, -1])
+    assert isinstance(counted().double().new_state(), PlainState)
+    assert isinstance(counted().new_state(use_cache=False), PlainState)
+    watched = counted()
+    watched.register_forward_hook(lambda *_: None)
+    assert isinstance(watched.new_state(), PlainState)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "ngram"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("overflow", ["slide", "restart"])
+def test_what_is_taken_back_might_never_have_been(name: str, dtype: torch.dtype, overflow: Any) -> None:
+    model = counted().to(dtype) if name == "ngram" else MODELS[name](dtype)
+    idx = prompt(2, 3 * W)
+    for length, count, ask in itertools.product((2, W - 1, W + 1, 2 * W + 3), (0, 1, 5, 20), (False, True)):
+        if count >= length:
+            continue
+        state, fresh = (model.new_state(2, overflow=overflow) for _ in range(2))
+        for at in range(length) if ask else ():
+            state.observe(idx[:, at : at + 1])
+            state.predict()
+        if not ask:
+            state.observe(idx[:, :length])
+        state.retract(count)
+        state.observe(idx[:, 5:9])
+        fresh.observe(torch.cat([idx[:, : length - count], idx[:, 5:9]], dim=1))
+        assert state.lengths == fresh.lengths
+        assert torch.equal(state.text(1), fresh.text(1))
+        torch.testing.assert_close(state.predict(), fresh.predict(), rtol=0, atol=1e-4)
+
+
+def test_no_more_can_be_taken_back_than_leaves_one_id() -> None:
+    for model in (GPTS["lecture"], counted()):
+        state = model.new_state()
+        with pytest.raises(InputError, match="count must be an int from 0 to below 0, got 1"):
+            state.retract(1)
+        state.observe(prompt(1, 3))
+        for count in (3, -1, 1.0):
+            with pytest.raises(InputError, match="count must be an int from 0 to below 3"):
+                state.retract(count)  # type: ignore[arg-type]
+        state.retract(2)
+        assert state.lengths == [1]
