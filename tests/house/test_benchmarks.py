@@ -14,6 +14,7 @@ from benchmarks import (
     batches,
     common,
     cost,
+    draft,
     draw,
     encode,
     generate,
@@ -24,6 +25,8 @@ from benchmarks import (
     time_to_loss,
     trainer_overhead,
 )
+
+from charlm import GPT, BlockDataset, CharLM, CharTokenizer, NGramLM
 
 # What the benchmarks use of nanoGPT: the names in its model.py, and how its train.py is called and answers.
 MODEL = """
@@ -227,6 +230,24 @@ def test_generation_is_not_compared_with_another_model(
     model.write_text(GENERATING_MODEL.replace('"gelu"', '"relu"'), encoding="utf-8")
     with pytest.raises(SystemExit, match="nanogpt's logits differ from ours"):
         quick(generate.main, "--nanogpt", generating_checkout, "--no-transformers", data=False)
+
+
+def test_the_gain_of_a_draft_is_measured(quick: Callable[..., Any], tmp_path: Path) -> None:
+    text = "a rose is a rose is a rose, said the rose to the other rose.\n" * 20
+    tokenizer = CharTokenizer.from_text(text)
+    model = GPT.from_config(
+        "cpu-10s", vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16, block_size=16
+    )
+    CharLM(model, tokenizer).save(tmp_path / "run")
+    data = BlockDataset.from_text(text, tokenizer, 16)
+    NGramLM(tokenizer.vocab_size, 4).fit(data).save(tmp_path / "run" / "ngram")
+    results = quick(draft.main, str(tmp_path / "run"), "--layers", "1,2", data=False)
+    assert len(results) == 2
+    for temperatures in results.values():
+        assert temperatures["0"]["times_faster"]["median"] > 0
+        assert 0 <= temperatures["1"]["right_share"] <= 1
+    with pytest.raises(SystemExit, match="at least the model's own, 1"):
+        quick(draft.main, str(tmp_path / "run"), "--layers", "0", data=False)
 
 
 def test_the_cost_of_context_is_measured_and_drawn(quick: Callable[..., Any], tmp_path: Path) -> None:
