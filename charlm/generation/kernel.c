@@ -233,12 +233,11 @@ static void activate(const struct model *m, float *h, const float *gate, int64_t
 /* ---- threads: the caller and its helpers run the same function; parts meet at barriers ---- */
 
 struct meeting {
-    atomic_long arrived, phase, late; /* late: somebody had to wait longer than `patience` */
-    int64_t patience;                 /* nanoseconds */
+    atomic_long arrived, phase;
 };
 struct worker {
     struct meeting *meeting;
-    int64_t number, of;
+    int64_t number, of, waited; /* waited: nanoseconds, at all barriers of a pass */
 };
 
 static int64_t nanoseconds(void) {
@@ -266,12 +265,9 @@ static void barrier(struct worker *me) {
         atomic_store(&here->arrived, 0);
         atomic_store(&here->phase, phase + 1);
     } else {
-        int64_t since = 0;
-        while (atomic_load(&here->phase) == phase) {
-            pause_a_little(&spins);
-            if (spins == SPINS) since = nanoseconds();
-            if (spins > SPINS && nanoseconds() - since > here->patience) atomic_store(&here->late, 1);
-        }
+        int64_t since = nanoseconds();
+        while (atomic_load(&here->phase) == phase) pause_a_little(&spins);
+        me->waited += nanoseconds() - since;
     }
 }
 
@@ -478,7 +474,7 @@ static struct {
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 static void *help(void *number) {
-    struct worker me = {&pool.meeting, (int64_t)(intptr_t)number, 0};
+    struct worker me = {&pool.meeting, (int64_t)(intptr_t)number, 0, 0};
     long seen = 0, job;
     for (;;) {
         long spins = 0;
@@ -531,7 +527,7 @@ static int64_t work_of(const struct model *m) {
 /* Read p->n characters and write the logits that are wanted. */
 void charlm_pass(const struct model *m, const struct pass *p) {
     struct meeting nobody = {0};
-    struct worker me = {&nobody, 0, 1};
+    struct worker me = {&nobody, 0, 1, 0};
     long wanted = p->threads < MOST ? p->threads : MOST;
     int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
     if (pooled && pool.alone > 0) {
@@ -540,8 +536,6 @@ void charlm_pass(const struct model *m, const struct pass *p) {
         if (pool.helpers < wanted - 1) hire(wanted - 1);
         me.meeting = &pool.meeting;
         me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
-        pool.meeting.patience = 300000 + p->n * work_of(m) / 50;
-        atomic_store(&pool.meeting.late, 0);
         pool.model = m;
         pool.pass = p;
         atomic_store(&pool.job, (atomic_load(&pool.job) / 128 + 1) * 128 + me.of);
@@ -553,8 +547,9 @@ void charlm_pass(const struct model *m, const struct pass *p) {
     }
     run(&me, m, p);
     if (me.of > 1) {
-        /* A helper whose processor went to somebody else keeps all waiting: on a busy machine, better without. */
-        if (atomic_load(&pool.meeting.late)) {
+        /* A helper whose processor went to somebody else keeps all waiting: on a busy machine, better without.
+           Too long is longer than the whole pass takes alone, at 20 multiplications in a nanosecond. */
+        if (me.waited > 100000 + p->n * work_of(m) / 20) {
             pool.penalty = pool.penalty ? (pool.penalty < 1024 ? 2 * pool.penalty : 1024) : 16;
             pool.alone = pool.penalty;
         } else if (pool.penalty) {
