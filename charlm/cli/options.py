@@ -207,7 +207,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--draft",
         action="store_true",
         help="let the run's n-gram baseline guess ahead: the same text, sooner if the model has more than "
-        "about 5 million parameters",
+        "about 10 million parameters",
     )
 
 

@@ -18,7 +18,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
-from charlm.generation.state import evaluation_mode
+from charlm.generation.plain import evaluation_mode
 from charlm.models.base import LanguageModel
 
 __all__ = ["EvalResult", "default_batch_size", "evaluate"]

@@ -4,8 +4,9 @@ from charlm.generation.cache import KVCache, LayerCache
 from charlm.generation.decode import stream_ids
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
 from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
+from charlm.generation.plain import PlainState, Predictor
 from charlm.generation.sampling import sample
-from charlm.generation.state import PlainState, PredictionState, Predictor, context_start
+from charlm.generation.state import PredictionState, context_start
 from charlm.generation.stopping import StopMatcher
 
 __all__ = [

@@ -31,6 +31,11 @@ class Chooser:
         self._kernel = kernel
         self._V = vocab_size
         self._scratch = np.zeros(2 * vocab_size)  # candidates and weights
+        self._places = self._scratch.ctypes.data, self._scratch.ctypes.data + 8 * vocab_size
+        # Asking numpy for an address takes as long as the choice itself: those of the last call are kept.
+        self._logits: NDArray[np.float32] | None = None
+        self._out: NDArray[np.int64] | None = None
+        self._logits_at = self._out_at = 0
         self._options: SamplingOptions | None = None  # those that `choice` says
         self._choice = Choice()
 
@@ -63,11 +68,13 @@ class Chooser:
                 min(options.top_k or self._V, self._V),
             )
         numbers = uniforms(options.seed or 0, addresses, positions) if options.temperature else None
-        scratch = self._scratch.ctypes.data
+        if logits is not self._logits:
+            self._logits, self._logits_at = logits, logits.ctypes.data
+        if out is not self._out:
+            self._out, self._out_at = out, out.ctypes.data
         failed: int = self._kernel.charlm_choose(
-            *(logits.ctypes.data, len(logits), self._V, logits.shape[1], self._choice),
-            *(None if numbers is None else numbers.ctypes.data, out.ctypes.data),
-            *(scratch, scratch + 8 * self._V),
+            *(self._logits_at, len(logits), self._V, logits.shape[1], self._choice),
+            *(None if numbers is None else numbers.ctypes.data, self._out_at, *self._places),
         )
         return len(logits) if failed < 0 else failed
 

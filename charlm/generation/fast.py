@@ -254,6 +254,8 @@ class FastState(PredictionState):
     def verify(self, guesses: Tensor, options: SamplingOptions, address: int = 0) -> list[int]:
         if options.filters:
             return super().verify(guesses, options, address)
+        self._check([guesses])
+        self._check_begun()
         first, t = self.lengths[0], len(guesses)
         self._add(guesses[None])
         logits = self._logits([range(first, first + t + 1)])[0].numpy()  # (t + 1, V)

@@ -466,7 +466,8 @@ enum { MOST = 64 };
 static struct {
     pthread_mutex_t busy, sleep;
     pthread_cond_t wake;
-    long helpers, alone, penalty; /* alone: passes to come without help */
+    long helpers, good;        /* good: passes since the last one in which helpers were waited for too long */
+    int64_t alone_until, rest; /* nanoseconds: when to ask for help again, and how long not to */
     atomic_long job, sleeping;
     struct meeting meeting;
     const struct model *model;
@@ -530,9 +531,7 @@ void charlm_pass(const struct model *m, const struct pass *p) {
     struct worker me = {&nobody, 0, 1, 0};
     long wanted = p->threads < MOST ? p->threads : MOST;
     int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
-    if (pooled && pool.alone > 0) {
-        pool.alone--;
-    } else if (pooled) {
+    if (pooled && (!pool.rest || nanoseconds() >= pool.alone_until)) {
         if (pool.helpers < wanted - 1) hire(wanted - 1);
         me.meeting = &pool.meeting;
         me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
@@ -550,10 +549,11 @@ void charlm_pass(const struct model *m, const struct pass *p) {
         /* A helper whose processor went to somebody else keeps all waiting: on a busy machine, better without.
            Too long is longer than the whole pass takes alone, at 20 multiplications in a nanosecond. */
         if (me.waited > 100000 + p->n * work_of(m) / 20) {
-            pool.penalty = pool.penalty ? (pool.penalty < 1024 ? 2 * pool.penalty : 1024) : 16;
-            pool.alone = pool.penalty;
-        } else if (pool.penalty) {
-            pool.penalty--;
+            pool.rest = pool.rest ? (pool.rest < 50000000 ? 2 * pool.rest : 50000000) : 2000000;
+            pool.alone_until = nanoseconds() + pool.rest;
+            pool.good = 0;
+        } else if (++pool.good == 100) {
+            pool.rest = 0;
         }
     }
     if (pooled) pthread_mutex_unlock(&pool.busy);
@@ -591,7 +591,7 @@ static int64_t choose(const float *logits, int64_t V, const struct choice *how, 
     if (how->top_k < V || how->top_p < 1) {
         double total = 0, before = 0;
         int64_t kept = how->top_k < V ? how->top_k : V;
-        for (int64_t i = 0; i < V; i++) sorted[i] = (struct candidate){logits[i], (int32_t)i};
+        for (int64_t i = 0; i < V; i++) sorted[i] = (struct candidate){logits[i] / temperature, (int32_t)i};
         qsort(sorted, V, sizeof *sorted, likelier);
         for (int64_t i = kept; i < V; i++) weight[sorted[i].id] = 0;
         for (int64_t i = 0; i < kept; i++) total += weight[sorted[i].id];

@@ -23,10 +23,14 @@ from charlm.generation.cache import KVCache
 from charlm.generation.decode import start
 from charlm.generation.filters import Filter
 from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
-from charlm.generation.state import PlainState, PredictionState
+from charlm.generation.plain import PlainState
+from charlm.generation.state import PredictionState
 from charlm.models.config import ModelConfig
 
 __all__ = ["LanguageModel", "cross_entropy"]
+
+
+_COLUMNS = 256  # ids of a row that are kept one by one
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -194,11 +198,11 @@ class LanguageModel(nn.Module, ABC):
             overflow=overflow,
             draft=draft,
         )
-        out = idx.new_empty(idx.size(0), idx.size(1) + max_new_tokens)  # (B, T0 + max_new_tokens)
-        out[:, : idx.size(1)] = idx
-        for position, ids in enumerate(steps, start=idx.size(1)):
-            out[:, position] = ids
-        return out
+        columns, parts = list(itertools.islice(steps, _COLUMNS)), [idx]
+        while columns:
+            parts.append(torch.stack(columns, dim=1))  # (B, _COLUMNS)
+            columns = list(itertools.islice(steps, _COLUMNS))
+        return torch.cat(parts, dim=1)  # (B, T0 + max_new_tokens)
 
     def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Iterator[Tensor]:
         """Yield the ids that `generate` would add, (B,) each, as soon as they are chosen.

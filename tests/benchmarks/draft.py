@@ -140,7 +140,7 @@ def _agreement(model: LanguageModel, draft: NGramLM, options: SamplingOptions, c
     state.observe(start)
     ahead.observe(start)
     guessed = right = passes = 0
-    verify = state.verify
+    verify, advance = state.verify, state.advance
 
     def counting(guesses: Tensor, options: SamplingOptions, address: int = 0) -> list[int]:
         nonlocal guessed, right, passes
@@ -151,7 +151,13 @@ def _agreement(model: LanguageModel, draft: NGramLM, options: SamplingOptions, c
         passes += 1
         return chosen
 
+    def unguessed(options: SamplingOptions, addresses: Sequence[int] | None = None) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return advance(options, addresses)
+
     state.verify = counting  # type: ignore[method-assign]  # for this state alone
+    state.advance = unguessed  # type: ignore[method-assign]
     made = len(list(stream_drafted(state, ahead, count, options)))
     return {"right_share": right / max(guessed, 1), "chars_per_pass": made / max(passes, 1)}
 
