@@ -468,6 +468,7 @@ static struct {
     pthread_cond_t wake;
     long helpers, good;        /* good: passes since the last one in which helpers were waited for too long */
     int64_t alone_until, rest; /* nanoseconds: when to ask for help again, and how long not to */
+    int64_t ended;             /* when the last pass did */
     atomic_long job, sleeping;
     struct meeting meeting;
     const struct model *model;
@@ -531,7 +532,13 @@ void charlm_pass(const struct model *m, const struct pass *p) {
     struct worker me = {&nobody, 0, 1, 0};
     long wanted = p->threads < MOST ? p->threads : MOST;
     int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
-    if (pooled && (!pool.rest || nanoseconds() >= pool.alone_until)) {
+    if (pooled) {
+        /* After other work its threads may still be spinning, OpenMP's for some milliseconds. */
+        int64_t now = nanoseconds(), is_short = p->n * work_of(m) < 20000000;
+        if (now - pool.ended > 10000000 && is_short) pool.alone_until = now + 6000000;
+        if (now < pool.alone_until && (is_short || pool.rest)) wanted = 1;
+    }
+    if (pooled && wanted > 1) {
         if (pool.helpers < wanted - 1) hire(wanted - 1);
         me.meeting = &pool.meeting;
         me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
@@ -556,7 +563,10 @@ void charlm_pass(const struct model *m, const struct pass *p) {
             pool.rest = 0;
         }
     }
-    if (pooled) pthread_mutex_unlock(&pool.busy);
+    if (pooled) {
+        pool.ended = nanoseconds();
+        pthread_mutex_unlock(&pool.busy);
+    }
 }
 
 /* ---- choosing ---- */
