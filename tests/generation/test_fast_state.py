@@ -1,0 +1,239 @@
+"""The fast path of generation, held against the readable one, and against itself in other arrangements.
+
+Within the tolerance of float32 it says what `PlainState` says. Beyond that, to the last bit: a row's numbers
+are the same whatever stands beside it, however its text arrives, and however many threads take part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.drawn_models import gpts, needs_kernel, overflows, ragged, random_rows
+from reference.plain_state import plain_logits
+from reference.tiny_models import VARIANTS, tiny_config, tiny_gpt
+from torch import Tensor
+
+from charlm.generation import Overflow, PlainState, PredictionState, SamplingOptions
+from charlm.generation.fast import FastState
+from charlm.models.gpt import GPT
+
+pytestmark = needs_kernel
+
+VOCAB_SIZES = (1, 2, 13, 16, 17, 64, 65, 130)
+HALF = torch.bfloat16
+
+
+def fast(model: GPT, rows: Sequence[Tensor], overflow: Overflow = "slide") -> FastState:
+    state = model.new_state(len(rows), overflow=overflow)
+    assert type(state) is FastState
+    state.observe(rows)
+    return state
+
+
+def plain(model: GPT, rows: Sequence[Tensor], overflow: Overflow = "slide") -> PlainState:
+    state = PlainState(model, len(rows), overflow=overflow)
+    state.observe(rows)
+    return state
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the smallest model use as many threads as torch may."""
+    monkeypatch.setattr("charlm.generation.fast._WORTH_A_THREAD", 1)
+
+
+def tensors(rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    return [torch.tensor(row, dtype=torch.int64) for row in rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_switch_gives_what_the_readable_path_gives(name: str, dtype: torch.dtype) -> None:
+    model = tiny_gpt(VARIANTS[name], dtype=dtype)
+    rows = random_rows([1, 5, 16, 40])
+    got = fast(model, rows).predict()
+    assert got.dtype == torch.float32
+    # Weights in bfloat16 are widened, so the result is that of the same weights in float32.
+    torch.testing.assert_close(got, plain(model.float(), rows).predict(), rtol=0, atol=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    half=st.booleans(),
+    overflow=overflows,
+    steps=st.lists(st.integers(0, 5), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_any_model_predicts_scores_and_chooses_as_on_the_readable_path(
+    half: bool, overflow: Overflow, steps: list[int], data: st.DataObject
+) -> None:
+    """Ids are given, so that one rounding does not lead the two apart; then each chooses for itself."""
+    model = data.draw(gpts(HALF if half else torch.float32, vocab_sizes=VOCAB_SIZES))
+    V = model.vocab_size
+    rows = data.draw(ragged(30, V))
+    states: list[PredictionState] = [fast(model, tensors(rows), overflow)]
+    wide = GPT(model.config)
+    wide.load_state_dict(model.state_dict())
+    states.append(plain(wide, tensors(rows), overflow))
+    for step, count in enumerate(steps):
+        ours, theirs = (state.predict() for state in states)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+        best = theirs.topk(min(V, 2), dim=-1).values
+        clear = best[:, 0] - best[:, -1] > 2e-4
+        chosen = [state.fork().advance(SamplingOptions(temperature=0), range(len(rows))) for state in states]
+        assert torch.equal(chosen[0][clear], chosen[1][clear])
+        new = random_rows([count] * len(rows), V, seed=step)
+        if step % 2:
+            for state in states:
+                state.observe(new)
+        else:
+            for mine, other in zip(*(state.score(new) for state in states), strict=True):
+                torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    half=st.booleans(),
+    overflow=overflows,
+    window=st.sampled_from([1, 2, 3, 7, 16, 20, 63, 64, 65, 127, 128, 129, 140]),
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=20),
+    at_once=st.integers(1, 3),
+    data=st.data(),
+)
+@pytest.mark.usefixtures("worth_a_thread")
+def test_a_row_is_the_same_to_the_last_bit_in_any_batch_in_any_pieces_with_any_threads(
+    half: bool, overflow: Overflow, window: int, lengths: list[int], at_once: int, data: st.DataObject
+) -> None:
+    model = data.draw(gpts(HALF if half else torch.float32, st.just(window), VOCAB_SIZES))
+    rows = random_rows(lengths, model.vocab_size, seed=len(lengths))
+    together = fast(model, rows, overflow)
+    with threads(at_once):
+        predicted = together.predict()
+    row = data.draw(st.integers(0, len(rows) - 1))
+    alone = fast(model, rows[row : row + 1], overflow)
+    assert torch.equal(alone.predict()[0], predicted[row])
+    # The text in pieces: what is predicted on the way must not matter, nor what other rows do meanwhile.
+    neighbours = data.draw(st.integers(0, 5))
+    pieces = fast(model, [ids[:1] for ids in (rows[row], *rows[:neighbours])], overflow)
+    ids = rows[row][1:]
+    with threads(data.draw(st.integers(1, 3))):
+        while len(ids):
+            count = data.draw(st.integers(1, max(len(ids) // 2, 1)))
+            if data.draw(st.booleans()):
+                pieces.predict()
+            pieces.observe([ids[:count], *(other[1 : 1 + count] for other in rows[:neighbours])])
+            ids = ids[count:]
+        assert torch.equal(pieces.predict()[0], predicted[row])
+    # Chosen one by one, they are what they are when they are given.
+    options = SamplingOptions(seed=1)
+    with threads(at_once):
+        chosen = [together.advance(options, range(len(rows))) for _ in range(3)]
+        after = together.predict()
+    whole = torch.cat([rows[row], torch.stack(chosen)[:, row]])
+    assert torch.equal(together.text(row), whole)
+    assert torch.equal(fast(model, [whole], overflow).predict()[0], after[row])
+    scores = alone.score(torch.stack(chosen)[:, row][None])[0]
+    singly = fast(model, rows[row : row + 1], overflow)
+    for score, ids_ in zip(scores, chosen, strict=True):
+        wanted = singly.predict()[0].double().log_softmax(dim=-1)[ids_[row]]
+        assert score == wanted
+        singly.observe(ids_[row : row + 1][None])
+
+
+@pytest.mark.parametrize("rows", range(1, 21))
+@pytest.mark.usefixtures("worth_a_thread")
+def test_every_number_of_rows_is_computed_as_one_row_is(rows: int) -> None:
+    """Rows are taken by six, four, three, two and one: each must give the same bits."""
+    model = tiny_gpt(tiny_config("cpu-1min", block_size=30, n_embd=40, n_head=2, vocab_size=70))
+    texts = random_rows([7] * rows, 70)
+    with threads(1 + rows % 3):
+        state = fast(model, texts)
+        options = SamplingOptions(seed=3)
+        chosen = torch.stack([state.advance(options, range(rows)) for _ in range(5)])
+        predicted = state.predict()
+    for row in range(rows):
+        alone = fast(model, texts[row : row + 1])
+        assert [int(alone.advance(options, [row])) for _ in range(5)] == chosen[:, row].tolist()
+        assert torch.equal(alone.predict()[0], predicted[row])
+
+
+@pytest.mark.parametrize("overflow", ["slide", "restart"])
+@pytest.mark.parametrize("window", [1_024, 1_500, 2_600])
+@pytest.mark.usefixtures("worth_a_thread")
+def test_more_ids_than_one_pass_reads_are_read_in_several(window: int, overflow: Overflow) -> None:
+    model = tiny_gpt(tiny_config("cpu-1min", n_embd=10, n_head=1, n_layer=2, block_size=window))
+    rows = random_rows([2_500, 30, 1_025, 1_024, 2])
+    with threads(2):
+        together = fast(model, rows, overflow).predict()
+    for row, wanted in zip(rows, together, strict=True):
+        state = fast(model, [row[:-1]], overflow)
+        state.predict()
+        state.observe(row[-1:][None])
+        assert torch.equal(state.predict()[0], wanted)
+        torch.testing.assert_close(plain_logits(model, row.tolist(), overflow), wanted, rtol=0, atol=1e-4)
+    forked = fast(model, rows, overflow).fork([4, 2, 0]).predict()
+    assert torch.equal(forked, together[[4, 2, 0]])
+
+
+def test_the_cache_grows_with_the_text_up_to_a_long_window() -> None:
+    """From 64 positions to 128 and on, in the middle of a text, for all rows at once."""
+    model = tiny_gpt(tiny_config("cpu-10s", block_size=300))
+    rows = random_rows([1, 60, 100])
+    state = fast(model, rows)
+    options = SamplingOptions(seed=5)
+    chosen = torch.stack([state.advance(options, range(3)) for _ in range(330)])
+    for row in range(3):
+        whole = torch.cat([rows[row], chosen[:, row]])
+        assert torch.equal(state.text(row), whole)
+        for count in (1, 4, 64, 65, 200, 240, 300):
+            given_ = whole[: len(rows[row]) + count]
+            again = fast(model, [given_[:-1]]).advance(options, [row])
+            assert again == given_[-1]
+
+
+@pytest.mark.parametrize("overflow", ["slide", "restart"])
+def test_generation_is_the_same_to_the_last_bit_for_any_batch_size_and_streamed(overflow: Overflow) -> None:
+    for dtype in (torch.float32, HALF):
+        model = tiny_gpt(tiny_config("cpu-1min", block_size=12), dtype=dtype)
+        idx = torch.stack(random_rows([5] * 9))
+        options: dict[str, Any] = {"seed": 7, "overflow": overflow, "temperature": 0.9, "top_p": 0.95}
+        together = model.generate(idx, 40, **options)
+        for B in range(1, 9):
+            assert torch.equal(model.generate(idx[:B], 40, **options), together[:B])
+        assert torch.equal(torch.stack(list(model.stream(idx, 40, **options)), dim=1), together[:, 5:])
+
+
+def test_a_caller_s_filters_see_the_same_ids_and_may_come_and_go() -> None:
+    model = tiny_gpt(tiny_config())
+    seen: list[list[list[int]]] = []
+
+    def note(logits: Tensor, ids: Tensor) -> Tensor:
+        seen.append(ids.tolist())
+        return logits
+
+    with_filter, without = SamplingOptions(seed=1, filters=[note]), SamplingOptions(seed=1)
+    rows = random_rows([3, 9, 3])
+    expected = fast(model, rows)
+    wanted = [expected.advance(without, range(3)) for _ in range(30)]
+    state = fast(model, rows)
+    got = [state.advance(with_filter if step % 3 == 1 else without, range(3)) for step in range(30)]
+    assert torch.equal(torch.stack(got), torch.stack(wanted))
+    assert [len(ids) for ids in seen[:2]] == [2, 1]  # texts of one length together
+    assert seen[0][1][:3] == rows[2].tolist()
+    assert seen[1][0][:9] == rows[1].tolist()

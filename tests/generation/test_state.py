@@ -1,0 +1,240 @@
+"""Prediction states, of every kind of model: what predict, observe, fork and advance promise.
+
+`reference.plain_state` says what is right: for each position the context that the model may see, read anew.
+In float64 it must be met to 1e-9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.drawn_models import (
+    OVERFLOWS,
+    models,
+    needs_kernel,
+    overflows,
+    ragged,
+)
+from reference.own_model import HiddenCache, Recurrent
+from reference.plain_state import plain_log_probs, plain_logits, plain_text, plain_window
+from reference.states import ROWS, STATES, state_of, tensors, tolerance_of
+from reference.tiny_models import prompt
+
+from charlm.generation import KVCache, Overflow, PlainState, PredictionState, SamplingOptions, context_start
+from charlm.generation.fast import FastState
+from charlm.generation.fast_ngram import NGramState
+from charlm.models.base import LanguageModel
+
+F64 = torch.float64
+GREEDY = SamplingOptions(temperature=0)
+
+
+@pytest.fixture(params=STATES)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return STATES[request.param]()
+
+
+def assert_predicts(
+    state: PredictionState, model: LanguageModel, rows: Sequence[list[int]], overflow: Overflow
+) -> None:
+    wanted = torch.stack([plain_logits(model, ids, overflow) for ids in rows])
+    torch.testing.assert_close(state.predict(), wanted, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(window=st.none() | st.integers(1, 40), overflow=overflows, position=st.integers(1, 200))
+def test_the_context_is_what_counting_from_the_start_gives(
+    window: int | None, overflow: Overflow, position: int
+) -> None:
+    assert position - context_start(position, window, overflow) == plain_window(position, window, overflow)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    model=models(F64),
+    rows=ragged(24),
+    overflow=overflows,
+    use_cache=st.booleans(),
+    data=st.data(),
+)
+def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
+    model: LanguageModel, rows: list[list[int]], overflow: Overflow, use_cache: bool, data: st.DataObject
+) -> None:
+    """A few steps of observing, predicting, scoring, choosing and forking, drawn at random."""
+    options = SamplingOptions(seed=data.draw(st.integers(0, 9)), overflow=overflow)
+    live = [(state_of(model, rows, overflow=overflow, use_cache=use_cache), rows, list(range(len(rows))))]
+    for _ in range(data.draw(st.integers(2, 8))):
+        at = data.draw(st.integers(0, len(live) - 1))
+        state, texts, addresses = live[at]
+        B = len(texts)
+        pieces = st.lists(st.lists(st.integers(0, 12), max_size=4), min_size=B, max_size=B)
+        match data.draw(st.sampled_from(["predict", "observe", "score", "advance", "fork"])):
+            case "predict":
+                assert_predicts(state, model, texts, overflow)
+            case "observe":
+                new = data.draw(pieces)
+                state.observe(tensors(new))
+                live[at] = state, [a + b for a, b in zip(texts, new, strict=True)], addresses
+            case "score":
+                new = data.draw(pieces)
+                scores = state.score(tensors(new))
+                whole = [a + b for a, b in zip(texts, new, strict=True)]
+                for score, before, after in zip(scores, texts, whole, strict=True):
+                    wanted = plain_log_probs(model, after, overflow)[len(before) - 1 :]
+                    torch.testing.assert_close(score, torch.tensor(wanted, dtype=F64), rtol=0, atol=1e-9)
+                live[at] = state, whole, addresses
+            case "advance":
+                chosen = state.advance(options, addresses).tolist()
+                whole = [
+                    plain_text(model, ids, 1, options, row) for ids, row in zip(texts, addresses, strict=True)
+                ]
+                assert chosen == [ids[-1] for ids in whole]
+                live[at] = state, whole, addresses
+            case "fork":
+                picked = data.draw(st.lists(st.integers(0, B - 1), min_size=1, max_size=4))
+                twin = state.fork(picked)
+                live.append((twin, [texts[row] for row in picked], [addresses[row] for row in picked]))
+    for state, texts, _ in live:
+        assert state.rows == len(texts)
+        assert state.lengths == [len(ids) for ids in texts]
+        assert [state.text(row).tolist() for row in range(state.rows)] == texts
+        assert_predicts(state, model, texts, overflow)
+
+
+@needs_kernel
+def test_small_gpts_and_n_grams_on_a_cpu_take_a_fast_path_and_others_the_readable_one() -> None:
+    taken = {name: type(make().new_state()) for name, make in STATES.items()}
+    wanted = {"fast": FastState, "fast in bfloat16": FastState, "ngram": NGramState}
+    assert taken == {name: wanted.get(name, PlainState) for name in STATES}
+    assert type(STATES["fast"]().new_state(use_cache=False)) is PlainState
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_predict_may_be_asked_again_and_its_answer_may_be_written_to(
+    model: LanguageModel, overflow: Overflow
+) -> None:
+    state = state_of(model, ROWS, overflow=overflow)
+    first = state.predict()
+    kept = first.clone()
+    assert torch.equal(state.predict(), kept)
+    first.fill_(0)
+    assert torch.equal(state.predict(), kept)
+    assert not kept.requires_grad
+    chosen = state.fork().advance(GREEDY, range(3))
+    assert torch.equal(state.advance(GREEDY, range(3)), chosen)
+    for row in range(3):  # nor do the texts that it tells change with what the caller does to them
+        before = state.text(row).clone()
+        state.text(row).fill_(0)
+        assert torch.equal(state.text(row), before)
+
+
+def test_observing_nothing_changes_nothing(model: LanguageModel) -> None:
+    state = state_of(model, ROWS)
+    before = state.predict()
+    state.observe(torch.empty(3, 0, dtype=torch.int64))
+    state.observe([torch.empty(0, dtype=torch.int64)] * 3)
+    assert [score.shape for score in state.score(torch.empty(3, 0, dtype=torch.int64))] == [(0,)] * 3
+    assert torch.equal(state.predict(), before)
+    new = model.new_state()
+    new.observe(torch.empty(1, 0, dtype=torch.int64))
+    assert new.lengths == [0]
+
+
+def test_nothing_is_computed_before_the_first_prediction() -> None:
+    model = Recurrent(13, None, keeps_cache=True)
+    state = model.new_state(2)
+    for t in range(5):
+        state.observe(prompt(2, 5)[:, t : t + 1])
+    assert model.read == 0
+    state.predict()
+    assert model.read == 2 * 5
+    state.predict()
+    state.observe(prompt(2, 1))
+    assert model.read == 2 * 5
+    state.predict()
+    assert model.read == 2 * 6
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_forks_go_their_own_ways_and_rows_may_be_repeated_and_reordered(
+    model: LanguageModel, overflow: Overflow
+) -> None:
+    rows = ROWS
+    state = state_of(model, rows, overflow=overflow)
+    state.predict()
+    twin, many = state.fork(), state.fork([2, 0, 2, 2, 1])
+    texts = [rows[row] for row in (2, 0, 2, 2, 1)]
+    before = many.predict()
+    assert torch.equal(before, state.predict()[[2, 0, 2, 2, 1]])
+    state.observe(prompt(3, 12))  # over the window's end
+    state.predict()
+    assert torch.equal(twin.predict(), state_of(model, rows, overflow=overflow).predict())
+    assert torch.equal(many.predict(), before)
+    many.observe(prompt(5, 12))
+    fresh = state_of(
+        model,
+        [ids + new for ids, new in zip(texts, prompt(5, 12).tolist(), strict=True)],
+        overflow=overflow,
+    )
+    torch.testing.assert_close(many.predict(), fresh.predict(), rtol=0, atol=tolerance_of(model))
+    other = state_of(
+        model,
+        [ids + new for ids, new in zip(rows, prompt(3, 12).tolist(), strict=True)],
+        overflow=overflow,
+    )
+    torch.testing.assert_close(state.predict(), other.predict(), rtol=0, atol=tolerance_of(model))
+    assert twin.lengths == [3, 9, 20]
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_a_fork_of_several_rows_goes_on_in_single_steps_as_the_original_does(
+    model: LanguageModel, overflow: Overflow
+) -> None:
+    state = state_of(model, ROWS, overflow=overflow)
+    options = SamplingOptions(seed=3)
+    for _ in range(3):
+        state.advance(options, [5, 6, 7])
+    twin = state.fork([1, 2])
+    chosen = [state.advance(options, [5, 6, 7]) for _ in range(12)]
+    again = [twin.advance(options, [6, 7]) for _ in range(12)]
+    assert torch.equal(torch.stack(again), torch.stack(chosen)[:, 1:])
+
+
+def test_a_cache_that_cannot_be_copied_is_made_anew() -> None:
+    model = Recurrent(13, None, keeps_cache=True)
+    state = state_of(model, [[1, 2, 3], [4, 5, 6]])
+    state.predict()
+    read = model.read
+    twin = state.fork([1])
+    assert torch.equal(twin.predict(), state.predict()[1:])
+    assert model.read == read + 3  # the whole of that row, and nothing of the original
+    assert HiddenCache().fork([0]) is None
+    unread = KVCache(2, 4).fork([0, 1])
+    assert unread is not None
+    assert [layer.length for layer in unread.layers] == [0, 0]
+
+
+@pytest.mark.parametrize("inside", ["beginning", "middle", "fork"])
+def test_a_generation_may_enter_and_leave_inference_mode(model: LanguageModel, inside: str) -> None:
+    options = SamplingOptions(seed=3)
+    expected = state_of(model, [[1, 2, 3], [4]])
+    wanted = [expected.advance(options, [0, 1]) for _ in range(12)]
+    if inside == "beginning":
+        with torch.inference_mode():
+            state = state_of(model, [[1, 2, 3], [4]])
+            got = [state.advance(options, [0, 1])]
+    else:
+        state = state_of(model, [[1, 2, 3], [4]])
+        got = [state.advance(options, [0, 1])]
+        with torch.inference_mode():
+            if inside == "fork":
+                state = state.fork([0, 1])
+            else:
+                got.append(state.advance(options, [0, 1]))
+    while len(got) < 12:
+        got.append(state.advance(options, [0, 1]))
+    assert torch.equal(torch.stack(got), torch.stack(wanted))

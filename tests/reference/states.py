@@ -1,0 +1,57 @@
+"""Prediction states of every kind of model, for tests of what all of them promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from reference.drawn_models import (
+    random_rows,
+)
+from reference.own_model import Recurrent
+from reference.tiny_models import MODELS, tiny_config, tiny_gpt
+from torch import Tensor
+
+from charlm import BlockDataset, NGramLM
+from charlm.generation import PlainState, PredictionState
+from charlm.models.base import LanguageModel
+
+__all__ = ["ROWS", "STATES", "state_of", "tensors", "tolerance_of"]
+
+F64 = torch.float64
+
+STATES: dict[str, Callable[[], LanguageModel]] = {
+    "plain": lambda: tiny_gpt(tiny_config(block_size=8), dtype=F64),
+    "rotary": lambda: tiny_gpt(tiny_config("cpu-1min", block_size=8), dtype=F64),
+    "bigram": lambda: MODELS["bigram"](torch.float32),
+    "ngram": lambda: NGramLM(13, 4).fit(BlockDataset(random_rows([200])[0], 4)),
+    "own": lambda: Recurrent(13, 8, keeps_cache=True),
+    "own without cache": lambda: Recurrent(13, None, keeps_cache=False),
+    "fast": lambda: tiny_gpt(tiny_config(block_size=8)),
+    "fast in bfloat16": lambda: tiny_gpt(tiny_config("cpu-1min", block_size=8), dtype=torch.bfloat16),
+}
+"""A model of each kind by name; the window of those that have one is 8."""
+
+ROWS: list[list[int]] = [row.tolist() for row in random_rows([3, 9, 20])]
+"""Three texts, two of them longer than the window."""
+
+
+def tensors(rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return ids (t,) of each row."""
+    return [torch.tensor(row, dtype=torch.int64) for row in rows]
+
+
+def state_of(model: LanguageModel, rows: Sequence[Sequence[int]], **options: Any) -> PredictionState:
+    """Return a state that has observed some texts."""
+    state = model.new_state(len(rows), **options)
+    state.observe(tensors(rows))
+    return state
+
+
+def tolerance_of(model: LanguageModel) -> float:
+    """Return by how much logits may differ that were computed in another order."""
+    dtypes = {tensor.dtype for tensor in model.state_dict().values()}
+    if torch.bfloat16 in dtypes and isinstance(model.new_state(), PlainState):
+        return 0.2  # the fast path computes in float32
+    return 1e-9 if F64 in dtypes else 1e-5
