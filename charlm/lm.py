@@ -286,18 +286,18 @@ class CharLM:
         state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
         state.observe(self._tensors(contexts))
         decoders = [StreamDecoder(self.tokenizer) for _ in contexts]
-        texts = [""] * len(contexts)
+        texts: list[list[str]] = [[] for _ in contexts]
         going = list(range(len(contexts)))
         for _ in range(max_new_tokens):
             for row, i in zip(going, state.advance(options, going).tolist(), strict=True):
-                texts[row] += matchers[row].feed(decoders[row].feed([i]))
+                texts[row].append(matchers[row].feed(decoders[row].feed([i])))
             left = [at for at, row in enumerate(going) if not matchers[row].stopped]
             if not left:
                 break
             if len(left) < len(going):  # the others need not wait for those that are done
                 state, going = state.fork(left), [going[at] for at in left]
         rest = [m.feed(d.finish()) + m.finish() for m, d in zip(matchers, decoders, strict=True)]
-        return [text + end for text, end in zip(texts, rest, strict=True)]
+        return ["".join(pieces) + end for pieces, end in zip(texts, rest, strict=True)]
 
     def _pieces(self, steps: Iterator[torch.Tensor], matcher: StopMatcher) -> Iterator[str]:
         decoder = StreamDecoder(self.tokenizer)

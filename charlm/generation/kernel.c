@@ -659,7 +659,8 @@ static int64_t place_of(const struct ngrams *g, int64_t code) {
 /* Mix into p (V,) what the counts behind a node say. */
 static void mix(const struct ngrams *g, int64_t node, int64_t length, float *p) {
     int64_t first = place_of(g, node * g->V), end = first, total = 0, kinds[3] = {0};
-    for (; end < g->M && g->codes[end] < (node + 1) * g->V; end++) {
+    /* The lower bound, too: nobody may have checked that the codes increase. */
+    for (; end < g->M && g->codes[end] >= node * g->V && g->codes[end] < (node + 1) * g->V; end++) {
         int32_t count = g->counts[end];
         total += count;
         kinds[count < 2 ? 0 : count < 3 ? 1 : 2]++;

@@ -28,6 +28,9 @@ PANEL = 64
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu2", "swiglu")
 
 
+_Form = tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
     """One block. Matrices are (out, in) as in `nn.Linear`; a bias or a gain may be missing."""
@@ -66,6 +69,17 @@ class DecoderWeights:
 
 class PackedModel:
     """The weights in the kernel's layout, and what they were copied from."""
+
+    kernel: ctypes.CDLL
+    parameters: Sequence[nn.Parameter]
+    settings: object
+    forms: list[_Form]
+    versions: list[int]
+    digest: list[tuple[int, int]]
+    block_size: int
+    multiplications: int
+    layers: ctypes.Array[Layer]
+    model: Model
 
     def __init__(
         self,
@@ -220,9 +234,7 @@ class Source:
         return same and self.settings == packed.settings and _forms(now) == packed.forms
 
 
-def _forms(
-    parameters: Sequence[Tensor],
-) -> list[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]]]:
+def _forms(parameters: Sequence[Tensor]) -> list[_Form]:
     return [(p.dtype, p.device, p.shape, p.stride()) for p in parameters]
 
 

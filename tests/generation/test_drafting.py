@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.drawn_models import needs_kernel
 from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from torch import Tensor
 
@@ -208,6 +209,18 @@ def test_an_n_gram_state_says_what_the_model_says(
     assert quick.predict().exp().sum(dim=-1).tolist() == pytest.approx([1.0] * B, abs=1e-5)
 
 
+@needs_kernel
+def test_tables_out_of_order_are_read_within_their_bounds() -> None:
+    model = counted(5)
+    shuffled = torch.randperm(len(model.codes), generator=torch.Generator().manual_seed(1))
+    for codes in (model.codes[shuffled], -model.codes, model.codes.flip(0), model.codes * 0 + 2**62):
+        model.load_state_dict({**model.state_dict(), "codes": codes})
+        state = model.new_state()
+        state.observe(prompt(1, 30))
+        assert state.predict().isfinite().all()
+
+
+@needs_kernel
 def test_an_n_gram_state_follows_its_model_and_leaves_the_rest_to_it() -> None:
     model = counted()
     state = model.new_state()
