@@ -206,8 +206,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--draft",
         action="store_true",
-        help="let the run's n-gram baseline guess ahead: the same text, sooner if the model has more than "
-        "about 10 million parameters",
+        help="let the run's n-gram baseline guess ahead: the same text, sooner if the model's weights exceed "
+        "the processor's cache",
     )
 
 
