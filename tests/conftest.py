@@ -1,4 +1,4 @@
-"""Shared fixtures: the corpus of the lecture, and a small text of our own."""
+"""Shared fixtures: the corpus of the lecture, a small text of our own, and tests that are repeated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import sys
 # do. It also holds for the processes that tests start. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from reference.campaign import Campaign, report_lines
+
+PASSED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +38,34 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "small.txt"
     path.write_text(tiny_corpus(6_000), encoding="utf-8")
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("charlm")
+    group.addoption("--trials", type=int, help="trials of each repeated test, instead of its short form")
+    group.addoption("--seed", type=int, default=0, help="seed of the repeated tests (0)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+@pytest.fixture
+def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
+    """How often a test of `tests/reliability` repeats what it does, and what it counts."""
+    config = request.config
+    own = Campaign(request.node.name, config.getoption("--seed"), config.getoption("--trials"))
+    yield own
+    own.finish(request.node.stash.get(PASSED, False))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = list(report_lines())
+    if lines:
+        terminalreporter.section("repeated tests")
+        for line in lines:
+            terminalreporter.write_line(line)
