@@ -359,7 +359,7 @@ def _best_of_run(directory: Path) -> tuple[Mapping[str, bytearray], Path]:
     problems: dict[Path, str] = {}
     while True:
         whole, damaged = scan_checkpoints(run)
-        problems.update(damaged)
+        problems.update({path: str(error) for path, error in damaged.items()})
         newest_first = [info for info in reversed(whole) if info.path not in problems]
         if not newest_first:
             found = "; ".join(problems.values()) or "none was saved yet"

@@ -133,8 +133,7 @@ def read_record(path: Path) -> Origin:
         ) from error
     where = str(file)
     values = strict_json.loads(data, path=where)
-    if (values.get("format"), values.get("version")) != (_FORMAT, _VERSION):
-        raise refusal(file, f"must have format {_FORMAT!r}, version {_VERSION}; another charlm wrote it.")
+    strict_json.check_version(values, _FORMAT, _VERSION, path=where)
     sources = strict_json.take(values, "sources", list, path=where)
     if not all(isinstance(source, str) for source in sources):
         raise refusal(file, "must hold strings in 'sources'.")

@@ -19,7 +19,7 @@ from typing import NoReturn, TypeVar
 from charlm.errors import quoted
 from charlm.files.reading import refusal
 
-__all__ = ["MAX_BYTES", "dumps", "dumps_line", "loads", "take"]
+__all__ = ["MAX_BYTES", "check_version", "dumps", "dumps_line", "loads", "take"]
 
 MAX_BYTES = 256 * 1024
 """Default size limit of a JSON file, in bytes."""
@@ -97,6 +97,39 @@ def take(values: Mapping[str, object], name: str, kind: type[T], *, path: str) -
         wanted, got = _NAMES[kind], _described(value)
         raise refusal(path, f"must hold {wanted} in {quoted(name, 80)}, got {got}.")
     return value
+
+
+def check_version(values: Mapping[str, object], name: str, newest: int, *, path: str) -> None:
+    """Check the fields `format` and `version`, with which each of our files begins.
+
+    A version is read by every charlm that is as new as it or newer (docs/reliability.md has the rule).
+
+    Args:
+        values: the object.
+        name: what `format` must be.
+        newest: the newest version that is read; every older one is, too.
+        path: the file's name, for messages.
+
+    Raises:
+        FileFormatError: another format, no version, or a newer one.
+
+    Example:
+        >>> check_version({"format": "charlm.model", "version": 2}, "charlm.model", 1, path="config.json")
+        Traceback (most recent call last):
+            ...
+        charlm.errors.FileFormatError: 'config.json' has version 2 of charlm.model; this charlm reads up to \
+1. Update charlm.
+    """
+    found = take(values, "format", str, path=path)
+    if found != name:
+        raise refusal(path, f"must hold {name!r} in 'format', got {quoted(found, 40)}.")
+    version = take(values, "version", int, path=path)
+    if version > newest:
+        raise refusal(
+            path, f"has version {version} of {name}; this charlm reads up to {newest}. Update charlm."
+        )
+    if version < 1:
+        raise refusal(path, f"must hold a version of at least 1 in 'version', got {version}.")
 
 
 def dumps(value: Mapping[str, object]) -> bytes:

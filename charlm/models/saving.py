@@ -213,8 +213,7 @@ def model_settings(
     """
     path = str(directory / CONFIG_FILE)
     values = strict_json.loads(files[CONFIG_FILE], path=path)
-    if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
-        raise refusal(path, f"must have format {FORMAT!r}, version {VERSION}; another charlm wrote it.")
+    strict_json.check_version(values, FORMAT, VERSION, path=path)
     kind = strict_json.take(values, "kind", str, path=path)
     kinds: dict[str, type[LanguageModel]] = {
         BigramLM.kind: BigramLM,

@@ -39,7 +39,7 @@ OnUnknown: TypeAlias = Literal["error", "skip", "replace"]
 MAX_FILE_BYTES = 8 * 2**20
 """Largest tokenizer.json that is read. The vocabulary of all of Unicode takes 4.4 MB."""
 
-_FORMAT = "charlm.tokenizer"
+_FORMAT, _VERSION = "charlm.tokenizer", 1
 _STRETCH = 2**16  # characters: text, codes and ids of a stretch take at most 0.8 MB; measured fastest
 
 
@@ -250,7 +250,7 @@ class CharTokenizer:
         """Return what `save` writes; `tokenizer_from_dict` is the way back."""
         return {
             "format": _FORMAT,
-            "version": 1,
+            "version": _VERSION,
             "kind": "character",
             "vocab": self._characters,
             "unknown": self._unknown,
@@ -367,7 +367,7 @@ class ByteTokenizer:
 
     def to_dict(self) -> dict[str, object]:
         """Return what `save` writes; `tokenizer_from_dict` is the way back."""
-        return {"format": _FORMAT, "version": 1, "kind": "byte"}
+        return {"format": _FORMAT, "version": _VERSION, "kind": "byte"}
 
     @override
     def __eq__(self, other: object) -> bool:
@@ -412,12 +412,7 @@ def tokenizer_from_dict(values: Mapping[str, object], *, path: str) -> CharToken
         ByteTokenizer()
     """
     known = ["format", "version", "kind"]
-    marker = strict_json.take(values, "format", str, path=path)
-    if marker != _FORMAT:
-        raise reading.refusal(path, f"must hold '{_FORMAT}' in 'format', got {shown(marker)}.")
-    version = strict_json.take(values, "version", int, path=path)
-    if version != 1:
-        raise reading.refusal(path, f"must hold 1 in 'version', got {version}. A newer charlm may read it.")
+    strict_json.check_version(values, _FORMAT, _VERSION, path=path)
     kind = strict_json.take(values, "kind", str, path=path)
     tokenizer: CharTokenizer | ByteTokenizer = ByteTokenizer()
     if kind == "character":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
 _LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]{8}|\.trash-[0-9a-f]{8}")
+_LEFTOVER_FILE = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 _FILES = {"config.json", "tokenizer.json", "model.safetensors", TRAIN_FILE, STATE_FILE}
 
 
@@ -166,9 +168,10 @@ def list_checkpoints(run: RunDirectory) -> list[CheckpointInfo]:
     return scan_checkpoints(run)[0]
 
 
-def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, str]]:
-    """Return what `list_checkpoints` does, and what is wrong with each damaged manifest, by directory."""
-    found, problems = [], {}
+def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, OSError]]:
+    """Return what `list_checkpoints` does, and what is wrong with each other manifest, by directory."""
+    found: list[CheckpointInfo] = []
+    problems: dict[Path, OSError] = {}
     paths = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
     for path in paths:
         if _NAME.fullmatch(path.name):
@@ -176,7 +179,7 @@ def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path
                 found.append(_read_manifest(path, run.run_id))
             except OSError as error:
                 if path.exists():  # else it was pruned in between
-                    problems[path] = str(error)
+                    problems[path] = error
     return found, problems
 
 
@@ -229,9 +232,9 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
 def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_best: int) -> None:
     """Delete all checkpoints but the newest and the best. Call it only after `newest` is durable.
 
-    Nothing but checkpoints of this run with a whole manifest is ever deleted. `newest` always stays, and
-    others of its step go. Those past its step are left alone and do not count: they belong to what a
-    resume has fallen back from, and may be damaged.
+    Nothing but checkpoints of this run with a whole manifest is ever deleted, and none that somebody has put
+    other files into. `newest` always stays, and others of its step go. Those past its step are left alone
+    and do not count: they belong to what a resume has fallen back from, and may be damaged.
 
     Args:
         run: where.
@@ -254,7 +257,7 @@ def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_b
     )
     kept = {info.path for info in [*candidates[-max(keep_last, 1) :], *scored[:keep_best]]}
     for info in checkpoints:
-        if info.step <= step and info.path not in kept:
+        if info.step <= step and info.path not in kept and _holds_only_its_own(info):
             remove_directory(info.path, run.checkpoints / f".trash-{info.save_id}")
 
 
@@ -265,8 +268,19 @@ def remove_leftovers(run: RunDirectory) -> None:
         OSError: one could not be deleted.
     """
     for path in run.checkpoints.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
+        if _LEFTOVER.fullmatch(path.name) and stat.S_ISDIR(path.lstat().st_mode):
             remove_directory(path, path)
+    for path in run.path.iterdir():  # of the log, when a resume cuts it back
+        if _LEFTOVER_FILE.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+
+
+def _holds_only_its_own(info: CheckpointInfo) -> bool:
+    """Return whether nobody has put anything into a checkpoint, or a link in its place."""
+    return not info.path.is_symlink() and {entry.name for entry in info.path.iterdir()} <= {
+        *info.files,
+        MANIFEST_FILE,
+    }
 
 
 def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
@@ -290,10 +304,10 @@ def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
     if digest != _own_digest(values) or data != strict_json.dumps({**values, "sha256": digest}):
         raise CheckpointCorruptError(f"{quoted(where)} has changed since it was saved")
     # From here on the manifest is what a charlm wrote; it may still be another version, run or save.
-    if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
-        raise CheckpointCorruptError(
-            f"{quoted(where)} must have format {FORMAT!r}, version {VERSION}; another charlm wrote it"
-        )
+    try:
+        strict_json.check_version(values, FORMAT, VERSION, path=where)
+    except FileFormatError as error:
+        raise CheckpointError(str(error)) from error
     try:
         step = strict_json.take(values, "step", int, path=where)
         save_id = strict_json.take(values, "save_id", str, path=where)

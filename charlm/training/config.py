@@ -62,6 +62,9 @@ class TrainerConfig(Config):
     """Muon's momentum."""
     grad_clip: Annotated[float, Range(above=0, maximum=1e6)] | None = 1.0
     """Largest global norm of the gradient; a larger one is scaled down. None: as it comes."""
+    nonfinite: Literal["raise", "skip"] = "raise"
+    """A step whose loss or gradient is not finite never changes a weight. raise: the run ends there, with an
+    error. skip: it goes on with the next step, unless ten in a row were left out."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Shape of the learning rate after the warm-up. wsd: constant, then linear down."""
     warmup_steps: Annotated[int, Range(0, 999_999_999_999)] = 50
@@ -110,6 +113,7 @@ class TrainerConfigFields(TypedDict, total=False):
     betas: tuple[float, float]
     momentum: float
     grad_clip: float | None
+    nonfinite: Literal["raise", "skip"]
     schedule: Literal["wsd", "cosine", "linear", "constant"]
     warmup_steps: int
     cooldown: float

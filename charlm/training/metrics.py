@@ -1,8 +1,8 @@
-"""metrics.jsonl: one line for each logged step, evaluation and sample.
+"""metrics.jsonl: one line for each logged step, evaluation, sample and skipped step.
 
-A line is strict JSON with "kind" ("step", "eval" or "sample") and "step". JSON has no NaN, so a value that
-is not finite is null, and "nonfinite" names it. Readers ignore a torn last line; a resume cuts what lies
-past its checkpoint.
+A line is strict JSON with "kind" ("step", "eval", "sample", or "skip" for a step that changed nothing) and
+"step". JSON has no NaN, so a value that is not finite is null, and "nonfinite" names it. Readers ignore a
+torn last line; a resume cuts what lies past its checkpoint.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from charlm.errors import FileFormatError
 from charlm.evaluation.evaluate import EvalResult
 from charlm.files import strict_json
 from charlm.files.log import Appender, keep_lines
+from charlm.files.reading import read_file
 
 __all__ = ["MetricsLog", "eval_values", "read_metrics"]
 
@@ -67,10 +68,10 @@ def read_metrics(path: Path) -> Iterator[dict[str, object]]:
     """Yield the records of a log in order, without a torn last line.
 
     Raises:
-        FileFormatError: a line is no record.
+        FileFormatError: a line is no record, or the log is no regular file or larger than 1 GiB.
         OSError: the file is missing or cannot be read.
     """
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in read_file(path, max_bytes=1 << 30).split(b"\n")[:-1]:
         yield strict_json.loads(line, path=str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,11 @@ class StepRecord:
     def grad_norm(self) -> float:
         """Global norm of the gradient before clipping. Read from the device when asked."""
         return self._grad_norm.item()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing was updated, since the loss or the gradient was not finite. Asks the device."""
+        return not math.isfinite(self.loss + self.grad_norm)
 
     @property
     def chars_per_second(self) -> float:

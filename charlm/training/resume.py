@@ -76,25 +76,26 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
     """Read the newest checkpoint that verifies; a damaged newer one is warned about.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or a newer charlm wrote the newest.
     """
     whole, damaged = scan_checkpoints(run)
-    problems = []
+    problems: list[OSError] = []
     for path in sorted([*(info.path for info in whole), *damaged], reverse=True):  # names sort by step
-        if path in damaged:
-            problems.append(damaged[path])
-            continue
         try:
+            if path in damaged:
+                raise damaged[path]
             checkpoint = read_checkpoint(path, run.run_id)
         except OSError as error:
-            problems.append(str(error))
+            if isinstance(error, CheckpointError) and not isinstance(error, CheckpointCorruptError):
+                raise  # it is whole, and what came before it is not what the caller means
+            problems.append(error)
             continue
         for problem in problems:
             warnings.warn(
                 f"{problem}; going on from step {checkpoint.info.step}", RuntimeWarning, stacklevel=4
             )
         return checkpoint
-    found = "; ".join(problems) or "none was saved"
+    found = "; ".join(map(str, problems)) or "none was saved"
     raise CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
 
 

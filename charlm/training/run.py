@@ -16,7 +16,7 @@ from pathlib import Path
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, RunLockedError, quoted
 from charlm.files import strict_json
 from charlm.files.atomic import make_directory, write_file
-from charlm.files.reading import read_file, refusal
+from charlm.files.reading import read_file
 
 try:
     import fcntl
@@ -104,8 +104,7 @@ class RunDirectory:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(f"no run in {quoted(str(path))}: it has no run.json") from error
         values = strict_json.loads(data, path=str(file))
-        if (values.get("format"), values.get("version")) != (FORMAT, VERSION):
-            raise refusal(file, f"must have format {FORMAT!r}, version {VERSION}; another charlm wrote it.")
+        strict_json.check_version(values, FORMAT, VERSION, path=str(file))
         return cls(path, strict_json.take(values, "run_id", str, path=str(file)))
 
     def lock(self) -> None:

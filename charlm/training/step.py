@@ -5,11 +5,12 @@ random in a step is drawn at the step's own address, so a step needs no memory o
 weights and the optimizers' state.
 
 Nothing here waits for a device that works on its own: whether a step was finite stays there, and keeps the
-step and all later ones from changing anything, until `check` asks.
+step (and all later ones, where the run is to end) from changing anything, until `check` asks.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ from charlm.training.records import StepRecord
 from charlm.training.schedules import learning_rate_at
 
 __all__ = ["Stepper"]
+
+# After so many steps in a row that were not finite a run ends: then it is not the batch.
+_MOST_IN_A_ROW = {"raise": 1, "skip": 10}
 
 
 class Stepper:
@@ -89,8 +93,11 @@ class Stepper:
             and self.scaler is None
             and all(getattr(made, "_step_supports_amp_scaling", False) for made in self.optimizers)
         )
-        self._halted: Tensor | None = None  # 1 on the device from the first step that was not finite
-        self._first: Tensor | None = None  # that step's number, on the device
+        self._limit = _MOST_IN_A_ROW[config.nonfinite]
+        self._in_a_row = 0  # steps up to now that were not finite, where each is asked
+        # The same on the device; and 1 from the step on at which the run is to end, and that step's number.
+        self._noted: tuple[Tensor, Tensor, Tensor] | None = None
+        self._maybe_skipped: list[tuple[int, Tensor, Tensor]] = []  # step, loss, norm of the gradient
 
     def take(self, step: int) -> StepRecord:
         """Move the parameters once.
@@ -99,7 +106,7 @@ class Stepper:
             step: which step of the run, from 0.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite; nothing has moved.
+            NonFiniteError: the loss or a gradient is not finite, and the run is to end; nothing has moved.
         """
         began = time.perf_counter()
         config = self._config
@@ -129,28 +136,50 @@ class Stepper:
         )
 
     def check(self) -> None:
-        """Ask the device whether all steps so far were finite; waits for it.
+        """Ask the device whether the run is to end because of a step so far; waits for it.
 
         Raises:
-            NonFiniteError: one was not; nothing has moved since, and its number is in the error.
+            NonFiniteError: it is; nothing has moved since that step, and its number is in the error.
         """
-        if self._halted is None or self._first is None or not bool(self._halted):
+        if self._noted is None or not bool(self._noted[1]):
             return
-        step = int(self._first)
-        self._halted = self._first = None
+        step = int(self._noted[2])
+        self._noted = None
         # Every step has an address, and the weights are still those before it: take it again, to look.
         loss = self._accumulate_gradients(step)
         self._refuse(step, loss, self._gradient_norm(), learning_rate_at(step, self._config))
 
+    def skipped(self, before: int) -> list[tuple[int, float, float]]:
+        """Return step, loss and gradient norm of those left out since the last call; waits for the device.
+
+        Args:
+            before: only steps before this one count; later ones are to be taken again.
+        """
+        noted, self._maybe_skipped = self._maybe_skipped, []
+        if not noted:
+            return []
+        read = torch.stack([torch.stack((loss, norm)) for _, loss, norm in noted]).tolist()  # (N, 2)
+        steps = [(step, loss, norm) for (step, _, _), (loss, norm) in zip(noted, read, strict=True)]
+        return [(n, loss, norm) for n, loss, norm in steps if n < before and not math.isfinite(loss + norm)]
+
     def _note(self, step: int, loss: Tensor, norm: Tensor, active: Sequence[Optimizer]) -> None:
         """Tell the optimizers, on the device, whether they may move."""
         bad = (~torch.isfinite(loss + norm)).float()
-        if self._halted is None or self._first is None:
-            self._halted, self._first = torch.zeros_like(bad), torch.full_like(bad, step, dtype=torch.int64)
-        self._first = torch.where(self._halted > 0, self._first, step)
-        self._halted = torch.maximum(self._halted, bad)
+        if self._noted is None:
+            self._noted = (
+                torch.zeros_like(bad),
+                torch.zeros_like(bad),
+                torch.zeros_like(bad, dtype=torch.int64),
+            )
+        in_a_row, ended, last = self._noted
+        in_a_row = (in_a_row + 1) * bad
+        last = torch.where(ended > 0, last, step)
+        ended = torch.maximum(ended, (in_a_row >= self._limit).float())
+        self._noted = in_a_row, ended, last
         for optimizer in active:
-            optimizer.found_inf = self._halted  # type: ignore[attr-defined]
+            optimizer.found_inf = torch.maximum(bad, ended)  # type: ignore[attr-defined]
+        if self._limit > 1:
+            self._maybe_skipped.append((step, loss, norm))
 
     def _drop_gradients(self) -> None:
         for parameter in self._all_parameters:  # model.zero_grad would look for them again, in each step
@@ -197,9 +226,15 @@ class Stepper:
         A factor below 1 has nothing left to lower. Weights and moments stay in each case.
         """
         if bool(torch.isfinite(loss + norm)):
+            self._in_a_row = 0
             return True
-        if self.scaler is None or not bool(torch.isfinite(loss)) or self.scaler.get_scale() < 1:
+        if self.scaler is not None and bool(torch.isfinite(loss)) and self.scaler.get_scale() >= 1:
+            return False
+        self._in_a_row += 1
+        if self._in_a_row >= self._limit:
+            self._in_a_row = 0
             self._refuse(step, loss, norm, learning_rate)
+        self._maybe_skipped.append((step, loss, norm))
         return False
 
     def _refuse(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> NoReturn:
@@ -217,6 +252,7 @@ class Stepper:
             f"step {step}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
             f"rate {learning_rate:g}; batch seed {self._config.seed}, "
             + (f"first bad gradient: {bad}. " if bad else "all gradients are finite. ")
+            + ("" if self._limit == 1 else f"It is the {self._limit}th in a row. ")
             + "The weights are those before this step. Lower the learning rate, or set grad_clip.",
             step=step,
             parameter=bad,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -229,7 +230,8 @@ class Trainer:
 
         Raises:
             TrainingInterrupted: `request_stop` was called; all is saved.
-            NonFiniteError: the loss or a gradient is not finite; the weights are those before that step.
+            NonFiniteError: the loss or a gradient is not finite (with `nonfinite="skip"`: ten times in a
+                row); the weights are those before that step.
             CheckpointWriteError: saving failed three times in a row.
             RunLockedError: another process trains in the same directory.
         """
@@ -343,11 +345,11 @@ class Trainer:
         try:
             return self._stepper.take(self.step)
         except NonFiniteError as error:
-            self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=self.step + 1)
+            self._log_bad_steps(error)
             raise
 
     def _check_steps(self) -> None:
-        """Go back to before the first step that was not finite, if there was one, and raise.
+        """Go back to before the step at which the run is to end, if there was one, and raise.
 
         On a device that works on its own this is known only when it is asked for; nothing moved since.
         """
@@ -357,8 +359,22 @@ class Trainer:
             undone = self.step - (error.step or 0)
             self.chars_seen -= undone * self._stepper.chars_per_step
             self.step -= undone
-            self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=self.step + 1)
+            self._log_bad_steps(error)
             raise
+        self._log_bad_steps(None)
+
+    def _log_bad_steps(self, last: NonFiniteError | None) -> None:
+        """Log the steps that were left out, and the one that ends the run."""
+        for step, loss, norm in self._stepper.skipped(self.step):
+            self._log("skip", {"loss": loss, "grad_norm": norm}, step=step + 1)
+            warnings.warn(
+                f"step {step} was skipped: its loss is {loss}, its gradient's norm {norm}; the weights are "
+                "those before it",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if last is not None:
+            self._log("step", {"loss": last.loss, "grad_norm": last.grad_norm}, step=self.step + 1)
 
     def _after_step(self, record: StepRecord) -> None:
         """Log, tell the callbacks, evaluate, sample and save: whatever is due after a step."""

@@ -251,7 +251,7 @@ def test_resume_needs_a_run_of_this_command(command: Command, text: Path, run: P
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"version": 2}, "must have format 'charlm.train', version 1"),
+        ({"version": 2}, "has version 2 of charlm.train; this charlm reads up to 1. Update charlm."),
         ({"sources": [1]}, "must hold strings in 'sources'"),
         ({"val_fraction": "0.1"}, "must hold a number in 'val_fraction'"),
     ],

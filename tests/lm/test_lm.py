@@ -450,5 +450,5 @@ def test_a_checkpoint_is_a_model_also_under_another_name(run: Path, tmp_path: Pa
 
 def test_a_run_json_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(FileFormatError, match=r"must have format 'charlm.run'"):
+    with pytest.raises(FileFormatError, match=r"must hold a string in 'format'"):
         load(tmp_path, device="cpu")

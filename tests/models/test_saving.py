@@ -274,8 +274,10 @@ def test_many_small_layers_are_refused_quickly(tmp_path: Path) -> None:
     [
         ({"kind": "rnn"}, "holds a model of the kind 'rnn'; known are bigram, gpt"),
         ({"kind": 3}, "must hold a string in 'kind'"),
-        ({"version": 2}, "must have format 'charlm.model', version 1; another charlm wrote it"),
-        ({"format": "other"}, "must have format 'charlm.model'"),
+        ({"version": 2}, "has version 2 of charlm.model; this charlm reads up to 1. Update charlm."),
+        ({"version": 0}, "must hold a version of at least 1 in 'version', got 0."),
+        ({"version": True}, "must hold an integer in 'version', got true."),
+        ({"format": "other"}, "must hold 'charlm.model' in 'format', got 'other'."),
         ({"config": []}, "must hold an object in 'config'"),
         ({"config": {}}, "vocab_size is missing"),
     ],

@@ -116,7 +116,7 @@ def test_the_largest_vocabulary_loads_quickly(tmp_path: Path) -> None:
         ({"format": "charlm.model"}, "'charlm.tokenizer' in 'format', got 'charlm.model'."),
         ({"format": 1}, "must hold a string in 'format', got 1."),
         ({"format": ...}, "must hold a string in 'format', got no such field."),
-        ({"version": 2}, "must hold 1 in 'version', got 2. A newer charlm may read it."),
+        ({"version": 2}, "has version 2 of charlm.tokenizer; this charlm reads up to 1. Update charlm."),
         ({"version": True}, "must hold an integer in 'version', got true."),
         ({"version": 1.0}, "must hold an integer in 'version', got 1.0."),
         ({"version": "1"}, "must hold an integer in 'version', got '1'."),

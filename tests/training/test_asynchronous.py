@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference.far_backend import FarBackend
 from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,15 +25,6 @@ from charlm.errors import NonFiniteError
 from charlm.training import AdamW, Muon
 from charlm.training.metrics import read_metrics
 from charlm.training.optimizers import OptimizerFactory
-
-
-class FarBackend(CPUBackend):
-    """The CPU, claiming to work on its own."""
-
-    @property
-    @override
-    def asynchronous(self) -> bool:
-        return True
 
 
 class Reads(TorchDispatchMode):

@@ -210,7 +210,6 @@ def test_two_swapped_files_are_found(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "must have format 'charlm.checkpoint', version 1"),
         ({"step": 9}, "belongs to another checkpoint"),
         ({"save_id": "00000000"}, "belongs to another checkpoint"),
         ({"step": "8"}, "must hold an integer in 'step'"),
@@ -228,6 +227,24 @@ def test_a_manifest_that_vouches_for_nonsense_is_refused(
     reseal(checkpoint, {**manifest, **change})
     with pytest.raises(CheckpointCorruptError, match=message):
         verify_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, r"has version 2 of charlm.checkpoint; this charlm reads up to 1. Update charlm\."),
+        ({"format": "other"}, "must hold 'charlm.checkpoint' in 'format', got 'other'"),
+    ],
+)
+def test_a_checkpoint_of_a_newer_charlm_is_not_called_damaged(
+    checkpoint: Path, change: dict[str, object], message: str
+) -> None:
+    manifest = json_of(checkpoint / "manifest.json")
+    manifest.pop("sha256")
+    reseal(checkpoint, {**manifest, **change})
+    with pytest.raises(CheckpointError, match=message) as caught:
+        verify_checkpoint(checkpoint)
+    assert not isinstance(caught.value, CheckpointCorruptError)
 
 
 def test_a_part_that_is_no_safetensors_file_is_refused_even_under_a_new_manifest(checkpoint: Path) -> None:
@@ -355,6 +372,18 @@ def test_pruning_never_touches_foreign_files(tmp_path: Path) -> None:
     assert (run.checkpoints / "notes" / "file").read_text(encoding="utf-8") == "mine"
 
 
+def test_pruning_leaves_a_checkpoint_that_somebody_has_put_a_file_into_or_a_link(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    paths = [prepared(run, step) for step in (1, 2, 3, 4)]
+    (paths[0] / "notes.txt").write_text("mine", encoding="utf-8")
+    paths[1].rename(tmp_path / "elsewhere")
+    paths[1].symlink_to(tmp_path / "elsewhere")
+    prune_checkpoints(run, paths[3], keep_last=1, keep_best=0)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [paths[i].name for i in (0, 1, 3)]
+    assert (paths[0] / "notes.txt").read_text(encoding="utf-8") == "mine"
+    verify_checkpoint(paths[1])
+
+
 def test_a_failed_save_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run")
     shutil.rmtree(run.checkpoints)
@@ -416,8 +445,14 @@ def test_what_killed_saves_left_is_removed_when_training_begins(tmp_path: Path) 
     for directory in [*leftovers, *foreign]:
         directory.mkdir()
         (directory / "model.safetensors").write_bytes(b"half")
+    (folder / ".trash-00000000").write_text("a file", encoding="utf-8")
+    (tmp_path / ".tmp-4711-0123abcd").write_bytes(b"half a log")
+    (tmp_path / ".tmp-4711-00000000").mkdir()
     Trainer.resume(tmp_path, train, device="cpu", max_steps=3).fit()
     assert not any(directory.exists() for directory in leftovers)
+    assert not (tmp_path / ".tmp-4711-0123abcd").exists()
+    assert (tmp_path / ".tmp-4711-00000000").is_dir()
+    assert (folder / ".trash-00000000").is_file()
     assert all((directory / "model.safetensors").exists() for directory in foreign)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -324,11 +325,23 @@ def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
         resumed(tmp_path / "run")
 
 
+def test_a_checkpoint_of_a_newer_charlm_is_refused_and_not_fallen_back_from(tmp_path: Path) -> None:
+    trainer_of(out_dir=tmp_path, keep_last=2).fit()
+    *_, newest = list_checkpoints(RunDirectory.open(tmp_path))
+    manifest = strict_json.loads((newest.path / "manifest.json").read_bytes(), path="manifest.json")
+    values = {**{k: v for k, v in manifest.items() if k != "sha256"}, "version": 2}
+    digest = hashlib.sha256(strict_json.dumps(values)).hexdigest()
+    (newest.path / "manifest.json").write_bytes(strict_json.dumps({**values, "sha256": digest}))
+    with pytest.raises(CheckpointError, match=r"has version 2 of charlm.checkpoint; .* Update charlm\."):
+        resumed(tmp_path)
+    assert newest.path.exists()
+
+
 def test_another_run_format_is_refused(tmp_path: Path) -> None:
     trainer_of(out_dir=tmp_path).fit()
     values = strict_json.loads((tmp_path / "run.json").read_bytes(), path="run.json")
     (tmp_path / "run.json").write_bytes(strict_json.dumps({**values, "version": 2}))
-    with pytest.raises(FileFormatError, match=r"must have format 'charlm.run', version 1"):
+    with pytest.raises(FileFormatError, match=r"has version 2 of charlm.run; .* reads up to 1"):
         resumed(tmp_path)
 
 
