@@ -7,12 +7,14 @@ values. Nothing in a file is executed, so models of strangers can be opened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from charlm.errors import (
     CheckpointError,
@@ -57,9 +59,32 @@ MODEL_FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE)
 FORMAT, VERSION = "charlm.model", 1
 
 _MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters
+_DRAWING = {"normal_", "uniform_", "kaiming_uniform_"}  # of torch.nn.init, and of tensors
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ModelT = TypeVar("ModelT", bound=LanguageModel)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves parameters as they were allocated where a constructor would fill them with random numbers.
+
+    That is most of the time which a model takes to build. The idea is torch.nn.utils.skip_init's.
+    """
+
+    @override
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, unless it is one of the three."""
+        named = kwargs or {}
+        filled = args[0] if args else named.get("tensor")  # torch.nn.init passes it by name
+        if func.__name__ in _DRAWING and isinstance(filled, nn.Parameter):
+            return filled
+        return func(*args, **named)
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -184,12 +209,14 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
         )
     weights = str(directory / WEIGHTS_FILE)
     header = safetensors.parse_header(files[WEIGHTS_FILE], path=weights)
-    stored = sum(torch.Size(info.shape).numel() for info in header.tensors.values())
-    if stored < config.num_parameters():  # before anything of that size is built
+    # Before anything of that size is built. What has one byte is no parameter, and would take four in memory.
+    numbers = [info for info in header.tensors.values() if info.dtype.itemsize > 1]
+    stored = sum(torch.Size(info.shape).numel() for info in numbers)
+    if stored < config.num_parameters():
         raise refusal(
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are about to be replaced
+    with torch.random.fork_rng(devices=[]), _NoDraws():  # what is drawn is about to be replaced
         model: ModelT = cls.from_config(config)
     model.to(check_tensors(header, unique_tensors(model), weights))
     tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)

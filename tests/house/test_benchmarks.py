@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from benchmarks import (
     batches,
+    checkpoints,
     common,
     cost,
     draft,
@@ -175,6 +176,13 @@ def test_trainer_overhead_is_a_percentage_of_the_bare_loop(quick: Callable[..., 
     results = quick(trainer_overhead.main)
     assert set(results["step_milliseconds"]) == {"trainer", "bare loop"}
     assert results["overhead_percent"]["median"] > -100
+
+
+def test_checkpoints_are_compared_with_the_plain_way(quick: Callable[..., Any]) -> None:
+    results = quick(checkpoints.main)
+    assert set(results["saving"]) == {"charlm", "torch.save and fsync"}
+    assert set(results["loading"]) == {"read_checkpoint", "charlm.load", "reading and sha256"}
+    assert results["pause"]["median"] > 0
 
 
 def test_encode_takes_texts_of_one_and_of_four_bytes(quick: Callable[..., Any]) -> None:

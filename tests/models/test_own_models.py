@@ -177,3 +177,27 @@ def test_weights_that_cannot_be_trained_are_refused(change: Any, message: str) -
     model = GPT(GPTConfig(vocab_size=V, block_size=8, n_layer=1, n_head=1, n_embd=8))
     with pytest.raises(InputError, match=message):
         Trainer(change(model), train, quick_config(), device="cpu")
+
+
+class Drawing(Unigram):
+    """Fills its parameter in a way of its own, from a matrix that it draws and turns."""
+
+    kind: ClassVar[str] = "test-drawing"
+
+    def __init__(self, config: UnigramConfig) -> None:
+        super().__init__(config)
+        nn.init.normal_(self.logits)
+        turned = nn.init.orthogonal_(torch.empty(4, 4))
+        if not torch.allclose(turned @ turned.T, torch.eye(4), atol=1e-5):
+            raise InputError("what is no parameter must be drawn as ever")
+
+
+def test_loading_draws_no_parameter_and_leaves_the_rest_of_a_constructor_alone(tmp_path: Path) -> None:
+    drawn = Drawing(UnigramConfig(vocab_size=V))
+    assert drawn.logits.abs().sum() > 0
+    CharLM(drawn, TOKENIZER).save(tmp_path / "model")
+    before = torch.get_rng_state()
+    again = load(tmp_path / "model", device="cpu").model
+    assert torch.equal(again.get_parameter("logits"), drawn.logits)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert Drawing(UnigramConfig(vocab_size=V)).logits.abs().sum() > 0  # a new one is drawn again
