@@ -6,6 +6,7 @@ This is what most users hold. It adds no options of its own: sampling is `charlm
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -368,7 +369,7 @@ def _best_of_run(directory: Path) -> tuple[Mapping[str, bytearray], Path]:
         try:
             files = read_checkpoint(path, run.run_id).files
         except OSError as error:
-            if path.exists():  # else the run, still in training, has deleted it: look again
+            if os.path.lexists(path):  # else the run, still in training, has deleted it: look again
                 problems[path] = str(error)
             continue
         for problem in problems.values():

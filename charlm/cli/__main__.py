@@ -33,13 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     console = Console()
     signals = Signals()
-    try:
-        with signals, product_and_messages(), console.warnings_shown():
-            code = _guarded(words, console, signals, began)
-    except Interrupted:  # between the installation of the handlers and the command
-        code = signals.exit_code
-    if argv is None and signals.received is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # one more could only disturb Python's own end
+    with signals, product_and_messages(), console.warnings_shown():
+        code = _guarded(words, console, signals, began)
+    if argv is None:  # a program of its own, and all is done: a signal could only disturb Python's own end
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     return code
 
@@ -47,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(words: Sequence[str], console: Console, signals: Signals, began: float) -> int:
     """Run the command, and turn whatever ends it early into its exit code and at most one line."""
     try:
-        return _run(words, console, signals, began)
+        with signals.raising():
+            return _run(words, console, signals, began)
     except (Interrupted, KeyboardInterrupt):
         return signals.exit_code
     except BrokenPipeError:

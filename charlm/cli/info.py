@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
@@ -27,8 +28,7 @@ from charlm.training.checkpoint import (
     MANIFEST_FILE,
     STATE_FILE,
     CheckpointInfo,
-    is_checkpoint_name,
-    list_checkpoints,
+    scan_checkpoints,
     verify_checkpoint,
 )
 from charlm.training.run import RunDirectory
@@ -58,19 +58,38 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 def _describe_run(path: Path, found: dict[str, object], *, verify: bool) -> list[str]:
     run = RunDirectory.open(path)
     found["run_id"] = run.run_id
-    whole = {info.path.name: info for info in list_checkpoints(run)}
-    newest_first = list(reversed(whole.values()))
-    newest = newest_first[0] if newest_first else None
-    best = min(newest_first, key=lambda i: (i.val_loss is None, i.val_loss or 0.0), default=None)  # as `load`
+    while True:
+        whole, others = scan_checkpoints(run)
+        try:
+            damaged = _describe_checkpoints(whole, others, found, verify=verify)
+            break
+        except OSError:
+            if all(os.path.lexists(info.path) for info in whole):
+                raise
+            # else the run, still in training, has deleted one of them: look again
+    problem = _describe_baseline(path, found, verify=verify)
+    if problem is not None:
+        damaged.append(problem)
+    return damaged if verify else []
+
+
+def _describe_checkpoints(
+    whole: Sequence[CheckpointInfo], others: Collection[Path], found: dict[str, object], *, verify: bool
+) -> list[str]:
+    """Add what a run's checkpoints say, and return what is wrong with them."""
+    newest = whole[-1] if whole else None
+    best = min(  # as `load`
+        reversed(whole), key=lambda info: (info.val_loss is None, info.val_loss or 0.0), default=None
+    )
+    infos = {info.path: info for info in whole}
     damaged, listed = [], []
-    present = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
-    for entry in present:
-        if not is_checkpoint_name(entry.name):
-            continue
+    for entry in sorted([*infos, *others]):
         problem = None
-        info = whole.get(entry.name)
+        info = infos.get(entry)
         if info is None or verify:
             problem = _problem(entry)
+            if problem is not None and not os.path.lexists(entry):
+                continue  # the run, still in training, has deleted it
         if problem is not None:
             damaged.append(problem)
         listed.append(
@@ -88,10 +107,7 @@ def _describe_run(path: Path, found: dict[str, object], *, verify: bool) -> list
         _describe_files(best.path, found)
         found["training"] = _training(newest.path)
     found["checkpoints"] = listed
-    problem = _describe_baseline(path, found, verify=verify)
-    if problem is not None:
-        damaged.append(problem)
-    return damaged if verify else []
+    return damaged
 
 
 def _describe_baseline(path: Path, found: dict[str, object], *, verify: bool) -> str | None:

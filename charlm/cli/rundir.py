@@ -6,7 +6,6 @@ reader, all settings, versions and the command lines that made the run. No torch
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,9 @@ __all__ = ["RECORD_FILE", "Origin", "check_free", "delete_run", "lasting", "read
 RECORD_FILE = "train.json"
 _FORMAT, _VERSION = "charlm.train", 1
 
-# Deleted in this order, so that a deletion that is cut short can be done again.
-_OWN = ("checkpoints", "ngram", "metrics.jsonl", RECORD_FILE, ".lock", "run.json")
+# Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
+# it holds the file, and a second file of that name would be a second lock.
+_OWN = ("checkpoints", "ngram", "metrics.jsonl", RECORD_FILE, "run.json")
 _LEFT_BEHIND = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")  # of a write that was killed
 
 
@@ -53,7 +53,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     Raises:
         RunExistsError: it is not empty, or holds more than a run that may be deleted.
     """
-    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+    if RunDirectory.is_free(path):
         return
     name = quoted(str(path))
     if not overwrite:
@@ -65,7 +65,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise RunExistsError(
             f"{name} holds no run, so --overwrite deletes nothing. Choose another directory."
         )
-    foreign = [e.name for e in path.iterdir() if e.name not in _OWN and not _LEFT_BEHIND.fullmatch(e.name)]
+    own = {*_OWN, ".lock"}
+    foreign = [e.name for e in path.iterdir() if e.name not in own and not _LEFT_BEHIND.fullmatch(e.name)]
     if foreign:
         raise RunExistsError(
             f"{name} holds files that are no part of a run ({quoted(min(foreign), 80)}), so --overwrite "

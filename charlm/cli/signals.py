@@ -33,6 +33,7 @@ class Interrupted(BaseException):
 class Signals:
     """Handlers of SIGINT and SIGTERM, inside a `with` block; those from before come back after it.
 
+    They raise only inside `raising`: an exception while they come or go would leave some of them behind.
     Outside of the main thread, where Python has no handlers, it does nothing. An ignored signal, as under
     `nohup`, stays ignored.
 
@@ -47,18 +48,19 @@ class Signals:
         self._before: dict[int, Any] = {}
         self._thread: threading.Thread | None = None
         self._at_once = False
+        self._raises = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="charlm-signals", daemon=True)
         self._thread.start()
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -66,12 +68,12 @@ class Signals:
     ) -> None:
         if self._thread is None:
             return
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)
         self._writer.close()
         self._thread.join()
         self._reader.close()
+        for number, handler in reversed(self._before.items()):  # SIGINT last: its old handler may raise
+            signal.signal(number, handler)
 
     @property
     def exit_code(self) -> int:
@@ -82,6 +84,16 @@ class Signals:
         """Raise Interrupted if a signal came whose exception got lost, for example inside an import."""
         if self.received is not None:
             raise Interrupted
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Let the first signal raise Interrupted inside the block, also if it came before."""
+        try:
+            self._raises = True
+            self.check()
+            yield
+        finally:
+            self._raises = False
 
     @contextmanager
     def ending_at_once(self) -> Iterator[None]:
@@ -116,9 +128,10 @@ class Signals:
         if self._at_once:
             os._exit(128 + number)
         self.received = number
-        if self._stop is None:
+        if self._stop is not None:
+            self._stop()
+        elif self._raises:
             raise Interrupted
-        self._stop()
 
     def _watch(self) -> None:
         first_at: float | None = None

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         training = origin.values.get("training")
         if isinstance(training, dict) and training.get("compile"):
             _keep_compiled_code()
-        from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
+        with signals.ending_at_once():
+            from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
         return resume(
             args, origin, text, sources=sources, max_steps=max_steps, console=console, signals=signals
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     signals.check()
     if settings.training.compile:
         _keep_compiled_code()
-    from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and so far nothing needed it
+    with signals.ending_at_once():
+        from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     return begin(
         args, gathered, text, val_fraction=val_fraction, console=console, signals=signals, began=began

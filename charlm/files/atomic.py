@@ -181,7 +181,9 @@ def make_directory(path: str | Path) -> None:
         OSError: it could not be made, or something other than a directory stands there.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir():  # perhaps made by a process that was killed before it was durable
+        with contextlib.suppress(PermissionError):  # the parent of another user's directory, say
+            sync_directory(path.parent)
         return
     make_directory(path.parent)
     with contextlib.suppress(FileExistsError):  # made by another process in between; or a file, seen below

@@ -14,6 +14,7 @@ the very bytes that were verified.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 import stat
@@ -170,17 +171,20 @@ def list_checkpoints(run: RunDirectory) -> list[CheckpointInfo]:
 
 def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, OSError]]:
     """Return what `list_checkpoints` does, and what is wrong with each other manifest, by directory."""
-    found: list[CheckpointInfo] = []
-    problems: dict[Path, OSError] = {}
-    paths = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
-    for path in paths:
-        if _NAME.fullmatch(path.name):
-            try:
-                found.append(_read_manifest(path, run.run_id))
-            except OSError as error:
-                if path.exists():  # else it was pruned in between
+    while True:
+        found: list[CheckpointInfo] = []
+        problems: dict[Path, OSError] = {}
+        deleted = False
+        paths = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
+        for path in paths:
+            if _NAME.fullmatch(path.name):
+                try:
+                    found.append(_read_manifest(path, run.run_id))
+                except OSError as error:
+                    deleted = deleted or not os.path.lexists(path)
                     problems[path] = error
-    return found, problems
+        if not deleted:  # else a process that trains there has saved a newer one meanwhile: look again
+            return found, problems
 
 
 def verify_checkpoint(path: Path) -> CheckpointInfo:

@@ -7,6 +7,7 @@ leaves everything as it was.
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,23 +79,29 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or a newer charlm wrote the newest.
     """
-    whole, damaged = scan_checkpoints(run)
-    problems: list[OSError] = []
-    for path in sorted([*(info.path for info in whole), *damaged], reverse=True):  # names sort by step
-        try:
-            if path in damaged:
-                raise damaged[path]
-            checkpoint = read_checkpoint(path, run.run_id)
-        except OSError as error:
-            if isinstance(error, CheckpointError) and not isinstance(error, CheckpointCorruptError):
-                raise  # it is whole, and what came before it is not what the caller means
-            problems.append(error)
-            continue
-        for problem in problems:
-            warnings.warn(
-                f"{problem}; going on from step {checkpoint.info.step}", RuntimeWarning, stacklevel=4
-            )
-        return checkpoint
+    deleted = True
+    while deleted:  # by a process that trains there, which has saved a newer one before: look again
+        deleted = False
+        whole, damaged = scan_checkpoints(run)
+        problems: list[OSError] = []
+        for path in sorted([*(info.path for info in whole), *damaged], reverse=True):  # names sort by step
+            try:
+                if path in damaged:
+                    raise damaged[path]
+                checkpoint = read_checkpoint(path, run.run_id)
+            except OSError as error:
+                deleted = not os.path.lexists(path)
+                if deleted:
+                    break
+                if isinstance(error, CheckpointError) and not isinstance(error, CheckpointCorruptError):
+                    raise  # it is whole, and what came before it is not what the caller means
+                problems.append(error)
+                continue
+            for problem in problems:
+                warnings.warn(
+                    f"{problem}; going on from step {checkpoint.info.step}", RuntimeWarning, stacklevel=4
+                )
+            return checkpoint
     found = "; ".join(map(str, problems)) or "none was saved"
     raise CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
 
@@ -224,7 +231,7 @@ def _best_weights(
     kept = current if best.step == current.info.step else None
     for info in list_checkpoints(run):
         if kept is None and info.step == best.step:
-            with contextlib.suppress(CheckpointCorruptError):
+            with contextlib.suppress(OSError):  # damaged, or deleted by a process that trains there
                 kept = read_checkpoint(info.path, run.run_id)
     if kept is None:
         warnings.warn(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -26,6 +27,8 @@ except ImportError:  # Windows has none; there, two trainers in one directory go
 __all__ = ["RunDirectory"]
 
 FORMAT, VERSION = "charlm.run", 1
+
+_LEFT_BEHIND = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")  # of a write that was killed
 
 
 class RunDirectory:
@@ -44,26 +47,37 @@ class RunDirectory:
         self._lock: int | None = None
 
     @staticmethod
-    def refuse_if_taken(path: Path) -> None:
-        """Raise RunExistsError unless a new run may begin at `path`: it is missing or empty.
+    def is_free(path: Path) -> bool:
+        """Return whether a new run may begin at `path`: it is missing or empty.
 
-        What a run leaves that was killed before it began does not count.
+        What a run leaves that was killed before it began, or while it was deleted, does not count.
         """
-        checkpoints = path / "checkpoints"
-        begun = (
-            {".lock", "checkpoints"} if checkpoints.is_dir() and not any(checkpoints.iterdir()) else {".lock"}
+        if not path.is_dir():
+            return not os.path.lexists(path)
+        return all(
+            entry.name == ".lock"
+            or _LEFT_BEHIND.fullmatch(entry.name)
+            or (entry.name == "checkpoints" and entry.is_dir() and not any(entry.iterdir()))
+            for entry in path.iterdir()
         )
-        if path.is_dir() and {entry.name for entry in path.iterdir()} <= begun:
-            return
-        if os.path.lexists(path):
+
+    @classmethod
+    def refuse_if_taken(cls, path: Path) -> None:
+        """Raise RunExistsError unless a new run may begin at `path`."""
+        if not cls.is_free(path):
             raise RunExistsError(
                 f"{quoted(str(path))} is not empty. Resume the run there (Trainer.resume, or --resume), "
                 "or choose another directory."
             )
 
     @classmethod
-    def create(cls, path: Path) -> RunDirectory:
+    def create(cls, path: Path, *, keep_lock: bool = False) -> RunDirectory:
         """Begin a new run in a directory that is missing or empty.
+
+        Args:
+            path: the directory.
+            keep_lock: return with the lock taken. Taken again later, it might be with another process just
+                then, one that is about to find that the run has begun; and neither of the two would train.
 
         Raises:
             RunExistsError: it holds something, perhaps since a moment ago.
@@ -71,7 +85,7 @@ class RunDirectory:
             CheckpointWriteError: it could not be written.
         """
         cls.refuse_if_taken(path)
-        run = cls(path, secrets.token_hex(8))
+        run, begun = cls(path, secrets.token_hex(8)), False
         created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         values = {"format": FORMAT, "version": VERSION, "run_id": run.run_id, "created": created}
         try:
@@ -80,6 +94,7 @@ class RunDirectory:
             cls.refuse_if_taken(path)  # once more, now that nobody else can begin
             make_directory(run.checkpoints)
             write_file(path / "run.json", strict_json.dumps(values))
+            begun = True
         except (RunExistsError, RunLockedError):
             raise
         except OSError as error:
@@ -87,7 +102,8 @@ class RunDirectory:
                 f"cannot make a run in {quoted(str(path))}: {error}", errno=error.errno
             ) from error
         finally:
-            run.unlock()
+            if not (begun and keep_lock):
+                run.unlock()
         return run
 
     @classmethod

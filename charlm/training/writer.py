@@ -62,7 +62,9 @@ class RunWriter:
         Raises:
             RunLockedError: another process trains there.
         """
-        run = self._made()
+        if self._run is None:
+            self._run = RunDirectory.create(self._directory, keep_lock=True)
+        run = self._run
         run.lock()
         with _warning("cannot clean up after an earlier save"):
             remove_leftovers(run)
@@ -80,7 +82,9 @@ class RunWriter:
         Raises:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
         """
-        run = self._made()
+        if self._run is None:
+            self._run = RunDirectory.create(self._directory)
+        run = self._run
         if self._log is not None:
             with _warning("cannot write metrics.jsonl"):
                 self._log.flush()
@@ -122,11 +126,6 @@ class RunWriter:
         finally:
             if self._run is not None:
                 self._run.unlock()
-
-    def _made(self) -> RunDirectory:
-        if self._run is None:
-            self._run = RunDirectory.create(self._directory)
-        return self._run
 
 
 @contextlib.contextmanager

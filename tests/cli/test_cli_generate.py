@@ -14,7 +14,7 @@ from reference.command import TEXT, TINY, Command, text_file
 import charlm
 from charlm.cli.__main__ import main
 from charlm.cli.generate import _from_argument
-from charlm.training.checkpoint import list_checkpoints
+from charlm.training.checkpoint import list_checkpoints, verify_checkpoint
 from charlm.training.run import RunDirectory
 
 
@@ -216,6 +216,34 @@ def test_verify_finds_one_changed_bit(command: Command, run: Path, tmp_path: Pat
     (first.path / "manifest.json").unlink()
     assert command("info", copy, "--verify") == 1
     assert command.err.count("charlm: error: ") == 2
+
+
+def test_info_on_a_checkpoint_that_lacks_a_file_is_an_error(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (list_checkpoints(RunDirectory.open(copy))[-1].path / "state.json").unlink()
+    assert command("info", copy) == 1
+    assert command.err.startswith("charlm: error: No such file or directory: ")
+
+
+def test_a_checkpoint_that_a_run_deletes_meanwhile_is_no_damage(
+    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in (0, -1):
+        copy = Path(shutil.copytree(run, tmp_path / str(at)))
+        deleted = list_checkpoints(RunDirectory.open(copy))[at]
+
+        def verify(path: Path, gone: Path = deleted.path) -> object:
+            if path == gone:
+                shutil.rmtree(gone)
+            return verify_checkpoint(path)
+
+        monkeypatch.setattr("charlm.cli.info.verify_checkpoint", verify)
+        assert command("info", copy, "--verify") == 0
+        assert "\ncheckpoints: 1\n" in command.out
+        assert "damaged" not in command.out
+        monkeypatch.undo()
 
 
 def test_info_escapes_what_a_vocabulary_holds(command: Command, tmp_path: Path) -> None:

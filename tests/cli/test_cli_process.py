@@ -244,7 +244,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_the_first_signal_raises_or_stops_and_the_next_ones_do_neither() -> None:
-    with Signals() as signals:
+    with Signals() as signals, signals.raising():
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -261,6 +261,36 @@ def test_the_first_signal_raises_or_stops_and_the_next_ones_do_neither() -> None
         time.sleep(0.05)
         signal.signal(signal.SIGUSR1, old)
     assert sorted(stopped) == ["say", "stop"]
+
+
+def test_a_signal_while_the_handlers_come_or_go_waits_for_the_command() -> None:
+    """An exception there would leave handlers behind that take every later signal and do nothing."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)  # as between two of the command's contexts
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(Interrupted), signals.raising():
+            raise AssertionError("the command would begin")
+    with Signals() as signals:
+        with signals.raising():
+            pass
+        signal.raise_signal(signal.SIGINT)  # the command has ended
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_signals_no_longer_disturb_a_program_that_has_ended(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["charlm", "info", str(folder / "run")])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert main() == 0
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in before)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "checkpoints: " in capsys.readouterr().out
 
 
 def test_an_error_that_a_signal_caused_is_no_error(

@@ -191,6 +191,25 @@ def test_overwrite_deletes_nothing_that_is_not_a_run(command: Command, text: Pat
     assert charlm.load(run).tokenizer.vocab_size > 9
 
 
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+def test_a_run_that_was_killed_before_it_began_needs_no_cleaning_up(
+    command: Command, text: Path, run: Path, flags: tuple[str, ...]
+) -> None:
+    (run / "checkpoints").mkdir(parents=True)
+    (run / ".lock").touch()
+    (run / ".tmp-4711-0123abcd").write_bytes(b"half of run.json")
+    assert command.train(text, "-o", run, *flags) == 0
+    assert not list(run.glob(".tmp-*"))
+
+
+def test_the_lock_of_a_deleted_run_is_still_the_lock(command: Command, text: Path, run: Path) -> None:
+    """A process that opened the file before and locks it now would otherwise hold another file."""
+    assert command.train(text, "-o", run) == 0
+    before = (run / ".lock").stat().st_ino
+    assert command.train(text, "-o", run, "--overwrite") == 0
+    assert (run / ".lock").stat().st_ino == before
+
+
 def test_a_mistake_beside_overwrite_costs_nothing(command: Command, text: Path, run: Path) -> None:
     assert command.train(text, "-o", run) == 0
     assert command.train(text, "-o", run, "--overwrite", "--block-size", "5000") == 1

@@ -334,7 +334,22 @@ def test_make_directory_makes_all_parents_and_accepts_one_that_exists(tmp_path: 
 def test_make_directory_syncs_each_parent(tmp_path: Path) -> None:
     with failing(-1) as calls:
         make_directory(tmp_path / "a" / "b")
-    assert [name for name in calls.names if name in {"mkdir", "fsync"}] == ["mkdir", "fsync"] * 2
+    assert [name for name in calls.names if name in {"mkdir", "fsync"}] == ["fsync", *["mkdir", "fsync"] * 2]
+
+
+def test_a_directory_that_a_killed_process_has_made_is_synced_into_its_parent(tmp_path: Path) -> None:
+    with failing(-1) as calls:
+        make_directory(tmp_path / "a")
+    with failing(calls.names.index("mkdir") + 1, how="kill"), pytest.raises(Killed):
+        make_directory(tmp_path / "b")
+    assert (tmp_path / "b").is_dir()
+    with failing(-1) as calls:
+        make_directory(tmp_path / "b")
+    assert calls.names == ["stat", "open", "fsync", "close"]
+    with failing(1, code=errno.EACCES):  # a parent that may not be read
+        make_directory(tmp_path / "b")
+    with failing(2), pytest.raises(OSError, match="on purpose"):
+        make_directory(tmp_path / "b")
 
 
 def test_make_directory_refuses_a_file_in_its_place(tmp_path: Path) -> None:

@@ -28,21 +28,23 @@ class Killed(BaseException):
 
 
 class Calls:
-    """The calls of one block: how many there were, and whether the failing one was reached."""
+    """The calls of one block, what each was about, and whether the failing one was reached."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.first_arguments: list[object] = []
         self.failed: str | None = None
 
 
 @contextlib.contextmanager
-def failing(at: int, *, how: str = "once") -> Iterator[Calls]:
+def failing(at: int, *, how: str = "once", code: int = errno.EIO) -> Iterator[Calls]:
     """Fail call number `at` of the block (-1: none), "once", "always" (that function) or "kill" (all)."""
     calls = Calls()
 
     def wrapped(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             calls.names.append(name)
+            calls.first_arguments.append(args[0] if args else None)
             first = len(calls.names) - 1 == at
             again = calls.failed is not None and (how == "kill" or (how == "always" and calls.failed == name))
             if not (first or again):
@@ -51,7 +53,7 @@ def failing(at: int, *, how: str = "once") -> Iterator[Calls]:
             if name == "close":
                 with contextlib.suppress(OSError):  # rmtree closes again after a close that failed
                     real(*args, **kwargs)
-            raise Killed if how == "kill" else OSError(errno.EIO, "failed on purpose")
+            raise Killed if how == "kill" else OSError(code, "failed on purpose")
 
         return call
 

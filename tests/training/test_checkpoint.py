@@ -15,6 +15,7 @@ import torch
 from reference.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
+import charlm.training.checkpoint as checkpoint_module
 from charlm import BigramLM, Trainer
 from charlm.errors import (
     CheckpointCorruptError,
@@ -26,6 +27,7 @@ from charlm.errors import (
     RunLockedError,
 )
 from charlm.files import safetensors, strict_json
+from charlm.files.reading import read_file
 from charlm.training import Callback, list_checkpoints, verify_checkpoint
 from charlm.training.checkpoint import (
     new_save_id,
@@ -315,6 +317,24 @@ def test_only_whole_manifests_under_the_right_name_are_listed(tmp_path: Path) ->
     assert steps(run) == []
 
 
+def test_a_checkpoint_that_is_replaced_while_they_are_listed_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keep_last=1 there is one at every instant, and a reader must never see none."""
+    run = RunDirectory.create(tmp_path / "run")
+    prepared(run, 1)
+    replaced: list[Path] = []
+
+    def read(path: Path, **limits: int) -> bytearray:
+        if not replaced:
+            replaced.append(prepared(run, 2))
+            prune_checkpoints(run, replaced[0], keep_last=1, keep_best=0)
+        return read_file(path, **limits)
+
+    monkeypatch.setattr(checkpoint_module, "read_file", read)
+    assert steps(run) == [2]
+
+
 def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run")
     losses = {1: 5.0, 2: 1.0, 3: 2.0, 4: None, 5: 3.0, 6: 4.0, 7: None}
@@ -428,6 +448,39 @@ def test_a_directory_that_fills_up_before_training_begins_is_refused(tmp_path: P
     next(first.steps())
     with pytest.raises(RunExistsError):
         second.fit()
+
+
+def test_who_begins_a_run_keeps_the_lock_until_the_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken again after the beginning, it might just then be with one who finds the run begun, and leaves."""
+    taken: list[int] = []
+    real = RunDirectory.lock
+
+    def lock(self: RunDirectory) -> None:
+        before = self._lock
+        real(self)
+        taken.extend([] if before is not None else [1])
+
+    monkeypatch.setattr(RunDirectory, "lock", lock)
+    train, _ = tiny_split()
+    trainer = Trainer(BigramLM(V), train, quick_config(max_steps=2), device="cpu", out_dir=tmp_path / "run")
+    steps = trainer.steps()
+    next(steps)
+    assert taken == [1]
+    with pytest.raises(RunLockedError):
+        RunDirectory.open(tmp_path / "run").lock()
+    list(steps)
+    again = RunDirectory.open(tmp_path / "run")
+    again.lock()
+    again.unlock()
+
+
+def test_a_save_before_the_training_leaves_the_run_unlocked(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    trainer = Trainer(BigramLM(V), train, quick_config(max_steps=2), device="cpu", out_dir=tmp_path / "run")
+    trainer.save()
+    assert Trainer.resume(tmp_path / "run", train, device="cpu").fit().steps == 2
 
 
 def test_a_run_json_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:

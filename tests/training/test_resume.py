@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from reference.tiny_training import (
 )
 from typing_extensions import override
 
-from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer
+import charlm.training.resume as resume_module
+from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer, load
+from charlm.cli.__main__ import main
 from charlm.errors import (
     CharLMError,
     CheckpointError,
@@ -38,6 +41,7 @@ from charlm.errors import (
 )
 from charlm.files import strict_json
 from charlm.training import Callback, StepRecord, list_checkpoints
+from charlm.training.checkpoint import read_checkpoint
 from charlm.training.metrics import read_metrics
 from charlm.training.run import RunDirectory
 
@@ -140,28 +144,6 @@ def test_resume_continues_bit_for_bit(tmp_path: Path, kind: str) -> None:
         assert [(r["step"], r["loss_nats"]) for r in evaluations] == [
             (e.step, e.result.loss_nats) for e in history
         ]
-
-
-@pytest.mark.parametrize("kind", ["bigram", "gpt with dropout and accumulation"])
-def test_intervals_and_noisy_callbacks_change_nothing_in_the_training(tmp_path: Path, kind: str) -> None:
-    quiet = Numbers()
-    reference = trainer_of(kind, callbacks=[quiet], restore_best=False)
-    reference.fit()
-    before = global_generators()
-    changes: list[dict[str, Any]] = [
-        {"eval_interval": 1},
-        {"eval_interval": 100, "log_interval": 5},
-        {"save_interval": 1, "keep_last": 3},
-        {"sample_interval": 2, "sample_chars": 12},
-        {"eval_interval": 5, "log_interval": 3, "save_interval": 2, "sample_interval": 1},
-    ]
-    for i, config in enumerate(changes):
-        numbers = Numbers()
-        trainer = trainer_of(kind, tmp_path / str(i), [Noise(), numbers], restore_best=False, **config)
-        trainer.fit()
-        assert numbers.steps == quiet.steps
-        assert same_tensors(tensors_of(trainer), tensors_of(reference))
-    assert global_generators() != before  # the noise was real
 
 
 def test_the_callbacks_own_random_numbers_go_on_after_a_resume(tmp_path: Path) -> None:
@@ -288,8 +270,6 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
 def resumed_quietly(out_dir: Path) -> Trainer:
     """Resume, past damaged leftovers that a warning names."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return resumed(out_dir, [Callback()])
@@ -309,6 +289,30 @@ def test_what_is_saved_after_a_fall_back_is_never_pruned_for_the_damaged_one(tmp
         steps = [info.step for info in list_checkpoints(run)]
         assert steps == ([record.step, 12] if record.step < 12 else [12])
     assert not damaged.path.exists()
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_checkpoint_that_a_run_deletes_meanwhile_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """The one that is to be read is replaced, as by a training that goes on, and is then no longer there."""
+    trainer = trainer_of(out_dir=tmp_path, keep_last=kept, keep_best=0, restore_best=False)
+    trainer.fit()
+    real = read_checkpoint
+    replaced: list[Path] = []
+
+    def read(path: Path, run_id: str | None = None) -> Any:
+        if not replaced:
+            replaced.append(path)
+            trainer.save()  # of the same step, so it takes the other's place
+        return real(path, run_id)
+
+    monkeypatch.setattr(resume_module, "read_checkpoint", read)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = resume_module.newest_whole_checkpoint(RunDirectory.open(tmp_path))
+    assert not replaced[0].exists()
+    assert again.info.path == trainer.checkpoint
 
 
 def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
@@ -607,3 +611,15 @@ def test_a_new_end_is_remembered_before_the_next_checkpoint(tmp_path: Path) -> N
     next(steps)  # and then the process is killed
     del steps, again
     assert resumed(tmp_path).config.max_steps == STEPS + 50
+
+
+def test_a_dangling_link_in_place_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """It exists and leads nowhere: a reader must neither take it for a deleted one nor wait for it."""
+    trainer_of(out_dir=tmp_path).fit()
+    link = tmp_path / "checkpoints" / "step-000000000099-00000000"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.warns(RuntimeWarning, match="going on from step 12"):
+        assert resumed(tmp_path).step == 12
+    with pytest.warns(RuntimeWarning, match="loading"):
+        load(tmp_path, device="cpu")
+    assert main(["info", str(tmp_path)]) == 0
