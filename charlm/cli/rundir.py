@@ -6,7 +6,6 @@ reader, all settings, versions and the command lines that made the run. No torch
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, quoted
 from charlm.files import strict_json
-from charlm.files.atomic import write_file
+from charlm.files.atomic import is_left_behind, write_file
 from charlm.files.reading import read_file, refusal
 from charlm.training.run import RunDirectory
 
@@ -26,7 +25,6 @@ _FORMAT, _VERSION = "charlm.train", 1
 # Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
 # it holds the file, and a second file of that name would be a second lock.
 _OWN = ("checkpoints", "ngram", "metrics.jsonl", RECORD_FILE, "run.json")
-_LEFT_BEHIND = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")  # of a write that was killed
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
             f"{name} holds no run, so --overwrite deletes nothing. Choose another directory."
         )
     own = {*_OWN, ".lock"}
-    foreign = [e.name for e in path.iterdir() if e.name not in own and not _LEFT_BEHIND.fullmatch(e.name)]
+    foreign = [e.name for e in path.iterdir() if e.name not in own and not is_left_behind(e.name)]
     if foreign:
         raise RunExistsError(
             f"{name} holds files that are no part of a run ({quoted(min(foreign), 80)}), so --overwrite "
@@ -87,7 +85,7 @@ def delete_run(path: Path) -> None:
     run = RunDirectory(path, "")
     run.lock()
     try:
-        leftovers = [entry.name for entry in path.iterdir() if _LEFT_BEHIND.fullmatch(entry.name)]
+        leftovers = [entry.name for entry in path.iterdir() if is_left_behind(entry.name)]
         for name in [*leftovers, *_OWN]:
             file = path / name
             if file.is_dir() and not file.is_symlink():

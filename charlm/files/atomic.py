@@ -14,9 +14,11 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,10 @@ from charlm.errors import quoted
 __all__ = [
     "Content",
     "FileDigest",
+    "is_left_behind",
     "make_directory",
     "remove_directory",
+    "remove_file",
     "replace_directory",
     "standing_directory",
     "sync_directory",
@@ -37,13 +41,17 @@ __all__ = [
     "write_file",
 ]
 
-Content: TypeAlias = bytes | bytearray | memoryview | Iterable[bytes | bytearray | memoryview]
+Piece: TypeAlias = bytes | bytearray | memoryview
+Content: TypeAlias = Piece | Iterable[Piece]
 """The bytes of one file, in one piece or in several."""
 
 # Windows has neither O_NOFOLLOW nor directories that can be opened; the others lack O_BINARY.
 _NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
+
+_TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
+_LARGE = 1 << 20  # bytes of a piece that is worth a thread
 
 # What some network file systems answer to the fsync of a directory; PostgreSQL's fd.c passes over it, too.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
@@ -213,7 +221,27 @@ def remove_directory(path: str | Path, trash: str | Path) -> None:
     shutil.rmtree(trash)
 
 
-def write_all(descriptor: int, piece: bytes | bytearray | memoryview) -> int:
+def is_left_behind(name: str) -> bool:
+    """Return whether a file or directory of this name is what a killed write has left.
+
+    Example:
+        >>> is_left_behind(".tmp-4711-5f3a9c1e")
+        True
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_file(path: str | Path) -> None:
+    """Delete a regular file; anything else is left alone.
+
+    Raises:
+        OSError: it could not be deleted.
+    """
+    if stat.S_ISREG(os.lstat(path).st_mode):
+        os.unlink(path)
+
+
+def write_all(descriptor: int, piece: Piece) -> int:
     """Write all bytes of one piece, however many calls it takes, and return how many they were.
 
     Raises:
@@ -264,8 +292,8 @@ def _write_new(path: Path, content: Content) -> FileDigest:
         try:
             digest, size = hashlib.sha256(), 0
             for piece in [content] if isinstance(content, (bytes, bytearray, memoryview)) else content:
-                digest.update(piece)
-                size += write_all(descriptor, piece)
+                with _beside(digest.update, piece):
+                    size += write_all(descriptor, piece)
             os.fsync(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -273,6 +301,26 @@ def _write_new(path: Path, content: Content) -> FileDigest:
             raise
         os.close(descriptor)  # some file systems report a failed write only here
     return FileDigest(size, digest.hexdigest())
+
+
+@contextlib.contextmanager
+def _beside(work: Callable[[Piece], None], piece: Piece) -> Iterator[None]:
+    """Work on a piece while the block does something else with it: in a thread, if the piece is large."""
+    if memoryview(piece).nbytes < _LARGE:
+        work(piece)
+        yield
+        return
+    thread = threading.Thread(target=work, args=(piece,))
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads are to be had
+        work(piece)
+        yield
+        return
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _fill_new(

@@ -32,7 +32,14 @@ from charlm.errors import (
     quoted,
 )
 from charlm.files import safetensors, strict_json
-from charlm.files.atomic import Content, FileDigest, remove_directory, write_directory
+from charlm.files.atomic import (
+    Content,
+    FileDigest,
+    is_left_behind,
+    remove_directory,
+    remove_file,
+    write_directory,
+)
 from charlm.files.reading import read_file
 from charlm.training.run import RunDirectory
 
@@ -57,8 +64,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
-_LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]{8}|\.trash-[0-9a-f]{8}")
-_LEFTOVER_FILE = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
+_TRASH = re.compile(r"\.trash-[0-9a-f]{8}")
 _FILES = {"config.json", "tokenizer.json", "model.safetensors", TRAIN_FILE, STATE_FILE}
 
 
@@ -272,11 +278,12 @@ def remove_leftovers(run: RunDirectory) -> None:
         OSError: one could not be deleted.
     """
     for path in run.checkpoints.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and stat.S_ISDIR(path.lstat().st_mode):
+        is_ours = is_left_behind(path.name) or _TRASH.fullmatch(path.name)
+        if is_ours and stat.S_ISDIR(path.lstat().st_mode):
             remove_directory(path, path)
     for path in run.path.iterdir():  # of the log, when a resume cuts it back
-        if _LEFTOVER_FILE.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
-            path.unlink()
+        if is_left_behind(path.name):
+            remove_file(path)
 
 
 def _holds_only_its_own(info: CheckpointInfo) -> bool:

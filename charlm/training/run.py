@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import re
 import secrets
 from pathlib import Path
 
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, RunLockedError, quoted
 from charlm.files import strict_json
-from charlm.files.atomic import make_directory, write_file
+from charlm.files.atomic import is_left_behind, make_directory, write_file
 from charlm.files.reading import read_file
 
 try:
@@ -27,8 +26,6 @@ except ImportError:  # Windows has none; there, two trainers in one directory go
 __all__ = ["RunDirectory"]
 
 FORMAT, VERSION = "charlm.run", 1
-
-_LEFT_BEHIND = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")  # of a write that was killed
 
 
 class RunDirectory:
@@ -56,7 +53,7 @@ class RunDirectory:
             return not os.path.lexists(path)
         return all(
             entry.name == ".lock"
-            or _LEFT_BEHIND.fullmatch(entry.name)
+            or is_left_behind(entry.name)
             or (entry.name == "checkpoints" and entry.is_dir() and not any(entry.iterdir()))
             for entry in path.iterdir()
         )

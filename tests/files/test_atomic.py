@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from charlm.files.atomic import (
     FileDigest,
     make_directory,
     remove_directory,
+    remove_file,
     replace_directory,
     standing_directory,
     write_directory,
@@ -397,3 +399,44 @@ def test_a_removal_that_is_cut_short_shows_nothing_or_all_and_can_be_finished(tm
         if calls.failed is None:
             break
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_large_pieces_are_hashed_as_small_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
+) -> None:
+    """They are hashed while they are written, in a thread where the system gives one."""
+    if not threads:
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    pieces = [bytes(3_000_000), b"small", bytes(range(256)) * 8_192, memoryview(b"end")]
+    digests = write_directory(tmp_path / "d", {"f": pieces})
+    whole = b"".join(pieces)
+    assert (tmp_path / "d" / "f").read_bytes() == whole
+    assert digests["f"] == FileDigest(len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def test_a_write_that_fails_while_its_piece_is_hashed_is_an_error_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, piece: object) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "write", fail)
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="no room"):
+        write_file(tmp_path / "f", bytes(3_000_000))
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == threads
+
+
+def test_only_a_regular_file_is_removed_as_one(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    (tmp_path / "link").symlink_to("f")
+    (tmp_path / "d").mkdir()
+    for path in list(tmp_path.iterdir()):
+        remove_file(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
