@@ -46,6 +46,7 @@ from charlm.training.run import RunDirectory
 __all__ = [
     "Checkpoint",
     "CheckpointInfo",
+    "checkpoint_names",
     "is_checkpoint_name",
     "list_checkpoints",
     "new_save_id",
@@ -167,6 +168,12 @@ def part_metadata(run: RunDirectory, step: int, save_id: str) -> dict[str, str]:
     return {"run_id": run.run_id, "save_id": save_id, "step": str(step)}
 
 
+def checkpoint_names(run: RunDirectory) -> set[str]:
+    """Return the names of all directories that may be checkpoints; nothing in them is looked at."""
+    present = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    return {path.name for path in present if _NAME.fullmatch(path.name)}
+
+
 def list_checkpoints(run: RunDirectory) -> list[CheckpointInfo]:
     """Return the checkpoints whose manifest is whole, in order of their steps; contents are not read.
 
@@ -181,14 +188,12 @@ def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path
         found: list[CheckpointInfo] = []
         problems: dict[Path, OSError] = {}
         deleted = False
-        paths = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
-        for path in paths:
-            if _NAME.fullmatch(path.name):
-                try:
-                    found.append(_read_manifest(path, run.run_id))
-                except OSError as error:
-                    deleted = deleted or not os.path.lexists(path)
-                    problems[path] = error
+        for path in [run.checkpoints / name for name in sorted(checkpoint_names(run))]:
+            try:
+                found.append(_read_manifest(path, run.run_id))
+            except OSError as error:
+                deleted = deleted or not os.path.lexists(path)
+                problems[path] = error
         if not deleted:  # else a process that trains there has saved a newer one meanwhile: look again
             return found, problems
 

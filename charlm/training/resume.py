@@ -47,6 +47,7 @@ from charlm.training.checkpoint import (
     STATE_FILE,
     TRAIN_FILE,
     Checkpoint,
+    checkpoint_names,
     list_checkpoints,
     read_checkpoint,
     scan_checkpoints,
@@ -120,6 +121,7 @@ def resume(
 ) -> TrainerT:
     """Build the trainer that goes on from the newest whole checkpoint; see `Trainer.resume`."""
     run = RunDirectory.open(out_dir)
+    known = checkpoint_names(run)
     checkpoint = newest_whole_checkpoint(run)
     path, state = checkpoint.info.path, checkpoint.state
     where = str(path / STATE_FILE)
@@ -202,7 +204,7 @@ def resume(
     trainer.seconds = seconds
     trainer.best, trainer.last = best, last
     trainer.checkpoint = path
-    trainer._writer = RunWriter(out_dir, run, saved_step=trainer.step)
+    trainer._writer = RunWriter(out_dir, run, checkpoint.info, known)
     trainer._evaluations_since_best = evaluations_since_best
     trainer._other_weights = best_weights
     trainer._new_end = new_end

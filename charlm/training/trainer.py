@@ -390,12 +390,12 @@ class Trainer:
         if step % config.log_interval == 0 or ending:
             self._check_steps()
             self._log_step(record)
-        due = step % config.eval_interval == 0 and not self._interrupted
-        evaluated = self.val_data is not None and (due or ending)
-        if evaluated:
-            self._evaluate()
         if config.sample_interval is not None and step % config.sample_interval == 0:
             self._sample()
+        due = step % config.eval_interval == 0 and not self._interrupted
+        evaluated = self.val_data is not None and (due or ending)
+        if evaluated:  # last, since after a stop it is the first that is made up for
+            self._evaluate()
         self._count_seconds()
         save_interval = config.save_interval or config.eval_interval
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0

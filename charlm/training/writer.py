@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.errors import CheckpointWriteError
+from charlm.errors import CheckpointWriteError, RunLockedError, quoted
 from charlm.training import state
 from charlm.training.checkpoint import (
+    CheckpointInfo,
+    checkpoint_names,
     new_save_id,
     part_metadata,
     prune_checkpoints,
@@ -39,7 +41,8 @@ class RunWriter:
     Args:
         directory: where. Made at the first need.
         run: the run that lies there already, when it is resumed.
-        saved_step: the step of its newest checkpoint.
+        resumed_from: the checkpoint from which it is resumed.
+        known: names of the checkpoints that lay there before it was read.
 
     Attributes:
         saved_step: the step of the last checkpoint, or None.
@@ -48,11 +51,16 @@ class RunWriter:
     saved_step: int | None
 
     def __init__(
-        self, directory: Path, run: RunDirectory | None = None, saved_step: int | None = None
+        self,
+        directory: Path,
+        run: RunDirectory | None = None,
+        resumed_from: CheckpointInfo | None = None,
+        known: Collection[str] = (),
     ) -> None:
         self._directory = directory
         self._run = run
-        self.saved_step = saved_step
+        self.saved_step = None if resumed_from is None else resumed_from.step
+        self._known = {*known} if resumed_from is None else {*known, resumed_from.path.name}
         self._log: MetricsLog | None = None
         self._failed_saves = 0
 
@@ -60,12 +68,19 @@ class RunWriter:
         """Take the lock, clean up after killed saves, and open the log, cut back to `step`.
 
         Raises:
-            RunLockedError: another process trains there.
+            RunLockedError: another process trains there, or has trained since this trainer knew the run.
         """
         if self._run is None:
             self._run = RunDirectory.create(self._directory, keep_lock=True)
         run = self._run
         run.lock()
+        foreign = checkpoint_names(run) - self._known
+        if foreign:
+            run.unlock()
+            raise RunLockedError(
+                f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
+                f"(there is {max(foreign)} now). Resume from there."
+            )
         with _warning("cannot clean up after an earlier save"):
             remove_leftovers(run)
         self._log = MetricsLog(run.metrics, step=step)
@@ -99,6 +114,7 @@ class RunWriter:
             save_id=save_id,
         )
         self.saved_step = step
+        self._known.add(checkpoint.name)
         with _warning("cannot delete an old checkpoint (the new one is safe)"):
             prune_checkpoints(
                 run, checkpoint, keep_last=trainer.config.keep_last, keep_best=trainer.config.keep_best

@@ -171,8 +171,8 @@ def test_callbacks_run_in_their_order_at_every_turning_point(tmp_path: Path) -> 
         "a start 0",
         "a step 1",
         "a step 2",
-        "a evaluate 2",
         "a sample 2 4",
+        "a evaluate 2",
         "a save 2",  # the best so far, so that a resume finds its weights
         "a step 3",
         "a evaluate 3",

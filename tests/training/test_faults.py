@@ -224,7 +224,26 @@ def test_two_trainers_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
     with pytest.raises(RunLockedError):
         second.fit()
     list(steps)
-    assert second.fit().steps == 12
+    with pytest.raises(RunLockedError, match="has trained"):  # and what it has done is not undone
+        second.fit()
+    assert Trainer.resume(tmp_path, train, device="cpu").step == 12
+
+
+def test_a_trainer_does_not_go_back_behind_what_another_has_done_since(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    first = trainer_of(tmp_path)
+    steps = first.steps()
+    next(steps), next(steps)
+    first.stop()
+    list(steps)
+    late = Trainer.resume(tmp_path, train, device="cpu", max_steps=12)
+    assert Trainer.resume(tmp_path, train, device="cpu").fit().steps == 12
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    for trainer in (late, first):  # also one that was there before
+        with pytest.raises(RunLockedError, match=r"another process has trained in .* \(there is step-0*12-"):
+            trainer.fit()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+    assert Trainer.resume(tmp_path, train, device="cpu").step == 12
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
