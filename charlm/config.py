@@ -21,6 +21,8 @@ from charlm.errors import ConfigError, quoted, shown
 
 __all__ = ["Config", "Range"]
 
+_MOST_UNKNOWN = 4  # fields named in a message: a file can hold thousands
+
 
 @dataclass(frozen=True)
 class Range:
@@ -149,14 +151,15 @@ def _config_error(cls: type[Config], problems: Sequence[str]) -> ConfigError:
 
 def _unknown_fields(cls: type[Config], values: Mapping[str, object]) -> Iterator[str]:
     known = _hints(cls)
-    for name in values:
-        if name in known:
-            continue
+    unknown = [name for name in values if name not in known]
+    for name in unknown[:_MOST_UNKNOWN]:
         near = cls._other_names.get(name) or next(
             iter(difflib.get_close_matches(str(name), known, n=1)), None
         )
         hint = f"; did you mean {near!r}?" if near else f"; the fields are {', '.join(known)}"
         yield f"unknown field {quoted(str(name), 40)}{hint}"
+    if len(unknown) > _MOST_UNKNOWN:
+        yield f"{len(unknown) - _MOST_UNKNOWN} more unknown fields"
 
 
 def _bad_values(cls: type[Config], values: Mapping[str, object]) -> Iterator[str]:

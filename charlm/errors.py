@@ -72,7 +72,7 @@ def shown(value: object) -> str:
         return f"an int of {value.bit_length()} bits"
     if type(value) in (bool, int, float, type(None)):
         return repr(value)
-    text = reprlib.repr(value)
+    text = reprlib.repr(value)[:200]  # lists of lists of lists take more
     return f"{text if text.isprintable() else quoted(text)} ({type(value).__name__})"
 
 

@@ -30,7 +30,6 @@ from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read
 from charlm.text.streaming import StreamDecoder, start_ids
 from charlm.text.tokenizer import ByteTokenizer, Tokenizer
 from charlm.training.checkpoint import (
-    MANIFEST_FILE,
     is_checkpoint_name,
     read_checkpoint,
     scan_checkpoints,
@@ -339,7 +338,7 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
     backend = get_backend(device)
     if (directory / "run.json").exists():
         files, where = _best_of_run(directory)
-    elif is_checkpoint_name(directory.name) and (directory / MANIFEST_FILE).exists():
+    elif is_checkpoint_name(directory.name):  # without its manifest it is damaged, and no saved model
         files, where = read_checkpoint(directory).files, directory
     else:
         files, where = read_model_files(directory), directory

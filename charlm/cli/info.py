@@ -180,12 +180,14 @@ def _training(path: Path) -> dict[str, object]:
     where = str(path / STATE_FILE)
     state = strict_json.loads(read_file(where, max_bytes=strict_json.MAX_BYTES), path=where)
     best = state.get("best")
+    settings = strict_json.take(state, "config", dict, path=where)
+    strict_json.take(settings, "max_steps", int, path=where)  # what is written with its digits grouped
     return {
         "step": strict_json.take(state, "step", int, path=where),
         "chars_seen": strict_json.take(state, "chars_seen", int, path=where),
         "seconds": strict_json.take(state, "seconds", float, path=where),
         "best": best if isinstance(best, dict) else None,
-        "settings": strict_json.take(state, "config", dict, path=where),
+        "settings": settings,
     }
 
 
@@ -240,7 +242,7 @@ def _baseline_line(baseline: Mapping[str, object]) -> str:
 
 
 def _settings(settings: Mapping[str, object]) -> str:
-    return aligned(((name, _shown(value)) for name, value in settings.items()), indent="  ")
+    return aligned(((_shown(name), _shown(value)) for name, value in settings.items()), indent="  ")
 
 
 def _shown(value: object) -> str:

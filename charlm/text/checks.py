@@ -107,11 +107,12 @@ def checked_vocab(vocab: Sequence[str]) -> str:
     if surrogate:
         code, i = ord(surrogate[0]), surrogate.start()
         raise InputError(f"vocab must hold valid Unicode, got the lone surrogate U+{code:04X} at index {i}")
-    codes = np.sort(np.frombuffer(characters.encode("utf-32-le"), np.dtype("<u4")))  # quicker than a set
-    if (codes[1:] == codes[:-1]).any():
-        first: dict[str, int] = {}
-        i = next(i for i, c in enumerate(characters) if first.setdefault(c, i) != i)
-        twice = f"{quoted(characters[i])} at index {first[characters[i]]} and again at index {i}"
+    codes = np.frombuffer(characters.encode("utf-32-le"), np.dtype("<u4"))
+    ordered = np.sort(codes)  # quicker than a set
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.argsort(codes, kind="stable")  # equal ones keep their order, so a repeat follows the first
+        i = int(order[1:][ordered[1:] == ordered[:-1]].min())
+        twice = f"{quoted(characters[i])} at index {characters.index(characters[i])} and again at index {i}"
         raise InputError(f"vocab must hold each character once, got {twice}")
     return characters
 

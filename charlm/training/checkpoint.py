@@ -307,6 +307,8 @@ def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
         raise CheckpointError(
             f"{quoted(str(path))} is no checkpoint: its name must be step-NNNNNNNNNNNN-xxxxxxxx"
         )
+    if path.is_symlink():
+        raise CheckpointCorruptError(f"{quoted(str(path))} must be a directory, got a symbolic link")
     try:
         data = read_file(file, max_bytes=256 * 1024)
     except (FileNotFoundError, NotADirectoryError) as error:

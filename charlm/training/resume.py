@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,8 @@ def resume(
     names = optimizer_names(trainer)
     if take(state, "optimizers", list, path=where) != names:
         raise CheckpointMismatchError(
-            f"the run was trained with {state['optimizers']}, got {names}; pass the same optimizer="
+            f"the run was trained with {reprlib.repr(state['optimizers'])[:200]}, got {names}; "
+            "pass the same optimizer="
         )
     tensors, _ = safetensors.loads(checkpoint.files[TRAIN_FILE], path=str(path / TRAIN_FILE))
     moments = optimizer_state(tensors, trainer, str(path / TRAIN_FILE), own=optimizer is not None)
@@ -264,7 +266,8 @@ def _check_data(
     for name, data in (("train", train_data), ("val", val_data)):
         if data is not None and sizes.get(name) != data.block_size:
             raise CheckpointMismatchError(
-                f"{name}_data has blocks of {data.block_size}, the run was trained with {sizes.get(name)}"
+                f"{name}_data has blocks of {data.block_size}, the run was trained with "
+                f"{shown(sizes.get(name))}"
             )
 
 

@@ -4,6 +4,7 @@ RUN/run.json         run id, format, creation time; written once
 RUN/.lock            held while a process trains here; a courtesy, correctness never depends on it
 RUN/metrics.jsonl    see metrics.py
 RUN/checkpoints/     see checkpoint.py
+RUN/ngram/           a saved model: the baseline that the command line counts
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, RunLockedError, quoted
 from charlm.files import strict_json
 from charlm.files.atomic import is_left_behind, make_directory, write_file
-from charlm.files.reading import read_file
+from charlm.files.reading import read_file, refusal
 
 try:
     import fcntl
@@ -109,7 +110,7 @@ class RunDirectory:
 
         Raises:
             CheckpointError: there is no run.
-            FileFormatError: run.json is refused.
+            FileFormatError: run.json is refused, or a directory of the run is a link that leads out of it.
         """
         file = path / "run.json"
         try:
@@ -118,6 +119,11 @@ class RunDirectory:
             raise CheckpointError(f"no run in {quoted(str(path))}: it has no run.json") from error
         values = strict_json.loads(data, path=str(file))
         strict_json.check_version(values, FORMAT, VERSION, path=str(file))
+        for folder in (path / "checkpoints", path / "ngram"):
+            if folder.is_symlink():
+                raise refusal(
+                    folder, "must be a directory, got a symbolic link. Link to the whole run instead."
+                )
         return cls(path, strict_json.take(values, "run_id", str, path=str(file)))
 
     def lock(self) -> None:
@@ -128,7 +134,8 @@ class RunDirectory:
         """
         if fcntl is None or self._lock is not None:
             return
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        self._lock = os.open(self.path / ".lock", flags, 0o666)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -252,11 +252,13 @@ def restore_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]
     try:
         position, has_gauss, gauss = scalars["numpy"]
         version, gauss_next = scalars["python"]
+        if type(position) is not int or not 0 <= position <= 624:  # numpy would read beyond its keys
+            raise ValueError(position)
         keys = tensors["rng.numpy"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own
         random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
         torch.set_rng_state(tensors["rng.torch"].clone())
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         np.random.set_state(before[0])  # noqa: NPY002 - the caller's own
         random.setstate(before[1])
         torch.set_rng_state(before[2])

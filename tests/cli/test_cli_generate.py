@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from reference.command import TEXT, TINY, Command, text_file
+from reference.hostile_files import json_of, reseal
 
 import charlm
 from charlm.cli.__main__ import main
 from charlm.cli.generate import _from_argument
+from charlm.files import strict_json
 from charlm.training.checkpoint import list_checkpoints, verify_checkpoint
 from charlm.training.run import RunDirectory
 
@@ -250,3 +252,20 @@ def test_info_escapes_what_a_vocabulary_holds(command: Command, tmp_path: Path) 
     charlm.CharLM(charlm.BigramLM(2), charlm.CharTokenizer("\x1ba")).save(tmp_path / "model")
     assert command("info", tmp_path / "model") == 0
     assert "\x1b" not in command.out
+
+
+def test_info_escapes_the_names_of_settings_and_refuses_a_number_of_steps_that_is_none(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    newest = list_checkpoints(RunDirectory.open(run))[-1].path
+    checkpoint = shutil.copytree(newest, tmp_path / newest.name)
+    state = json_of(checkpoint / "state.json")
+    config = state["config"]
+    assert isinstance(config, dict)
+    for changes, code in (({"\x1b[2J": 1}, 0), ({"max_steps": "many"}, 1)):
+        changed = {**state, "config": {**config, **changes}}
+        (checkpoint / "state.json").write_bytes(strict_json.dumps(changed))
+        reseal(checkpoint)
+        assert command("info", checkpoint) == code
+        assert "\x1b" not in command.out
+    assert "must hold an integer in 'max_steps', got 'many'" in command.err

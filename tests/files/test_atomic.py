@@ -412,7 +412,12 @@ def test_large_pieces_are_hashed_as_small_ones_are(
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", refuse)
-    pieces = [bytes(3_000_000), b"small", bytes(range(256)) * 8_192, memoryview(b"end")]
+    pieces: list[bytes | memoryview] = [
+        bytes(3_000_000),
+        b"small",
+        bytes(range(256)) * 8_192,
+        memoryview(b"end"),
+    ]
     digests = write_directory(tmp_path / "d", {"f": pieces})
     whole = b"".join(pieces)
     assert (tmp_path / "d" / "f").read_bytes() == whole

@@ -235,3 +235,11 @@ def test_shown_is_one_short_printable_line_for_anything() -> None:
         assert len(shown(value)) < 250
     assert shown(12) == "12"
     assert shown("a\nb") == r"'a\nb'"
+
+
+def test_of_many_unknown_fields_four_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Sample.from_dict({"count": 1, **{f"field{i}" * 100: i for i in range(20_000)}})
+    assert "Sample: 5 problems" in str(caught.value)
+    assert str(caught.value).endswith("; 19996 more unknown fields")
+    assert len(str(caught.value)) < 1_000

@@ -452,3 +452,10 @@ def test_a_run_json_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     with pytest.raises(FileFormatError, match=r"must hold a string in 'format'"):
         load(tmp_path, device="cpu")
+
+
+def test_a_checkpoint_without_its_manifest_is_no_saved_model(run: Path) -> None:
+    best = paths_of(run)[0]
+    (best / "manifest.json").unlink()
+    with pytest.raises(CheckpointCorruptError, match=r"has no manifest\.json: the save did not end"):
+        load(best, device="cpu")

@@ -269,6 +269,18 @@ def test_many_small_layers_are_refused_quickly(tmp_path: Path) -> None:
     refused_quickly(tmp_path / "model", FileFormatError, message, seconds=10)
 
 
+def test_numbers_of_one_byte_are_no_parameters(tmp_path: Path) -> None:
+    """As many bytes as the model has parameters would make it take four times the memory of its file."""
+    values, _ = saved_gpt(tmp_path / "model")
+    config = values["config"]
+    assert isinstance(config, dict)
+    large = {**config, "n_embd": 1024, "n_head": 1, "n_layer": 1}
+    write_config(tmp_path / "model", {**values, "config": large})
+    count = GPTConfig.from_dict(large).num_parameters()
+    write_tensors(tmp_path / "model", {"w": torch.zeros(count, dtype=torch.uint8)})
+    refused_quickly(tmp_path / "model", FileFormatError, f"must hold the {count} parameters .*, got 0")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -401,7 +401,7 @@ def test_pruning_leaves_a_checkpoint_that_somebody_has_put_a_file_into_or_a_link
     prune_checkpoints(run, paths[3], keep_last=1, keep_best=0)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [paths[i].name for i in (0, 1, 3)]
     assert (paths[0] / "notes.txt").read_text(encoding="utf-8") == "mine"
-    verify_checkpoint(paths[1])
+    assert (tmp_path / "elsewhere" / "manifest.json").exists()
 
 
 def test_a_failed_save_leaves_nothing_and_says_why(tmp_path: Path) -> None:
@@ -560,3 +560,37 @@ def test_a_state_that_could_not_be_read_back_is_refused_before_anything_is_prune
     kept = list_checkpoints(RunDirectory.open(tmp_path))
     assert [info.step for info in kept] == [4]
     verify_checkpoint(kept[0].path)
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_not_followed(checkpoint: Path, tmp_path: Path) -> None:
+    link = tmp_path / "links" / checkpoint.name
+    link.parent.mkdir()
+    link.symlink_to(checkpoint)
+    verify_checkpoint(checkpoint)
+    with pytest.raises(CheckpointCorruptError, match="must be a directory, got a symbolic link"):
+        verify_checkpoint(link)
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(run_of_bigram: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_of_bigram, tmp_path / "run")
+    (run / ".lock").unlink(missing_ok=True)
+    (run / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        RunDirectory.open(run).lock()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "ngram"])
+def test_a_link_in_the_place_of_a_run_s_directory_is_not_followed(tmp_path: Path, name: str) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    prepared(run, 1)
+    (tmp_path / "elsewhere").mkdir()
+    if name == "checkpoints":
+        shutil.rmtree(run.checkpoints)
+    (run.path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileFormatError, match=f"{name}' must be a directory, got a symbolic link"):
+        RunDirectory.open(run.path)
+    (tmp_path / "link").symlink_to(run.path)
+    (run.path / name).unlink()
+    run.checkpoints.mkdir(exist_ok=True)
+    RunDirectory.open(tmp_path / "link")  # a link to the whole run is the caller's own path

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference.hostile_files import json_of, reseal
 from reference.tiny_models import tiny_config, tiny_gpt
 from reference.tiny_training import (
     TEXT,
@@ -32,6 +33,7 @@ from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageMo
 from charlm.cli.__main__ import main
 from charlm.errors import (
     CharLMError,
+    CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
     ConfigError,
@@ -623,3 +625,38 @@ def test_a_dangling_link_in_place_of_a_checkpoint_is_passed_over(tmp_path: Path)
     with pytest.warns(RuntimeWarning, match="loading"):
         load(tmp_path, device="cpu")
     assert main(["info", str(tmp_path)]) == 0
+
+
+def resealed(run: Path, name: str, **changes: object) -> Path:
+    """Return a copy of the run whose only checkpoint says something else in state.json."""
+    copy = shutil.copytree(run, run.with_name(name))
+    for info in list_checkpoints(RunDirectory.open(copy))[:-1]:
+        shutil.rmtree(info.path)
+    checkpoint = list_checkpoints(RunDirectory.open(copy))[-1].path
+    (checkpoint / "state.json").write_bytes(
+        strict_json.dumps({**json_of(checkpoint / "state.json"), **changes})
+    )
+    reseal(checkpoint)
+    return copy
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**6, True, None])
+def test_a_generator_at_a_place_that_it_does_not_have_is_refused(run_of_gpt: Path, position: object) -> None:
+    """Numpy does not check it, and would read beyond its numbers."""
+    rng = {"numpy": [position, 0, 0.0], "python": [3, None]}
+    run = resealed(run_of_gpt, f"at-{position}", rng=rng)
+    before = global_generators()
+    with pytest.raises(CheckpointCorruptError, match="holds no valid generator states"):
+        resumed(run, [Callback()])
+    assert global_generators() == before
+
+
+def test_what_a_state_says_is_shown_in_part_and_without_control_characters(run_of_gpt: Path) -> None:
+    for name, change, match in (
+        ("names", {"optimizers": ["\x1b[2J" * 9_999]}, "the run was trained with .*, got"),
+        ("blocks", {"block_size": {"train": "\x1b[2J" * 9_999, "val": 8}}, "the run was trained with '"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=match) as caught:
+            resumed(resealed(run_of_gpt, name, **change), [Callback()])
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
