@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 # One thread each: the models here are tiny, and threads that wait for each other would cost more than they
 # do. It also holds for the processes that tests start. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Generator, Iterator
 from pathlib import Path

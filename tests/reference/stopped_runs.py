@@ -177,8 +177,7 @@ def outcome(trainer: Trainer, numbers: Numbers) -> dict[str, Any]:
 def outcome_on_disk(run: Path, *, generators: bool = True) -> dict[str, Any]:
     """Return what a run's newest checkpoint and its log hold, as JSON has it.
 
-    Left out is what differs between any two runs: ids, seconds, speeds. Records of one step count in any
-    order: a run that is stopped in a step evaluates it when it goes on, after the step's sample.
+    Left out is what differs between any two runs: ids, seconds, speeds.
 
     Args:
         run: its directory.
@@ -200,7 +199,7 @@ def outcome_on_disk(run: Path, *, generators: bool = True) -> dict[str, Any]:
     ]
     found = {
         "state": state,
-        "metrics": sorted(records, key=lambda record: (str(record["step"]).zfill(12), str(record["kind"]))),
+        "metrics": records,
         "model.safetensors": digests(
             safetensors.loads(last.files["model.safetensors"], path="model.safetensors")[0]
         ),

@@ -27,71 +27,14 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 TARGETS = ("weights", "tokenizer", "config", "manifest")
 MEGABYTES = 256
-WORDS = (
-    *(
-        '"dtype"',
-        '"shape"',
-        '"data_offsets"',
-        '"__metadata__"',
-        '"F32"',
-        '"BOOL"',
-        '"BF16"',
-        '"I64"',
-        "[0,0]",
-    ),
-    *(
-        '"format"',
-        '"version"',
-        '"kind"',
-        '"vocab"',
-        '"unknown"',
-        '"character"',
-        '"byte"',
-        '"charlm.tokenizer"',
-    ),
-    *(
-        '"charlm.model"',
-        '"config"',
-        '"vocab_size"',
-        '"block_size"',
-        '"n_layer"',
-        '"n_head"',
-        '"n_embd"',
-        '"gpt"',
-    ),
-    *(
-        '"bigram"',
-        '"ngram"',
-        '"order"',
-        '"n_ngrams"',
-        '"bias"',
-        '"position"',
-        '"rotary"',
-        '"mlp_width"',
-        "null",
-    ),
-    *(
-        '"dropout"',
-        '"activation"',
-        '"swiglu"',
-        '"norm"',
-        '"files"',
-        '"size"',
-        '"sha256"',
-        '"step"',
-        '"save_id"',
-    ),
-    *('"run_id"', '"val_loss"', '"rng"', '"numpy"', '"python"', '"best"', '"nonfinite"', "true", "NaN", "-0"),
-    *(
-        "\\ud800",
-        "\\u0061",
-        "\\\\",
-        "1e999",
-        "9223372036854775807",
-        "9223372036854775808",
-        "18446744073709551615",
-    ),
-)
+_WORDS = r"""
+"dtype" "shape" "data_offsets" "__metadata__" "F32" "BOOL" "BF16" "I64" [0,0] "format" "version" "kind"
+"vocab" "unknown" "character" "byte" "charlm.tokenizer" "charlm.model" "config" "vocab_size" "block_size"
+"n_layer" "n_head" "n_embd" "gpt" "bigram" "ngram" "order" "n_ngrams" "bias" "position" "rotary"
+"mlp_width" null "dropout" "activation" "swiglu" "norm" "files" "size" "sha256" "step" "save_id" "run_id"
+"val_loss" "rng" "numpy" "python" "best" "nonfinite" true NaN -0 \ud800 \u0061 \\ 1e999
+9223372036854775807 9223372036854775808 18446744073709551615
+"""
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -215,7 +158,7 @@ def fuzz(target: str, folder: Path, seconds: int) -> None:
         corpus.mkdir()
         for number, data in enumerate(seeds()[target]):
             (corpus / f"seed{number}").write_bytes(data)
-    escaped = [word.replace("\\", "\\\\").replace('"', '\\"') for word in WORDS]
+    escaped = [word.replace("\\", "\\\\").replace('"', '\\"') for word in _WORDS.split()]
     (folder / "words").write_text("".join(f'"{word}"\n' for word in escaped), encoding="ascii")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 + MEGABYTES
     options = (

@@ -22,7 +22,7 @@ from reference.command import environment
 )
 @pytest.mark.parametrize("target", ["weights", "tokenizer", "config", "manifest"])
 def test_any_bytes_end_in_our_errors(target: str, campaign: Campaign) -> None:
-    seconds = campaign.trials(short=4)
+    seconds = campaign.trials(short=2)
     ended = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("fuzz.py")), target, "--seconds", str(seconds)],
         env=environment(CHARLM_NATIVE="0", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")),
