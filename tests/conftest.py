@@ -9,8 +9,6 @@ import sys
 # One thread each: the models here are tiny, and threads that wait for each other would cost more than they
 # do. It also holds for the processes that tests start. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests send it to.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -41,6 +39,11 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "small.txt"
     path.write_text(tiny_corpus(6_000), encoding="utf-8")
     return path
+
+
+def pytest_configure() -> None:
+    # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests send it to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -356,8 +356,8 @@ def test_the_log_has_every_step_evaluation_and_sample(tmp_path: Path) -> None:
         ("eval", 8),
         ("step", 10),
         ("step", 12),
-        ("eval", 12),
         ("sample", 12),
+        ("eval", 12),
     ]
     for record in records:
         if record["kind"] == "step":
