@@ -17,11 +17,9 @@ import hashlib
 import os
 import re
 import secrets
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from charlm.errors import (
     CheckpointCorruptError,
@@ -35,9 +33,6 @@ from charlm.files import safetensors, strict_json
 from charlm.files.atomic import (
     Content,
     FileDigest,
-    is_left_behind,
-    remove_directory,
-    remove_file,
     write_directory,
 )
 from charlm.files.reading import read_file
@@ -51,9 +46,7 @@ __all__ = [
     "list_checkpoints",
     "new_save_id",
     "part_metadata",
-    "prune_checkpoints",
     "read_checkpoint",
-    "remove_leftovers",
     "save_checkpoint",
     "scan_checkpoints",
     "verify_checkpoint",
@@ -65,7 +58,6 @@ MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
-_TRASH = re.compile(r"\.trash-[0-9a-f]{8}")
 _FILES = {"config.json", "tokenizer.json", "model.safetensors", TRAIN_FILE, STATE_FILE}
 
 
@@ -242,61 +234,6 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
         if identity != {"run_id": info.run_id, "save_id": info.save_id, "step": str(info.step)}:
             raise CheckpointCorruptError(f"{quoted(str(path / name))} belongs to another checkpoint")
     return Checkpoint(info=info, files=files, state=state)
-
-
-def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_best: int) -> None:
-    """Delete all checkpoints but the newest and the best. Call it only after `newest` is durable.
-
-    Nothing but checkpoints of this run with a whole manifest is ever deleted, and none that somebody has put
-    other files into. `newest` always stays, and others of its step go. Those past its step are left alone
-    and do not count: they belong to what a resume has fallen back from, and may be damaged.
-
-    Args:
-        run: where.
-        newest: the checkpoint that was just saved.
-        keep_last: how many of the newest stay, at least 1.
-        keep_best: how many of those with the lowest validation loss stay beside them.
-
-    Raises:
-        OSError: one could not be deleted.
-    """
-    checkpoints = list_checkpoints(run)
-    current = [info for info in checkpoints if info.path == newest]
-    if not current:
-        return
-    step = current[0].step
-    candidates = [info for info in checkpoints if info.step < step] + current
-    scored = sorted(
-        (info for info in candidates if info.val_loss is not None),
-        key=lambda info: (cast("float", info.val_loss), info.step),
-    )
-    kept = {info.path for info in [*candidates[-max(keep_last, 1) :], *scored[:keep_best]]}
-    for info in checkpoints:
-        if info.step <= step and info.path not in kept and _holds_only_its_own(info):
-            remove_directory(info.path, run.checkpoints / f".trash-{info.save_id}")
-
-
-def remove_leftovers(run: RunDirectory) -> None:
-    """Delete what killed saves and unfinished deletions left behind. Only while the run is locked.
-
-    Raises:
-        OSError: one could not be deleted.
-    """
-    for path in run.checkpoints.iterdir():
-        is_ours = is_left_behind(path.name) or _TRASH.fullmatch(path.name)
-        if is_ours and stat.S_ISDIR(path.lstat().st_mode):
-            remove_directory(path, path)
-    for path in run.path.iterdir():  # of the log, when a resume cuts it back
-        if is_left_behind(path.name):
-            remove_file(path)
-
-
-def _holds_only_its_own(info: CheckpointInfo) -> bool:
-    """Return whether nobody has put anything into a checkpoint, or a link in its place."""
-    return not info.path.is_symlink() and {entry.name for entry in info.path.iterdir()} <= {
-        *info.files,
-        MANIFEST_FILE,
-    }
 
 
 def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:

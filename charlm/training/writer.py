@@ -20,11 +20,10 @@ from charlm.training.checkpoint import (
     checkpoint_names,
     new_save_id,
     part_metadata,
-    prune_checkpoints,
-    remove_leftovers,
     save_checkpoint,
 )
 from charlm.training.metrics import MetricsLog
+from charlm.training.retention import prune_checkpoints, remove_leftovers
 from charlm.training.run import RunDirectory
 
 if TYPE_CHECKING:

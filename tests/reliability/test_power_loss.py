@@ -26,14 +26,10 @@ from charlm import BigramLM, CharTokenizer
 from charlm.errors import CheckpointError, FileFormatError, RunExistsError
 from charlm.files import strict_json
 from charlm.models.saving import load_model, read_model_files, save_model
-from charlm.training.checkpoint import (
-    prune_checkpoints,
-    read_checkpoint,
-    remove_leftovers,
-    scan_checkpoints,
-)
+from charlm.training.checkpoint import read_checkpoint, scan_checkpoints
 from charlm.training.metrics import MetricsLog, read_metrics
 from charlm.training.resume import newest_whole_checkpoint
+from charlm.training.retention import prune_checkpoints, remove_leftovers
 from charlm.training.run import RunDirectory
 
 RECORDINGS = 12  # at least

@@ -29,13 +29,8 @@ from charlm.errors import (
 from charlm.files import safetensors, strict_json
 from charlm.files.reading import read_file
 from charlm.training import Callback, list_checkpoints, verify_checkpoint
-from charlm.training.checkpoint import (
-    new_save_id,
-    part_metadata,
-    prune_checkpoints,
-    read_checkpoint,
-    save_checkpoint,
-)
+from charlm.training.checkpoint import new_save_id, part_metadata, read_checkpoint, save_checkpoint
+from charlm.training.retention import prune_checkpoints
 from charlm.training.run import RunDirectory
 
 V = TOKENIZER.vocab_size
