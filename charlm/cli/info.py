@@ -17,7 +17,7 @@ from charlm.cli.output import Console, aligned, emit
 from charlm.cli.progress import clock
 from charlm.cli.rundir import read_record
 from charlm.cli.signals import Signals
-from charlm.errors import CharLMError, CheckpointError, quoted
+from charlm.errors import CharLMError, CheckpointCorruptError, CheckpointError, quoted
 from charlm.files import strict_json
 from charlm.files.reading import read_file
 from charlm.lm import load
@@ -91,7 +91,7 @@ def _describe_checkpoints(
             if problem is not None and not os.path.lexists(entry):
                 continue  # the run, still in training, has deleted it
         if problem is not None:
-            damaged.append(problem)
+            damaged.append(str(problem))
         listed.append(
             {
                 "name": entry.name,
@@ -100,7 +100,8 @@ def _describe_checkpoints(
                 "bytes": None if info is None else _size(info),
                 "best": info is not None and info == best,
                 "newest": info is not None and info == newest,
-                "damaged": problem is not None,
+                "damaged": isinstance(problem, CheckpointCorruptError),
+                "problem": None if problem is None else str(problem),
             }
         )
     if best is not None and newest is not None:
@@ -134,7 +135,7 @@ def _describe_checkpoint(path: Path, found: dict[str, object], *, verify: bool) 
     _describe_files(path, found)
     found["training"] = _training(path)
     problem = _problem(path) if verify else None
-    return [] if problem is None else [problem]
+    return [] if problem is None else [str(problem)]
 
 
 def _describe_saved(path: Path, found: dict[str, object], *, verify: bool) -> list[str]:
@@ -191,11 +192,11 @@ def _training(path: Path) -> dict[str, object]:
     }
 
 
-def _problem(path: Path) -> str | None:
+def _problem(path: Path) -> Exception | None:
     try:
         verify_checkpoint(path)
     except (CharLMError, OSError) as error:
-        return str(error)
+        return error
     return None
 
 
@@ -252,6 +253,8 @@ def _shown(value: object) -> str:
 
 def _checkpoint_row(entry: Mapping[str, object]) -> list[str]:
     marks = [mark for mark in ("best", "newest", "damaged") if entry[mark]]
+    if entry["problem"] is not None and not entry["damaged"]:
+        marks.append("not readable by this charlm")
     loss, size = entry["val_loss"], entry["bytes"]
     return [
         f"step {entry['step']:,}",

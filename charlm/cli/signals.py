@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,8 @@ class Signals:
         self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="charlm-signals", daemon=True)
         self._thread.start()
+        self._hook_before = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
         return self
 
     def __exit__(
@@ -68,6 +71,7 @@ class Signals:
     ) -> None:
         if self._thread is None:
             return
+        sys.unraisablehook = self._hook_before
         signal.set_wakeup_fd(self._fd_before)
         self._writer.close()
         self._thread.join()
@@ -132,6 +136,11 @@ class Signals:
             self._stop()
         elif self._raises:
             raise Interrupted
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """Say nothing of an Interrupted that met a weak reference's callback: `check` raises it again."""
+        if lost.exc_type is not Interrupted:
+            self._hook_before(lost)
 
     def _watch(self) -> None:
         first_at: float | None = None

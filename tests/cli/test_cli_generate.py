@@ -220,6 +220,22 @@ def test_verify_finds_one_changed_bit(command: Command, run: Path, tmp_path: Pat
     assert command.err.count("charlm: error: ") == 2
 
 
+def test_info_does_not_call_a_newer_charlm_s_checkpoint_damaged(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    *_, newest = list_checkpoints(RunDirectory.open(copy))
+    reseal(newest.path, version=2)
+    assert command("info", copy) == 0
+    assert command.out.splitlines()[-1].endswith("not readable by this charlm")
+    assert command("info", copy, "--verify") == 1
+    assert "has version 2 of charlm.checkpoint; this charlm reads up to 1. Update charlm." in command.err
+    assert command("info", copy, "--json") == 0
+    *_, entry = json.loads(command.out)["checkpoints"]
+    assert not entry["damaged"]
+    assert "Update charlm" in entry["problem"]
+
+
 def test_info_on_a_checkpoint_that_lacks_a_file_is_an_error(
     command: Command, run: Path, tmp_path: Path
 ) -> None:

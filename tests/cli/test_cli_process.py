@@ -346,3 +346,36 @@ def test_a_stream_is_discarded_without_an_error(capfd: pytest.CaptureFixture[str
     with Path(os.devnull).open("w", encoding="utf-8") as stream:
         _discard(stream)
         stream.write("nowhere")
+
+
+def test_a_signal_that_meets_a_destructor_is_not_lost_and_makes_no_noise(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Python cannot pass on what is raised there, and would only report it."""
+
+    class Closing:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __del__(self) -> None:
+            signal.raise_signal(self.number)
+
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("of the caller's own")
+
+    before, reported = sys.unraisablehook, []
+    sys.unraisablehook = reported.append
+    try:
+        signals = Signals()
+        with signals, signals.raising():
+            Closing(signal.SIGTERM)
+            Failing()
+            with pytest.raises(Interrupted):
+                signals.check()
+        assert sys.unraisablehook == reported.append
+    finally:
+        sys.unraisablehook = before
+    assert signals.exit_code == 143
+    assert [lost.exc_type for lost in reported] == [ValueError]
+    assert capfd.readouterr().err == ""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference.hostile_files import json_of, reseal
 from reference.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
@@ -26,7 +27,7 @@ from charlm.errors import (
     RunExistsError,
     RunLockedError,
 )
-from charlm.files import safetensors, strict_json
+from charlm.files import safetensors
 from charlm.files.reading import read_file
 from charlm.training import Callback, list_checkpoints, verify_checkpoint
 from charlm.training.checkpoint import new_save_id, part_metadata, read_checkpoint, save_checkpoint
@@ -58,10 +59,6 @@ def checkpoint(run_of_bigram: Path, tmp_path: Path) -> Path:
     """A copy of the newest checkpoint that may be damaged."""
     newest = list_checkpoints(RunDirectory.open(run_of_bigram))[-1].path
     return shutil.copytree(newest, tmp_path / newest.name)
-
-
-def json_of(path: Path) -> dict[str, object]:
-    return strict_json.loads(path.read_bytes(), path=str(path))
 
 
 def test_a_run_is_laid_out_as_promised(run_of_bigram: Path) -> None:
@@ -161,36 +158,19 @@ def test_only_regular_files_are_read(checkpoint: Path, kind: str) -> None:
         verify_checkpoint(checkpoint)
 
 
-def resealed(checkpoint: Path) -> None:
-    """Write a manifest that fits whatever files are there, as someone who mixes checkpoints could."""
-    manifest = json_of(checkpoint / "manifest.json")
-    manifest.pop("sha256")
-    manifest["files"] = {
-        file.name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        for file in sorted(checkpoint.iterdir())
-        if file.name != "manifest.json"
-    }
-    reseal(checkpoint, manifest)
-
-
-def reseal(checkpoint: Path, manifest: dict[str, object]) -> None:
-    digest = hashlib.sha256(strict_json.dumps(manifest)).hexdigest()
-    (checkpoint / "manifest.json").write_bytes(strict_json.dumps({**manifest, "sha256": digest}))
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "train.safetensors", "state.json"])
 def test_parts_of_another_save_or_run_are_found_even_under_a_new_manifest(
     run_of_bigram: Path, checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
     other_run = Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "other").save()
     earlier = list_checkpoints(RunDirectory.open(run_of_bigram))[0].path
-    resealed(checkpoint)
+    reseal(checkpoint)
     verify_checkpoint(checkpoint)
     for source in (earlier, other_run):
         shutil.copy(source / name, checkpoint / name)
         with pytest.raises(CheckpointCorruptError, match=f"{name}' "):
             verify_checkpoint(checkpoint)
-        resealed(checkpoint)
+        reseal(checkpoint)
         with pytest.raises(CheckpointCorruptError, match=f"{name}' belongs to another checkpoint"):
             verify_checkpoint(checkpoint)
 
@@ -219,9 +199,7 @@ def test_two_swapped_files_are_found(checkpoint: Path) -> None:
 def test_a_manifest_that_vouches_for_nonsense_is_refused(
     checkpoint: Path, change: dict[str, object], message: str
 ) -> None:
-    manifest = json_of(checkpoint / "manifest.json")
-    manifest.pop("sha256")
-    reseal(checkpoint, {**manifest, **change})
+    reseal(checkpoint, **change)
     with pytest.raises(CheckpointCorruptError, match=message):
         verify_checkpoint(checkpoint)
 
@@ -236,9 +214,7 @@ def test_a_manifest_that_vouches_for_nonsense_is_refused(
 def test_a_checkpoint_of_a_newer_charlm_is_not_called_damaged(
     checkpoint: Path, change: dict[str, object], message: str
 ) -> None:
-    manifest = json_of(checkpoint / "manifest.json")
-    manifest.pop("sha256")
-    reseal(checkpoint, {**manifest, **change})
+    reseal(checkpoint, **change)
     with pytest.raises(CheckpointError, match=message) as caught:
         verify_checkpoint(checkpoint)
     assert not isinstance(caught.value, CheckpointCorruptError)
@@ -246,7 +222,7 @@ def test_a_checkpoint_of_a_newer_charlm_is_not_called_damaged(
 
 def test_a_part_that_is_no_safetensors_file_is_refused_even_under_a_new_manifest(checkpoint: Path) -> None:
     (checkpoint / "train.safetensors").write_bytes(b"\x80\x04pickle")
-    resealed(checkpoint)
+    reseal(checkpoint)
     with pytest.raises(CheckpointCorruptError, match="header of at most"):
         verify_checkpoint(checkpoint)
 
