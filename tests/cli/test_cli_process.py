@@ -364,7 +364,8 @@ def test_a_signal_that_meets_a_destructor_is_not_lost_and_makes_no_noise(
         def __del__(self) -> None:
             raise ValueError("of the caller's own")
 
-    before, reported = sys.unraisablehook, []
+    reported: list[sys.UnraisableHookArgs] = []
+    before = sys.unraisablehook
     sys.unraisablehook = reported.append
     try:
         signals = Signals()
