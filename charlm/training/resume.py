@@ -104,7 +104,7 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
                     f"{problem}; going on from step {checkpoint.info.step}", RuntimeWarning, stacklevel=4
                 )
             return checkpoint
-    found = "; ".join(map(str, problems)) or "none was saved"
+    found = "; ".join(map(str, problems)) or "none was saved. Delete the directory and begin anew"
     raise CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
 
 
