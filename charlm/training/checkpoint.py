@@ -41,6 +41,7 @@ from charlm.training.run import RunDirectory
 __all__ = [
     "Checkpoint",
     "CheckpointInfo",
+    "checkpoint_name",
     "checkpoint_names",
     "is_checkpoint_name",
     "list_checkpoints",
@@ -123,7 +124,7 @@ def save_checkpoint(
         values = {"format": FORMAT, "version": VERSION, **identity, "val_loss": val_loss, "files": listed}
         return MANIFEST_FILE, strict_json.dumps({**values, "sha256": _own_digest(values)})
 
-    target = run.checkpoints / f"step-{step:012d}-{save_id}"
+    target = run.checkpoints / checkpoint_name(step, save_id)
     try:  # what cannot be read back must not be written, and older checkpoints not be pruned for it
         state_data = strict_json.dumps({**identity, **state})
         strict_json.loads(state_data, path=STATE_FILE)
@@ -148,6 +149,11 @@ def save_checkpoint(
 def new_save_id() -> str:
     """Return a random name for one save."""
     return secrets.token_hex(4)
+
+
+def checkpoint_name(step: int, save_id: str) -> str:
+    """Return the name of the directory of one save."""
+    return f"step-{step:012d}-{save_id}"
 
 
 def is_checkpoint_name(name: str) -> bool:

@@ -17,6 +17,7 @@ from charlm.errors import CheckpointWriteError, RunLockedError, quoted
 from charlm.training import state
 from charlm.training.checkpoint import (
     CheckpointInfo,
+    checkpoint_name,
     checkpoint_names,
     new_save_id,
     part_metadata,
@@ -103,6 +104,7 @@ class RunWriter:
             with _warning("cannot write metrics.jsonl"):
                 self._log.flush()
         step, save_id = trainer.step, new_save_id()
+        self._known.add(checkpoint_name(step, save_id))  # a save may stand though its last fsync failed
         at_this_step = trainer.last if trainer.last is not None and trainer.last.step == step else None
         checkpoint = save_checkpoint(
             run,
@@ -113,7 +115,6 @@ class RunWriter:
             save_id=save_id,
         )
         self.saved_step = step
-        self._known.add(checkpoint.name)
         with _warning("cannot delete an old checkpoint (the new one is safe)"):
             prune_checkpoints(
                 run, checkpoint, keep_last=trainer.config.keep_last, keep_best=trainer.config.keep_best

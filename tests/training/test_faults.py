@@ -229,6 +229,27 @@ def test_two_trainers_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
     assert Trainer.resume(tmp_path, train, device="cpu").step == 12
 
 
+def test_a_save_that_stands_though_it_failed_is_not_taken_for_another_trainer_s(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, save_interval=100, max_steps=1_000)
+    trainer.save()
+    with failing(-1) as calls:
+        trainer.save()
+    stood = 0
+    for at in range(len(calls.names)):
+        steps = trainer.steps()
+        next(steps)
+        before = len(list((tmp_path / "checkpoints").iterdir()))
+        with warnings.catch_warnings(), failing(at):
+            warnings.simplefilter("ignore")
+            try:
+                trainer.save()
+            except CheckpointWriteError:
+                stood += len(list((tmp_path / "checkpoints").iterdir())) > before
+        del steps
+    assert stood
+    assert next(trainer.steps()).step == len(calls.names) + 1
+
+
 def test_a_trainer_does_not_go_back_behind_what_another_has_done_since(tmp_path: Path) -> None:
     train, _ = tiny_split()
     first = trainer_of(tmp_path)
