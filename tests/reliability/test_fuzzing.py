@@ -18,7 +18,7 @@ from reference.command import environment
 
 
 @pytest.mark.skipif(
-    find_spec("atheris") is None, reason="atheris is not installed; it has no wheels but for Linux"
+    find_spec("atheris") is None, reason="atheris is not installed; it has wheels for Linux on x86-64 alone"
 )
 @pytest.mark.parametrize("target", ["weights", "tokenizer", "config", "manifest"])
 def test_any_bytes_end_in_our_errors(target: str, campaign: Campaign) -> None:
