@@ -168,6 +168,7 @@ def _check_structure(data: bytes | bytearray, path: str) -> None:
     if marks <= _MAX_MARKS:
         outside = b"".join(bare.split(b'"')[::2])
         marks += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        marks = max(marks, outside.count(b"]") + outside.count(b"}"))  # what is JSON has no more of these
     if marks > _MAX_MARKS:
         raise refusal(path, f"must have at most {_MAX_MARKS} brackets, commas and quotation marks, got more.")
     depth = 0

@@ -188,7 +188,7 @@ def test_brackets_and_commas_inside_of_strings_count_for_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [b"[],", b"{},", b"0,", b'"",', b'"":0,', b"[" * 100 + b"]" * 100 + b",", b'""']
+    "piece", [b"[],", b"{},", b"0,", b'"",', b'"":0,', b"[" * 100 + b"]" * 100 + b",", b'""', b"]", b"}"]
 )
 def test_too_many_values_are_refused_before_they_take_memory(piece: bytes) -> None:
     data = b'{"a":[' + piece * (8_000_000 // len(piece)) + b"0]}"
