@@ -210,7 +210,7 @@ class RunExistsError(CharLMError, FileExistsError):
 
 
 class RunLockedError(CharLMError, OSError):
-    """Another process is training in that directory."""
+    """Another process is training in that directory, or has gone on with the run since it was read."""
 
 
 class BackendError(CharLMError, RuntimeError):

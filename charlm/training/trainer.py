@@ -233,7 +233,7 @@ class Trainer:
             NonFiniteError: the loss or a gradient is not finite (with `nonfinite="skip"`: ten times in a
                 row); the weights are those before that step.
             CheckpointWriteError: saving failed three times in a row.
-            RunLockedError: another process trains in the same directory.
+            RunLockedError: another process trains in the same directory, or has since this trainer knew it.
         """
         for _ in self.steps():
             pass

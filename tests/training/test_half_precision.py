@@ -92,6 +92,22 @@ def test_the_trainer_goes_on_after_a_loss_that_was_not_finite() -> None:
     assert trainer.fit().steps == 6
 
 
+def test_a_loss_that_is_not_finite_is_skipped_where_that_is_wanted() -> None:
+    """It is no overflow, with which the scaler deals by itself: the skipped step is told of."""
+    trainer = trainer_with(nonfinite="skip", log_interval=6)
+    steps = trainer.steps()
+    next(steps), next(steps)
+    before = tensors_of(trainer)
+    hook = trainer.model.register_forward_hook(lambda module, args, output: (output[0], output[1] * math.nan))
+    assert next(steps).skipped
+    hook.remove()
+    assert same_tensors(tensors_of(trainer), before)
+    with pytest.warns(RuntimeWarning, match="step 2 was skipped: its loss is nan"):
+        assert not any(record.skipped for record in steps)
+    assert trainer.step == 6
+    assert not same_tensors(tensors_of(trainer), before)
+
+
 def test_an_optimizer_without_gradients_is_passed_over() -> None:
     class WithUnused(nn.Module):
         def __init__(self) -> None:
