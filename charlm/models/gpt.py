@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self, get_args
+from typing import ClassVar, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from charlm.errors import ConfigError, InputError
 from charlm.generation.cache import KVCache
 from charlm.generation.fast import fast_state
 from charlm.generation.options import Overflow
+from charlm.generation.plain import evaluation_mode
 from charlm.generation.state import PredictionState
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
@@ -54,17 +55,22 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
 
+    def embed(self, idx: Tensor, start: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return what the first block reads of (B, T) ids at the positions from `start` on.
+
+        Returns:
+            (B, T, C), and for rotary positions cosine and sine of their angles, (T, D / 2) each, else None.
+        """
+        _, T = idx.shape
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            return self.drop(x + self.wpe.weight[start : start + T]), None
+        return self.drop(x), rotary_tables(start, T, self.head_size, idx.device)
+
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return (B, T, C) from (B, T) ids that follow those in the cache."""
         _, T = idx.shape
-        start = 0 if cache is None else cache.length
-        x = self.wte(idx)  # (B, T, C)
-        rotary = None
-        if self.wpe is not None:
-            x = x + self.wpe.weight[start : start + T]
-        else:
-            rotary = rotary_tables(start, T, self.head_size, idx.device)  # (T, D / 2) each
-        x = self.drop(x)
+        x, rotary = self.embed(idx, 0 if cache is None else cache.length)  # (B, T, C)
         for i, block in enumerate(self.h):
             x = block(x, rotary, None if cache is None else cache.layers[i])
         if cache is not None:
@@ -160,15 +166,49 @@ class GPT(LanguageModel):
         self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.check_idx(idx, targets)
-        T, start = idx.size(1), 0 if cache is None else cache.length
-        if start + T > self.block_size:
-            in_cache = f" and {start} in the cache" if start else ""
+        self._check_length(idx.size(1), 0 if cache is None else cache.length)
+        logits = self.lm_head(self.transformer(idx, cache))  # (B, T, V)
+        return logits, None if targets is None else cross_entropy(logits, targets)
+
+    @torch.no_grad()
+    def attention(self, idx: Tensor) -> Tensor:
+        """Return how much each character looks at each: the weights of every layer and head.
+
+        A character looks at itself and at those before it; `charlm.plotting.plot_attention` draws them.
+
+        Args:
+            idx: (B, T) int64 in [0, V), T at most `block_size`.
+
+        Returns:
+            (L, B, H, T, T), without dropout. Row t of a head says which share character t takes from each
+            character: it sums to 1, and is 0 beyond t.
+
+        Raises:
+            InputError: wrong type, shape, range or device.
+
+        Example:
+            >>> model = GPT.from_config("lecture", vocab_size=65, n_layer=2, n_head=3, n_embd=48)
+            >>> model.attention(torch.tensor([[18, 47, 56, 57]])).shape
+            torch.Size([2, 1, 3, 4, 4])
+        """
+        self.check_idx(idx)
+        self._check_range("idx", idx, lowest=0)
+        self._check_length(idx.size(1))
+        weights = []
+        with evaluation_mode(self):
+            x, rotary = self.transformer.embed(idx)  # (B, T, C)
+            for block in cast("list[Block]", list(self.transformer.h)):
+                weights.append(block.attn.weights(block.ln_1(x), rotary))  # (B, H, T, T)
+                x = block(x, rotary)
+        return torch.stack(weights).to(torch.promote_types(x.dtype, torch.float32))
+
+    def _check_length(self, T: int, cached: int = 0) -> None:
+        if cached + T > self.block_size:
+            in_cache = f" and {cached} in the cache" if cached else ""
             raise InputError(
                 f"idx must have at most block_size = {self.block_size} ids a row, got {T}{in_cache}. "
                 "Keep the last ones: idx[:, -model.block_size:]"
             )
-        logits = self.lm_head(self.transformer(idx, cache))  # (B, T, V)
-        return logits, None if targets is None else cross_entropy(logits, targets)
 
     @override
     def new_cache(self) -> KVCache:

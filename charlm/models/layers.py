@@ -23,6 +23,7 @@ __all__ = [
     "CausalSelfAttention",
     "Dropout",
     "FeedForward",
+    "attention_weights",
     "causal_mask",
     "fused_attention",
     "make_norm",
@@ -96,8 +97,25 @@ def causal_mask(T: int, S: int, like: Tensor) -> Tensor:
     return torch.full((T, S), -torch.inf, dtype=like.dtype, device=like.device).triu(diagonal=S - T + 1)
 
 
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Return how much each character gathers from each, as the lecture writes it: scores, mask, softmax.
+
+    Args:
+        q: (B, H, T, D), queries of the last T of S characters.
+        k: (B, H, S, D).
+
+    Returns:
+        (B, H, T, S), the shares of each query, which sum to 1.
+    """
+    T, D, S = q.size(-2), q.size(-1), k.size(-2)
+    scores = (q * (1 / math.sqrt(D))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if T > 1:
+        scores = scores + causal_mask(T, S, scores)
+    return scores.softmax(dim=-1)
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention as the lecture writes it: scores, mask, softmax, weighted sum.
+    """Causal attention as the lecture writes it: the weighted sum of what the characters offer.
 
     Args:
         q: (B, H, T, D), queries of the last T of S characters.
@@ -108,12 +126,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
     Returns:
         (B, H, T, D).
     """
-    T, D, S = q.size(-2), q.size(-1), k.size(-2)
-    scores = (q * (1 / math.sqrt(D))) @ k.transpose(-2, -1)  # (B, H, T, S)
-    if T > 1:
-        scores = scores + causal_mask(T, S, scores)
-    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B, H, T, S)
-    return weights @ v
+    return F.dropout(attention_weights(q, k), dropout) @ v
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
@@ -170,10 +183,13 @@ class CausalSelfAttention(nn.Module):
         out: Tensor = self.c_proj(y)
         return out
 
-    def _attend(
-        self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None, dropout: float
-    ) -> Tensor:
-        """Return (B, T, C), what each character gathered, from (B, T, 3 C)."""
+    def weights(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return (B, H, T, T), how much each character of (B, T, C) gathers from each; for looking at."""
+        q, k, _ = self._heads(self.c_attn(x), rotary)
+        return attention_weights(q, k)
+
+    def _heads(self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of each head, (B, H, T, D) each, from (B, T, 3 C)."""
         B, T, _ = qkv.shape
         qkv = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         qk, v = qkv[:2], qkv[2]  # (2, B, H, T, D) and (B, H, T, D)
@@ -181,7 +197,14 @@ class CausalSelfAttention(nn.Module):
             qk = F.rms_norm(qk, (qk.size(-1),), eps=1e-6)
         if rotary is not None:
             qk = rotate(qk, *rotary)
-        q, k = qk  # (B, H, T, D) each
+        return qk[0], qk[1], v
+
+    def _attend(
+        self, qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: LayerCache | None, dropout: float
+    ) -> Tensor:
+        """Return (B, T, C), what each character gathered, from (B, T, 3 C)."""
+        B, T, _ = qkv.shape
+        q, k, v = self._heads(qkv, rotary)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, H, S, D)
         # On a CPU the fused kernel's backward pass is slower than plain matrix products at short T.

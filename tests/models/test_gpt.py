@@ -7,10 +7,11 @@ from typing import get_args
 
 import pytest
 import torch
-from reference.plain_gpt import plain_logits, plain_loss
+from reference.plain_gpt import plain_logits, plain_loss, plain_weights
 from reference.tiny_models import VARIANTS, random_ids, tiny_config, tiny_gpt
 from torch import Tensor
 
+from charlm.errors import InputError
 from charlm.generation.cache import KVCache, LayerCache
 from charlm.models.config import PRESETS, GPTConfig, PresetName
 from charlm.models.gpt import GPT
@@ -51,6 +52,48 @@ def test_a_whole_block_agrees_with_the_plain_implementation(preset: PresetName) 
     with torch.no_grad():
         expected = plain_logits(config, model.state_dict(), idx)
         torch.testing.assert_close(model(idx)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_attention_shows_the_weights_of_the_plain_implementation(config: GPTConfig) -> None:
+    model = tiny_gpt(config)
+    idx = random_ids(config, 2, 5)
+    shown = model.attention(idx)
+    assert not shown.requires_grad
+    torch.testing.assert_close(shown, plain_weights(config, model.state_dict(), idx), rtol=1e-5, atol=1e-6)
+    L, B, H, T = config.n_layer, 2, config.n_head, 5
+    torch.testing.assert_close(shown.sum(dim=-1), torch.ones(L, B, H, T))
+
+
+def test_attention_is_shown_without_dropout_and_leaves_the_model_as_it_was() -> None:
+    model = tiny_gpt(tiny_config("lecture", dropout=0.5)).train()
+    model.transformer.drop.eval()
+    flags = [part.training for part in model.modules()]
+    idx = random_ids(model.config, 1, 16)
+    state = torch.get_rng_state()
+    first = model.attention(idx)
+    assert torch.equal(first, model.attention(idx))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [part.training for part in model.modules()] == flags
+
+
+def test_attention_of_half_precision_weights_is_shown_in_float32() -> None:
+    model = tiny_gpt(tiny_config("cpu-1min"))
+    idx = random_ids(model.config, 1, 16)
+    exact = model.attention(idx)
+    shown = model.to(torch.bfloat16).attention(idx)
+    assert shown.dtype == torch.float32
+    torch.testing.assert_close(shown, exact, rtol=0, atol=0.05)
+
+
+def test_attention_refuses_what_the_model_could_not_read() -> None:
+    model = tiny_gpt(tiny_config())
+    with pytest.raises(InputError, match="at most block_size = 16 ids a row, got 17"):
+        model.attention(random_ids(model.config, 1, 17))
+    with pytest.raises(InputError, match="from 0 to 12"):
+        model.attention(torch.tensor([[13]]))
+    with pytest.raises(InputError, match="int64"):
+        model.attention(torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())

@@ -19,12 +19,24 @@ from torch import Tensor
 
 from charlm.models.config import GPTConfig
 
-__all__ = ["plain_logits", "plain_loss"]
+__all__ = ["plain_logits", "plain_loss", "plain_weights"]
 
 
 def plain_logits(config: GPTConfig, state: Mapping[str, Tensor], idx: Tensor) -> Tensor:
     """Return the logits (B, T, V) of ids (B, T), without dropout."""
-    return torch.stack([_row(config, state, row) for row in idx.tolist()])
+    return torch.stack([_row(config, state, row)[0] for row in idx.tolist()])
+
+
+def plain_weights(config: GPTConfig, state: Mapping[str, Tensor], idx: Tensor) -> Tensor:
+    """Return the attention weights (L, B, H, T, T) of ids (B, T): 0 where a character may not look."""
+    B, T = idx.shape
+    weights = torch.zeros(config.n_layer, B, config.n_head, T, T)
+    for b, row in enumerate(idx.tolist()):
+        for layer, heads in enumerate(_row(config, state, row)[1]):
+            for head, shares in enumerate(heads):
+                for t, share in enumerate(shares):
+                    weights[layer, b, head, t, : t + 1] = share
+    return weights
 
 
 def plain_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -38,8 +50,11 @@ def plain_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(losses).sum() / len(losses)
 
 
-def _row(config: GPTConfig, state: Mapping[str, Tensor], ids: list[int]) -> Tensor:
-    stream = []
+def _row(
+    config: GPTConfig, state: Mapping[str, Tensor], ids: list[int]
+) -> tuple[Tensor, list[list[list[Tensor]]]]:
+    """Return logits (T, V), and for each layer, head and character t the t + 1 weights of what it sees."""
+    stream, layers = [], []
     for t, i in enumerate(ids):
         x = state["transformer.wte.weight"][i]
         if config.position == "learned":
@@ -48,14 +63,15 @@ def _row(config: GPTConfig, state: Mapping[str, Tensor], ids: list[int]) -> Tens
     for layer in range(config.n_layer):
         part = f"transformer.h.{layer}."
         normed = [_norm(config, state, part + "ln_1", x) for x in stream]
-        gathered = _attention(config, state, part + "attn.", normed)
+        gathered, weights = _attention(config, state, part + "attn.", normed)
+        layers.append(weights)
         stream = [x + y for x, y in zip(stream, gathered, strict=True)]
         stream = [
             x + _feed_forward(config, state, part + "mlp.", _norm(config, state, part + "ln_2", x))
             for x in stream
         ]
     outputs = [_linear(state, "lm_head", _norm(config, state, "transformer.ln_f", x)) for x in stream]
-    return torch.stack(outputs)  # (T, V)
+    return torch.stack(outputs), layers
 
 
 def _linear(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -89,11 +105,14 @@ def _turned(x: Tensor, position: int) -> Tensor:
     return torch.stack(turned)
 
 
-def _attention(config: GPTConfig, state: Mapping[str, Tensor], part: str, xs: list[Tensor]) -> list[Tensor]:
+def _attention(
+    config: GPTConfig, state: Mapping[str, Tensor], part: str, xs: list[Tensor]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
     C, H = config.n_embd, config.n_head
     D = C // H
     joined = [_linear(state, part + "c_attn", x) for x in xs]  # T times (3 C,): all q, all k, all v
     heads: list[list[Tensor]] = [[] for _ in xs]
+    shares: list[list[Tensor]] = [[] for _ in range(H)]
     for head in range(H):
         queries, keys, values = [], [], []
         for t, qkv in enumerate(joined):
@@ -108,8 +127,9 @@ def _attention(config: GPTConfig, state: Mapping[str, Tensor], part: str, xs: li
         for t, q in enumerate(queries):
             likeness = torch.stack([q.dot(keys[s]) / math.sqrt(D) for s in range(t + 1)]).exp()
             weights = likeness / likeness.sum()
+            shares[head].append(weights)
             heads[t].append(sum((weights[s] * values[s] for s in range(t + 1)), torch.zeros_like(q)))
-    return [_linear(state, part + "c_proj", torch.cat(parts)) for parts in heads]
+    return [_linear(state, part + "c_proj", torch.cat(parts)) for parts in heads], shares
 
 
 def _feed_forward(config: GPTConfig, state: Mapping[str, Tensor], part: str, x: Tensor) -> Tensor:
