@@ -49,6 +49,7 @@ def pytest_configure() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("charlm")
     group.addoption("--trials", type=int, help="trials of each repeated test, instead of its short form")
+    group.addoption("--whole-docs", action="store_true", help="run the code of README and docs uncut")
     group.addoption("--seed", type=int, default=0, help="seed of the repeated tests (0)")
 
 

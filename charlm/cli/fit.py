@@ -88,7 +88,8 @@ def begin(
         f"model   {config.n_layer} layers of {config.n_head} heads, width "
         f"{config.n_embd}, block {config.block_size}; {model.num_parameters():,} parameters"
     )
-    threads = f" with {torch.get_num_threads()} threads" if backend.name == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f" with {count} thread{'s' * (count > 1)}" if backend.name == "cpu" else ""
     console.say(f"device  {backend.name}{threads}, {precision}")
     baseline = count_baseline(train, val, tokenizer, console) if args.baseline else None
     budget = ""
