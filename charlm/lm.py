@@ -6,6 +6,7 @@ This is what most users hold. It adds no options of its own: sampling is `charlm
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointError, DataError, InputError, quoted, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
+from charlm.evaluation.surprisal import Surprisal, surprisal
 from charlm.generation.decode import start
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
@@ -214,20 +216,41 @@ class CharLM:
             >>> lm.evaluate("abab").n_chars
             3
         """
-        ids = self.tokenizer.encode_array(text)
-        if len(ids) < 2:
-            raise DataError(f"the text must have at least two characters to predict one, got {len(ids)}")
-        if block_size is None:
-            block_size = self.model.block_size or _UNLIMITED_BLOCK
-        block_size = min(block_size, len(ids) - 1)
-        result = evaluate(self.model, BlockDataset(ids, block_size), backend=DeviceBackend(self._device))
-        first = 1 if isinstance(self.tokenizer, ByteTokenizer) else len(text[0].encode())
-        return EvalResult(
-            loss_nats=result.loss_nats,
-            accuracy=result.accuracy,
-            n_chars=result.n_chars,
-            n_bytes=len(text.encode()) - first,
-        )
+        data = self._windows(text, block_size)
+        result = evaluate(self.model, data, backend=DeviceBackend(self._device))
+        return dataclasses.replace(result, n_bytes=self._predicted_bytes(text))
+
+    def surprisal(self, text: str, *, block_size: int | None = None, top: int = 0) -> Surprisal:
+        """Return how surprised the model is by each character of a text, in the windows of `evaluate`.
+
+        The first character of the text has nothing before it and is not predicted: its `bits` are NaN, its
+        `rank` and `context` 0. The mean over all others is the loss of `evaluate`. With a `ByteTokenizer`
+        there is one figure for each byte. `charlm.evaluation.surprisal_page` shows the text with them.
+
+        Args:
+            text: at least two characters, N.
+            block_size: as in `evaluate`: a character is predicted from those before it in its window.
+            top: how many of the likeliest candidates to keep for each character.
+
+        Returns:
+            Bits, entropy, rank and context of each character, (N,) each, and the evaluation of the text.
+
+        Raises:
+            UnknownCharacterError: the text has a character that the tokenizer lacks.
+            DataError: the text has fewer than two characters.
+            InputError: `top` is wrong.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> lm = CharLM(BigramLM(2), CharTokenizer("ab"))
+            >>> found = lm.surprisal("abab")
+            >>> found.bits.shape, found.context.tolist()
+            ((4,), [0, 1, 2, 3])
+        """
+        data = self._windows(text, block_size)
+        found = surprisal(self.model, data, top=top, backend=DeviceBackend(self._device))
+        result = dataclasses.replace(found.result, n_bytes=self._predicted_bytes(text))
+        return dataclasses.replace(found, result=result)
 
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.json and model.safetensors into a directory of their own.
@@ -237,6 +260,20 @@ class CharLM:
             RunExistsError: the directory holds other files.
         """
         save_model(self.model, directory, self.tokenizer)
+
+    def _windows(self, text: str, block_size: int | None) -> BlockDataset:
+        """Return a text in the windows in which it is evaluated."""
+        ids = self.tokenizer.encode_array(text)
+        if len(ids) < 2:
+            raise DataError(f"the text must have at least two characters to predict one, got {len(ids)}")
+        if block_size is None:
+            block_size = self.model.block_size or _UNLIMITED_BLOCK
+        return BlockDataset(ids, min(block_size, len(ids) - 1))
+
+    def _predicted_bytes(self, text: str) -> int:
+        """Return the bytes of UTF-8 of all characters but the first; with a `ByteTokenizer`, all but one."""
+        first = 1 if isinstance(self.tokenizer, ByteTokenizer) else len(text[0].encode())
+        return len(text.encode()) - first
 
     @property
     def _device(self) -> torch.device:

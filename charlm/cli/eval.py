@@ -1,29 +1,55 @@
-"""`charlm eval`: how well a model predicts a text."""
+"""`charlm eval`: how well a model predicts a text, as a whole and character by character."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from charlm.cli.baseline import BASELINE_FOLDER
-from charlm.cli.output import Console, aligned, emit
+from charlm.cli.colours import annotated, coloured, wants_colour
+from charlm.cli.output import Console, UsageError, aligned, emit, write_out
 from charlm.cli.signals import Signals
-from charlm.errors import CharLMError
+from charlm.errors import CharLMError, quoted
 from charlm.evaluation.evaluate import EvalResult
+from charlm.evaluation.page import surprisal_page
+from charlm.evaluation.surprisal import Surprisal
 from charlm.lm import CharLM, load
 from charlm.text.corpus import load_corpus
 from charlm.text.tokenizer import ByteTokenizer
 
 __all__ = ["run"]
 
+_CANDIDATES = 5  # likeliest characters that the page shows beside each
+
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write the figures as a table or as JSON."""
+    """Write the figures as a table or as JSON, and the text with its surprisal where that is asked for."""
+    if args.html is not None and Path(args.html).suffix.lower() not in {".html", ".htm"}:
+        raise UsageError(f"--html must name a file that ends in .html, got {quoted(args.html)}")
+    if args.show and args.json:
+        raise UsageError("--show writes a text and --json an object; give one of them")
     text = load_corpus(args.files)
     lm = load(args.run, device=args.device)
-    result = lm.evaluate(text)
+    found = None
+    if args.html is not None or args.show:
+        found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
+    result = lm.evaluate(text) if found is None else found.result
+    if found is not None and args.html is not None:
+        title = f"{Path(args.run).name} reads {', '.join(Path(file).name for file in args.files)}"
+        page = surprisal_page(text, found, lm.tokenizer, title=title)
+        write_out(args.html, page.encode())
+        console.say(f"page    {args.html}")
+    if found is not None and args.show:
+        for line in _shown(text, found, lm):
+            emit(line, flush=False)
+        emit("\n")
     baseline = _baseline(Path(args.run), text, lm, console)
     unit = "byte" if isinstance(lm.tokenizer, ByteTokenizer) else "character"
     values = {
@@ -56,6 +82,22 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         rows.append(("n-gram", f"{baseline.loss_nats:.4f}", f"nats per {unit}, the baseline: {verdict}"))
     emit(aligned(rows))
     return 0
+
+
+def _shown(text: str, found: Surprisal, lm: CharLM) -> Iterator[str]:
+    """Yield the lines of the text, with the surprisal of each character."""
+    bits = found.bits
+    if isinstance(lm.tokenizer, ByteTokenizer):  # a character has the bits of all its bytes
+        lengths = np.array([len(char.encode()) for char in text])
+        bits = np.add.reduceat(bits, lengths.cumsum() - lengths)
+    cells = list(zip(text, bits.tolist(), strict=True))
+    try:
+        newline = "\u21b5".encode(sys.stdout.encoding).decode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        newline = "\\n"
+    if wants_colour(sys.stdout):
+        return coloured(cells, newline)
+    return annotated(cells, newline, shutil.get_terminal_size().columns)
 
 
 def _baseline(run: Path, text: str, lm: CharLM, console: Console) -> EvalResult | None:

@@ -221,6 +221,17 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         help=f"texts in UTF-8, joined; - is standard input; {_CORPORA} are texts with a name",
     )
     parser.add_argument("--json", action="store_true", help="write one JSON object")
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="write the text first, each character coloured by its surprisal; without colours (NO_COLOR, no "
+        "terminal) with its bits below it",
+    )
+    parser.add_argument(
+        "--html",
+        metavar="OUT.html",
+        help="also write a page that shows it, with the likeliest candidates for each character",
+    )
     parser.add_argument("--device", default="auto", metavar="D", help=_DEVICE)
 
 

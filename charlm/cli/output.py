@@ -12,11 +12,13 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
-from charlm.errors import CharLMError
+from charlm.errors import CharLMError, quoted
+from charlm.files.atomic import write_file
 
-__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages"]
+__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages", "write_out"]
 
 
 class UsageError(CharLMError):
@@ -111,6 +113,18 @@ def emit(text: str, *, flush: bool = True) -> None:
     except OSError:
         _discard(sys.stdout)
         raise
+
+
+def write_out(path: str, data: bytes) -> None:
+    """Write a file that was asked for by name; what was there before is replaced, or left as it was.
+
+    Raises:
+        CharLMError: it cannot be written.
+    """
+    try:
+        write_file(Path(path), data)
+    except OSError as error:
+        raise CharLMError(f"{quoted(path)} cannot be written: {error.strerror or error}") from error
 
 
 def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:

@@ -1,5 +1,7 @@
-"""How good a model is: exact losses over whole texts."""
+"""How good a model is: exact losses over whole texts, and character by character."""
 
 from charlm.evaluation.evaluate import EvalResult, evaluate
+from charlm.evaluation.page import surprisal_page
+from charlm.evaluation.surprisal import Surprisal, surprisal
 
-__all__ = ["EvalResult", "evaluate"]
+__all__ = ["EvalResult", "Surprisal", "evaluate", "surprisal", "surprisal_page"]

@@ -8,11 +8,12 @@ precision of the parameters, draws no random number and leaves training flags as
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.batches import batches_on
@@ -21,7 +22,7 @@ from charlm.errors import InputError, shown
 from charlm.generation.plain import evaluation_mode
 from charlm.models.base import LanguageModel
 
-__all__ = ["EvalResult", "default_batch_size", "evaluate"]
+__all__ = ["EvalResult", "default_batch_size", "evaluate", "predictions"]
 
 _CHARS_PER_BATCH = 16_384
 _LOGITS_PER_BATCH = 2**24
@@ -85,23 +86,36 @@ def evaluate(
         >>> round(result.loss_nats, 6), result.accuracy, result.n_chars
         (0.0, 1.0, 39)
     """
+    nats, hits, count = 0.0, 0, 0
+    for logits, targets in predictions(model, data, batch_size=batch_size, backend=backend):
+        losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
+        nats += losses.sum(dtype=torch.float64 if logits.device.type != "mps" else None).item()
+        hits += int((logits.argmax(dim=-1) == targets).sum())
+        count += len(targets)
+    return EvalResult(loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count)
+
+
+def predictions(
+    model: nn.Module, data: BlockDataset, *, batch_size: int | None, backend: DeviceBackend | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what the model says of every character but the first, in their order, and what stands there.
+
+    Arguments and errors are those of `evaluate`.
+
+    Yields:
+        Logits (n, V), at least in float32, and targets (n,) int64, on the model's device.
+    """
     if not isinstance(data, BlockDataset):
         raise InputError(f"data must be a BlockDataset, got {shown(data)}")
     backend = backend or DeviceBackend("cpu")
     if batch_size is None:
         V = model.vocab_size if isinstance(model, LanguageModel) else data.max_id + 1
         batch_size = default_batch_size(data.block_size, V)
-    nats, hits, count = 0.0, 0, 0
     for x, y in batches_on(data, backend).blocks(batch_size):  # (B, T)
         with torch.no_grad(), evaluation_mode(model):
             logits = model(x, y)[0].flatten(0, -2)  # (B T, V)
-        targets = y.flatten()  # (B T,)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = F.cross_entropy(wide, targets, reduction="none")  # (B T,)
-        nats += losses.sum(dtype=torch.float64 if backend.device.type != "mps" else None).item()
-        hits += int((logits.argmax(dim=-1) == targets).sum())
-        count += len(targets)
-    return EvalResult(loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        yield wide, y.flatten()
 
 
 def default_batch_size(block_size: int, vocab_size: int) -> int:

@@ -28,11 +28,13 @@ MODULES = {"shutil", "tempfile", "pickle", "marshal", "shelve", "dill", "joblib"
 ALLOWED = {
     "text/corpus.py": {"read_bytes": "a text of the user's own, of any kind and size"},
     "cli/settings.py": {"read_bytes": "a TOML file of the user's own"},
+    "cli/eval.py": {"shutil": "asks for the terminal's width"},
     "cli/output.py": {"os.open": "the null device, in place of a closed pipe"},
     "cli/rundir.py": {"shutil": "--overwrite deletes a run", "unlink": "--overwrite deletes a run"},
     "backends/cpu.py": {"shutil": "looks for a compiler"},
     "backends/host.py": {"read_text": "what Linux says of its memory"},
     "training/run.py": {"os.open": "the lock, which has no content"},
+    "evaluation/page.py": {"read_text": "the page's own template"},
     "generation/native.py": {
         "read_bytes": "the kernel's source, and the library to be checked",
         "read_text": "what Linux says of its processor",

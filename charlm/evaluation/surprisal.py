@@ -1,0 +1,120 @@
+"""Where in a text a model is surprised: the loss of `evaluate`, character by character.
+
+Windows and precision are those of `evaluate`, so the mean of `bits` is its loss. It knows ids alone:
+`CharLM.surprisal` takes a text, and `charlm.evaluation.page` shows it.
+The word is Tribus's (Thermostatics and Thermodynamics, 1961), the measure Shannon's (1948).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from charlm.backends.base import DeviceBackend
+from charlm.data.blocks import BlockDataset
+from charlm.errors import InputError, shown
+from charlm.evaluation.evaluate import EvalResult, predictions
+
+__all__ = ["Surprisal", "surprisal"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Surprisal:
+    """How well a model predicts each character of a text, (N,) each; the first has nothing before it.
+
+    With a `ByteTokenizer` all of it is per byte.
+    """
+
+    bits: NDArray[np.float64]
+    """(N,) -log2 of the probability that the model gave to the character; NaN for the first."""
+    entropy_bits: NDArray[np.float64]
+    """(N,) the surprisal that the model expected, of what might have stood there; NaN for the first."""
+    rank: NDArray[np.int64]
+    """(N,) place of the character among all, the likeliest being 1, ties by id; 0 for the first."""
+    context: NDArray[np.int64]
+    """(N,) how many characters before it, in its window, the model predicted it from; 0 for the first."""
+    candidates: NDArray[np.int64]
+    """(N, top) ids that were the likeliest, best first; -1 for the first."""
+    candidate_probs: NDArray[np.float64]
+    """(N, top) their probabilities; NaN for the first."""
+    block_size: int
+    """T, length of the windows."""
+    result: EvalResult
+    """The evaluation of the whole text."""
+
+
+def surprisal(
+    model: nn.Module,
+    data: BlockDataset,
+    *,
+    top: int = 0,
+    batch_size: int | None = None,
+    backend: DeviceBackend | None = None,
+) -> Surprisal:
+    """Score every character of a text but its first, as `evaluate` does, and keep what it sums up.
+
+    Args:
+        model: `model(idx, targets)` gives logits (B, T, V) or (B T, V), and anything second.
+        data: the text, N characters.
+        top: how many of the likeliest candidates to keep for each character; no more than V are kept.
+        batch_size: windows in one forward pass; changes speed and memory only. None: as in `evaluate`.
+        backend: the device that the model is on; None: the CPU.
+
+    Raises:
+        InputError: `data` is no `BlockDataset`, or `top` no int of 0 or more.
+
+    Example:
+        >>> from charlm import BigramLM
+        >>> data = BlockDataset(torch.tensor([0, 1] * 20), block_size=8)
+        >>> found = surprisal(BigramLM(2).fit(data, smoothing=0), data, top=1)
+        >>> found.bits[:3].tolist(), found.rank[:3].tolist(), found.candidates[:3, 0].tolist()
+        ([nan, 0.0, 0.0], [0, 1, 1], [-1, 1, 0])
+    """
+    if type(top) is not int or top < 0:
+        raise InputError(f"top must be an int, 0 or more, got {shown(top)}")
+    N, T = len(data.ids), data.block_size
+    bits, entropy = np.full(N, np.nan), np.full(N, np.nan)
+    rank = np.zeros(N, np.int64)
+    candidates: list[NDArray[Any]] = []
+    probs: list[NDArray[Any]] = []
+    hits, at = 0, 1
+    for logits, targets in predictions(model, data, batch_size=batch_size, backend=backend):
+        V = logits.size(-1)
+        here = slice(at, at + len(targets))
+        nats = F.cross_entropy(logits, targets, reduction="none")  # (n,)
+        p = logits.softmax(dim=-1)  # (n, V)
+        bits[here] = _array(nats.clamp(min=0)) / math.log(2)
+        entropy[here] = _array(torch.special.entr(p).sum(dim=-1)) / math.log(2)
+        own = logits.gather(1, targets[:, None])  # (n, 1)
+        earlier = torch.arange(V, device=logits.device) < targets[:, None]  # (n, V)
+        rank[here] = _array(1 + (logits > own).sum(dim=-1) + ((logits == own) & earlier).sum(dim=-1))
+        best = p.topk(min(top, V), dim=-1)
+        candidates.append(_array(best.indices))
+        probs.append(_array(best.values))
+        hits += int((logits.argmax(dim=-1) == targets).sum())
+        at = here.stop
+    kept = candidates[0].shape[1]
+    context = np.arange(-1, N - 1) % T + 1
+    context[0] = 0
+    loss = bits[1:].mean() * math.log(2)
+    return Surprisal(
+        bits=bits,
+        entropy_bits=entropy,
+        rank=rank,
+        context=context,
+        candidates=np.concatenate([np.full((1, kept), -1), *candidates]),
+        candidate_probs=np.concatenate([np.full((1, kept), np.nan), *probs]),
+        block_size=T,
+        result=EvalResult(loss_nats=float(loss), accuracy=hits / (N - 1), n_chars=N - 1),
+    )
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    return values.cpu().numpy()
