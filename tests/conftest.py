@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference.campaign import Campaign, report_lines
+from reference.campaign import Campaign
 
 PASSED = pytest.StashKey[bool]()
 
@@ -67,11 +67,23 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     config = request.config
     own = Campaign(request.node.name, config.getoption("--seed"), config.getoption("--trials"))
     yield own
-    own.finish(request.node.stash.get(PASSED, False))
+    if line := own.line(request.node.stash.get(PASSED, False)):
+        request.node.user_properties.append(
+            ("campaign", line)
+        )  # travels with the report, also between processes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    lines = list(report_lines())
+    reports = [
+        r for group in terminalreporter.stats.values() for r in group if isinstance(r, pytest.TestReport)
+    ]
+    lines = [
+        str(value)
+        for report in reports
+        if report.when == "teardown"
+        for name, value in report.user_properties
+        if name == "campaign"
+    ]
     if lines:
         terminalreporter.section("repeated tests")
         for line in lines:

@@ -7,12 +7,9 @@ pytest's report, so that a figure in docs/reliability.md can be seen again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["Campaign", "report_lines"]
-
-_LINES: list[str] = []
+__all__ = ["Campaign"]
 
 
 @dataclass
@@ -38,13 +35,9 @@ class Campaign:
         """Add to one of the figures; a test that ends well has seen no violation in them."""
         self.figures[what] = self.figures.get(what, 0) + number
 
-    def finish(self, passed: bool) -> None:
-        """Keep the line that the report shows."""
-        if self.figures:
-            said = ", ".join(f"{number:,} {what}" for what, number in self.figures.items())
-            _LINES.append(f"{'ok' if passed else 'VIOLATED'}  {self.name}: {said} (seed {self.seed})")
-
-
-def report_lines() -> Iterator[str]:
-    """Return a line for each test that counted something."""
-    yield from _LINES
+    def line(self, passed: bool) -> str | None:
+        """Return what the report shows of it, if it counted anything."""
+        if not self.figures:
+            return None
+        said = ", ".join(f"{number:,} {what}" for what, number in self.figures.items())
+        return f"{'ok' if passed else 'VIOLATED'}  {self.name}: {said} (seed {self.seed})"
