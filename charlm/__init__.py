@@ -2,7 +2,7 @@
 
 The public names load when they are first used (PEP 562), so `import charlm` is quick and brings no
 torch until a name needs it. `charlm.__all__` lists them; the rest lives under `charlm.training`,
-`charlm.evaluation`, `charlm.generation`, `charlm.errors` and `charlm.testing`.
+`charlm.evaluation`, `charlm.generation`, `charlm.plotting`, `charlm.errors` and `charlm.testing`.
 """
 
 import importlib

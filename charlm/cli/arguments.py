@@ -21,7 +21,7 @@ from charlm.models.config import PresetName
 
 __all__ = ["COMMANDS", "parse"]
 
-COMMANDS = ("train", "generate", "eval", "info")
+COMMANDS = ("train", "generate", "eval", "info", "plot")
 """The subcommands, each a module of this package with `run(args, console, signals, began)`."""
 
 
@@ -32,6 +32,7 @@ examples:
   charlm generate runs/one -p "To be" -n 300
   charlm eval runs/one other.txt
   charlm info runs/one
+  charlm plot runs/one -o one.png
 """
 
 
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("quiet", "verbose", "debug"):  # may stand before the command or behind it
         setattr(args, name, getattr(args, name, False))
     if args.command is None:
-        raise UsageError("a command is needed: train, generate, eval or info")
+        raise UsageError(f"a command is needed: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     for word in extra:
         if word.startswith("-") and word != "-":
             raise UsageError(_unknown_option(word, commands[args.command]))
@@ -175,6 +176,15 @@ def _parsers(preset: PresetName) -> tuple[_Parser, dict[str, argparse.ArgumentPa
             help="show what a run or a model is",
             usage="charlm info RUN [options]",
             description=options.INFO,
+        )
+    )
+    options.add_plot(
+        commands.add_parser(
+            "plot",
+            parents=[common],
+            help="draw a training or a model",
+            usage="charlm plot RUN [--attention TEXT | --bigram] [-o FILE] [options]",
+            description=options.PLOT,
         )
     )
     return parser, dict(commands.choices)

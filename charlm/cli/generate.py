@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +27,7 @@ _FLUSH_SECONDS = 0.05
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Write one sample as it is made, or several, or all as JSON."""
-    stop = [_from_argument(text) for text in args.stop]
+    stop: list[str] = args.stop
     sampling = _checked(args, stop)
     prompt = _prompt(args)
     lm = load(args.run, device=args.device)
@@ -106,11 +104,4 @@ def _prompt(args: argparse.Namespace) -> str:
         raise UsageError("-p, --prompt-file and - exclude each other; give one of them")
     if args.prompt_file is not None or args.stdin is not None:
         return read_text(given[0])
-    return _from_argument(args.prompt or "")
-
-
-def _from_argument(text: str) -> str:
-    """Return a word of the command line as the UTF-8 that it is, also where the locale says ASCII."""
-    if sys.getfilesystemencoding() == "utf-8":
-        return text
-    return os.fsencode(text).decode("utf-8", errors="surrogateescape")
+    return args.prompt or ""

@@ -7,6 +7,8 @@ field's docstring as its help. No torch here, so `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from typing import get_args
 
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, Field, flag_of, preset_values
@@ -16,12 +18,15 @@ __all__ = [
     "EVAL",
     "GENERATE",
     "INFO",
+    "PLOT",
     "PRESET_NAMES",
     "TRAIN",
     "add_eval",
     "add_generate",
     "add_info",
+    "add_plot",
     "add_train",
+    "text_argument",
 ]
 
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
@@ -39,8 +44,19 @@ EVAL = "Score a text exactly: every character but the first is predicted once, a
 
 INFO = "Show what lies in a directory: a run, a checkpoint or a saved model."
 
+PLOT = """\
+Draw the training of a run: loss, learning rate and speed. Or draw what its model, at the best checkpoint,
+expects after each character, or where it looks. Needs matplotlib."""
+
 _RUN = "a run, one of its checkpoints, or a saved model"
 _DEVICE = "auto, cpu, cuda, cuda:N, mps, or one of a plug-in (default: auto)"
+
+
+def text_argument(argument: str) -> str:
+    """Return a word of the command line as the UTF-8 that it is, also where the locale says ASCII."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return argument
+    return os.fsencode(argument).decode("utf-8", errors="surrogateescape")
 
 
 def add_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
@@ -135,6 +151,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p",
         "--prompt",
+        type=text_argument,
         metavar="TEXT",
         help="the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins where "
         "a new line begins)",
@@ -158,6 +175,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop",
         action="append",
+        type=text_argument,
         default=[],
         metavar="STR",
         help="end before this string; may be given several times (--stop=STR if it begins with a dash)",
@@ -243,4 +261,30 @@ def add_info(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="read and check every byte; the exit code is 1 if something is damaged",
+    )
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    """Declare `charlm plot`."""
+    parser.add_argument(
+        "run", metavar="RUN", help="a run; for a picture of its model also a checkpoint, or a saved model"
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--attention",
+        metavar="TEXT",
+        type=text_argument,
+        help="draw where each layer and head of a GPT looks while it reads this text",
+    )
+    kind.add_argument(
+        "--bigram",
+        action="store_true",
+        help="draw how likely the model holds each character after each other one",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="the picture, .png or .svg; one that is there is replaced (default: NAME.png, "
+        "NAME-attention.png or NAME-bigram.png in the current directory, by the name of RUN)",
     )

@@ -15,12 +15,9 @@ from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError,
 from charlm.files import strict_json
 from charlm.files.atomic import is_left_behind, write_file
 from charlm.files.reading import read_file, refusal
-from charlm.training.run import RunDirectory
+from charlm.training.run import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 
-__all__ = ["RECORD_FILE", "Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
-
-RECORD_FILE = "train.json"
-_FORMAT, _VERSION = "charlm.train", 1
+__all__ = ["Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
 
 # Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
 # it holds the file, and a second file of that name would be a second lock.
@@ -111,7 +108,9 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
     plain = {
         k: [_text(v) for v in value] if isinstance(value, list) else value for k, value in values.items()
     }
-    write_file(path / RECORD_FILE, strict_json.dumps({"format": _FORMAT, "version": _VERSION, **plain}))
+    write_file(
+        path / RECORD_FILE, strict_json.dumps({"format": RECORD_FORMAT, "version": RECORD_VERSION, **plain})
+    )
 
 
 def read_record(path: Path) -> Origin:
@@ -132,7 +131,7 @@ def read_record(path: Path) -> Origin:
         ) from error
     where = str(file)
     values = strict_json.loads(data, path=where)
-    strict_json.check_version(values, _FORMAT, _VERSION, path=where)
+    strict_json.check_version(values, RECORD_FORMAT, RECORD_VERSION, path=where)
     sources = strict_json.take(values, "sources", list, path=where)
     if not all(isinstance(source, str) for source in sources):
         raise refusal(file, "must hold strings in 'sources'.")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from charlm.training.budget import steps_within
     from charlm.training.callbacks import Callback
     from charlm.training.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
+    from charlm.training.history import RunHistory, read_history
     from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
     from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
     from charlm.training.trainer import Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "Muon",
     "OptimizerFactory",
     "Recommendation",
+    "RunHistory",
     "SampleRecord",
     "StepRecord",
     "TrainResult",
@@ -32,6 +34,7 @@ __all__ = [
     "build_optimizers",
     "learning_rate_at",
     "list_checkpoints",
+    "read_history",
     "recommend",
     "steps_within",
     "verify_checkpoint",
@@ -44,12 +47,14 @@ _HOMES = {
     "Evaluation": "records",
     "Muon": "optimizers",
     "OptimizerFactory": "optimizers",
+    "RunHistory": "history",
     "SampleRecord": "records",
     "StepRecord": "records",
     "TrainResult": "records",
     "Trainer": "trainer",
     "build_optimizers": "optimizers",
     "list_checkpoints": "checkpoint",
+    "read_history": "history",
     "steps_within": "budget",
     "verify_checkpoint": "checkpoint",
 }

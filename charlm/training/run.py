@@ -4,6 +4,7 @@ RUN/run.json         run id, format, creation time; written once
 RUN/.lock            held while a process trains here; a courtesy, correctness never depends on it
 RUN/metrics.jsonl    see metrics.py
 RUN/checkpoints/     see checkpoint.py
+RUN/train.json       what `charlm train` was asked for; cli/rundir.py writes it
 RUN/ngram/           a saved model: the baseline that the command line counts
 """
 
@@ -27,6 +28,7 @@ except ImportError:  # Windows has none; there, two trainers in one directory go
 __all__ = ["RunDirectory"]
 
 FORMAT, VERSION = "charlm.run", 1
+RECORD_FILE, RECORD_FORMAT, RECORD_VERSION = "train.json", "charlm.train", 1
 
 
 class RunDirectory:

@@ -51,7 +51,7 @@ def test_python_m_charlm_is_the_command() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("words", [[], ["train"], ["generate"], ["eval"], ["info"]])
+@pytest.mark.parametrize("words", [[], ["train"], ["generate"], ["eval"], ["info"], ["plot"]])
 def test_help_fits_the_terminal(
     command: Command, monkeypatch: pytest.MonkeyPatch, columns: int, words: list[str]
 ) -> None:
@@ -91,7 +91,7 @@ def test_docstrings_are_not_needed() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a command is needed: train, generate, eval or info\nTry: charlm --help"),
+        ([], "a command is needed: train, generate, eval, info or plot\nTry: charlm --help"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "-o", "r"], "FILE is needed"),
         (["train", "a.txt"], "required: -o/--out\nTry: charlm train --help"),

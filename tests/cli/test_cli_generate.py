@@ -14,7 +14,7 @@ from reference.hostile_files import json_of, reseal
 
 import charlm
 from charlm.cli.__main__ import main
-from charlm.cli.generate import _from_argument
+from charlm.cli.options import text_argument
 from charlm.files import strict_json
 from charlm.training.checkpoint import list_checkpoints, verify_checkpoint
 from charlm.training.run import RunDirectory
@@ -138,9 +138,9 @@ def test_what_is_no_model_is_refused(command: Command, tmp_path: Path) -> None:
 
 
 def test_words_are_utf8_whatever_the_locale_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _from_argument("é") == "é"
+    assert text_argument("é") == "é"
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-    assert _from_argument("é".encode().decode("utf-8", "surrogateescape")) == "é"
+    assert text_argument("é".encode().decode("utf-8", "surrogateescape")) == "é"
 
 
 def test_eval_agrees_with_the_library(command: Command, run: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ ORDER = [
     {"evaluation"},
     {"training"},
     {"lm"},
-    {"plotting", "cli", "testing"},
+    {"plotting", "testing"},
+    {"cli"},
 ]
 LEVEL = {wing: level for level, wings in enumerate(ORDER) for wing in wings}
 NO_TORCH = [

@@ -16,6 +16,7 @@ MODULES = [
     "charlm.errors",
     "charlm.evaluation",
     "charlm.generation",
+    "charlm.plotting",
     "charlm.testing",
     "charlm.training",
 ]

@@ -1,0 +1,79 @@
+"""`charlm plot`: a picture of a training, or of what its model does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.signals import Signals
+from charlm.errors import CharLMError, InputError, quoted
+from charlm.lm import load
+from charlm.models.gpt import GPT
+from charlm.plotting import (
+    plot_attention,
+    plot_bigram,
+    plot_run,
+    save_picture,
+    token_labels,
+)
+from charlm.plotting.figures import picture_format
+from charlm.training.history import read_history
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
+    """Draw, write the file, and write its name to standard output."""
+    out = _target(args)
+    drawn, what = _drawn(args)
+    try:
+        save_picture(drawn, out)
+    except OSError as error:
+        raise CharLMError(f"cannot write {quoted(str(out))}: {error.strerror}") from error
+    console.say(f"{what}, drawn into {quoted(str(out))}")
+    emit(f"{out}\n")
+    return 0
+
+
+def _target(args: argparse.Namespace) -> Path:
+    """Return where the picture goes."""
+    if args.attention == "":
+        raise UsageError("--attention must be at least one character, got none")
+    run = Path(args.run).resolve()
+    if args.out is None:
+        kind = "" if args.attention is None else "-attention"
+        out = Path(run.name + ("-bigram" if args.bigram else kind) + ".png")
+        if run in [Path.cwd(), *Path.cwd().parents]:
+            raise UsageError(
+                "the picture would lie among the files of the run; say where it is to go with -o"
+            )
+        return out
+    try:
+        picture_format(args.out)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    return Path(args.out)
+
+
+def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
+    """Return the picture, and what it shows."""
+    if args.attention is None and not args.bigram:
+        history = read_history(args.run)
+        last = max([*history.steps[-1:].tolist(), *history.eval_steps[-1:].tolist()])
+        return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
+    lm = load(args.run, device="cpu")
+    if args.bigram:
+        return plot_bigram(lm.model, lm.tokenizer), "what the model expects after each character"
+    if not isinstance(lm.model, GPT):
+        raise InputError(f"--attention needs a GPT, got a model of the kind {lm.model.kind!r}. Try --bigram.")
+    ids = lm.tokenizer.encode(args.attention)
+    axes = plot_attention(lm.model.attention(torch.tensor([ids])), token_labels(lm.tokenizer, ids))
+    return axes[0, 0], "where each layer and head looks"

@@ -1,0 +1,191 @@
+"""The course of a training: loss, learning rate and speed against the step."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.plotting.figures import new_figure
+from charlm.plotting.labels import readable
+from charlm.training.history import RunHistory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_learning_rate", "plot_loss", "plot_run", "plot_speed"]
+
+_SIZE = 6.4, 4.0  # inches of a figure with one panel
+_MARKERS = 30  # on a line
+_GREY = "0.55"
+
+
+def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
+    """Draw training loss and validation loss against the step, in nats and, at the right, in bits.
+
+    The best evaluation is marked. A thin line is the loss of the n-gram model that `charlm train` counted.
+    A loss that was not finite leaves a gap, and a skipped step a cross at the lower edge.
+
+    Args:
+        history: the run.
+        ax: where to; None: a figure of its own.
+
+    Returns:
+        The axes.
+
+    Raises:
+        CharLMError: matplotlib is not installed.
+
+    Example:
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> from charlm.training import read_history
+        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> config = TrainerConfig(max_steps=20, precision="fp32")
+        >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
+        >>> plot_loss(read_history(run)).get_ylabel()
+        'loss (nats per character)'
+    """
+    ax = _axes(ax)
+    if len(history.steps):
+        _line(ax, history.steps, history.loss_nats, color=_GREY, linewidth=1, label="training (one batch)")
+    if len(history.eval_steps):
+        _line(ax, history.eval_steps, history.eval_loss_nats, color="0", marker="o", label="validation")
+    best = history.best
+    if best is not None:
+        step, loss = int(history.eval_steps[best]), float(history.eval_loss_nats[best])
+        label = f"best: {loss:.4f} at step {step:,}"
+        ax.plot(step, loss, "*", markersize=14, color="0", markerfacecolor="1", zorder=3, label=label)
+    if history.baseline_loss_nats is not None:
+        label = f"n-gram baseline: {history.baseline_loss_nats:.4f}"
+        ax.axhline(history.baseline_loss_nats, color="0", linewidth=0.8, linestyle="--", label=label)
+    if len(history.skipped_steps):
+        ax.plot(
+            history.skipped_steps,
+            np.full(len(history.skipped_steps), 0.03),
+            "x",
+            color="0",
+            transform=ax.get_xaxis_transform(),
+            label="skipped step",
+        )
+    bits = ax.secondary_yaxis(
+        "right",
+        functions=(lambda nats: np.divide(nats, math.log(2)), lambda bits: np.multiply(bits, math.log(2))),
+    )
+    bits.set_ylabel(f"bits per {history.unit}")
+    ax.legend(loc="best")
+    _finish(ax, f"loss (nats per {history.unit})", history.loss_nats, history.eval_loss_nats)
+    return ax
+
+
+def plot_learning_rate(history: RunHistory, *, ax: Axes | None = None) -> Axes:
+    """Draw the learning rate against the step; arguments, result and errors are those of `plot_loss`.
+
+    Example:
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> from charlm.training import read_history
+        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> config = TrainerConfig(max_steps=20, precision="fp32")
+        >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
+        >>> plot_learning_rate(read_history(run)).get_ylabel()
+        'learning rate'
+    """
+    ax = _axes(ax)
+    _line(ax, history.steps, history.learning_rate, color="0")
+    _finish(ax, "learning rate", history.learning_rate)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_speed(history: RunHistory, *, ax: Axes | None = None) -> Axes:
+    """Draw characters per second against the step; arguments, result and errors are those of `plot_loss`.
+
+    The time is the whole run's: that of evaluations and checkpoints counts.
+
+    Example:
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> from charlm.training import read_history
+        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> config = TrainerConfig(max_steps=20, precision="fp32")
+        >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
+        >>> plot_speed(read_history(run)).get_ylabel()
+        'characters per second'
+    """
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415 - an extra
+
+    ax = _axes(ax)
+    _line(ax, history.steps, history.chars_per_second, color="0")
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _finish(ax, f"{history.unit}s per second", history.chars_per_second)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_run(history: RunHistory) -> Figure:
+    """Draw loss, learning rate and speed of a run into one figure.
+
+    Args:
+        history: the run.
+
+    Returns:
+        A new figure, of which pyplot does not know.
+
+    Raises:
+        CharLMError: matplotlib is not installed.
+
+    Example:
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> from charlm.training import read_history
+        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> config = TrainerConfig(max_steps=20, precision="fp32")
+        >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
+        >>> len(plot_run(read_history(run)).axes)
+        3
+    """
+    figure = new_figure(10, 4.5)
+    panels = figure.subplot_mosaic([["loss", "rate"], ["loss", "speed"]], width_ratios=(2, 1), sharex=True)
+    plot_loss(history, ax=panels["loss"])
+    plot_learning_rate(history, ax=panels["rate"]).set_xlabel("")
+    plot_speed(history, ax=panels["speed"])
+    title = figure.suptitle(history.name)
+    title.set(text=readable([history.name], title.get_fontproperties(), spaces=False)[0], parse_math=False)
+    return figure
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return new_figure(*_SIZE).subplots() if ax is None else ax
+
+
+def _line(
+    ax: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], *, marker: str | None = None, **look: Any
+) -> None:
+    """Draw a line with gaps where a value is not finite, with at most about `_MARKERS` markers on it.
+
+    Without a marker of its own it has dots where there is no line to be seen: if points are few, or alone.
+    """
+    known = np.isfinite(values)
+    beside = np.zeros(len(values), bool)
+    beside[1:] |= known[:-1]
+    beside[:-1] |= known[1:]
+    every = math.ceil(len(values) / _MARKERS)
+    regular = (np.arange(len(values)) % max(every, 1) == 0) & (marker is not None or every == 1)
+    marked = np.flatnonzero(known & (regular | ~beside)).tolist()
+    ax.plot(steps, values, marker=marker or "." if marked else "", markevery=marked, **look)
+
+
+def _finish(ax: Axes, ylabel: str, *columns: NDArray[np.float64]) -> None:
+    """Name the axes; where no number is finite, say so."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: PLC0415 - an extra
+
+    ax.set_xlabel("step")
+    ax.set_ylabel(ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.grid(linewidth=0.3, color="0.7")
+    ax.spines[["top", "right"]].set_visible(False)
+    if not any(np.isfinite(column).any() for column in columns):
+        ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", va="center")
+        for scale in (ax, *ax.child_axes):
+            scale.set_yticks([])

@@ -1,0 +1,85 @@
+"""Figures: how they begin, and how they become files. Knows nothing of what is drawn.
+
+The same figure gives the same bytes with the same matplotlib: no date, and no random number in the names of
+SVG's elements.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charlm.errors import CharLMError, InputError, quoted
+from charlm.files.atomic import write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["new_figure", "picture_format", "save_picture"]
+
+_FORMATS = ("png", "svg")
+_PIXELS_PER_INCH = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of that many inches that pyplot does not know of.
+
+    Raises:
+        CharLMError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise CharLMError("charlm plot needs matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def picture_format(path: str | Path) -> str:
+    """Return what kind of picture the end of a file's name asks for.
+
+    Raises:
+        InputError: none of those that `save_picture` writes.
+    """
+    suffix = Path(path).suffix
+    if suffix[1:].lower() not in _FORMATS:
+        endings = " or ".join(f".{name}" for name in _FORMATS)
+        raise InputError(f"a picture's name must end in {endings}, got {quoted(Path(path).name)}")
+    return suffix[1:].lower()
+
+
+def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
+    """Write a figure to a PNG or SVG file, whole or not at all; a file that is there is replaced.
+
+    Args:
+        drawn: a figure, or axes of it.
+        path: the file, which ends in .png or .svg.
+
+    Raises:
+        InputError: the name ends in something else, or the axes have no figure.
+        OSError: it could not be written; what was there before is intact.
+
+    Example:
+        >>> from charlm import BigramLM, CharTokenizer
+        >>> from charlm.plotting import plot_bigram
+        >>> ax = plot_bigram(BigramLM(3), CharTokenizer("abc"))
+        >>> save_picture(ax, getfixture("tmp_path") / "bigram.png")
+    """
+    kind = picture_format(path)
+    figure = drawn.get_figure(root=True)
+    if figure is None:
+        raise InputError(
+            "the axes must belong to a figure to be saved, got some that were removed from theirs"
+        )
+    from matplotlib import rc_context  # noqa: PLC0415 - an extra
+
+    data = io.BytesIO()
+    with rc_context({"svg.hashsalt": "charlm"}):  # the names of elements would be random
+        figure.savefig(
+            data,
+            format=kind,
+            dpi=_PIXELS_PER_INCH if kind == "png" else None,
+            metadata={"Date": None} if kind == "svg" else None,
+        )
+    write_file(path, data.getvalue())

@@ -1,0 +1,70 @@
+"""Text in pictures: every character readable, and none that the font cannot draw.
+
+A newline is ↵, a tab ⇥, a space ␣. What has no shape of its own (control characters, marks that need a
+letter) and what the font lacks is shown by its code point, as U+4E00. matplotlib would draw an empty box, and
+warn.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from charlm.text.tokenizer import ByteTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontProperties
+
+__all__ = ["readable", "token_labels"]
+
+_SYMBOLS = {"\n": "↵", "\t": "⇥", " ": "␣"}
+
+
+def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """Return the text of each id: a character; for a byte that is only a part of one, its number.
+
+    Args:
+        tokenizer: what the ids are of.
+        ids: any of its ids.
+
+    Raises:
+        InputError: an id is out of range.
+
+    Example:
+        >>> from charlm import ByteTokenizer
+        >>> token_labels(ByteTokenizer(), ByteTokenizer().encode("né"))
+        ['n', '0xC3', '0xA9']
+    """
+    of_bytes = isinstance(tokenizer, ByteTokenizer)
+    texts = [(i, tokenizer.decode([i])) for i in ids]
+    return [f"0x{i:02X}" if of_bytes and i > 127 else text for i, text in texts]
+
+
+def readable(texts: Iterable[str], properties: FontProperties, *, spaces: bool = True) -> list[str]:
+    """Return texts as a font can draw them.
+
+    Args:
+        texts: any.
+        properties: the font that will be asked for.
+        spaces: show them by a symbol, too.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: PLC0415 - an extra
+
+    fonts = []
+    for family in properties.get_family():  # each is asked, as where matplotlib draws
+        one = FontProperties(family=family, style=properties.get_style(), weight=properties.get_weight())
+        try:
+            fonts.append(get_font(findfont(one, fallback_to_default=False)))
+        except ValueError:  # not installed
+            continue
+    fonts = fonts or [get_font(findfont(properties))]
+
+    def drawn(character: str) -> str:
+        symbol = _SYMBOLS.get(character, character) if spaces or character != " " else " "
+        alone = symbol.isprintable() and not unicodedata.category(symbol).startswith("M")
+        if alone and any(font.get_char_index(ord(symbol)) for font in fonts):
+            return symbol
+        return f"U+{ord(character):04X}"
+
+    return ["".join(map(drawn, text)) for text in texts]

@@ -1,0 +1,191 @@
+"""Tables of characters against characters: what a model expects after each, and where a GPT looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charlm.errors import InputError, shown
+from charlm.generation.plain import evaluation_mode
+from charlm.models.base import LanguageModel
+from charlm.plotting.figures import new_figure
+from charlm.plotting.labels import readable, token_labels
+from charlm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+__all__ = ["plot_attention", "plot_bigram"]
+
+_ASKED_AT_ONCE = 256  # ids
+_CELL_INCHES = 0.15
+_POINTS_PER_INCH = 72
+_LARGEST_LABEL, _SMALLEST_LABEL = 10.0, 5.0  # points
+_LARGEST_GRID = 24.0  # inches of all panels together
+_SHOWN_SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
+
+
+def plot_bigram(
+    model: LanguageModel, tokenizer: Tokenizer, *, most: int = 80, ax: Axes | None = None
+) -> Axes:
+    r"""Draw how likely a model holds each character after each single other one: a bigram model's table.
+
+    A model that looks further back is asked about a text of that one character.
+
+    Args:
+        model: any.
+        tokenizer: the one that it was trained with.
+        most: of a larger vocabulary, only this many characters are drawn: those that the model itself would
+            write most often if it saw one character at a time.
+        ax: where to; None: a figure of its own, large enough for the labels.
+
+    Returns:
+        The axes. Row and column i stand for the i-th character drawn, in the order of the ids.
+
+    Raises:
+        CharLMError: matplotlib is not installed.
+        InputError: `most` is no positive int, or the tokenizer does not fit the model.
+
+    Example:
+        >>> from charlm import BigramLM, CharTokenizer
+        >>> ax = plot_bigram(BigramLM(3), CharTokenizer("ab\n"))
+        >>> [label.get_text() for label in ax.get_yticklabels()][:3]
+        ['a', 'b', '↵']
+    """
+    if type(most) is not int or most < 1:
+        raise InputError(f"most must be an int, 1 or more, got {shown(most)}")
+    V = model.vocab_size
+    if tokenizer.vocab_size != V:
+        raise InputError(f"the tokenizer must have the model's {V} ids, got one of {tokenizer.vocab_size}")
+    table = _next_probabilities(model)  # (V, V)
+    ids = np.sort(_frequencies(table).argsort(kind="stable")[::-1][:most]) if most < V else np.arange(V)
+    if ax is None:
+        side = max(3.0, len(ids) * _CELL_INCHES)
+        ax = new_figure(side + 1.6, side + 0.8).subplots()
+    ax.tick_params(top=True, labeltop=True, right=True, labelright=True)
+    image = _draw(ax, table[np.ix_(ids, ids)], token_labels(tokenizer, ids.tolist()))
+    ax.set_ylabel("character")
+    ax.set_xlabel("next character" + (f" (the {len(ids)} most frequent of {V:,})" if most < V else ""))
+    _scale(image, ax, "probability")
+    return ax
+
+
+def plot_attention(
+    weights: Tensor, labels: Sequence[str], *, axes: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Draw where each character of a text looks, a panel for each layer and head.
+
+    Args:
+        weights: what `GPT.attention` returns for one text, (L, 1, H, T, T) or (L, H, T, T): row t of a head
+            is how much character t takes from each.
+        labels: the T characters, for example the text itself. `token_labels` makes those of ids.
+        axes: (L, H) axes, as `figure.subplots(L, H, squeeze=False)` gives them; None: a figure of their own.
+
+    Returns:
+        The axes, (L, H).
+
+    Raises:
+        CharLMError: matplotlib is not installed.
+        InputError: a shape does not fit.
+
+    Example:
+        >>> from charlm import GPT
+        >>> model = GPT.from_config("lecture", vocab_size=3, n_layer=2, n_head=3, n_embd=48)
+        >>> plot_attention(model.attention(torch.tensor([[0, 1, 2, 0]])), "abca").shape
+        (2, 3)
+    """
+    table = _checked_attention(weights, labels)  # (L, H, T, T)
+    L, H, T, _ = table.shape
+    if axes is None:
+        side = max(1.6, min(T * _CELL_INCHES, _LARGEST_GRID / max(L, H)))
+        axes = new_figure(H * side + 1.6, L * side + 1).subplots(L, H, squeeze=False)
+    elif axes.shape != (L, H):
+        raise InputError(f"axes must have the shape ({L}, {H}), layers and heads, got {axes.shape}")
+    for layer, row in enumerate(axes):
+        for head, ax in enumerate(row):
+            image = _draw(ax, table[layer, head], labels, down=head == 0, across=layer == L - 1)
+            ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize="small")
+    figure = axes[0, 0].figure
+    figure.supxlabel("looked at", fontsize="medium")
+    figure.supylabel("character that looks", fontsize="medium")
+    _scale(image, axes, "share of its attention")
+    return axes
+
+
+def _next_probabilities(model: LanguageModel) -> NDArray[np.float64]:
+    """Return (V, V): row i is the distribution of what follows id i."""
+    rows = []
+    with torch.no_grad(), evaluation_mode(model):
+        for ids in torch.arange(model.vocab_size, device=model.device).split(_ASKED_AT_ONCE):
+            logits, _ = model(ids[:, None])  # (n, 1, V)
+            rows.append(logits[:, 0].float().softmax(dim=-1).cpu())  # (n, V)
+    return torch.cat(rows).numpy().astype(np.float64)
+
+
+def _frequencies(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (V,): how often each id comes in a long text that is drawn from the table."""
+    share = np.full(len(table), 1 / len(table))
+    for _ in range(100):
+        share = (
+            share + share @ np.nan_to_num(table)
+        ) / 2  # the mean of two, so that it also settles in a cycle
+    return share
+
+
+def _checked_attention(weights: Tensor, labels: Sequence[str]) -> NDArray[np.float64]:
+    if not isinstance(weights, Tensor) or weights.ndim not in {4, 5}:
+        raise InputError(f"weights must be a tensor (L, 1, H, T, T) or (L, H, T, T), got {shown(weights)}")
+    if weights.ndim == 5:
+        if weights.size(1) != 1:
+            raise InputError(
+                f"weights must be those of one text, got {weights.size(1)}; choose one: weights[:, 0]"
+            )
+        weights = weights[:, 0]
+    L, H, T, S = weights.shape
+    if T != S or 0 in weights.shape:
+        raise InputError(f"weights must be square and not empty, got {T} x {S} in {L} layers and {H} heads")
+    if len(labels) != T:
+        raise InputError(f"labels must name all {T} characters, got {len(labels)}")
+    return weights.detach().cpu().double().numpy()
+
+
+def _draw(
+    ax: Axes, table: NDArray[np.float64], labels: Sequence[str], *, down: bool = True, across: bool = True
+) -> AxesImage:
+    """Draw shares between 0 and 1, labels beside the rows and below the columns, and lines between them.
+
+    A label is as large as a row, up to a limit; where rows are too small for one, some are left out.
+    """
+    from matplotlib.colors import PowerNorm  # noqa: PLC0415 - an extra
+
+    box = ax.get_window_extent()
+    points = min(box.width, box.height) / ax.figure.dpi * _POINTS_PER_INCH / len(table)  # of a row
+    every = math.ceil(_SMALLEST_LABEL / points)
+    size = min(_LARGEST_LABEL, 0.75 * points * every)
+    texts = readable(labels, ax.title.get_fontproperties())
+    for axis, wanted in ((ax.yaxis, down), (ax.xaxis, across)):
+        shown_at = range(0, len(table), every) if wanted else range(0)
+        axis.set_ticks(shown_at, [texts[i] for i in shown_at], fontsize=size, parse_math=False)
+    for label in ax.get_xticklabels():
+        label.set_rotation(90 if len(label.get_text()) > 2 else 0)
+    ax.tick_params(length=0)
+    if every == 1:
+        edges = np.arange(len(table) + 1) - 0.5
+        ax.hlines(edges, edges[0], edges[-1], color="0.9", linewidth=0.3)
+        ax.vlines(edges, edges[0], edges[-1], color="0.9", linewidth=0.3)
+    # The root, or all but the largest would look like zero.
+    return ax.imshow(table, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+
+
+def _scale(image: AxesImage, ax: Axes | NDArray[Any], label: str) -> None:
+    """Draw what the colours mean, beside axes or a grid of them."""
+    image.figure.colorbar(
+        image, ax=ax, label=label, shrink=0.6, aspect=30, pad=0.02, ticks=_SHOWN_SHARES, format="{x:g}"
+    )

@@ -1,0 +1,129 @@
+"""What a run's directory tells of its training, as columns of numbers: to be drawn, or looked at closely.
+
+From metrics.jsonl and, where `charlm train` began the run, from train.json. A run in training can be read,
+too: what it has logged so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.errors import CheckpointError, quoted
+from charlm.files import strict_json
+from charlm.files.reading import read_file
+from charlm.training.metrics import read_metrics
+from charlm.training.run import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
+
+__all__ = ["RunHistory", "read_history"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunHistory:
+    """The course of a training. A number that was not finite, or was not logged, is NaN."""
+
+    name: str
+    """What the run is called in titles."""
+    unit: Literal["character", "byte"] = "character"
+    """What the tokenizer makes an id of, and losses are given for."""
+    steps: NDArray[np.int64]
+    """(N,) the logged steps, counted from 1."""
+    loss_nats: NDArray[np.float64]
+    """(N,) mean training loss of each one's batch, before its update."""
+    learning_rate: NDArray[np.float64]
+    """(N,) of each step."""
+    chars_per_second: NDArray[np.float64]
+    """(N,) mean speed since the logged step before."""
+    eval_steps: NDArray[np.int64]
+    """(M,) after how many steps the validation text was scored."""
+    eval_loss_nats: NDArray[np.float64]
+    """(M,) loss over the whole of it."""
+    skipped_steps: NDArray[np.int64]
+    """(K,) steps that changed nothing, since their loss or gradient was not finite."""
+    baseline_loss_nats: float | None = None
+    """Validation loss of the n-gram model that `charlm train` counted, if it did."""
+
+    @property
+    def best(self) -> int | None:
+        """Which evaluation has the lowest loss, the first of several; None: none has a finite one."""
+        finite = np.flatnonzero(np.isfinite(self.eval_loss_nats))
+        return int(finite[self.eval_loss_nats[finite].argmin()]) if len(finite) else None
+
+
+def read_history(run: str | Path) -> RunHistory:
+    """Read the course of a run, finished or not.
+
+    Args:
+        run: its directory.
+
+    Raises:
+        CheckpointError: there is no run, or it has logged nothing yet.
+        FileFormatError: a file's content is refused.
+
+    Example:
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> config = TrainerConfig(max_steps=20, precision="fp32")
+        >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
+        >>> read_history(run).steps
+        array([10, 20])
+    """
+    directory = RunDirectory.open(Path(run))
+    log = directory.metrics
+    try:
+        records = list(read_metrics(log))
+    except FileNotFoundError:
+        records = []
+    kinds = {kind: [r for r in records if r.get("kind") == kind] for kind in ("step", "eval", "skip")}
+    if not kinds["step"] and not kinds["eval"]:
+        raise CheckpointError(
+            f"the run in {quoted(str(run))} has logged nothing yet: {log.name} holds no step and no "
+            "evaluation. Try again when it has trained for a while."
+        )
+    unit, baseline = _of_command(directory.path / RECORD_FILE)
+    return RunHistory(
+        name=Path(run).resolve().name,
+        unit=unit,
+        steps=_steps(kinds["step"], log),
+        loss_nats=_numbers(kinds["step"], "loss", log),
+        learning_rate=_numbers(kinds["step"], "learning_rate", log),
+        chars_per_second=_numbers(kinds["step"], "chars_per_second", log),
+        eval_steps=_steps(kinds["eval"], log),
+        eval_loss_nats=_numbers(kinds["eval"], "loss_nats", log),
+        skipped_steps=_steps(kinds["skip"], log),
+        baseline_loss_nats=baseline,
+    )
+
+
+def _of_command(record: Path) -> tuple[Literal["character", "byte"], float | None]:
+    """Return the unit of losses, and that of the n-gram model, from what `charlm train` wrote, if it did."""
+    try:
+        data = read_file(record, max_bytes=strict_json.MAX_BYTES)
+    except FileNotFoundError:
+        return "character", None
+    values = strict_json.loads(data, path=str(record))
+    strict_json.check_version(values, RECORD_FORMAT, RECORD_VERSION, path=str(record))
+    baseline = values.get("baseline")
+    loss = baseline.get("loss_nats") if isinstance(baseline, dict) else None
+    unit: Literal["character", "byte"] = "byte" if values.get("tokenizer") == "byte" else "character"
+    return unit, loss if isinstance(loss, float) else None
+
+
+def _steps(records: Sequence[Mapping[str, object]], log: Path) -> NDArray[np.int64]:
+    return np.array([strict_json.take(record, "step", int, path=str(log)) for record in records], np.int64)
+
+
+def _numbers(records: Sequence[Mapping[str, object]], name: str, log: Path) -> NDArray[np.float64]:
+    return np.array(
+        [
+            math.nan if record.get(name) is None else strict_json.take(record, name, float, path=str(log))
+            for record in records
+        ],
+        np.float64,
+    )
