@@ -7,10 +7,11 @@ a few times per second for the bar, so that showing them costs nothing.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "clock", "speed", "wants_bar"]
 
 _BAR_SECONDS = 0.25  # between two losses beside the bar
+_COUNTS = "{n_fmt}/{total_fmt} {elapsed}<{remaining}"
 
 
 def clock(seconds: float) -> str:
@@ -65,7 +67,7 @@ class Progress(Callback):
         self._on_start = on_start
         self._losses: list[float] = []  # since the last evaluation
         self._seen = (0, 0.0)  # characters and seconds at the last line
-        self._val = ""
+        self._val: list[str] = []
         self._drawn_at = 0.0
         self._rate = 0.0  # characters per second, smoothed
 
@@ -76,7 +78,7 @@ class Progress(Callback):
             self._on_start(trainer.out_dir)
         self._seen = (trainer.chars_seen, trainer.seconds)
         if trainer.last is not None:
-            self._val = f", val {trainer.last.result.loss_nats:.4f}"
+            self._val = [f"val {trainer.last.result.loss_nats:.4f}"]
         if wants_bar() and not self._console.quiet:
             self._console.bar = _new_bar(trainer.step, trainer.config.max_steps)
         self._signals.stop_gently(trainer.request_stop, self._announce_stop)
@@ -101,7 +103,8 @@ class Progress(Callback):
                 self._drawn_at = now
                 rate = record.chars_per_second
                 self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
-                bar.set_postfix_str(f"loss {record.loss:.4f}{self._val}, {speed(self._rate)}", refresh=False)
+                facts = [f"loss {record.loss:.4f}", *self._val, speed(self._rate)]
+                bar.set_postfix_str(_fitting(bar, facts), refresh=False)
             bar.update(1)
         if trainer.val_data is None and (record.step % config.eval_interval == 0 or last):
             self._line(trainer, record.step, "")
@@ -110,7 +113,7 @@ class Progress(Callback):
     def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
         """Write a line."""
         result = evaluation.result
-        self._val = f", val {result.loss_nats:.4f}"
+        self._val = [f"val {result.loss_nats:.4f}"]
         self._line(
             trainer,
             evaluation.step,
@@ -165,5 +168,13 @@ def _new_bar(done: int, total: int) -> Any:
         dynamic_ncols=True,
         leave=False,
         file=sys.stderr,
-        bar_format="{n_fmt}/{total_fmt} {percentage:3.0f}% |{bar:24}| {elapsed}<{remaining}{postfix}",
+        bar_format=_COUNTS + "{postfix} |{bar}|",  # the bar last: in a narrow terminal it is the first to go
     )
+
+
+def _fitting(bar: Any, facts: Sequence[str]) -> str:
+    """Return as many facts, from the first on, as fit into the line: half a number would mislead."""
+    known = bar.format_dict
+    room = (known["ncols"] or math.inf) - len(bar.format_meter(**{**known, "bar_format": _COUNTS}))
+    fits = [n for n in range(len(facts) + 1) if len(", ".join(["", *facts[:n]])) <= room]
+    return ", ".join(facts[: max(fits, default=0)])

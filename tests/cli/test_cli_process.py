@@ -164,10 +164,10 @@ def test_everything_can_be_written_in_an_ascii_locale(tmp_path: Path) -> None:
     assert (process.returncode, stdout, stderr) == (0, rb"\xf6\U0001f600" + b"\n", b"")
 
 
-def on_a_terminal(*args: str, **variables: str) -> tuple[int, str]:
+def on_a_terminal(*args: str, columns: int = 90, **variables: str) -> tuple[int, str]:
     """Run the command with standard error on a pseudo-terminal: its exit code and what it wrote."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 90))
+    termios.tcsetwinsize(slave, (24, columns))
     process = start(*args, env=environment(TERM="xterm", **variables), stderr=slave)
     os.close(slave)
     written = b""
@@ -184,15 +184,35 @@ def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:
     code, written = on_a_terminal(*args)
     assert code == 0
     assert re.search(
-        r"\r20/20 100% \|#{24}\| \d\d:\d\d<\d\d:\d\d, loss \d\.\d+, val \d\.\d+, \S+ chars/s", written
+        r"\r20/20 \d\d:\d\d<\d\d:\d\d, loss \d\.\d+, val \d\.\d+, \S+ chars/s \|#{9,}\|", written
     )
     plain = re.sub(r"\r[^\n]*\r", "", written.replace("\r\n", "\n"))
     assert len(re.findall(r"^step \d0  train loss", plain, re.MULTILINE)) == 2
     assert "\x1b[3" not in written  # no colours
     code, written = on_a_terminal(*args, CI="true")
     assert code == 0
-    assert "100%" not in written
+    assert "20/20" not in written
     assert len(re.findall(r"^step \d0  train loss", written, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (65, r"loss \d\.\d{4}, val \d\.\d{4}, \S+ chars/s"),
+        (55, r"loss \d\.\d{4}, val \d\.\d{4}"),
+        (40, r"loss \d\.\d{4}"),
+        (25, ""),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_numbers_and_none_of_them_cut(
+    folder: Path, columns: int, shown: str
+) -> None:
+    args = ("train", str(folder / "text.txt"), "-o", str(folder / f"bar {columns}"), *TINY)
+    code, written = on_a_terminal(*args, columns=columns)
+    assert code == 0
+    (last,) = re.findall(r"\r(20/20 [^\r]*)", written)
+    assert re.fullmatch(r"20/20 \d\d:\d\d<\d\d:\d\d" + (shown and f", {shown}") + r"( \|?#*\|?)?", last), last
+    assert len(last) < columns
 
 
 def test_without_tqdm_a_terminal_gets_lines(
@@ -203,7 +223,7 @@ def test_without_tqdm_a_terminal_gets_lines(
     command = Command(capsys)
     assert command.train(folder / "text.txt", "-o", folder / "plain") == 0
     assert "step 20  train loss" in command.err
-    assert "100%" not in command.err
+    assert "20/20" not in command.err
 
 
 def test_a_bar_is_shown_in_this_process_too(
@@ -212,9 +232,9 @@ def test_a_bar_is_shown_in_this_process_too(
     monkeypatch.setattr("charlm.cli.progress.wants_bar", lambda: True)
     command = Command(capsys)
     assert command.train(folder / "text.txt", "-o", folder / "inside") == 0
-    assert "20/20 100%" in command.err
+    assert "20/20 0" in command.err
     assert command("train", "--resume", "-o", folder / "inside", "--max-steps", "25") == 0
-    assert "25/25 100%" in command.err
+    assert "25/25 0" in command.err
 
 
 def test_a_bar_moves_only_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
