@@ -14,12 +14,13 @@ import numpy as np
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
-from charlm.cli.output import Console, UsageError, aligned, emit, write_out
+from charlm.cli.output import Console, UsageError, aligned, emit, writing
 from charlm.cli.signals import Signals
 from charlm.errors import CharLMError, quoted
 from charlm.evaluation.evaluate import EvalResult
 from charlm.evaluation.page import surprisal_page
 from charlm.evaluation.surprisal import Surprisal
+from charlm.files.atomic import write_file
 from charlm.lm import CharLM, load
 from charlm.text.corpus import load_corpus
 from charlm.text.tokenizer import ByteTokenizer
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if found is not None and args.html is not None:
         title = f"{Path(args.run).name} reads {', '.join(Path(file).name for file in args.files)}"
         page = surprisal_page(text, found, lm.tokenizer, title=title)
-        write_out(args.html, page.encode())
+        with writing(args.html):
+            write_file(Path(args.html), page.encode())
         console.say(f"page    {args.html}")
     if found is not None and args.show:
         for line in _shown(text, found, lm):

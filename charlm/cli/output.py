@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from charlm.errors import CharLMError, quoted
-from charlm.files.atomic import write_file
 
-__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages", "write_out"]
+__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages", "writing"]
 
 
 class UsageError(CharLMError):
@@ -115,16 +114,17 @@ def emit(text: str, *, flush: bool = True) -> None:
         raise
 
 
-def write_out(path: str, data: bytes) -> None:
-    """Write a file that was asked for by name; what was there before is replaced, or left as it was.
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Name the file that is written inside the block, where the system's error names a temporary one.
 
     Raises:
         CharLMError: it cannot be written.
     """
     try:
-        write_file(Path(path), data)
+        yield
     except OSError as error:
-        raise CharLMError(f"{quoted(path)} cannot be written: {error.strerror or error}") from error
+        raise CharLMError(f"cannot write {quoted(str(path))}: {error.strerror or error}") from error
 
 
 def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:

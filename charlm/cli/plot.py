@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.output import Console, UsageError, emit, writing
 from charlm.cli.signals import Signals
-from charlm.errors import CharLMError, InputError, quoted
+from charlm.errors import InputError, quoted
 from charlm.lm import load
 from charlm.models.gpt import GPT
 from charlm.plotting import (
@@ -34,10 +34,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     """Draw, write the file, and write its name to standard output."""
     out = _target(args)
     drawn, what = _drawn(args)
-    try:
+    with writing(out):
         save_picture(drawn, out)
-    except OSError as error:
-        raise CharLMError(f"cannot write {quoted(str(out))}: {error.strerror}") from error
     console.say(f"{what}, drawn into {quoted(str(out))}")
     emit(f"{out}\n")
     return 0
