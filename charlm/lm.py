@@ -114,7 +114,7 @@ class CharLM:
             max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
             stop: strings that end a text, looked for in what is new; the text ends before the first.
             keep_stop: let it end with the stop string instead.
-            sampling: temperature, top_k, top_p, min_p, filters, seed, use_cache and overflow, as in
+            sampling: temperature, top_k, top_p, min_p, filters, seed, use_cache, overflow and draft, as in
                 `LanguageModel.generate`, but that overflow is "restart" if not given.
 
         Returns:
