@@ -83,7 +83,7 @@ def _named(name: str) -> DeviceBackend:
     if name in plugins.names:
         return _made(name, plugins[name].load())
     known = {*_registered, *_BUILTIN, *plugins.names}
-    near = difflib.get_close_matches(name, known, n=1)
+    near = ["cuda"] if name == "gpu" else difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are 'auto', {_listed(known)}"
     raise BackendError(f"unknown device {name!r}; {hint}")
 

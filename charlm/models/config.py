@@ -65,17 +65,21 @@ class GPTConfig(ModelConfig):
     """Settings of a `GPT`. The defaults are the lecture's model, but for the vocabulary."""
 
     _other_names: ClassVar[Mapping[str, str]] = {
+        "attn_pdrop": "attention_dropout",
         "context_length": "block_size",
         "d_model": "n_embd",
+        "embd_pdrop": "dropout",
         "hidden_size": "n_embd",
         "intermediate_size": "mlp_width",
         "max_position_embeddings": "block_size",
         "n_ctx": "block_size",
         "n_inner": "mlp_width",
+        "n_positions": "block_size",
         "num_attention_heads": "n_head",
         "num_heads": "n_head",
         "num_hidden_layers": "n_layer",
         "num_layers": "n_layer",
+        "resid_pdrop": "dropout",
         "tie_word_embeddings": "tie_weights",
     }
 

@@ -71,7 +71,8 @@ def unknown_characters(text: str, first: Mapping[str, int], count: int) -> Unkno
     subject = "1 character is" if len(first) == 1 else f"{len(first)} characters are"
     line, column = _line_and_column(text, named[0][1])
     return UnknownCharacterError(
-        f'{subject} not in the vocabulary: {", ".join(places)}; pass on_unknown="skip", or use ByteTokenizer',
+        f"{subject} not in the vocabulary: {', '.join(places)}; "
+        'encode(..., on_unknown="skip") leaves such out, and a ByteTokenizer knows all',
         characters=tuple(first),
         position=named[0][1],
         line=line,

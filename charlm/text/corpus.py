@@ -135,12 +135,12 @@ def _decompressed(data: bytes, name: str, *, gzip_wanted: bool) -> bytes:
 def _invalid(data: bytes, error: UnicodeDecodeError, name: str, encoding: str) -> InvalidTextError:
     offset = error.start + len(data) - len(error.object)  # utf-8-sig counts from behind the byte order mark
     line = data.count(b"\n", 0, offset) + 1
-    advice = "convert it to UTF-8, or pass the encoding it has"
+    advice, actual = "convert it to UTF-8", "..."
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        advice = 'it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8, or pass encoding="utf-16"'
+        advice, actual = "it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8", '"utf-16"'
     return InvalidTextError(
         f"{name} must be valid {encoding}, got byte 0x{data[offset]:02x} at offset {offset} (line {line}), "
-        f"{error.reason}; {advice}",
+        f"{error.reason}; {advice}, or read it with charlm.text.corpus.read_text(path, encoding={actual})",
         offset=offset,
     )
 

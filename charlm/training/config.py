@@ -21,15 +21,23 @@ class TrainerConfig(Config):
     """Settings of a `Trainer`."""
 
     _other_names: ClassVar[Mapping[str, str]] = {
+        "adam_beta1": "betas",
+        "adam_beta2": "betas",
         "beta1": "betas",
         "beta2": "betas",
+        "bf16": "precision",
+        "decay_lr": "schedule",
+        "dtype": "precision",
         "early_stopping_patience": "patience",
         "eval_steps": "eval_interval",
+        "fp16": "precision",
         "grad_norm_clip": "grad_clip",
         "gradient_accumulation_steps": "accumulate",
         "gradient_clip_val": "grad_clip",
+        "load_best_model_at_end": "restore_best",
         "logging_steps": "log_interval",
         "lr": "learning_rate",
+        "lr_decay_iters": "max_steps",
         "lr_scheduler_type": "schedule",
         "max_grad_norm": "grad_clip",
         "max_iters": "max_steps",
@@ -37,6 +45,7 @@ class TrainerConfig(Config):
         "optim": "optimizer",
         "per_device_train_batch_size": "batch_size",
         "save_steps": "save_interval",
+        "save_total_limit": "keep_last",
         "warmup_iters": "warmup_steps",
     }
 

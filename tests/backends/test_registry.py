@@ -83,6 +83,7 @@ def test_an_absent_device_is_an_error_that_says_what_to_use(name: str) -> None:
         ("cud", "did you mean 'cuda'?"),
         ("CPU", "known are 'auto', 'cpu', 'cuda', 'mps'"),
         ("cpu0", "did you mean 'cpu'?"),
+        ("gpu", "did you mean 'cuda'?"),
         ("cuda:-1", "did you mean 'cuda'?"),
         ("cuda:x", "did you mean 'cuda'?"),
         ("cuda:999", "did you mean 'cuda'?"),

@@ -91,7 +91,9 @@ def test_invalid_utf8_is_refused_with_its_offset(
         message = str(caught.value)
         assert message.startswith(f"'{tmp_path / name}' must be valid utf-8, got byte 0x{byte:02x}")
         assert f" at offset {offset} (line {line})" in message
-        assert message.endswith("; convert it to UTF-8, or pass the encoding it has")
+        assert message.endswith(
+            "; convert it to UTF-8, or read it with charlm.text.corpus.read_text(path, encoding=...)"
+        )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

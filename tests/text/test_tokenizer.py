@@ -140,7 +140,7 @@ def test_unknown_characters_are_named_with_their_places() -> None:
     assert str(caught.value) == (
         "2 characters are not in the vocabulary: '’' (U+2019) at position 14 (line 1, column 15), "
         "'…' (U+2026) at position 20 (line 1, column 21); "
-        'pass on_unknown="skip", or use ByteTokenizer'
+        'encode(..., on_unknown="skip") leaves such out, and a ByteTokenizer knows all'
     )
     error = caught.value
     assert (error.characters, error.count) == (("’", "…"), 3)
@@ -154,7 +154,7 @@ def test_one_unknown_character_reads_as_one_and_shows_its_line() -> None:
     with pytest.raises(UnknownCharacterError) as caught:
         CharTokenizer("ab\n\r").encode("ab\r\nab\n\nab\x07\x07")
     assert str(caught.value).startswith(
-        r"1 character is not in the vocabulary: '\x07' (U+0007) at position 10 (line 4, column 3); pass"
+        r"1 character is not in the vocabulary: '\x07' (U+0007) at position 10 (line 4, column 3); encode"
     )
     assert caught.value.count == 2
 
@@ -166,7 +166,7 @@ def test_at_most_five_unknown_characters_are_shown() -> None:
     assert str(caught.value).startswith(
         "7 characters are not in the vocabulary: 'z' (U+007A) at position 70000 "
     )
-    assert "'v' (U+0076) at position 70004 (line 1, column 70005), and 2 more; pass" in str(caught.value)
+    assert "'v' (U+0076) at position 70004 (line 1, column 70005), and 2 more; encode" in str(caught.value)
     assert caught.value.characters == tuple("zyxwvut")
     assert caught.value.count == 70_006
 

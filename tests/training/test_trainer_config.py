@@ -123,6 +123,8 @@ def test_all_bad_fields_are_listed_at_once() -> None:
         ("max_iters", "max_steps"),
         ("lr", "learning_rate"),
         ("beta2", "betas"),
+        ("lr_decay_iters", "max_steps"),
+        ("bf16", "precision"),
         ("warmup_step", "warmup_steps"),
     ],
 )
