@@ -91,7 +91,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Self:
-        """Make a config from a mapping, for example one read from JSON or TOML (a list stands for a tuple).
+        """Make a config from a mapping, for example one read from JSON or TOML.
+
+        Args:
+            values: fields by name; a list stands for a tuple. What is left out has its default.
 
         Raises:
             ConfigError: lists unknown names (with the likely right one), missing fields and bad values.
@@ -119,6 +122,9 @@ class Config:
     def check(cls, values: Mapping[str, object]) -> list[str]:
         """Return a sentence for each unknown name and bad value; what is missing is not looked at.
 
+        Args:
+            values: fields by name.
+
         Example:
             >>> from charlm import GPTConfig
             >>> GPTConfig.check({"n_layer": 0})
@@ -135,7 +141,14 @@ class Config:
         }
 
     def replace(self, **changes: object) -> Self:
-        """Return a copy with some fields changed, checked like a new one."""
+        """Return a copy with some fields changed, checked like a new one.
+
+        Args:
+            changes: fields by name.
+
+        Raises:
+            ConfigError: lists every bad field.
+        """
         return type(self).from_dict({**self.to_dict(), **changes})
 
 

@@ -59,13 +59,30 @@ __all__ = [
 
 
 def quoted(text: str, limit: int = 200) -> str:
-    """Return foreign text as it may stand in a message: quoted, printable, `limit` characters of it."""
+    r"""Return foreign text as it may stand in a message: quoted, printable, the beginning of it.
+
+    Args:
+        text: any text.
+        limit: the most characters of it.
+
+    Example:
+        >>> print(quoted("\x1b[31mred"), quoted("a long text", limit=7))
+        '\x1b[31mred' 'a long…'
+    """
     shown = text if len(text) <= limit else text[: limit - 1] + "…"
     return "'" + "".join(c if c.isprintable() and c not in "'\\" else _escaped(c) for c in shown) + "'"
 
 
 def shown(value: object) -> str:
-    """Return a value as it may stand in a message, in one short line; other types are named."""
+    """Return a value as it may stand in a message, in one short line, with its type unless that is plain.
+
+    Args:
+        value: anything.
+
+    Example:
+        >>> print(shown("text"), shown(0.5), shown([1, 2]))
+        'text' 0.5 [1, 2] (list)
+    """
     if isinstance(value, str):
         return quoted(value, 40)
     if type(value) is int and value.bit_length() > 128:  # repr refuses the really long ones
@@ -88,7 +105,19 @@ def _rebuild(cls: type[CharLMError], message: str, fields: dict[str, Any]) -> Ch
 
 
 class CharLMError(Exception):
-    """Base of every error that charlm raises on purpose. `str(error)` is the whole message."""
+    """Base of every error that charlm raises on purpose. `str(error)` is the whole message.
+
+    Attributes:
+        message: what must be, what was found, and what to do.
+
+    Example:
+        >>> from charlm import CharTokenizer
+        >>> try:
+        ...     ids = CharTokenizer("abc").encode("cab!")
+        ... except CharLMError as error:
+        ...     print(type(error).__name__, error.characters)
+        UnknownCharacterError ('!',)
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -106,11 +106,11 @@ class CharLM:
         keep_stop: bool = False,
         **sampling: Unpack[Sampling],
     ) -> str | list[str]:
-        r"""Continue a text, or several texts at once.
+        """Continue a text, or several texts at once.
 
         Args:
             prompt: a text, or a list or tuple of texts of any lengths. An empty one begins where a new line
-                begins: with the context "\n", which is not returned.
+                begins: after a line feed, which is not returned.
             max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
             stop: strings that end a text, looked for in what is new; the text ends before the first.
             keep_stop: let it end with the stop string instead.
@@ -169,11 +169,11 @@ class CharLM:
     def log_probs(
         self, text: str, *, prompt: str = "", overflow: Overflow = "restart"
     ) -> NDArray[np.float64]:
-        r"""Return how likely the model holds each character of a text, where it stands.
+        """Return how likely the model holds each character of a text, where it stands.
 
         Args:
             text: what is scored, at least one character.
-            prompt: what stands before it; an empty one is the context "\n", as in `generate`.
+            prompt: what stands before it; an empty one is a line feed, as in `generate`.
             overflow: as in `generate`, whose texts are then scored as they were predicted.
 
         Returns:
@@ -254,6 +254,9 @@ class CharLM:
 
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.json and model.safetensors into a directory of their own.
+
+        Args:
+            directory: missing, empty, or one that holds a saved model, which is replaced.
 
         Raises:
             CheckpointWriteError: it could not be written. What was there before is intact.

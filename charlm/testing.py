@@ -49,6 +49,10 @@ def tiny_corpus(characters: int = 4_000, *, seed: int = 1337) -> str:
 
     It has structure that a small model learns within seconds, and belongs to nobody.
 
+    Args:
+        characters: N, how long it is.
+        seed: another seed, another text.
+
     Example:
         >>> len(tiny_corpus(100)), tiny_corpus(100) == tiny_corpus(100)
         (100, True)

@@ -118,19 +118,31 @@ class DeviceBackend:
         return model
 
     def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors on the device; those that are there already as they are."""
+        """Return tensors on the device; those that are there already as they are.
+
+        Args:
+            tensors: of any shapes and types.
+        """
         # Not non_blocking: a copy may only run on by itself from pinned memory, see CUDABackend.
         return tuple(tensor.to(self.device) for tensor in tensors)
 
     def autocast(self, precision: Precision) -> AbstractContextManager[object]:
-        """Return a context in which matrix products run in `precision`."""
+        """Return a context in which matrix products run in a precision.
+
+        Args:
+            precision: what `precision()` returned.
+        """
         if precision == "fp32":
             return nullcontext()
         # The cache of re-cast weights holds within one context, so one context spans one forward pass.
         return torch.autocast(self.device.type, dtype=_DTYPES[precision])
 
     def scaler(self, precision: Precision) -> GradScaler | None:
-        """Return the gradient scaler that fp16 needs, or None."""
+        """Return the gradient scaler that fp16 needs, or None for another precision.
+
+        Args:
+            precision: what `precision()` returned.
+        """
         if precision != "fp16":
             return None
         return torch.amp.GradScaler(self.device.type)
@@ -162,7 +174,11 @@ class DeviceBackend:
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Seed the device's default generator inside the block, and put its state back after it."""
+        """Seed the device's default generator inside the block, and put its state back after it.
+
+        Args:
+            seed: an int of at most 64 bits; a CPU's generator uses the lower 32.
+        """
         generator = self.default_generator()
         before = generator.get_state()
         generator.manual_seed(seed)

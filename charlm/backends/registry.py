@@ -65,6 +65,13 @@ def register_backend(name: str, factory: Callable[[], DeviceBackend]) -> None:
 
     Raises:
         InputError: the name is taken by charlm or is not a name.
+
+    Example:
+        >>> class Quiet(DeviceBackend):
+        ...     name = "quiet"
+        >>> register_backend("quiet", Quiet)
+        >>> get_backend("quiet")
+        Quiet('cpu')
     """
     if not isinstance(name, str) or not name or name in {"auto", *_BUILTIN}:
         raise InputError(

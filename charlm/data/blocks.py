@@ -82,8 +82,14 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     def from_text(cls, text: str, tokenizer: Tokenizer, block_size: int) -> Self:
         """Encode a text and cut it into blocks.
 
+        Args:
+            text: longer than a block.
+            tokenizer: makes the ids.
+            block_size: T, characters in a block.
+
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
+            DataError: the text is too short for a single block with its targets.
         """
         return cls(tokenizer.encode_array(text), block_size)
 
@@ -98,6 +104,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Raises:
             DataError: a part would be too short; the message says which.
+            InputError: `fraction` is no float between 0 and 1.
         """
         if not isinstance(fraction, float) or not 0 < fraction < 1:
             raise InputError(f"fraction must be a float between 0 and 1, got {shown(fraction)}")
@@ -142,6 +149,15 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Returns:
             Inputs (B, T) and targets (B, T), int64, on the CPU.
+
+        Raises:
+            InputError: `batch_size` is no positive int.
+
+        Example:
+            >>> data = BlockDataset(torch.arange(100), block_size=8)
+            >>> x, y = data.sample_batch(4, generator=torch.Generator().manual_seed(1337))
+            >>> x.shape, bool((y == x + 1).all())
+            (torch.Size([4, 8]), True)
         """
         return self.blocks_at(draw_starts(len(self), batch_size, generator))
 

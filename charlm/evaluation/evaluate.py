@@ -30,7 +30,13 @@ _LOGITS_PER_BATCH = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """How well a model predicts a text."""
+    """How well a model predicts a text.
+
+    Example:
+        >>> result = EvalResult(loss_nats=1.5, accuracy=0.5, n_chars=100)
+        >>> round(result.bits_per_char, 3), round(result.perplexity, 3)
+        (2.164, 4.482)
+    """
 
     loss_nats: float
     """Mean negative log likelihood of a character, in nats; infinite if one was held impossible."""
@@ -78,6 +84,9 @@ def evaluate(
 
     Returns:
         The result over N - 1 characters.
+
+    Raises:
+        InputError: `data` is no `BlockDataset`.
 
     Example:
         >>> from charlm import BigramLM

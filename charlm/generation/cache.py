@@ -21,6 +21,16 @@ class LayerCache:
 
     Args:
         capacity: the most characters it will hold.
+
+    Attributes:
+        length: how many characters it holds.
+
+    Example:
+        >>> layer = LayerCache(capacity=8)
+        >>> _ = layer.append(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))  # B = 1, H = 2, t = 3, D = 4
+        >>> keys, values = layer.append(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4))
+        >>> keys.shape, layer.length
+        (torch.Size([1, 2, 4, 4]), 4)
     """
 
     def __init__(self, capacity: int) -> None:
@@ -55,7 +65,11 @@ class LayerCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def fork(self, rows: Sequence[int]) -> LayerCache:
-        """Return a cache that holds what some rows have read."""
+        """Return a cache that holds a copy of what some rows have read.
+
+        Args:
+            rows: their numbers, in any order; one may be taken several times.
+        """
         twin = LayerCache(self.capacity)
         if self._keys is not None and self._values is not None:
             twin.append(*(kept[list(rows), :, : self.length] for kept in (self._keys, self._values)))
@@ -72,6 +86,16 @@ class KVCache:
     Attributes:
         layers: one `LayerCache` for each attention layer.
         length: how many characters have been read; the next one's position in the window.
+
+    Example:
+        >>> from charlm import GPT
+        >>> model = GPT.from_config("cpu-10s", vocab_size=65).eval()
+        >>> cache = model.new_cache()
+        >>> with torch.no_grad():
+        ...     _ = model(torch.tensor([[24, 43, 58]]), cache=cache)
+        ...     logits, _ = model(torch.tensor([[5]]), cache=cache)  # after all four
+        >>> logits.shape, cache.length
+        (torch.Size([1, 1, 65]), 4)
     """
 
     def __init__(self, n_layer: int, capacity: int) -> None:
@@ -79,11 +103,22 @@ class KVCache:
         self.length: int = 0
 
     def advance(self, count: int) -> None:
-        """Note that the model has read `count` more characters. Models call it once per forward pass."""
+        """Note that the model has read more characters. Models call it once per forward pass.
+
+        Args:
+            count: how many, T.
+        """
         self.length += count
 
     def truncate(self, length: int) -> bool:
-        """Forget all but the first `length` characters; False if that cannot be done."""
+        """Forget all but the first characters.
+
+        Args:
+            length: how many stay, at most as many as were read.
+
+        Returns:
+            False if that cannot be done, and nothing was; as for a cache of another kind.
+        """
         if type(self) is not KVCache:
             return False
         self.length = length
@@ -92,9 +127,15 @@ class KVCache:
         return True
 
     def fork(self, rows: Sequence[int]) -> KVCache | None:
-        """Return a cache that holds what some rows have read; None if that cannot be told.
+        """Return a cache that holds a copy of what some rows have read.
 
         A cache of another kind says for itself how it is copied.
+
+        Args:
+            rows: their numbers, in any order; one may be taken several times.
+
+        Returns:
+            The copy, or None if that cannot be made.
         """
         if type(self) is not KVCache:
             return None

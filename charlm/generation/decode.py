@@ -71,6 +71,15 @@ def stream_ids(
 
     Raises:
         NonFiniteError: a row's logits hold NaN, or a filter removed every id.
+
+    Example:
+        >>> import torch
+        >>> from charlm import BigramLM
+        >>> state = BigramLM(65).new_state(rows=2)
+        >>> state.observe(torch.tensor([[24], [43]]))
+        >>> steps = list(stream_ids(state, 5, SamplingOptions(seed=1337)))
+        >>> len(steps), steps[0].shape, state.lengths
+        (5, torch.Size([2]), [6, 6])
     """
     for _ in range(max_new_tokens):
         yield state.advance(options, addresses)

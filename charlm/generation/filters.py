@@ -3,7 +3,7 @@
 Each returns new logits in which a removed character has -inf. `SamplingOptions` fixes their order:
 temperature, top-k, top-p, min-p, then the caller's own.
 Sources: top-p is nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751); min-p is Nguyen et al.
-2024 (arXiv:2407.01082).
+2024 (arXiv:2407.01082). Numbers out of their range are refused by `SamplingOptions`, not here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,35 @@ def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Divide by the temperature: below 1 the likely characters gain, above 1 the unlikely ones.
 
     A temperature of 0 is greedy choice, which `sample` makes; the logits then stay as they are.
+
+    Args:
+        logits: (B, V).
+        temperature: 0 or more.
+
+    Returns:
+        (B, V).
+
+    Example:
+        >>> scale_temperature(torch.tensor([[1.0, 2.0]]), 0.5)
+        tensor([[2., 4.]])
     """
     return logits if temperature == 0 else logits / temperature
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep exactly the k largest logits of each row; among equals, those of smaller id."""
+    """Keep exactly the k largest logits of each row; among equals, those of smaller id.
+
+    Args:
+        logits: (B, V).
+        k: at least 1; V or more keeps all.
+
+    Returns:
+        (B, V), -inf for what was removed.
+
+    Example:
+        >>> keep_top_k(torch.tensor([[1.0, 3.0, 2.0, 3.0]]), 2)
+        tensor([[-inf, 3., -inf, 3.]])
+    """
     if k >= logits.size(-1):
         return logits
     order = logits.argsort(dim=-1, descending=True, stable=True)  # (B, V)
@@ -36,7 +59,22 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest characters whose probabilities add up to at least p."""
+    """Keep the smallest set of likeliest characters whose probabilities add up to at least p.
+
+    Args:
+        logits: (B, V).
+        p: in (0, 1]; 1 keeps all.
+
+    Returns:
+        (B, V), -inf for what was removed.
+
+    Source:
+        Nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751.
+
+    Example:
+        >>> keep_top_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.7).exp()
+        tensor([[0.5000, 0.3000, 0.0000]])
+    """
     if p >= 1:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
@@ -48,7 +86,22 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the characters whose probability is at least p times that of the likeliest one."""
+    """Keep the characters whose probability is at least p times that of the likeliest one.
+
+    Args:
+        logits: (B, V).
+        p: in [0, 1]; 0 keeps all.
+
+    Returns:
+        (B, V), -inf for what was removed.
+
+    Source:
+        Nguyen et al. 2024, arXiv:2407.01082.
+
+    Example:
+        >>> keep_min_p(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.5).exp()
+        tensor([[0.5000, 0.3000, 0.0000]])
+    """
     if p <= 0:
         return logits
     probs = logits.softmax(dim=-1)  # (B, V)

@@ -20,7 +20,7 @@ from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
 
 Overflow = Literal["slide", "restart"]
-"""What happens past the window: see `charlm.generation.decode.context_start`."""
+"""What happens past the window: see `charlm.generation.context_start`."""
 
 
 class Draft(Protocol):
@@ -31,7 +31,7 @@ class Draft(Protocol):
         """V, which is the other model's, too."""
 
     def new_state(self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True) -> Any:
-        """Return a `charlm.generation.PredictionState`."""
+        """Return a `charlm.generation.PredictionState`; see `LanguageModel.new_state`."""
 
 
 class Sampling(TypedDict, total=False):
@@ -54,6 +54,11 @@ class SamplingOptions:
 
     Raises:
         InputError: a value is out of its range; lists every bad one.
+
+    Example:
+        >>> options = SamplingOptions(temperature=0.5, top_k=2)
+        >>> options.filter(torch.tensor([[1.0, 3.0, 2.0]]), ids=torch.tensor([[0]]))
+        tensor([[-inf, 6., 4.]])
     """
 
     temperature: float = 1.0
@@ -137,6 +142,9 @@ class SamplingOptions:
     @classmethod
     def from_keywords(cls, sampling: Sampling) -> Self:
         """Return the options of a call; a missing seed is one draw from torch's global generator.
+
+        Args:
+            sampling: the keyword arguments that were given.
 
         Raises:
             TypeError: an option is unknown, as for any function.

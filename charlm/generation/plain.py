@@ -60,6 +60,16 @@ class PlainState(PredictionState):
         rows: B.
         overflow: what happens past the model's window.
         use_cache: keep keys and values of what was read. Changes speed, never the result.
+
+    Raises:
+        InputError: there is not at least one row, or no such overflow.
+
+    Example:
+        >>> from charlm import BigramLM
+        >>> state = PlainState(BigramLM(65), rows=2)
+        >>> state.observe([torch.tensor([24, 43]), torch.tensor([58])])
+        >>> state.lengths, state.predict().shape
+        ([2, 1], torch.Size([2, 65]))
     """
 
     def __init__(

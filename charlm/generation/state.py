@@ -97,7 +97,11 @@ class PredictionState(ABC):
 
     @abstractmethod
     def text(self, row: int) -> Tensor:
-        """Return the ids that a row has observed, (t,) int64."""
+        """Return the ids that a row has observed, (t,) int64.
+
+        Args:
+            row: its number, from 0.
+        """
 
     @abstractmethod
     def fork(self, rows: Sequence[int] | None = None) -> Self:

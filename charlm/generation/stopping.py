@@ -47,7 +47,11 @@ class StopMatcher:
         self.stopped: bool = False
 
     def feed(self, piece: str) -> str:
-        """Take the next piece and return what is now sure to belong to the text."""
+        """Take the next piece and return what is now sure to belong to the text.
+
+        Args:
+            piece: any number of characters.
+        """
         if self.stopped:
             return ""
         if not self._stop:

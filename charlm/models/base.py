@@ -78,7 +78,14 @@ class LanguageModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any) -> Self:
-        """Build a new model from its settings: a config, or a mapping such as one read from JSON."""
+        """Build a new model from its settings.
+
+        Args:
+            config: an instance of `config_class`, or a mapping of its fields, such as one read from JSON.
+
+        Raises:
+            ConfigError: a field is unknown, missing or bad.
+        """
 
     @property
     def vocab_size(self) -> int:
@@ -205,9 +212,18 @@ class LanguageModel(nn.Module, ABC):
         return torch.cat(parts, dim=1)  # (B, T0 + max_new_tokens)
 
     def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Iterator[Tensor]:
-        """Yield the ids that `generate` would add, (B,) each, as soon as they are chosen.
+        """Yield the ids that `generate` would add, as soon as they are chosen.
 
         Arguments and errors are those of `generate`; they are checked here, before the first step.
+
+        Yields:
+            (B,) int64, `max_new_tokens` times.
+
+        Example:
+            >>> from charlm import BigramLM
+            >>> steps = BigramLM(65).stream(torch.zeros(1, 1, dtype=torch.long), 100, seed=1337)
+            >>> next(steps).shape, len(list(steps))
+            (torch.Size([1]), 99)
         """
         self.check_idx(idx)
         self._check_range("idx", idx, lowest=0)
@@ -226,6 +242,9 @@ class LanguageModel(nn.Module, ABC):
             rows: B, how many texts it follows at once.
             overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
             use_cache: changes speed, never the result.
+
+        Raises:
+            InputError: an argument is wrong.
 
         Example:
             >>> from charlm import BigramLM
@@ -268,6 +287,9 @@ class LanguageModel(nn.Module, ABC):
     def save(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors into a directory of their own.
 
+        Args:
+            directory: missing, empty, or one that holds a saved model, which is replaced.
+
         Raises:
             CheckpointWriteError: it could not be written. What was there before is intact.
             RunExistsError: the directory holds other files.
@@ -282,9 +304,20 @@ class LanguageModel(nn.Module, ABC):
 
         On `LanguageModel` itself it makes whichever kind was saved.
 
+        Args:
+            directory: where it lies.
+
         Raises:
             CheckpointError: no model lies there, or one of another class.
             FileFormatError: a file's content is refused.
+
+        Example:
+            >>> import tempfile
+            >>> from charlm import BigramLM
+            >>> folder = tempfile.mkdtemp() + "/model"
+            >>> BigramLM(65).save(folder)
+            >>> LanguageModel.load(folder)
+            BigramLM(vocab_size=65)  # 4,225 parameters
         """
         from charlm.models.saving import load_model  # noqa: PLC0415 - saving imports this module
 
@@ -302,9 +335,16 @@ class LanguageModel(nn.Module, ABC):
         """
 
     def check_idx(self, idx: Tensor, targets: Tensor | None = None) -> None:
-        """Raise InputError unless idx and targets have the type, shape and device that `forward` needs.
+        """Refuse ids that do not have the type, shape and device that `forward` needs.
 
         Their range is not looked at: that would make a GPU wait.
+
+        Args:
+            idx: (B, T) int64, B and T at least 1.
+            targets: of the same shape, or None.
+
+        Raises:
+            InputError: they are something else; says what.
         """
         device = self.device
         for name, ids in (("idx", idx), ("targets", targets)):

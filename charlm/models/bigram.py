@@ -30,7 +30,7 @@ class BigramLM(LanguageModel):
     """A table of logits (V, V), N(0, 1) at first from torch's global generator, as in the lecture.
 
     Args:
-        vocab_size: V.
+        vocab_size: V, number of different ids.
 
     Raises:
         ConfigError: `vocab_size` is no positive int.
@@ -59,6 +59,9 @@ class BigramLM(LanguageModel):
     @classmethod
     def from_config(cls, config: BigramConfig | Mapping[str, object]) -> Self:
         """Build a new model from its settings.
+
+        Args:
+            config: a `BigramConfig`, or a mapping of its fields.
 
         Raises:
             ConfigError: a field is unknown, missing or bad.
@@ -99,6 +102,15 @@ class BigramLM(LanguageModel):
         Raises:
             DataError: the data holds an id that the table lacks.
             InputError: `smoothing` is negative or not finite.
+
+        Example:
+            >>> from charlm import BlockDataset
+            >>> data = BlockDataset(torch.tensor([0, 1, 1, 0, 1, 1]), block_size=2)
+            >>> model = BigramLM(2).fit(data, smoothing=0)
+            >>> logits, _ = model(torch.tensor([[0, 1]]))
+            >>> logits.detach().softmax(dim=-1)  # after 0 always 1, after 1 either
+            tensor([[[0.0000, 1.0000],
+                     [0.3333, 0.6667]]])
         """
         if type(smoothing) not in (int, float) or not 0 <= smoothing < 1e300:
             raise InputError(f"smoothing must be a finite number, 0 or more, got {shown(smoothing)}")

@@ -62,7 +62,17 @@ class NGramConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """Settings of a `GPT`. The defaults are the lecture's model, but for the vocabulary."""
+    """Settings of a `GPT`. The defaults are the lecture's model, but for the vocabulary.
+
+    Raises:
+        ConfigError: lists every field that is missing, unknown or out of its limits, or says which two do not
+            go together.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128)
+        >>> config.block_size, config.head_size, config.hidden_size
+        (256, 32, 512)
+    """
 
     _other_names: ClassVar[Mapping[str, str]] = {
         "attn_pdrop": "attention_dropout",
@@ -166,6 +176,10 @@ class GPTConfig(ModelConfig):
 
         Args:
             training: with the backward pass, which costs twice the forward pass.
+
+        Example:
+            >>> GPTConfig(vocab_size=65).flops_per_char()
+            22463232
         """
         C, F = self.n_embd, self.hidden_size
         into = 2 * F if self.activation == "swiglu" else F
@@ -176,7 +190,7 @@ class GPTConfig(ModelConfig):
     def training_memory_bytes(
         self, batch_size: int, *, fused_attention: bool = False, half_precision: bool = False
     ) -> int:
-        """Estimate the memory of training: weights, gradients, two moments, and activations.
+        """Estimate the memory of training, in bytes: weights, gradients, two moments, and activations.
 
         The activations are those that the backward pass reads, and what it makes on its way. The factors are
         fitted to the growth of the resident memory in trainings on a CPU, of all presets, fp32 and bf16, that
@@ -238,6 +252,7 @@ class GPTConfigFields(TypedDict, total=False):
 
 
 PresetName = Literal["lecture", "gpt2", "cpu-10s", "cpu-1min", "cpu-5min"]
+"""What `GPT.from_config` and `charlm train --preset` take."""
 
 _LECTURE: GPTConfigFields = {
     "block_size": 256,

@@ -61,7 +61,7 @@ class NGramLM(LanguageModel):
     a count of 1, 2, and 3 or more, for each length.
 
     Args:
-        vocab_size: V.
+        vocab_size: V, number of different ids.
         order: length of the longest n-grams, 1 to 32; each character is predicted from the order - 1 before.
 
     Raises:
@@ -90,6 +90,9 @@ class NGramLM(LanguageModel):
     @classmethod
     def from_config(cls, config: NGramConfig | Mapping[str, object]) -> Self:
         """Build a model with room for `n_ngrams`, uniform until its tables are filled.
+
+        Args:
+            config: a `NGramConfig`, or a mapping of its fields.
 
         Raises:
             ConfigError: a field is unknown, missing or bad.

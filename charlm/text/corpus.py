@@ -39,7 +39,7 @@ _ADVICE = {errno.ENOENT: "; check the path", errno.EISDIR: "; name the files in 
 
 
 def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
-    r"""Return the text of a file exactly as it stands there: "\r\n", a byte order mark and NUL are kept.
+    """Return the text of a file exactly as it stands there: line ends, a byte order mark and NUL are kept.
 
     Args:
         path: the file; the string "-" is standard input. What is compressed with gzip is decompressed.

@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> list[int]:
-        """Return the ids of a text as a list."""
+        """Return the ids of a text as a list; see `CharTokenizer.encode_array`."""
         ...
 
     def encode_array(
@@ -150,6 +150,9 @@ class CharTokenizer:
     def load(cls, path: str | Path) -> Self:
         """Read a tokenizer that `save` wrote.
 
+        Args:
+            path: a file of at most 8 MiB.
+
         Raises:
             FileFormatError: the file holds something else, or a tokenizer of another kind.
             OSError: the file cannot be read.
@@ -182,7 +185,7 @@ class CharTokenizer:
     def encode_array(
         self, text: str, *, on_unknown: OnUnknown = "error"
     ) -> NDArray[np.uint8 | np.uint16 | np.uint32]:
-        r"""Return the ids of a text as an array.
+        """Return the ids of a text as an array.
 
         Args:
             text: any text; the empty one has no ids.
@@ -194,7 +197,7 @@ class CharTokenizer:
 
         Raises:
             UnknownCharacterError: a character is not in the vocabulary, and `on_unknown` is "error".
-                In the message, only "\n" ends a line.
+                In the message, only a line feed ends a line.
             InvalidTextError: the text holds a lone surrogate, whatever `on_unknown` is.
             InputError: `text` is no string, or `on_unknown` is none of the three, or "replace" where the
                 tokenizer has no `unknown`.
@@ -240,6 +243,9 @@ class CharTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a file from which `load` makes an equal tokenizer: whole, or not at all.
+
+        Args:
+            path: the file; one that exists is replaced.
 
         Raises:
             OSError: the file cannot be written.
@@ -313,7 +319,7 @@ class ByteTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer that `save` wrote; errors are those of `CharTokenizer.load`."""
+        """Read a tokenizer that `save` wrote; argument and errors are those of `CharTokenizer.load`."""
         if not isinstance(load_tokenizer(path), ByteTokenizer):
             raise reading.refusal(path, "must hold a ByteTokenizer, got a CharTokenizer. Use load_tokenizer.")
         return cls()
@@ -359,6 +365,9 @@ class ByteTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a file from which `load` makes an equal tokenizer: whole, or not at all.
+
+        Args:
+            path: the file; one that exists is replaced.
 
         Raises:
             OSError: the file cannot be written.

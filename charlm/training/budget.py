@@ -51,6 +51,12 @@ def steps_within(
 
     Raises:
         InputError: `seconds` is no positive number, or above 1e9.
+
+    Example:
+        >>> from charlm import BigramLM, CharTokenizer
+        >>> data = BlockDataset.from_text("to be or not to be " * 9, CharTokenizer("benort "), block_size=8)
+        >>> steps_within(0.5, BigramLM(7), data, TrainerConfig(), device="cpu") > 1
+        True
     """
     if type(seconds) not in (int, float) or not 0 < seconds <= _MOST_SECONDS:
         raise InputError(f"seconds must be above 0 and at most {_MOST_SECONDS:.0e}, got {shown(seconds)}")

@@ -20,6 +20,9 @@ __all__ = ["Callback"]
 class Callback:
     """Base of callbacks: every method does nothing until it is overridden.
 
+    The trainer calls the callbacks in the order of its list, with itself as the first argument. What a method
+    raises ends the run.
+
     Example:
         >>> class StopBelow(Callback):
         ...     def on_evaluate(self, trainer, evaluation):
@@ -31,23 +34,52 @@ class Callback:
         """Run before the first step of this process."""
 
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
-        """Run after each step. Asking for `record.loss` waits for the device."""
+        """Run after each step.
+
+        Args:
+            trainer: `trainer.step` is the number of steps done.
+            record: what the step did. Asking for `record.loss` waits for the device.
+        """
 
     def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        """Run after each evaluation that the schedule of the run asks for."""
+        """Run after each evaluation that the schedule of the run asks for.
+
+        Args:
+            trainer: may be told to `stop()`, or to `save()`.
+            evaluation: the losses, and whether no others were as low.
+        """
 
     def on_sample(self, trainer: Trainer, sample: SampleRecord) -> None:
-        """Run after each sample of text."""
+        """Run after each sample of text.
+
+        Args:
+            trainer: where it comes from.
+            sample: the text.
+        """
 
     def on_save(self, trainer: Trainer, checkpoint: Path) -> None:
-        """Run after each checkpoint is safely on disk."""
+        """Run after each checkpoint is safely on disk.
+
+        Args:
+            trainer: whose state it is.
+            checkpoint: its directory.
+        """
 
     def on_train_end(self, trainer: Trainer, result: TrainResult) -> None:
-        """Run after the last step, when the run ends by itself."""
+        """Run after the last step, when the run ends by itself.
+
+        Args:
+            trainer: its model holds the best weights, unless `restore_best` is False.
+            result: what `Trainer.fit` will return.
+        """
 
     def state(self) -> Mapping[str, object]:
         """Return what this callback must remember across a resume, as JSON has it."""
         return {}
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Take back what `state` returned, before the first step of a resumed run."""
+        """Take back what `state` returned, before the first step of a resumed run.
+
+        Args:
+            state: read from the checkpoint, so that tuples have become lists.
+        """

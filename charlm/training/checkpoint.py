@@ -176,6 +176,19 @@ def list_checkpoints(run: RunDirectory) -> list[CheckpointInfo]:
     """Return the checkpoints whose manifest is whole, in order of their steps; contents are not read.
 
     Directories of other names, and damaged manifests, are passed over.
+
+    Args:
+        run: the run, for example `RunDirectory.open(Path("runs/first"))`.
+
+    Example:
+        >>> import tempfile
+        >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
+        >>> folder = Path(tempfile.mkdtemp(), "run")
+        >>> data = BlockDataset.from_text("to be or not to be " * 9, CharTokenizer("benort "), block_size=8)
+        >>> config = TrainerConfig(max_steps=4, save_interval=2, keep_last=2)
+        >>> result = Trainer(BigramLM(7), data, config, out_dir=folder, device="cpu").fit()
+        >>> [info.step for info in list_checkpoints(RunDirectory.open(folder))]
+        [2, 4]
     """
     return scan_checkpoints(run)[0]
 
@@ -199,8 +212,21 @@ def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path
 def verify_checkpoint(path: Path) -> CheckpointInfo:
     """Check every byte of a checkpoint and return what it is.
 
+    Args:
+        path: its directory, such as `TrainResult.checkpoint`.
+
     Raises:
         CheckpointCorruptError: a file is missing, too many, or changed; the message names it.
+        CheckpointError: there is no checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> data = BlockDataset.from_text("to be or not to be " * 9, CharTokenizer("benort "), block_size=8)
+        >>> trainer = Trainer(BigramLM(7), data, TrainerConfig(max_steps=4), out_dir=folder, device="cpu")
+        >>> verify_checkpoint(trainer.fit().checkpoint).step
+        4
     """
     return read_checkpoint(path).info
 

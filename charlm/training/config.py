@@ -18,7 +18,16 @@ _SEED = Range(-(2**63), 2**63 - 1)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Config):
-    """Settings of a `Trainer`."""
+    """Settings of a `Trainer`: the run, its optimizer and learning rate, and what is kept of it.
+
+    Raises:
+        ConfigError: lists every field that is unknown or out of its limits.
+
+    Example:
+        >>> config = TrainerConfig(max_steps=500, learning_rate=3e-4)
+        >>> config.replace(batch_size=64).batch_size
+        64
+    """
 
     _other_names: ClassVar[Mapping[str, str]] = {
         "adam_beta1": "betas",
@@ -109,7 +118,7 @@ class TrainerConfig(Config):
 
 
 class TrainerConfigFields(TypedDict, total=False):
-    """The fields of `TrainerConfig` as a mapping."""
+    """The fields of `TrainerConfig` as a mapping, in which any may be left out."""
 
     max_steps: int
     batch_size: int

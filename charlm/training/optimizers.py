@@ -43,6 +43,16 @@ def build_optimizers(model: nn.Module, config: TrainerConfig, backend: DeviceBac
         model: parameters that need no gradient are left out.
         config: optimizer, learning_rate, weight_decay, betas, momentum and precision are used.
         backend: knows which implementation of AdamW is fastest, and what "auto" precision is.
+
+    Raises:
+        BackendError: the device cannot do the config's precision.
+
+    Example:
+        >>> from charlm import GPT, get_backend
+        >>> model = GPT.from_config("cpu-10s", vocab_size=65)
+        >>> optimizers = build_optimizers(model, TrainerConfig(optimizer="muon"), get_backend("cpu"))
+        >>> [type(optimizer).__name__ for optimizer in optimizers]
+        ['Muon', 'AdamW']
     """
     dtype = torch.bfloat16 if backend.precision(config.precision) == "bf16" else torch.float32
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -144,6 +154,14 @@ class AdamW(_LeanOptimizer):
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         weight_decay: share of a parameter, times lr, taken off at each step.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(3))
+        >>> optimizer = AdamW([weight], lr=0.1)
+        >>> weight.grad = torch.tensor([0.01, -5.0, 0.0])
+        >>> _ = optimizer.step()
+        >>> weight.data.round(decimals=4)
+        tensor([-0.1000,  0.1000,  0.0000])
     """
 
     def __init__(
@@ -159,7 +177,14 @@ class AdamW(_LeanOptimizer):
     @override
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss anew, with gradients, and returns it; None: the gradients are there.
+
+        Returns:
+            What the closure returned.
+        """
         loss = _loss_of(closure)
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
@@ -209,6 +234,21 @@ class Muon(_LeanOptimizer):
         momentum: share of the old momentum that is kept.
         weight_decay: share of W, times lr, taken off at each step.
         dtype: what the Newton–Schulz products run in.
+
+    Raises:
+        InputError: a parameter is no matrix, or no stack of as many as its group says.
+
+    Source:
+        Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the scale: arXiv:2502.16982.
+
+    Example:
+        >>> weight = nn.Parameter(torch.zeros(2, 2))
+        >>> optimizer = Muon([weight], lr=1.0)
+        >>> weight.grad = torch.tensor([[100.0, 0.0], [0.0, 10.0]])
+        >>> _ = optimizer.step()
+        >>> weight.data.round(decimals=1)  # as far in both directions
+        tensor([[-0.2000,  0.0000],
+                [ 0.0000, -0.2000]])
     """
 
     def __init__(
@@ -233,7 +273,14 @@ class Muon(_LeanOptimizer):
     @override
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Move every matrix that has a gradient.
+
+        Args:
+            closure: computes the loss anew, with gradients, and returns it; None: the gradients are there.
+
+        Returns:
+            What the closure returned.
+        """
         loss = _loss_of(closure)
         # What has the same settings is orthogonalised in one batch, a tall matrix lying on its side.
         batches: dict[tuple[object, ...], list[tuple[Tensor, int]]] = defaultdict(list)

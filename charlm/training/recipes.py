@@ -94,6 +94,9 @@ def recommend(
         on_gpu: whether it will run on one. The presets were measured on two cores; a GPU gets the one for
             twenty times the time.
 
+    Returns:
+        The preset, and which of its fields to change.
+
     Example:
         >>> recommend(1_000_000, 100_000, minutes=5).preset
         'cpu-5min'

@@ -208,6 +208,20 @@ class Trainer:
         Raises:
             CheckpointError: there is no run, or no whole checkpoint in it.
             CheckpointMismatchError: the data, the tokenizer or the model differ.
+
+        Example:
+            >>> import tempfile
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> folder, tokenizer = tempfile.mkdtemp() + "/run", CharTokenizer("benort ")
+            >>> data = BlockDataset.from_text("to be or not to be " * 9, tokenizer, block_size=8)
+            >>> config = TrainerConfig(max_steps=4, eval_interval=2)
+            >>> first = Trainer(BigramLM(7), data, config, tokenizer=tokenizer, out_dir=folder, device="cpu")
+            >>> for record in first.steps():
+            ...     if record.step == 3:
+            ...         break  # or a crash: the checkpoint of step 2 is there
+            >>> again = Trainer.resume(folder, data, device="cpu")
+            >>> again.step, again.fit().steps
+            (2, 4)
         """
         return resume(
             cls,
@@ -243,6 +257,20 @@ class Trainer:
         """Train, yielding after each step, when its evaluation, sample and checkpoint are done.
 
         Leaving the loop early is allowed: what is saved stays, and nothing stays locked.
+
+        Yields:
+            What the step did; its loss, in nats, is read from the device when it is asked for.
+
+        Raises:
+            InputError: an earlier `steps()` is not finished yet.
+            CharLMError: what `fit` raises.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> data = BlockDataset.from_text("to be or not to be " * 9, CharTokenizer("benort "), 8)
+            >>> trainer = Trainer(BigramLM(7), data, TrainerConfig(max_steps=4), device="cpu")
+            >>> [record.step for record in trainer.steps()]
+            [1, 2, 3, 4]
         """
         if self._running:
             raise InputError(
@@ -266,7 +294,13 @@ class Trainer:
             self._end()
 
     def evaluate(self, data: BlockDataset | None = None) -> EvalResult:
-        """Score a whole text exactly; None: the validation text. Changes nothing in the run.
+        """Score a whole text exactly, with the weights as they are. Changes nothing in the run.
+
+        Args:
+            data: the text; None: the validation text.
+
+        Returns:
+            Losses and accuracy over N - 1 characters.
 
         Raises:
             DataError: there is no validation text.
@@ -281,6 +315,9 @@ class Trainer:
 
         After a run that put the best weights back there is nothing new to save: its last checkpoint is
         returned.
+
+        Returns:
+            The checkpoint's directory.
 
         Raises:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
