@@ -38,7 +38,9 @@ from typing_extensions import is_protocol
 import charlm
 from charlm.cli.arguments import parse
 from charlm.config import Config
+from charlm.evaluation import Surprisal
 from charlm.models.config import BigramConfig, GPTConfig, ModelConfig, NGramConfig
+from charlm.training import RunHistory
 from charlm.training.config import TrainerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -209,6 +211,19 @@ LIMITS = {
 for _config in itertools.chain(*SETTINGS.values()):  # int is shown as int: its bounds have their sentence
     _hints = get_type_hints(_config)
     _config.__annotations__ = {field: _hints[field] for field in _config.__annotations__}
+
+
+class NDArray:
+    """How the type of an array is shown in a record: the type of its numbers is said in words."""
+
+    __module__ = "numpy.typing"
+
+
+for _record in (RunHistory, Surprisal):
+    _hints = get_type_hints(_record)
+    _record.__annotations__ = {
+        field: NDArray if get_origin(hint) is np.ndarray else hint for field, hint in _hints.items()
+    }
 
 KEPT: dict[str, list[str]] = {}
 
