@@ -28,13 +28,16 @@ def refusal(path: str | Path, reason: str) -> FileFormatError:
     return FileFormatError(f"{quoted(str(path))} {reason}", path=str(path))
 
 
-def read_file(path: str | Path, *, max_bytes: int, exact_size: int | None = None) -> bytearray:
+def read_file(
+    path: str | Path, *, max_bytes: int, exact_size: int | None = None, growing: bool = False
+) -> bytearray:
     """Read a whole regular file into memory.
 
     Args:
         path: the file. A symbolic link as its last part is refused, not followed.
         max_bytes: largest size that is read.
         exact_size: the only size that is read; None: any up to `max_bytes`.
+        growing: it is a log, which another process may add to: what comes while it is read is left out.
 
     Returns:
         Its bytes, in a buffer that belongs to the caller.
@@ -71,7 +74,8 @@ def read_file(path: str | Path, *, max_bytes: int, exact_size: int | None = None
         except MemoryError as error:
             raise refusal(path, f"must fit into memory, got {size} bytes.") from error
         # One byte more than is left is asked for, so that a file that grows is noticed.
-        while piece := os.read(descriptor, min(_PIECE, size - end + 1)):
+        beyond = 0 if growing else 1
+        while piece := os.read(descriptor, min(_PIECE, size - end + beyond)):
             start, end = end, end + len(piece)
             if end > size:
                 break

@@ -65,13 +65,13 @@ def eval_values(result: EvalResult) -> dict[str, object]:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, object]]:
-    """Yield the records of a log in order, without a torn last line.
+    """Yield the records of a log in order, without a torn last line; the run may go on meanwhile.
 
     Raises:
         FileFormatError: a line is no record, or the log is no regular file or larger than 1 GiB.
         OSError: the file is missing or cannot be read.
     """
-    for line in read_file(path, max_bytes=1 << 30).split(b"\n")[:-1]:
+    for line in read_file(path, max_bytes=1 << 30, growing=True).split(b"\n")[:-1]:
         yield strict_json.loads(line, path=str(path))
 
 

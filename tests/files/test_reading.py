@@ -97,6 +97,39 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         read_file(path, max_bytes=1 << 30)
 
 
+@pytest.mark.parametrize("size", [0, 5, (2 << 20) + 1])
+def test_of_a_log_that_grows_what_was_there_before_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"1" * size)
+    real = os.read
+
+    def read(descriptor: int, count: int) -> bytes:
+        with path.open("ab") as log:
+            log.write(b"new")
+        return real(descriptor, count)
+
+    monkeypatch.setattr(os, "read", read)
+    assert read_file(path, max_bytes=1 << 30, growing=True) == b"1" * size
+
+
+def test_a_log_that_is_cut_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"1" * 100)
+    real = os.read
+
+    def read(descriptor: int, count: int) -> bytes:
+        os.truncate(path, 50)
+        return real(descriptor, count)
+
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(FileFormatError, match="must keep its 100 bytes while it is read, got 50"):
+        read_file(path, max_bytes=1 << 30, growing=True)
+
+
 def test_an_error_while_reading_goes_up_and_the_file_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -123,6 +124,23 @@ def test_what_was_not_finite_or_not_logged_is_nan_and_is_not_the_best(tmp_path: 
 def test_a_run_in_training_is_read_up_to_its_torn_last_line(tmp_path: Path) -> None:
     run = run_with(tmp_path, step(10, 3.0), end='{"kind":"step","st')
     assert read_history(run).steps.tolist() == [10]
+
+
+def test_a_run_that_logs_while_it_is_read_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with(tmp_path, step(10, 3.0), step(20, 2.5))
+    real = os.read
+
+    def read(descriptor: int, count: int) -> bytes:
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(step(30, 2.0)) + "\n")
+        return real(descriptor, count)
+
+    directory = RunDirectory.open(run)
+    monkeypatch.setattr(RunDirectory, "open", lambda path: directory)  # run.json must not grow
+    monkeypatch.setattr(os, "read", read)
+    assert read_history(run).steps.tolist() == [10, 20]
 
 
 @pytest.mark.parametrize("log", [None, "", '{"kind":"step"', '{"kind":"sample","step":3,"text":"a"}\n'])

@@ -296,11 +296,11 @@ def test_a_checkpoint_that_is_replaced_while_they_are_listed_is_not_missed(
     prepared(run, 1)
     replaced: list[Path] = []
 
-    def read(path: Path, **limits: int) -> bytearray:
+    def read(path: Path, *, max_bytes: int) -> bytearray:
         if not replaced:
             replaced.append(prepared(run, 2))
             prune_checkpoints(run, replaced[0], keep_last=1, keep_best=0)
-        return read_file(path, **limits)
+        return read_file(path, max_bytes=max_bytes)
 
     monkeypatch.setattr(checkpoint_module, "read_file", read)
     assert steps(run) == [2]
