@@ -21,16 +21,18 @@ from charlm.models.config import PresetName
 
 __all__ = ["COMMANDS", "parse"]
 
-COMMANDS = ("train", "generate", "eval", "info", "plot")
+COMMANDS = ("inspect", "train", "generate", "eval", "plot", "info")
 """The subcommands, each a module of this package with `run(args, console, signals, began)`."""
 
 
 _EXAMPLES = """\
 examples:
+  charlm inspect my.txt
   charlm train my.txt -o runs/one --minutes 1
   charlm train tinyshakespeare -o runs/two --preset lecture --max-steps 500
   charlm generate runs/one -p "To be" -n 300
-  charlm eval runs/one other.txt
+  charlm eval runs/one other.txt --html other.html
+  charlm plot runs/one
   charlm info runs/one
   charlm plot runs/one -o one.png
 """
@@ -141,52 +143,24 @@ def _parsers(preset: PresetName) -> tuple[_Parser, dict[str, argparse.ArgumentPa
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
     )
-    options.add_train(
-        commands.add_parser(
-            "train",
+
+    def add(name: str, usage: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
             parents=[common],
-            help="train a model on text",
-            usage="charlm train FILE... -o RUN [options]",
-            description=options.TRAIN,
-        ),
-        preset,
-    )
+            help=summary,
+            usage=f"charlm {name} {usage} [options]",
+            description=options.DESCRIPTIONS[name],
+        )
+
+    options.add_inspect(add("inspect", "FILE...", "show what to know of a text before training"))
+    options.add_train(add("train", "FILE... -o RUN", "train a model on text"), preset)
     options.add_generate(
-        commands.add_parser(
-            "generate",
-            parents=[common],
-            help="write text with a trained model",
-            usage="charlm generate RUN [-p TEXT | --prompt-file F | -] [options]",
-            description=options.GENERATE,
-        )
+        add("generate", "RUN [-p TEXT | --prompt-file F | -]", "write text with a trained model")
     )
-    options.add_eval(
-        commands.add_parser(
-            "eval",
-            parents=[common],
-            help="measure how well a model predicts a text",
-            usage="charlm eval RUN FILE... [options]",
-            description=options.EVAL,
-        )
-    )
-    options.add_info(
-        commands.add_parser(
-            "info",
-            parents=[common],
-            help="show what a run or a model is",
-            usage="charlm info RUN [options]",
-            description=options.INFO,
-        )
-    )
-    options.add_plot(
-        commands.add_parser(
-            "plot",
-            parents=[common],
-            help="draw a training or a model",
-            usage="charlm plot RUN [--attention TEXT | --bigram] [-o FILE] [options]",
-            description=options.PLOT,
-        )
-    )
+    options.add_eval(add("eval", "RUN FILE...", "measure how well a model predicts a text"))
+    options.add_plot(add("plot", "RUN [--attention TEXT | --bigram] [-o FILE]", "draw a training or a model"))
+    options.add_info(add("info", "RUN", "show what a run or a model is"))
     return parser, dict(commands.choices)
 
 

@@ -15,15 +15,12 @@ from charlm.cli.settings import DEFAULT_PRESET, FIELDS, Field, flag_of, preset_v
 from charlm.models.config import PresetName
 
 __all__ = [
-    "EVAL",
-    "GENERATE",
-    "INFO",
-    "PLOT",
+    "DESCRIPTIONS",
     "PRESET_NAMES",
-    "TRAIN",
     "add_eval",
     "add_generate",
     "add_info",
+    "add_inspect",
     "add_plot",
     "add_train",
     "text_argument",
@@ -31,23 +28,25 @@ __all__ = [
 
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
-_CORPORA = "'python-docs' or 'tinyshakespeare'"
-TRAIN = """\
+DESCRIPTIONS = {
+    "inspect": """\
+Show what to know of a text before training on it: its characters, its line ends, how well the last one or two
+characters tell the next, whether validation repeats what is trained on, and what a training may come to.""",
+    "train": """\
 Train a GPT on text. The settings are those of the preset, changed by the file, then by environment variables
-(CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; --resume goes on."""
-
-GENERATE = """\
+(CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; --resume goes on.""",
+    "generate": """\
 Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text goes to
-standard output."""
-
-EVAL = "Score a text exactly: every character but the first is predicted once, and no random number is drawn."
-
-INFO = "Show what lies in a directory: a run, a checkpoint or a saved model."
-
-PLOT = """\
+standard output.""",
+    "eval": """\
+Score a text exactly: every character but the first is predicted once, and no random number is drawn.""",
+    "plot": """\
 Draw the training of a run: loss, learning rate and speed. Or draw what its model, at the best checkpoint,
-expects after each character, or where it looks. Needs matplotlib."""
+expects after each character, or where it looks. Needs matplotlib.""",
+    "info": "Show what lies in a directory: a run, a checkpoint or a saved model.",
+}
 
+_CORPORA = "'python-docs' or 'tinyshakespeare'"
 _RUN = "a run, one of its checkpoints, or a saved model"
 _DEVICE = "auto, cpu, cuda, cuda:N, mps, or one of a plug-in (default: auto)"
 
@@ -261,6 +260,31 @@ def add_info(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="read and check every byte; the exit code is 1 if something is damaged",
+    )
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Declare `charlm inspect`."""
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help=f"texts in UTF-8, joined; - is standard input; {_CORPORA} are texts with a name",
+    )
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=1.0,
+        metavar="M",
+        help="how long the training may take that is guessed at (default: 1)",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="the end of the text that is kept for validation; 0: none (default: 0.1)",
     )
 
 

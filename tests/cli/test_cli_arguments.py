@@ -12,6 +12,7 @@ from reference.command import Command, environment
 
 import charlm
 from charlm.cli import settings
+from charlm.cli.arguments import COMMANDS
 from charlm.cli.settings import FIELDS, flag_of
 from charlm.models.config import GPTConfig
 from charlm.training.config import TrainerConfig
@@ -51,7 +52,7 @@ def test_python_m_charlm_is_the_command() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("words", [[], ["train"], ["generate"], ["eval"], ["info"], ["plot"]])
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
 def test_help_fits_the_terminal(
     command: Command, monkeypatch: pytest.MonkeyPatch, columns: int, words: list[str]
 ) -> None:
@@ -91,7 +92,7 @@ def test_docstrings_are_not_needed() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a command is needed: train, generate, eval, info or plot\nTry: charlm --help"),
+        ([], "a command is needed: inspect, train, generate, eval, plot or info\nTry: charlm --help"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "-o", "r"], "FILE is needed"),
         (["train", "a.txt"], "required: -o/--out\nTry: charlm train --help"),
@@ -128,6 +129,13 @@ def test_docstrings_are_not_needed() -> None:
             "n_embd must be a multiple of n_head",
         ),
         (["train", "--resume", "-o", "r", "--overwrite", "--bias"], "so --overwrite, --bias cannot be given"),
+        (["inspect"], "the following arguments are required: FILE\nTry: charlm inspect --help"),
+        (["inspect", "a.txt", "--minutes", "0"], "--minutes must be above 0, got 0"),
+        (
+            ["inspect", "a.txt", "--val-fraction", "1"],
+            "--val-fraction must be at least 0 and below 1, got 1",
+        ),
+        (["inspect", "a.txt", "b.txt", "--max-steps", "3"], "unknown option '--max-steps'"),
         (["generate", "r", "-n", "x"], "argument -n/--max-new-tokens: invalid int value: 'x'"),
     ],
 )

@@ -38,6 +38,7 @@ NO_TORCH = [
     "charlm.models.config",
     "charlm.randomness",
     "charlm.text.corpus",
+    "charlm.text.inspection",
     "charlm.text.tokenizer",
     "charlm.training.config",
     "charlm.training.schedules",

@@ -1,0 +1,178 @@
+"""What a training on a text may come to: measured where that is quick, and a range where it is not.
+
+Measured on the spot: the n-gram model's loss on the validation text, and how long a step takes. The loss of
+the model that would be trained is a guess: where it ended beside its n-gram model on other texts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from charlm.backends.base import DeviceBackend
+from charlm.backends.registry import get_backend
+from charlm.cli.baseline import count_baseline
+from charlm.cli.output import Console
+from charlm.cli.settings import gather
+from charlm.data.blocks import BlockDataset
+from charlm.evaluation.evaluate import evaluate
+from charlm.models.config import GPTConfig, PresetName
+from charlm.models.gpt import GPT
+from charlm.text.tokenizer import CharTokenizer
+from charlm.training.budget import steps_within
+from charlm.training.recipes import recommend
+
+__all__ = ["Guess", "guess"]
+
+_EVALUATIONS = 5  # of a run with a budget in minutes
+_TIMED_CHARS = 20_000  # of the validation text, to see how long an evaluation takes
+_HOUR = 3600.0
+_ALIKE = 3.5  # texts are of about the same length if neither is longer than this many of the other
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A run of a preset, and how far its validation loss ended below its n-gram model's, in nats."""
+
+    preset: PresetName
+    train_chars: int
+    steps: int
+    ahead: float
+
+
+# docs/experiments.md, "Presets and n-grams": English texts, Python's documentation and its source code.
+_MEASURED: Sequence[_Measured] = (
+    _Measured("cpu-10s", 9_000, 87, -0.2015),
+    _Measured("cpu-10s", 27_000, 263, -0.1161),
+    _Measured("cpu-10s", 1_003_854, 320, -0.3028),
+    _Measured("cpu-1min", 90_000, 351, -0.0516),
+    _Measured("cpu-1min", 90_000, 351, -0.0128),
+    _Measured("cpu-1min", 1_003_854, 1_258, 0.0161),
+    _Measured("cpu-1min", 1_003_854, 1_609, 0.0326),
+    _Measured("cpu-5min", 1_003_854, 2_000, 0.0421),
+    _Measured("cpu-5min", 1_003_854, 2_000, 0.0455),
+)
+_SPREAD = 0.02  # nats: what another seed changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """What `charlm train` would do with a text, and how that may end."""
+
+    preset: PresetName
+    """The preset that `recommend` chooses."""
+    reasons: tuple[str, ...]
+    """Why."""
+    device: str
+    """Where the steps were timed."""
+    step_seconds: float
+    """Of one step, the median of twelve."""
+    evaluation_seconds: float
+    """Of one evaluation over all of the validation text, from that of a part; 0 without one."""
+    steps: int
+    """How many would be made."""
+    seconds: float
+    """How long they and the evaluations take, with the start of the command."""
+    text_is_short: bool
+    """Whether the text, and not the time, limits the steps."""
+    ngram_loss_nats: float | None
+    """Measured on the validation text, or a beginning of it; None without one."""
+    ngram_order: int
+    """Characters in its longest n-grams."""
+    ngram_counted: int
+    """Characters of the training text, its last ones, that the n-gram model was counted from."""
+    ngram_scored: int
+    """Characters of the validation text, its first ones, that it was scored on."""
+    ahead_nats: tuple[float, float] | None
+    """How far the model may end below the n-gram model (above it, if negative): the least and the most that
+    was measured, widened by what a seed changes. None where nothing comparable was measured."""
+    usual_steps: int | None
+    """The fewest steps of the runs that this comes from."""
+
+    @property
+    def all_evaluations_seconds(self) -> float:
+        """How long the evaluations of the run take together."""
+        return _EVALUATIONS * self.evaluation_seconds
+
+    @property
+    def loss_nats(self) -> tuple[float, float] | None:
+        """The best and the worst validation loss to be expected; None without a ground for a guess."""
+        if self.ngram_loss_nats is None or self.ahead_nats is None:
+            return None
+        least, most = self.ahead_nats
+        return max(self.ngram_loss_nats - most, 0.0), max(self.ngram_loss_nats - least, 0.0)
+
+
+def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Guess:
+    """Measure and guess what `charlm train --minutes` would do.
+
+    Args:
+        text: long enough for a split into two parts of two characters or more.
+        val_fraction: the share of the end that is kept for validation; 0: none.
+        minutes: what `--minutes` would be.
+        began: `time.perf_counter()` at the start of the command; what was done since, a training does, too.
+    """
+    cut = int((1 - val_fraction) * len(text)) if val_fraction else len(text)
+    backend = get_backend("auto")
+    advice = recommend(
+        cut,
+        len(text) - cut if val_fraction else None,
+        minutes=minutes,
+        on_gpu=backend.device.type != "cpu",
+    )
+    settings = gather(advice.preset, file=None, environment=os.environ, flags={}, changes=advice.changes)
+    training = settings.training
+    tokenizer = CharTokenizer.from_text(text)
+    config = GPTConfig.from_dict({**settings.model, "vocab_size": tokenizer.vocab_size})
+    data = BlockDataset.from_text(text, tokenizer, config.block_size)
+    train, val = data.split(1 - val_fraction) if val_fraction else (data, None)
+    ngram = cast("dict[str, Any]", count_baseline(train, val, tokenizer, Console(quiet=True)).values)
+    start_seconds = time.perf_counter() - began
+    torch.manual_seed(training.seed)
+    model = GPT(config)
+    step_seconds = _HOUR / steps_within(_HOUR, model, train, training, device=backend)
+    evaluation_seconds = 0.0 if val is None else _evaluation_seconds(model, val, backend)
+    spent = start_seconds + _EVALUATIONS * evaluation_seconds
+    fitting = max(1, int((60 * minutes - spent) / step_seconds))
+    enough = max(1, advice.most_chars // (training.batch_size * training.accumulate * config.block_size))
+    steps = min(fitting, enough)
+    runs = [
+        run
+        for run in _MEASURED
+        if run.preset == advice.preset and 1 / _ALIKE <= run.train_chars / len(train.ids) <= _ALIKE
+    ]
+    return Guess(
+        preset=advice.preset,
+        reasons=advice.reasons,
+        device=backend.name,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        steps=steps,
+        seconds=spent + steps * step_seconds,
+        text_is_short=enough < fitting,
+        ngram_loss_nats=ngram["loss_nats"],
+        ngram_order=ngram["order"],
+        ngram_counted=ngram["counted"],
+        ngram_scored=ngram["scored"],
+        ahead_nats=(min(r.ahead for r in runs) - _SPREAD, max(r.ahead for r in runs) + _SPREAD)
+        if runs
+        else None,
+        usual_steps=min((run.steps for run in runs), default=None),
+    )
+
+
+def _evaluation_seconds(model: GPT, val: BlockDataset, backend: DeviceBackend) -> float:
+    """Return how long an evaluation will take, from that of a part of the text."""
+    part = BlockDataset(val.ids[: max(_TIMED_CHARS, val.block_size + 1)], val.block_size)
+    backend.prepare(model)
+    evaluate(
+        model, BlockDataset(part.ids[: part.block_size + 1], part.block_size), backend=backend
+    )  # warms up
+    before = time.perf_counter()
+    evaluate(model, part, backend=backend)
+    return (time.perf_counter() - before) * len(val.ids) / len(part.ids)

@@ -1,0 +1,266 @@
+"""`charlm inspect`: what a person should know of a text before training on it.
+
+The text is counted by `charlm.text.inspection`, without torch; what a training may come to is for
+`charlm.cli.guess` to say. Whatever a text holds, it is written with its control characters escaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.signals import Signals
+from charlm.errors import quoted
+from charlm.text.corpus import load_corpus
+from charlm.text.inspection import RARE_BELOW, SHARED_WIDTH, TextReport, inspect_text
+
+if TYPE_CHECKING:
+    from charlm.cli.guess import Guess
+
+__all__ = ["run"]
+
+_VAL_FRACTION = 0.1
+_LISTED = 8, 100  # characters named, in text and in JSON
+_EXCERPT = 60, 1_000  # characters shown of the longest shared run
+_SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of other texts
+_MANY_STEPS = 0.75  # of those of the measured runs
+
+
+def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
+    """Write what was counted, measured and guessed as text or as JSON."""
+    if not 0 < args.minutes < 1e6:
+        raise UsageError(f"--minutes must be above 0, got {args.minutes:g}")
+    if not 0 <= args.val_fraction < 1:
+        raise UsageError(f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}")
+    text = load_corpus(args.files)
+    report = inspect_text(text, val_fraction=args.val_fraction)
+    if not args.json:
+        _write(_counted(args.files, report))
+    signals.check()
+    guessed = None
+    if report.train_chars >= 2 and (report.val_chars >= 2 or not args.val_fraction):
+        with signals.ending_at_once():
+            from charlm.cli.guess import guess  # noqa: PLC0415 - torch takes seconds, and only now is needed
+
+        guessed = guess(text, val_fraction=args.val_fraction, minutes=args.minutes, began=began)
+    command = None if guessed is None else _command(args)
+    if args.json:
+        emit(json.dumps({**_counted_values(report), **_guessed_values(guessed), "command": command}) + "\n")
+    elif guessed is None:
+        _write([("training", _too_short(report))])
+    else:
+        _write([*_guessed(report, guessed, args.minutes), ("command", command or "")])
+    return 0
+
+
+def _write(rows: Iterable[tuple[str, str]]) -> None:
+    emit("".join(f"{label:<10}  {value}\n" for label, value in rows))
+
+
+def _counted(files: Sequence[str], report: TextReport) -> Iterator[tuple[str, str]]:
+    """Yield the lines about the text itself, each with its label."""
+    names = ", ".join("standard input" if name == "-" else name for name in files[:3])
+    yield "text", names + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    yield "characters", f"{report.n_chars:,} in {report.n_lines:,} lines; {report.n_bytes:,} bytes of UTF-8"
+    if report.has_bom:
+        yield "", "the first is a byte order mark, which is learnt like any other character"
+    yield "line ends", _line_ends(report)
+    yield "vocabulary", f"{report.vocab_size:,} characters: {quoted(''.join(report.counts), 70)}"
+    yield "rare", f"fewer than {RARE_BELOW} times: {_listed(report.rare)}"
+    yield "invisible", _listed(report.invisible)
+    entropies = [f"{bits:.2f}" for bits in report.entropy_bits if bits is not None]
+    if entropies:
+        known = ", ".join(map(str, range(len(entropies))))
+        yield "entropy", f"{', '.join(entropies)} bits per character where the last {known} are known"
+        first = (
+            "" if report.entropy_chars == report.n_chars else f" first {report.entropy_chars:,} characters'"
+        )
+        yield "", f"(by the text's{first} own counts, so optimistic, and the more so the more are known)"
+    yield "split", f"{report.train_chars:,} characters to train on, {report.val_chars:,} for validation"
+    if report.train_chars and report.only_in_val:
+        yield "", f"in validation alone: {_listed({c: report.counts[c] for c in report.only_in_val})}"
+    if report.compared_chars >= SHARED_WIDTH:
+        yield "shared", _shared(report)
+    if report.longest_shared_lines is not None:
+        there, here = report.longest_shared_lines
+        yield (
+            "",
+            f"the longest: {len(report.longest_shared):,} characters at line {here:,} and at line {there:,},",
+        )
+        yield "", quoted(report.longest_shared, _EXCERPT[0])
+
+
+def _shared(report: TextReport) -> str:
+    val = "the validation text"
+    if report.compared_chars < report.val_chars:
+        val = f"the first {report.compared_chars:,} characters of {val}"
+    if not report.shared_chars:
+        return f"no {SHARED_WIDTH} characters in a row of {val} are in the training text"
+    share = f"{100 * report.shared:.1f} %" if report.shared >= 0.0005 else "under 0.05 %"
+    return f"{share} of {val} lies in runs of {SHARED_WIDTH} or more that are in the training text, too"
+
+
+def _line_ends(report: TextReport) -> str:
+    kinds = {r"\n": report.lf, r"\r\n": report.crlf, r"\r alone": report.cr}
+    found = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+    return (", ".join(found) or "none") + ("; mixed" if len(found) > 1 else "")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """Return characters with their code points and counts, not too many."""
+    most = _LISTED[0]
+    named = [f"{quoted(c)} U+{ord(c):04X} ({n:,})" for c, n in list(counts.items())[:most]]
+    return ", ".join([*named, f"and {len(counts) - most:,} more"] if len(counts) > most else named) or "none"
+
+
+def _too_short(report: TextReport) -> str:
+    return (
+        f"too short a text: {report.train_chars} characters to train on, {report.val_chars} for validation; "
+        "each takes at least 2, and thousands to mean anything"
+    )
+
+
+def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tuple[str, str]]:
+    """Yield the lines about a training, each with its label."""
+    nats = guessed.ngram_loss_nats
+    if nats is not None:
+        how = [f"measured; order {guessed.ngram_order}"]
+        if guessed.ngram_counted < report.train_chars:
+            how.append(f"counted in the last {guessed.ngram_counted:,} characters")
+        if guessed.ngram_scored < report.val_chars:
+            how.append(f"scored on the first {guessed.ngram_scored:,}")
+        bits = f"{nats / math.log(2):.3f} bits per character"
+        yield "n-gram", f"{nats:.3f} nats = {bits} on the validation text ({', '.join(how)})"
+    yield "preset", f"{guessed.preset}, {'; '.join(guessed.reasons)}"
+    timed = f"(timed just now, on {guessed.device})"
+    steps = f"{_two_digits(guessed.steps):,.0f} step{'s' if guessed.steps > 1 else ''}"
+    if guessed.text_is_short:
+        yield "time", f"{_roughly(guessed.seconds)} {timed}: about {steps}, enough for so short a text"
+    else:
+        yield "time", f"{minutes:g} min, which is about {steps} {timed}"
+    if guessed.all_evaluations_seconds > 0.2 * 60 * minutes:
+        long = _roughly(guessed.all_evaluations_seconds)
+        yield (
+            "",
+            f"evaluations alone take {long}; a smaller --val-fraction, or more minutes, leave more to train",
+        )
+    yield from _loss(report, guessed)
+
+
+def _loss(report: TextReport, guessed: Guess) -> Iterator[tuple[str, str]]:
+    ngram, expected, ahead = guessed.ngram_loss_nats, guessed.loss_nats, guessed.ahead_nats
+    if ngram is None:
+        yield "loss", "no guess: nothing is kept for validation"
+        return
+    if expected is None or ahead is None or guessed.usual_steps is None:
+        yield "loss", f"no guess: {guessed.preset} was not measured on texts of about this length"
+        return
+    low, high = expected
+    yield (
+        "loss",
+        f"{low:.2f} to {high:.2f} nats, a guess: {guessed.preset} ended {_beside(*ahead)} its n-gram model",
+    )
+    yield "", "on English texts and source code of about this length; other kinds of text may differ"
+    if guessed.steps < _MANY_STEPS * guessed.usual_steps:
+        yield "", f"there it made {guessed.usual_steps:,} steps or more: expect a worse loss than that"
+    elif high < ngram:
+        yield "", "so it should beat the n-gram model, if by little"
+    elif low <= ngram:
+        yield "", "so it may or may not beat the n-gram model"
+    elif guessed.text_is_short:
+        yield "", "so the n-gram model should stay better: the text is too short for a GPT to beat it"
+    else:
+        yield "", "so the n-gram model should stay better: give the training more minutes"
+    if report.val_chars < _SHORT_VALIDATION:
+        yield "", "and so short a validation text says little: another piece of text, another loss"
+
+
+def _beside(least: float, most: float) -> str:
+    """Return how far below something a value ends, in words."""
+    if most <= 0:
+        return f"{-most:.2f} to {-least:.2f} above"
+    return f"{least:.2f} to {most:.2f} below" if least >= 0 else f"{-least:.2f} above to {most:.2f} below"
+
+
+def _roughly(seconds: float) -> str:
+    if seconds < 7.5:
+        return "a few seconds"
+    if seconds < 57.5:
+        return f"about {5 * round(seconds / 5)} s"
+    return f"about {_two_digits(seconds / 60):g} min"
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the `charlm train` that was guessed at."""
+    name = "mine" if args.files[0] == "-" else Path(args.files[0]).name.partition(".")[0] or "mine"
+    words = ["charlm", "train", *args.files, "-o", f"runs/{name}", "--minutes", f"{args.minutes:g}"]
+    if args.val_fraction != _VAL_FRACTION:
+        words += ["--val-fraction", f"{args.val_fraction:g}"]
+    return shlex.join(words)
+
+
+def _counted_values(report: TextReport) -> dict[str, object]:
+    lines = report.longest_shared_lines
+    return {
+        "n_chars": report.n_chars,
+        "n_bytes": report.n_bytes,
+        "n_lines": report.n_lines,
+        "line_ends": {"lf": report.lf, "crlf": report.crlf, "cr": report.cr},
+        "has_bom": report.has_bom,
+        "vocab_size": report.vocab_size,
+        "n_rare": len(report.rare),
+        "rare": _first(report.rare),
+        "n_invisible": len(report.invisible),
+        "invisible": _first(report.invisible),
+        "entropy_bits": report.entropy_bits,
+        "entropy_chars": report.entropy_chars,
+        "train_chars": report.train_chars,
+        "val_chars": report.val_chars,
+        "n_only_in_val": len(report.only_in_val),
+        "only_in_val": _first({c: report.counts[c] for c in report.only_in_val}),
+        "compared_chars": report.compared_chars,
+        "shared_chars": report.shared_chars,
+        "longest_shared_chars": len(report.longest_shared),
+        "longest_shared": report.longest_shared[: _EXCERPT[1]],
+        "longest_shared_lines": None if lines is None else {"val": lines[0], "train": lines[1]},
+    }
+
+
+def _first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(list(counts.items())[: _LISTED[1]])
+
+
+def _guessed_values(guessed: Guess | None) -> dict[str, object]:
+    if guessed is None:
+        return {"ngram": None, "training": None}
+    return {
+        "ngram": {
+            "order": guessed.ngram_order,
+            "loss_nats": guessed.ngram_loss_nats,
+            "counted_chars": guessed.ngram_counted,
+            "scored_chars": guessed.ngram_scored,
+        },
+        "training": {
+            "preset": guessed.preset,
+            "reasons": guessed.reasons,
+            "device": guessed.device,
+            "steps": guessed.steps,
+            "seconds": guessed.seconds,
+            "step_seconds": guessed.step_seconds,
+            "evaluation_seconds": guessed.evaluation_seconds,
+            "text_is_short": guessed.text_is_short,
+            "ahead_nats": guessed.ahead_nats,
+            "loss_nats": guessed.loss_nats,
+            "usual_steps": guessed.usual_steps,
+        },
+    }
