@@ -52,8 +52,10 @@ _MEASURED: Sequence[_Measured] = (
     _Measured("cpu-10s", 1_003_854, 320, -0.3028),
     _Measured("cpu-1min", 90_000, 351, -0.0516),
     _Measured("cpu-1min", 90_000, 351, -0.0128),
-    _Measured("cpu-1min", 1_003_854, 1_258, 0.0161),
+    _Measured("cpu-1min", 418_543, 1_200, 0.0146),
+    _Measured("cpu-1min", 1_003_854, 1_028, 0.0074),
     _Measured("cpu-1min", 1_003_854, 1_609, 0.0326),
+    _Measured("cpu-1min", 1_350_000, 1_200, 0.0808),
     _Measured("cpu-5min", 1_003_854, 2_000, 0.0421),
     _Measured("cpu-5min", 1_003_854, 2_000, 0.0455),
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _VAL_FRACTION = 0.1
-_LISTED = 8, 100  # characters named, in text and in JSON
+_LISTED = 5, 100  # characters named, in text and in JSON
 _EXCERPT = 60, 1_000  # characters shown of the longest shared run
 _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of other texts
 _MANY_STEPS = 0.75  # of those of the measured runs
@@ -78,10 +78,10 @@ def _counted(files: Sequence[str], report: TextReport) -> Iterator[tuple[str, st
     if entropies:
         known = ", ".join(map(str, range(len(entropies))))
         yield "entropy", f"{', '.join(entropies)} bits per character where the last {known} are known"
-        first = (
-            "" if report.entropy_chars == report.n_chars else f" first {report.entropy_chars:,} characters'"
-        )
-        yield "", f"(by the text's{first} own counts, so optimistic, and the more so the more are known)"
+        part = "the text itself"
+        if report.entropy_chars < report.n_chars:
+            part = f"its first {report.entropy_chars:,} characters"
+        yield "", f"(by the counts of {part}, so optimistic, and the more so the more are known)"
     yield "split", f"{report.train_chars:,} characters to train on, {report.val_chars:,} for validation"
     if report.train_chars and report.only_in_val:
         yield "", f"in validation alone: {_listed({c: report.counts[c] for c in report.only_in_val})}"
@@ -99,7 +99,7 @@ def _counted(files: Sequence[str], report: TextReport) -> Iterator[tuple[str, st
 def _shared(report: TextReport) -> str:
     val = "the validation text"
     if report.compared_chars < report.val_chars:
-        val = f"the first {report.compared_chars:,} characters of {val}"
+        val = f"the first {report.compared_chars:,} characters of validation"
     if not report.shared_chars:
         return f"no {SHARED_WIDTH} characters in a row of {val} are in the training text"
     share = f"{100 * report.shared:.1f} %" if report.shared >= 0.0005 else "under 0.05 %"
@@ -130,13 +130,15 @@ def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tup
     """Yield the lines about a training, each with its label."""
     nats = guessed.ngram_loss_nats
     if nats is not None:
-        how = [f"measured; order {guessed.ngram_order}"]
-        if guessed.ngram_counted < report.train_chars:
-            how.append(f"counted in the last {guessed.ngram_counted:,} characters")
-        if guessed.ngram_scored < report.val_chars:
-            how.append(f"scored on the first {guessed.ngram_scored:,}")
         bits = f"{nats / math.log(2):.3f} bits per character"
-        yield "n-gram", f"{nats:.3f} nats = {bits} on the validation text ({', '.join(how)})"
+        yield (
+            "n-gram",
+            f"{nats:.3f} nats = {bits} on the validation text: measured, with order {guessed.ngram_order}",
+        )
+        if guessed.ngram_counted < report.train_chars:
+            yield "", f"(counted in the last {guessed.ngram_counted:,} characters of training)"
+        if guessed.ngram_scored < report.val_chars:
+            yield "", f"(scored on the first {guessed.ngram_scored:,} characters of validation)"
     yield "preset", f"{guessed.preset}, {'; '.join(guessed.reasons)}"
     timed = f"(timed just now, on {guessed.device})"
     steps = f"{_two_digits(guessed.steps):,.0f} step{'s' if guessed.steps > 1 else ''}"

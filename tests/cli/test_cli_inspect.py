@@ -306,12 +306,13 @@ def test_the_guess_is_the_range_of_the_measured_runs_of_about_this_length(
             "no guess: cpu-1min was not measured on texts of about",
         ),
         ({}, "loss", "and so short a validation text says little"),
-        ({}, "n-gram", "1.500 nats = 2.164 bits per character on the validation text (measured; order 7)"),
         (
-            {"ngram_counted": 4_000, "ngram_scored": 500},
+            {},
             "n-gram",
-            "(measured; order 7, counted in the last 4,000 characters, scored on the first 500)",
+            "1.500 nats = 2.164 bits per character on the validation text: measured, with order 7",
         ),
+        ({"ngram_counted": 4_000}, "n-gram", "7 (counted in the last 4,000 characters of training)"),
+        ({"ngram_scored": 500}, "n-gram", "7 (scored on the first 500 characters of validation)"),
     ],
 )
 def test_what_is_said_of_a_training(
@@ -335,8 +336,8 @@ def test_shares_are_not_rounded_to_nothing(
     monkeypatch.setattr("charlm.text.inspection._MOST_IN_ENTROPY", 5_000)
     assert command("inspect", text_file(tmp_path, text), "--val-fraction", last) == 0
     found = lines(command)
-    assert found["shared"].startswith("1.0 % of the first 5,000 characters of the validation text lies in")
-    assert "(by the text's first 5,000 characters' own counts" in found["entropy"]
+    assert found["shared"].startswith("1.0 % of the first 5,000 characters of validation lies in")
+    assert "(by the counts of its first 5,000 characters, so optimistic" in found["entropy"]
 
 
 def test_the_name_of_the_run_is_that_of_the_first_file(
