@@ -103,7 +103,7 @@ def _shared(report: TextReport) -> str:
     if not report.shared_chars:
         return f"no {SHARED_WIDTH} characters in a row of {val} are in the training text"
     share = f"{100 * report.shared:.1f} %" if report.shared >= 0.0005 else "under 0.05 %"
-    return f"{share} of {val} lies in runs of {SHARED_WIDTH} or more that are in the training text, too"
+    return f"{share} of {val} lies in runs of {SHARED_WIDTH} or more that training has, too"
 
 
 def _line_ends(report: TextReport) -> str:
@@ -144,6 +144,8 @@ def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tup
     steps = f"{_two_digits(guessed.steps):,.0f} step{'s' if guessed.steps > 1 else ''}"
     if guessed.text_is_short:
         yield "time", f"{_roughly(guessed.seconds)} {timed}: about {steps}, enough for so short a text"
+    elif guessed.steps == 1:
+        yield "time", f"{minutes:g} min is too short for more than a step {timed}"
     else:
         yield "time", f"{minutes:g} min, which is about {steps} {timed}"
     if guessed.all_evaluations_seconds > 0.2 * 60 * minutes:

@@ -114,8 +114,9 @@ def _look_up(text: Ids, other: Ids, width: int, hashing: _Hashing) -> tuple[Ints
     table[wanted & mask] = True
     places = np.full(len(wanted), -1)  # of the first of equal hashes
     others = np.zeros(max(len(other) - width + 1, 0), dtype=np.bool_)
-    for start in range(0, len(others), _STRETCH):
-        hashes = hashing(other[start : start + _STRETCH + width - 1], width)
+    stretch = max(_STRETCH, width)  # a shorter one would hash each id many times
+    for start in range(0, len(others), stretch):
+        hashes = hashing(other[start : start + stretch + width - 1], width)
         possible = np.flatnonzero(table[hashes & mask])
         possible = possible[np.argsort(hashes[possible])]  # far quicker to bisect for in order
         at = np.searchsorted(wanted, hashes[possible])

@@ -261,7 +261,8 @@ def test_the_guess_is_the_range_of_the_measured_runs_of_about_this_length(
     ("changes", "label", "said"),
     [
         ({}, "time", "1 min, which is about 1,100 steps (timed just now, on cpu)"),
-        ({"steps": 1}, "time", "1 min, which is about 1 step (timed"),
+        ({"steps": 1}, "time", "1 min is too short for more than a step (timed"),
+        ({"steps": 1, "text_is_short": True}, "time", "(timed just now, on cpu): about 1 step, enough"),
         (
             {"text_is_short": True, "seconds": 7.4},
             "time",
