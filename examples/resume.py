@@ -49,8 +49,9 @@ def main(source: str = "python-docs", steps: str = "200") -> None:
 
     weights, others = whole.model.state_dict(), again.model.state_dict()
     equal = all(torch.equal(weights[name], others[name]) for name in weights)
-    count = sum(weight.numel() for weight in weights.values())
-    print(f"{count:,} weights, {'equal to the last bit' if equal else 'NOT equal'}")
+    if not equal:
+        sys.exit("the resumed run has other weights")
+    print(f"{sum(weight.numel() for weight in weights.values()):,} weights, equal to the last bit")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_a_clean_text_is_described(command: Command, tmp_path: Path, quick: dict
 
 
 def test_a_messy_text_has_its_faults_named(command: Command, tmp_path: Path, quick: dict[str, Any]) -> None:
-    copied = "this line stands in both parts of the text, word for word, to its end\n"
+    copied = "this line\x07 stands in both parts of the text, word for word, to its end\n"
     text = "\ufeffone\r\ntwo\rthree\x00\x1b[2J\u202eאב\n" + copied + CORPUS[:600] + copied + "😀"
     assert command("inspect", text_file(tmp_path, text)) == 0
     found = lines(command)

@@ -77,20 +77,21 @@ def test_hashes_that_collide_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert seeds == [0, 1, 2]
 
 
-def test_a_collision_beside_a_real_find_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last id of each window agrees, and the rest of one does not."""
-
+def test_a_collision_beside_a_longer_real_find_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     class LastOnly(overlap._Hashing):
+        """Hashes the last id of the shortest windows alone, with the first seed."""
+
         def __init__(self, n_ids: int, seed: int) -> None:
             super().__init__(n_ids, seed)
             self._seed = seed
 
         def __call__(self, ids: NDArray[Any], width: int) -> NDArray[np.uint64]:
-            return self._numbers[ids[width - 1 :]] if self._seed == 0 else super().__call__(ids, width)
+            blind = self._seed == 0 and width == 2
+            return self._numbers[ids[width - 1 :]] if blind else super().__call__(ids, width)
 
     monkeypatch.setattr(overlap, "_Hashing", LastOnly)
-    found = find_overlap(ids_of([0, 1, 2, 3]), ids_of([9, 9, 2, 3, 0, 1]), 2)
-    assert (found.shared, found.longest.tolist()) == (4, [0, 1])
+    found = find_overlap(ids_of([0, 1, 2, 3, 8, 5]), ids_of([7, 0, 1, 2, 3, 9, 5]), 2)
+    assert (found.shared, found.longest.tolist()) == (4, [0, 1, 2, 3])
 
 
 def test_texts_made_to_be_slow_are_not() -> None:
