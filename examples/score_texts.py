@@ -46,7 +46,7 @@ def main(first: str = "tinyshakespeare", second: str = "python-docs") -> None:
                     end="",
                 )
                 print(f", 10^{ahead:.0f} times as likely")
-    print(f"\n{right} of {total} lines of the held-out texts were told right")
+    print(f"\n{right} of {total} lines of the held-out texts were given to the right one")
 
 
 if __name__ == "__main__":

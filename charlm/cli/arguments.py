@@ -32,9 +32,8 @@ examples:
   charlm train tinyshakespeare -o runs/two --preset lecture --max-steps 500
   charlm generate runs/one -p "To be" -n 300
   charlm eval runs/one other.txt --html other.html
-  charlm plot runs/one
-  charlm info runs/one
   charlm plot runs/one -o one.png
+  charlm info runs/one
 """
 
 

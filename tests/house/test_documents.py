@@ -33,7 +33,7 @@ from charlm.testing import tiny_corpus
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SLOW_ARGUMENTS = {"gpt_from_config.py": ["20"]}  # steps
+SLOW_ARGUMENTS = {"gpt_from_config.py": ["20"], "resume.py": ["20"], "own_loop.py": ["40"]}  # steps
 WHOLE_TOLERANCE = 0.02  # of a number, between two machines
 
 
