@@ -90,7 +90,7 @@ def surprisal(
         here = slice(at, at + len(targets))
         nats = F.cross_entropy(logits, targets, reduction="none")  # (n,)
         p = logits.softmax(dim=-1)  # (n, V)
-        bits[here] = _array(nats.clamp(min=0)) / math.log(2)
+        bits[here] = _array(nats.clamp(min=0) + 0.0) / math.log(2)  # what is certain has 0 bits, and not -0
         entropy[here] = _array(torch.special.entr(p).sum(dim=-1)) / math.log(2)
         own = logits.gather(1, targets[:, None])  # (n, 1)
         earlier = torch.arange(V, device=logits.device) < targets[:, None]  # (n, V)
