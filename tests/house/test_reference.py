@@ -24,8 +24,6 @@ import charlm
 from charlm import CharLMError, Config
 from charlm.cli.arguments import COMMANDS
 
-pytestmark = pytest.mark.xdist_group("site")
-
 PUBLIC = [
     (module, name, getattr(importlib.import_module(module), name))
     for module in MODULES
