@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reference.command import ROOT, TINY, Command, environment, start, text_file
+from reference.command import ROOT, TINY, Command, await_handlers, environment, start, text_file
 
 import charlm
 from charlm.cli.__main__ import main
@@ -112,13 +112,15 @@ def test_a_signal_before_the_training_ends_the_command_quietly(
 ) -> None:
     early = f"early {number.name}"
     process = start("train", "-", "-o", str(folder / early), *TINY, stdin=subprocess.PIPE)
-    time.sleep(0.5 + random.random() / 2)  # waits for its text
+    await_handlers(process)
+    time.sleep(random.random() / 2)  # waits for its text
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert not stderr
     with training(folder, early) as process:
-        time.sleep(0.2 + random.random() / 2)  # loads torch
+        await_handlers(process)
+        time.sleep(random.random() / 2)  # loads torch
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == code

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,6 +55,19 @@ def start(*args: str, env: Mapping[str, str] | None = None, **options: int) -> s
         stdout=pipes["stdout"],
         stderr=pipes["stderr"],
     )
+
+
+def await_handlers(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a command that was just started has its own handler for SIGTERM; without /proc, a while."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        time.sleep(1)
+    while status.exists() and process.poll() is None:
+        lines = status.read_text(encoding="ascii").splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))
+        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
 
 
 class Command:
