@@ -124,7 +124,8 @@ class GPTConfig(ModelConfig):
     tie_weights: bool = False
     """Use one matrix for the character embedding and the output layer."""
     init: Literal["normal", "gpt2", "zero"] = "normal"
-    """First weights: N(0, 0.02); gpt2: smaller where a branch ends; zero: 0 there and in the head."""
+    """First weights: normal: N(0, 0.02), as in the lecture's gpt.py (its notebook leaves torch's own); gpt2:
+    smaller where a branch ends; zero: 0 there and in the head."""
 
     @override
     def _conflicts(self) -> Iterator[str]:

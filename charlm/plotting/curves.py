@@ -40,9 +40,10 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
         CharLMError: matplotlib is not installed.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
         >>> from charlm.training import read_history
-        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> run, data = mkdtemp() + "/run", BlockDataset(np.arange(100) % 3, block_size=8)
         >>> config = TrainerConfig(max_steps=20, precision="fp32")
         >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
         >>> plot_loss(read_history(run)).get_ylabel()
@@ -84,9 +85,10 @@ def plot_learning_rate(history: RunHistory, *, ax: Axes | None = None) -> Axes:
     """Draw the learning rate against the step; arguments, result and errors are those of `plot_loss`.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
         >>> from charlm.training import read_history
-        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> run, data = mkdtemp() + "/run", BlockDataset(np.arange(100) % 3, block_size=8)
         >>> config = TrainerConfig(max_steps=20, precision="fp32")
         >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
         >>> plot_learning_rate(read_history(run)).get_ylabel()
@@ -105,9 +107,10 @@ def plot_speed(history: RunHistory, *, ax: Axes | None = None) -> Axes:
     The time is the whole run's: that of evaluations and checkpoints counts.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
         >>> from charlm.training import read_history
-        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> run, data = mkdtemp() + "/run", BlockDataset(np.arange(100) % 3, block_size=8)
         >>> config = TrainerConfig(max_steps=20, precision="fp32")
         >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
         >>> plot_speed(read_history(run)).get_ylabel()
@@ -136,9 +139,10 @@ def plot_run(history: RunHistory) -> Figure:
         CharLMError: matplotlib is not installed.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
         >>> from charlm.training import read_history
-        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> run, data = mkdtemp() + "/run", BlockDataset(np.arange(100) % 3, block_size=8)
         >>> config = TrainerConfig(max_steps=20, precision="fp32")
         >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
         >>> len(plot_run(read_history(run)).axes)

@@ -61,10 +61,11 @@ def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
         OSError: it could not be written; what was there before is intact.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from charlm import BigramLM, CharTokenizer
         >>> from charlm.plotting import plot_bigram
         >>> ax = plot_bigram(BigramLM(3), CharTokenizer("abc"))
-        >>> save_picture(ax, getfixture("tmp_path") / "bigram.png")
+        >>> save_picture(ax, mkdtemp() + "/bigram.png")
     """
     kind = picture_format(path)
     figure = drawn.get_figure(root=True)

@@ -67,8 +67,9 @@ def read_history(run: str | Path) -> RunHistory:
         FileFormatError: a file's content is refused.
 
     Example:
+        >>> from tempfile import mkdtemp
         >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
-        >>> run, data = getfixture("tmp_path") / "run", BlockDataset(np.arange(100) % 3, block_size=8)
+        >>> run, data = mkdtemp() + "/run", BlockDataset(np.arange(100) % 3, block_size=8)
         >>> config = TrainerConfig(max_steps=20, precision="fp32")
         >>> _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
         >>> read_history(run).steps
