@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from reference.documents import plain_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
         [*command, "-d", work / "doctrees", ROOT / "docs", work / "html"],
         check=False,
         cwd=work,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=plain_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference.documents import Page, masked, numbers
+from reference.documents import Page, masked, numbers, plain_environment
 
 from charlm.testing import tiny_corpus
 
@@ -43,7 +43,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given")
     (folder / "text.txt").write_text(string.printable + tiny_corpus(6_000), encoding="utf-8")
     words = ["train", "text.txt", "-o", "run", "--max-steps", "20", "--n-layer", "1", "--eval-interval", "10"]
-    subprocess.run([sys.executable, "-m", "charlm", "-q", *words], check=True, cwd=folder)
+    subprocess.run(
+        [sys.executable, "-m", "charlm", "-q", *words], check=True, cwd=folder, env=plain_environment()
+    )
     return folder / "run"
 
 
@@ -86,7 +88,7 @@ def test_example_runs_on_a_small_corpus(example: Path, tmp_path: Path, small_cor
         [sys.executable, "-W", "error", str(example), *arguments],
         check=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=plain_environment(),
         capture_output=True,
         text=True,
     )

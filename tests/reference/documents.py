@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Block", "Page", "masked", "numbers"]
+__all__ = ["Block", "Page", "masked", "numbers", "plain_environment"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,12 +88,7 @@ class Page:
             [sys.executable, "-W", "error", "-c", "\n".join(program)],
             check=False,
             cwd=folder,
-            env={
-                **os.environ,
-                "PATH": f"{binaries}:{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT),
-                "PYTHONIOENCODING": "utf-8",
-            },
+            env={**plain_environment(), "PATH": f"{binaries}:{os.environ['PATH']}"},
             capture_output=True,
             encoding="utf-8",
         )
@@ -103,6 +98,15 @@ class Page:
             before, _, rest = rest.partition(_END.format(number) + "\n")
             printed.append(before)
         return printed
+
+
+def plain_environment() -> dict[str, str]:
+    """Return the variables for a process that runs a document: it finds the package, and is not measured.
+
+    What documents run counts for no test of the package, and measuring it would take a quarter more time.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
 
 def masked(text: str) -> str:
