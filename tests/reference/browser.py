@@ -30,7 +30,7 @@ def look_at(page: str, script: str, folder: Path, *, before: str = "") -> Any:
 
     Args:
         page: its HTML.
-        script: the body of a JavaScript function.
+        script: the body of an asynchronous JavaScript function.
         folder: an empty directory.
         before: JavaScript that runs before the page's own.
     """
@@ -40,8 +40,8 @@ def look_at(page: str, script: str, folder: Path, *, before: str = "") -> Any:
     runner = (
         "<script>const wait = setInterval(() => {"
         f"if (!({ready})) return; clearInterval(wait);"
-        "let seen; try { seen = (() => {" + script + "})(); } catch (error) { seen = String(error); }"
-        "document.documentElement.dataset.seen = JSON.stringify(seen); }, 20)</script></body>"
+        "(async () => {" + script + "})().catch(String).then((seen) => {"
+        "document.documentElement.dataset.seen = JSON.stringify(seen); }); }, 20)</script></body>"
     )
     page = page.replace("<body>", f"<body><script>{before}</script>", 1)
     head, _, tail = page.rpartition("</body>")
