@@ -1,4 +1,4 @@
-"""What this machine's main memory has left, as the operating system tells it; no torch.
+"""What main memory this machine has left, and how many cores a group may use, as the system tells; no torch.
 
 Linux tells in `/proc/meminfo`, and its control groups (containers, batch systems) may set a lower limit:
 https://docs.kernel.org/admin-guide/cgroup-v2.html, and the older v1 beside it. Other systems tell the total
@@ -7,12 +7,13 @@ alone, or nothing: then the answer is None, and nobody is refused anything.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_bytes", "process_bytes", "total_bytes"]
+__all__ = ["available_bytes", "process_bytes", "processors", "total_bytes"]
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -53,6 +54,29 @@ def process_bytes() -> tuple[int, int] | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return peak, peak  # the present is not told; it is no more than the peak
+
+
+def processors() -> int | None:
+    """Return how many cores' time this process's control group may use, rounded up; None: all there are."""
+    shares: list[float] = []
+    files: tuple[str, ...]
+    for line in _text(_PROC / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, files = _CGROUPS, ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            root, files = _CGROUPS / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for group in (root / own, *(root / parent for parent in own.parents)):
+            words = " ".join(_text(group / name) for name in files).split()
+            if (
+                len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0
+            ):  # no "max", -1
+                shares.append(int(words[0]) / int(words[1]))
+    cores = os.cpu_count() or 1
+    return max(1, math.ceil(min(shares))) if shares and min(shares) < cores else None
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from charlm.cli.arguments import COMMANDS, parse
 from charlm.cli.output import Console, UsageError, emit, product_and_messages
 from charlm.cli.signals import Interrupted, Signals
+from charlm.cli.threads import sharing_cores
 from charlm.errors import CharLMError, NotEnoughMemoryError, UnknownCharacterError
 
 __all__ = ["main"]
@@ -70,10 +71,11 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
         emit("")
         return 0
     console.quiet, console.verbose = args.quiet, args.verbose
-    with signals.ending_at_once():
-        command = importlib.import_module(f"charlm.cli.{args.command}")
-    signals.check()
-    code: int = command.run(args, console, signals, began)
+    with sharing_cores():
+        with signals.ending_at_once():
+            command = importlib.import_module(f"charlm.cli.{args.command}")
+        signals.check()
+        code: int = command.run(args, console, signals, began)
     emit("")
     return code
 

@@ -160,3 +160,59 @@ def test_a_prepared_process_keeps_the_memory_of_large_tensors_that_it_frees() ->
         mapped[how] = int(done.stdout)
     assert mapped["plain"] >= 24 * 2**20
     assert mapped["prepared"] <= 0
+
+
+def test_without_a_quota_all_processors_may_be_used(machine: Path) -> None:
+    assert host.processors() is None
+    write(machine / "proc" / "self" / "cgroup", "0::/some/group\n")
+    write(machine / "cgroups" / "some" / "group" / "cpu.max", "max 100000\n")
+    assert host.processors() is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("150000 100000", 2),
+        ("100000 100000", 1),
+        ("20000 100000", 1),
+        ("1 0", None),
+        ("torn", None),
+        ("", None),
+    ],
+)
+def test_a_quota_is_rounded_up_to_whole_processors(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int | None
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    write(machine / "proc" / "self" / "cgroup", "0::/some/group\n")
+    write(machine / "cgroups" / "some" / "group" / "cpu.max", limit + "\n")
+    assert host.processors() == expected
+
+
+def test_the_lowest_quota_on_the_way_to_the_root_counts(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    write(machine / "proc" / "self" / "cgroup", "0::/some/group\n")
+    write(machine / "cgroups" / "some" / "group" / "cpu.max", "max 100000\n")
+    write(machine / "cgroups" / "some" / "cpu.max", "300000 100000\n")
+    assert host.processors() == 3
+
+
+def test_a_quota_above_what_there_is_limits_nothing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    write(machine / "proc" / "self" / "cgroup", "0::/\n")
+    write(machine / "cgroups" / "cpu.max", "900000 100000\n")
+    assert host.processors() is None
+
+
+def test_the_older_kind_of_group_has_its_quota_in_two_files(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    write(machine / "proc" / "self" / "cgroup", "4:cpu,cpuacct:/box\n3:memory:/box\n")
+    write(machine / "cgroups" / "cpu" / "box" / "cpu.cfs_quota_us", "250000\n")
+    write(machine / "cgroups" / "cpu" / "box" / "cpu.cfs_period_us", "100000\n")
+    assert host.processors() == 3
+    write(machine / "cgroups" / "cpu" / "box" / "cpu.cfs_quota_us", "-1\n")
+    assert host.processors() is None

@@ -31,8 +31,9 @@ ALLOWED = {
     "cli/eval.py": {"shutil": "asks for the terminal's width"},
     "cli/output.py": {"os.open": "the null device, in place of a closed pipe"},
     "cli/rundir.py": {"shutil": "--overwrite deletes a run", "unlink": "--overwrite deletes a run"},
+    "cli/threads.py": {"read_text": "what Linux says of this process's threads"},
     "backends/cpu.py": {"shutil": "looks for a compiler"},
-    "backends/host.py": {"read_text": "what Linux says of its memory"},
+    "backends/host.py": {"read_text": "what Linux says of its memory and of its control group"},
     "training/run.py": {"os.open": "the lock, which has no content"},
     "evaluation/page.py": {"read_text": "the page's own template"},
     "generation/native.py": {
