@@ -6,26 +6,57 @@ number, so the training itself does not change by one bit.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from charlm.cli.output import Console
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CharLMError
-from charlm.evaluation.evaluate import evaluate
+from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.lm import CharLM
 from charlm.models.ngram import NGramLM
 from charlm.text.tokenizer import Tokenizer
 
-__all__ = ["BASELINE_FOLDER", "Baseline", "compared", "count_baseline"]
+__all__ = [
+    "BASELINE_FOLDER",
+    "COUNTING_SHARE",
+    "Baseline",
+    "Counted",
+    "compared",
+    "count_within",
+    "entropy_nats",
+    "score_baseline",
+    "scored_part",
+]
 
 BASELINE_FOLDER = "ngram"
+COUNTING_SHARE = 0.06
+"""Of a run's minutes, for counting."""
+
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
 _LEAST_SCORED = 20_000  # characters
+_TRIAL = 200_000  # characters, counted to see how long it takes: 0.1 s
+_MORE = 1.5  # how much longer each further character takes, at most
+_HARDLY = 0.85  # of the entropy of single characters: no better a loss is hardly a prediction
+_MUCH = 1.1  # times the loss on pieces from the midst of the counted text
+_PIECE, _EACH = 100, 10  # characters in such a piece; each tenth is taken out
+
+
+@dataclass(frozen=True)
+class Counted:
+    """An n-gram model of the end of a text."""
+
+    model: NGramLM
+    chars: int
+    """How many characters were counted."""
+    seconds: float
+    """What it took."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +64,11 @@ class Baseline:
     """A counted model and how well it does."""
 
     lm: CharLM
+    unlike: bool
+    """Whether the end of the text is unlike its beginning, as in a list that is sorted."""
     values: dict[str, object]
-    """What train.json keeps: order, loss_nats or None, and how many characters were counted and scored."""
+    """What train.json keeps: order, loss_nats or None, how many characters were counted and scored, and
+    entropy_nats, the loss of one who knows how often each character occurs in the validation text."""
 
     def save(self, run: Path, console: Console) -> None:
         """Write it into a run; the training does not end if that fails."""
@@ -44,40 +78,109 @@ class Baseline:
             console.complain(f"warning: {error}; the run goes on without its n-gram model")
 
 
-def count_baseline(
-    train: BlockDataset, val: BlockDataset | None, tokenizer: Tokenizer, console: Console
-) -> Baseline:
-    """Count the end of the training text, score the beginning of the validation text, and say so."""
+def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = None) -> Counted:
+    """Count the end of a text, as much as fits into a time; None: as much as is sensible."""
     began = time.perf_counter()
-    counted = train.ids[-_MOST_COUNTED:]
-    model = NGramLM(tokenizer.vocab_size).fit(BlockDataset(counted, 1))
-    part = "" if len(counted) == len(train.ids) else f" from the last {len(counted):,} characters"
-    loss, scored = None, 0
+    most = min(len(train.ids), _MOST_COUNTED)
+    chars = most if seconds is None else min(most, _TRIAL)
+    model = NGramLM(vocab_size).fit(BlockDataset(train.ids[-chars:], 1))
+    spent = time.perf_counter() - began
+    if seconds is not None and chars < most:
+        fitting = min(most, int(_TRIAL * (seconds - spent) / (_MORE * spent)))
+        if fitting > chars:
+            chars = fitting
+            model.fit(BlockDataset(train.ids[-chars:], 1))
+    return Counted(model, chars, time.perf_counter() - began)
+
+
+def score_baseline(
+    counted: Counted,
+    train: BlockDataset,
+    val: BlockDataset | None,
+    tokenizer: Tokenizer,
+    console: Console,
+    *,
+    eval_chars: int | None = None,
+) -> Baseline:
+    """Score the validation text with a counted model, and say what came.
+
+    Args:
+        counted: the model.
+        train: the training text.
+        val: the validation text, if there is one.
+        tokenizer: of both.
+        console: where it is said.
+        eval_chars: how much of the validation text the training's evaluations score; None: all of it.
+    """
+    began = time.perf_counter()
+    result = None
     if val is not None:
         most = max(_MOST_SCORED // tokenizer.vocab_size, _LEAST_SCORED, val.block_size + 1)
-        ids = val.ids[:most]
-        loss, scored = evaluate(model, BlockDataset(ids, val.block_size)).loss_nats, len(ids)
+        result = evaluate(counted.model, val, max_chars=min(most, eval_chars or most))
     values: dict[str, object] = {
-        "order": model.order,
-        "loss_nats": loss,
-        "counted": len(counted),
-        "scored": scored,
+        "order": counted.model.order,
+        "loss_nats": None if result is None else result.loss_nats,
+        "counted": counted.chars,
+        "scored": 0
+        if val is None or result is None
+        else result.n_chars
+        if result.n_left_out
+        else len(val.ids),
+        "entropy_nats": None if val is None else entropy_nats(val),
     }
-    seconds = time.perf_counter() - began
-    line = f"n-gram  baseline of order {model.order}, counted{part} in {seconds:.1f} s"
-    if loss is not None and val is not None:
-        line += f": {loss:.4f} nats ({loss / math.log(2):.4f} bits/char)"
-        line += "" if scored == len(val.ids) else f" on the first {scored:,} characters of validation"
+    seconds = counted.seconds + time.perf_counter() - began
+    part = "" if counted.chars == len(train.ids) else f" from the last {counted.chars:,} characters"
+    line = f"n-gram  baseline of order {counted.model.order}, counted{part} in {seconds:.1f} s"
+    if result is not None:
+        line += f": {result.loss_nats:.4f} nats ({result.bits_per_char:.4f} bits/char){scored_part(result)}"
     console.say(line)
-    return Baseline(CharLM(model, tokenizer), values)
+    unlike = val is not None and result is not None and _is_unlike(train, val, tokenizer, result)
+    return Baseline(CharLM(counted.model, tokenizer), unlike, values)
 
 
-def compared(values: object, loss_nats: float) -> str | None:
-    """Return whether a model with this validation loss beats the baseline of train.json, if there is one."""
+def _is_unlike(train: BlockDataset, val: BlockDataset, tokenizer: Tokenizer, result: EvalResult) -> bool:
+    """Return whether the training text tells hardly anything of the validation text, and much of itself.
+
+    The first alone holds for noise, too; the second for a text of many parts, such as source code.
+    """
+    if result.loss_nats < _HARDLY * entropy_nats(val):
+        return False
+    ids = train.ids[-_TRIAL:]
+    pieces = ids[: len(ids) // _PIECE * _PIECE].view(-1, _PIECE)  # (n, 100)
+    if len(pieces) < 2 * _EACH:
+        return False
+    out = torch.arange(len(pieces)) % _EACH == _EACH // 2
+    model = NGramLM(tokenizer.vocab_size).fit(BlockDataset(pieces[~out].flatten(), 1))
+    near = evaluate(model, BlockDataset(pieces[out].flatten(), _PIECE - 1))
+    far = evaluate(model, BlockDataset(val.ids, min(val.block_size, _PIECE - 1)), max_chars=near.n_chars)
+    return far.loss_nats > _MUCH * near.loss_nats
+
+
+def entropy_nats(data: BlockDataset) -> float:
+    """Return the entropy of single characters in a text, in nats."""
+    counts = np.zeros(data.max_id + 1, dtype=np.int64)
+    ids = data.ids.numpy()
+    for start in range(0, len(ids), 2**22):  # numpy's count makes eight bytes of each id
+        counts += np.bincount(ids[start : start + 2**22], minlength=len(counts))
+    shares = counts[counts > 0] / len(ids)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def scored_part(result: EvalResult) -> str:
+    """Return on how much of a text a loss was measured, in words; empty: on all of it."""
+    if not result.n_left_out:
+        return ""
+    return f" on {result.n_chars:,} of {result.n_chars + result.n_left_out:,} characters"
+
+
+def compared(values: object, result: EvalResult) -> str | None:
+    """Return whether a model with this result beats the baseline of train.json, if there is one."""
     known: dict[str, Any] = values if isinstance(values, dict) else {}
     baseline = known.get("loss_nats")
     if not isinstance(baseline, float):
         return None
-    ahead = baseline - loss_nats
+    ahead = baseline - result.loss_nats
     verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"not beaten, {-ahead:.4f} better than the model"
-    return f"baseline {baseline:.4f} nats, {verdict}"
+    scored = known.get("scored")
+    others = isinstance(scored, int) and abs(scored - result.n_chars) > 1
+    return f"baseline {baseline:.4f} nats{f' on {scored:,} characters' if others else ''}, {verdict}"

@@ -14,24 +14,26 @@ from typing import Any, cast
 
 import torch
 
-from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
-from charlm.cli.baseline import count_baseline
+from charlm.cli.baseline import COUNTING_SHARE, count_within, score_baseline
 from charlm.cli.output import Console
 from charlm.cli.settings import gather
+from charlm.cli.verdict import FEW_STEPS
 from charlm.data.blocks import BlockDataset
-from charlm.evaluation.evaluate import evaluate
 from charlm.models.config import GPTConfig, PresetName
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import CharTokenizer
 from charlm.training.budget import steps_within
 from charlm.training.recipes import recommend
+from charlm.training.timetable import EVALUATION_SHARE
+from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Guess", "guess"]
 
 _EVALUATIONS = 5  # of a run with a budget in minutes
-_TIMED_CHARS = 20_000  # of the validation text, to see how long an evaluation takes
 _HOUR = 3600.0
+_MINUTES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # to recommend
+_MANY_STEPS = 0.75  # of those of the measured runs: with fewer, a training does not come to what they came to
 _ALIKE = 3.5  # texts are of about the same length if neither is longer than this many of the other
 
 
@@ -94,17 +96,17 @@ class Guess:
     ngram_counted: int
     """Characters of the training text, its last ones, that the n-gram model was counted from."""
     ngram_scored: int
-    """Characters of the validation text, its first ones, that it was scored on."""
+    """Characters of the validation text that it was scored on."""
     ahead_nats: tuple[float, float] | None
     """How far the model may end below the n-gram model (above it, if negative): the least and the most that
     was measured, widened by what a seed changes. None where nothing comparable was measured."""
     usual_steps: int | None
     """The fewest steps of the runs that this comes from."""
-
-    @property
-    def all_evaluations_seconds(self) -> float:
-        """How long the evaluations of the run take together."""
-        return _EVALUATIONS * self.evaluation_seconds
+    unlike: bool
+    """Whether the end of the text is unlike its beginning, as in a sorted list: a loss on it misleads."""
+    enough_minutes: float | None
+    """In how many minutes the preset makes enough steps to come to something, those asked for if possible;
+    None: not within an hour."""
 
     @property
     def loss_nats(self) -> tuple[float, float] | None:
@@ -113,6 +115,17 @@ class Guess:
             return None
         least, most = self.ahead_nats
         return max(self.ngram_loss_nats - most, 0.0), max(self.ngram_loss_nats - least, 0.0)
+
+    @property
+    def too_few(self) -> bool:
+        """Whether fewer steps would be made than those that the guess comes from."""
+        return not self.text_is_short and self.steps < _MANY_STEPS * (self.usual_steps or 0)
+
+    @property
+    def loses(self) -> bool:
+        """Whether the n-gram model should stay better."""
+        expected = self.loss_nats
+        return expected is not None and expected[0] > (self.ngram_loss_nats or 0.0)
 
 
 def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Guess:
@@ -138,13 +151,15 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
     config = GPTConfig.from_dict({**settings.model, "vocab_size": tokenizer.vocab_size})
     data = BlockDataset.from_text(text, tokenizer, config.block_size)
     train, val = data.split(1 - val_fraction) if val_fraction else (data, None)
-    ngram = cast("dict[str, Any]", count_baseline(train, val, tokenizer, Console(quiet=True)).values)
+    counted = count_within(train, tokenizer.vocab_size, COUNTING_SHARE * 60 * minutes)
+    baseline = score_baseline(counted, train, val, tokenizer, Console(quiet=True))
+    ngram = cast("dict[str, Any]", baseline.values)
     start_seconds = time.perf_counter() - began
     torch.manual_seed(training.seed)
     model = GPT(config)
-    step_seconds = _HOUR / steps_within(_HOUR, model, train, training, device=backend)
-    evaluation_seconds = 0.0 if val is None else _evaluation_seconds(model, val, backend)
-    spent = start_seconds + _EVALUATIONS * evaluation_seconds
+    step_seconds = steps_within(_HOUR, model, train, training, device=backend).step_seconds
+    each = 0.0 if val is None else evaluation_seconds(backend.prepare(model), val, backend=backend)
+    spent = start_seconds + min(_EVALUATIONS * each, EVALUATION_SHARE * 60 * minutes)
     fitting = max(1, int((60 * minutes - spent) / step_seconds))
     enough = max(1, advice.most_chars // (training.batch_size * training.accumulate * config.block_size))
     steps = min(fitting, enough)
@@ -153,12 +168,13 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         for run in _MEASURED
         if run.preset == advice.preset and 1 / _ALIKE <= run.train_chars / len(train.ids) <= _ALIKE
     ]
+    usual = min((run.steps for run in runs), default=None)
     return Guess(
         preset=advice.preset,
         reasons=advice.reasons,
         device=backend.name,
         step_seconds=step_seconds,
-        evaluation_seconds=evaluation_seconds,
+        evaluation_seconds=each,
         steps=steps,
         seconds=spent + steps * step_seconds,
         text_is_short=enough < fitting,
@@ -169,17 +185,15 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         ahead_nats=(min(r.ahead for r in runs) - _SPREAD, max(r.ahead for r in runs) + _SPREAD)
         if runs
         else None,
-        usual_steps=min((run.steps for run in runs), default=None),
+        usual_steps=usual,
+        unlike=baseline.unlike,
+        enough_minutes=minutes
+        if enough < fitting
+        else _enough_minutes(minutes, max(FEW_STEPS, int(_MANY_STEPS * (usual or 0))), step_seconds, spent),
     )
 
 
-def _evaluation_seconds(model: GPT, val: BlockDataset, backend: DeviceBackend) -> float:
-    """Return how long an evaluation will take, from that of a part of the text."""
-    part = BlockDataset(val.ids[: max(_TIMED_CHARS, val.block_size + 1)], val.block_size)
-    backend.prepare(model)
-    evaluate(
-        model, BlockDataset(part.ids[: part.block_size + 1], part.block_size), backend=backend
-    )  # warms up
-    before = time.perf_counter()
-    evaluate(model, part, backend=backend)
-    return (time.perf_counter() - before) * len(val.ids) / len(part.ids)
+def _enough_minutes(minutes: float, steps: int, step_seconds: float, spent: float) -> float | None:
+    """Return the least of some times, from `minutes` on, in which so many steps fit."""
+    times = [minutes, *(time for time in _MINUTES if time > minutes)]
+    return next((time for time in times if spent + steps * step_seconds <= 60 * time), None)

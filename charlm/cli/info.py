@@ -183,6 +183,11 @@ def _training(path: Path) -> dict[str, object]:
     best = state.get("best")
     settings = strict_json.take(state, "config", dict, path=where)
     strict_json.take(settings, "max_steps", int, path=where)  # what is written with its digits grouped
+    if settings.get("minutes") is not None:
+        strict_json.take(settings, "minutes", float, path=where)
+    if isinstance(best, dict) and "n_left_out" in best:
+        strict_json.take(best, "n_left_out", int, path=where)
+        strict_json.take(best, "n_chars", int, path=where)
     return {
         "step": strict_json.take(state, "step", int, path=where),
         "chars_seen": strict_json.take(state, "chars_seen", int, path=where),
@@ -218,9 +223,10 @@ def _text(found: Mapping[str, object]) -> str:
         lines.append(f"\ntokenizer: {tokenizer['kind']}, vocabulary {tokenizer['vocab_size']:,}{vocab}\n")
     training = found.get("training")
     if isinstance(training, dict):
-        steps = training["settings"].get("max_steps")
+        minutes, most = training["settings"].get("minutes"), training["settings"].get("max_steps")
+        of = f" of {most:,} steps" if minutes is None else f" steps within {minutes:g} min"
         lines.append(
-            f"\ntraining: {training['step']:,} of {steps:,} steps, {training['chars_seen']:,} characters, "
+            f"\ntraining: {training['step']:,}{of}, {training['chars_seen']:,} characters, "
             f"{clock(training['seconds'])}\n"
         )
         lines.append(_settings(training["settings"]))
@@ -229,7 +235,11 @@ def _text(found: Mapping[str, object]) -> str:
         lines.append(f"\nbaseline: {_baseline_line(baseline)}\n")
     checkpoints = found.get("checkpoints")
     if isinstance(checkpoints, list):
-        lines.append(f"\ncheckpoints: {len(checkpoints)}\n")
+        best = training.get("best") if isinstance(training, dict) else None
+        of = ""
+        if isinstance(best, dict) and best.get("n_left_out"):
+            of = f", losses on {best['n_chars']:,} of {best['n_chars'] + best['n_left_out']:,} characters"
+        lines.append(f"\ncheckpoints: {len(checkpoints)}{of}\n")
         lines.append(aligned(map(_checkpoint_row, checkpoints), indent="  "))
     return "".join(lines)
 

@@ -29,7 +29,6 @@ _VAL_FRACTION = 0.1
 _LISTED = 5, 100  # characters named, in text and in JSON
 _EXCERPT = 60, 1_000  # characters shown of the longest shared run
 _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of other texts
-_MANY_STEPS = 0.75  # of those of the measured runs
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
@@ -49,13 +48,13 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
             from charlm.cli.guess import guess  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
         guessed = guess(text, val_fraction=args.val_fraction, minutes=args.minutes, began=began)
-    command = None if guessed is None else _command(args)
+    command = None if guessed is None else _command(args, guessed)
     if args.json:
         emit(json.dumps({**_counted_values(report), **_guessed_values(guessed), "command": command}) + "\n")
     elif guessed is None:
         _write([("training", _too_short(report))])
     else:
-        _write([*_guessed(report, guessed, args.minutes), ("command", command or "")])
+        _write([*_guessed(report, guessed, args.minutes), *_recommended(command, guessed, args.minutes)])
     return 0
 
 
@@ -138,7 +137,10 @@ def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tup
         if guessed.ngram_counted < report.train_chars:
             yield "", f"(counted in the last {guessed.ngram_counted:,} characters of training)"
         if guessed.ngram_scored < report.val_chars:
-            yield "", f"(scored on the first {guessed.ngram_scored:,} characters of validation)"
+            yield "", f"(scored on {guessed.ngram_scored:,} characters, spread over the validation text)"
+        if guessed.unlike:
+            yield "", "that is hardly better than to know how often each character occurs there: the end of"
+            yield "", "the text is unlike its beginning, as in a sorted list, and a loss on it will mislead"
     yield "preset", f"{guessed.preset}, {'; '.join(guessed.reasons)}"
     timed = f"(timed just now, on {guessed.device})"
     steps = f"{_two_digits(guessed.steps):,.0f} step{'s' if guessed.steps > 1 else ''}"
@@ -148,12 +150,6 @@ def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tup
         yield "time", f"{minutes:g} min is too short for more than a step {timed}"
     else:
         yield "time", f"{minutes:g} min, which is about {steps} {timed}"
-    if guessed.all_evaluations_seconds > 0.2 * 60 * minutes:
-        long = _roughly(guessed.all_evaluations_seconds)
-        yield (
-            "",
-            f"evaluations alone take {long}; a smaller --val-fraction, or more minutes, leave more to train",
-        )
     yield from _loss(report, guessed)
 
 
@@ -171,7 +167,7 @@ def _loss(report: TextReport, guessed: Guess) -> Iterator[tuple[str, str]]:
         f"{low:.2f} to {high:.2f} nats, a guess: {guessed.preset} ended {_beside(*ahead)} its n-gram model",
     )
     yield "", "on English texts and source code of about this length; other kinds of text may differ"
-    if guessed.steps < _MANY_STEPS * guessed.usual_steps:
+    if guessed.too_few:
         yield "", f"there it made {guessed.usual_steps:,} steps or more: expect a worse loss than that"
     elif high < ngram:
         yield "", "so it should beat the n-gram model, if by little"
@@ -204,13 +200,30 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _command(args: argparse.Namespace) -> str:
-    """Return the `charlm train` that was guessed at."""
+def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
+    """Return the `charlm train` that may come to something, or None."""
+    if guessed.unlike or guessed.enough_minutes is None:
+        return None
     name = "mine" if args.files[0] == "-" else Path(args.files[0]).name.partition(".")[0] or "mine"
-    words = ["charlm", "train", *args.files, "-o", f"runs/{name}", "--minutes", f"{args.minutes:g}"]
+    words = ["charlm", "train", *args.files, "-o", f"runs/{name}", "--minutes", f"{guessed.enough_minutes:g}"]
+    if guessed.enough_minutes != args.minutes:
+        words += ["--preset", guessed.preset]
     if args.val_fraction != _VAL_FRACTION:
         words += ["--val-fraction", f"{args.val_fraction:g}"]
     return shlex.join(words)
+
+
+def _recommended(command: str | None, guessed: Guess, minutes: float) -> Iterator[tuple[str, str]]:
+    if guessed.unlike:
+        yield "command", "none for this text as it is: shuffle its lines first (shuf FILE > shuffled.txt)"
+    elif command is None:
+        yield "command", "none: an hour is too short for this model here; try --preset cpu-10s"
+    else:
+        yield "command", command
+        if guessed.enough_minutes != minutes:
+            yield "", f"({minutes:g} min would be too few steps)"
+        elif guessed.text_is_short and guessed.loses:
+            yield "", "(the n-gram model, which should stay better, lies in its folder ngram)"
 
 
 def _counted_values(report: TextReport) -> dict[str, object]:
@@ -266,5 +279,7 @@ def _guessed_values(guessed: Guess | None) -> dict[str, object]:
             "ahead_nats": guessed.ahead_nats,
             "loss_nats": guessed.loss_nats,
             "usual_steps": guessed.usual_steps,
+            "unlike": guessed.unlike,
+            "enough_minutes": guessed.enough_minutes,
         },
     }

@@ -74,16 +74,17 @@ def add_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
         choices=PRESET_NAMES,
         help=f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})",
     )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="train as many steps as fit into this time, which counts from the start of the command",
-    )
+    _add_field(parser, FIELDS["minutes"], None)
     parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the run in RUN; FILE may be left out; --max-steps moves the end",
+    )
+    parser.add_argument(
+        "--repeat",
+        metavar="OLD",
+        help="train as the ended run in OLD did, bit for bit, also where the clock decided; FILE may be left "
+        "out",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the run in RUN first")
     parser.add_argument(
@@ -115,11 +116,11 @@ def add_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
             table, f"Defaults are those of the preset {preset}; --preset P --help shows another's."
         )
         for field in FIELDS.values():
-            if field.table == table:
+            if field.table == table and field.name != "minutes":
                 _add_field(group, field, values[field.name])
 
 
-def _add_field(group: argparse._ArgumentGroup, field: Field, default: object) -> None:
+def _add_field(group: argparse._ActionsContainer, field: Field, default: object) -> None:
     text = f"{field.doc} (default: {_shown(default)})".replace("%", "%%")
     flag = flag_of(field.name)
     if field.kind is bool:

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from charlm.cli.baseline import scored_part
 from charlm.cli.output import Console, escaped
 from charlm.cli.signals import Signals
+from charlm.cli.verdict import FEW_STEPS, few_steps
 from charlm.training.callbacks import Callback
+from charlm.training.timetable import evaluation_interval_seconds
 
 if TYPE_CHECKING:
     from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "clock", "speed", "wants_bar"]
 
 _BAR_SECONDS = 0.25  # between two losses beside the bar
+_PACE_SECONDS = 1.0  # of steps, before their number is told
 _COUNTS = "{n_fmt}/{total_fmt} {elapsed}<{remaining}"
 
 
@@ -69,7 +73,11 @@ class Progress(Callback):
         self._seen = (0, 0.0)  # characters and seconds at the last line
         self._val: list[str] = []
         self._drawn_at = 0.0
+        self._shown: int | None = None  # the last step that has a line
+        self._told_pace = False
         self._rate = 0.0  # characters per second, smoothed
+        self._started = 0.0  # seconds of the run, at the first step of this process
+        self._last: StepRecord | None = None
 
     @override
     def on_train_start(self, trainer: Trainer) -> None:
@@ -80,7 +88,14 @@ class Progress(Callback):
         if trainer.last is not None:
             self._val = [f"val {trainer.last.result.loss_nats:.4f}"]
         if wants_bar() and not self._console.quiet:
-            self._console.bar = _new_bar(trainer.step, trainer.config.max_steps)
+            self._console.bar = _new_bar(trainer.step, trainer.expected_steps)
+        chars = None if trainer.timetable is None else trainer.timetable.eval_chars
+        if chars is not None and trainer.val_data is not None and chars < len(trainer.val_data.ids) - 1:
+            self._console.say(
+                f"eval    each scores about {chars:,} of the {len(trainer.val_data.ids):,} characters for "
+                "validation, spread over them, as all take too long; charlm eval scores all"
+            )
+        self._started = trainer.seconds
         self._signals.stop_gently(trainer.request_stop, self._announce_stop)
 
     @override
@@ -88,9 +103,10 @@ class Progress(Callback):
         """Collect the loss where it is logged; move the bar."""
         config, bar = trainer.config, self._console.bar
         now = time.monotonic()
-        last = record.step == config.max_steps
-        alone = not self._losses and record.step % config.eval_interval == 0  # the line's only loss
-        if record.step % config.log_interval == 0 or last or alone:
+        self._last = record
+        interval = config.eval_interval
+        due = interval is not None and record.step % interval == 0
+        if record.step % config.log_interval == 0 or (due and not self._losses):  # or the line's only loss
             self._losses.append(record.loss)
             if self._console.verbose:
                 self._console.detail(
@@ -99,14 +115,20 @@ class Progress(Callback):
                     f"{speed(record.chars_per_second)}"
                 )
         if bar is not None:
-            if now - self._drawn_at >= _BAR_SECONDS or last:
+            if now - self._drawn_at >= _BAR_SECONDS or record.step == bar.total:
                 self._drawn_at = now
                 rate = record.chars_per_second
                 self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
                 facts = [f"loss {record.loss:.4f}", *self._val, speed(self._rate)]
+                bar.total = trainer.expected_steps
                 bar.set_postfix_str(_fitting(bar, facts), refresh=False)
             bar.update(1)
-        if trainer.val_data is None and (record.step % config.eval_interval == 0 or last):
+        if config.minutes is not None:
+            self._tell_pace(trainer, config.minutes)
+            if interval is None:
+                every = evaluation_interval_seconds(60 * config.minutes)
+                due = trainer.seconds // every > self._seen[1] // every
+        if trainer.val_data is None and due:
             self._line(trainer, record.step, "")
 
     @override
@@ -118,6 +140,7 @@ class Progress(Callback):
             trainer,
             evaluation.step,
             f"  val loss {result.loss_nats:.4f} nats = {result.bits_per_char:.4f} bits/char"
+            + scored_part(result)
             + ("" if evaluation.is_best else " (not the best)"),
         )
 
@@ -130,6 +153,8 @@ class Progress(Callback):
     @override
     def on_train_end(self, trainer: Trainer, result: TrainResult) -> None:
         """Take the bar away."""
+        if trainer.val_data is None and self._shown != trainer.step:
+            self._line(trainer, trainer.step, "")
         self.close()
 
     def close(self) -> None:
@@ -139,12 +164,29 @@ class Progress(Callback):
         if bar is not None:
             bar.close()
 
+    def _tell_pace(self, trainer: Trainer, minutes: float) -> None:
+        """Say once, as soon as it can be told, how many steps will be made, and whether that is enough."""
+        steps, early = trainer.expected_steps, trainer.seconds - self._started < _PACE_SECONDS
+        if self._told_pace or steps is None or early or trainer.timetable is None:
+            return
+        self._told_pace = True
+        enough = steps == trainer.config.max_steps
+        number = (
+            f"{steps:,} steps in all, in less time" if enough else f"about {_rounded(steps):,} steps in all"
+        )
+        self._console.say(f"pace    {number}")
+        if steps < FEW_STEPS and not enough:
+            self._console.complain(f"warning: {few_steps(steps, minutes)}")
+
     def _line(self, trainer: Trainer, step: int, validation: str) -> None:
         chars, seconds = trainer.chars_seen - self._seen[0], trainer.seconds - self._seen[1]
         self._seen = (trainer.chars_seen, trainer.seconds)
+        self._shown = step
+        if not self._losses and self._last is not None:
+            self._losses.append(self._last.loss)
         loss = f"  train loss {sum(self._losses) / len(self._losses):.4f}" if self._losses else ""
         self._losses.clear()
-        width = len(f"{trainer.config.max_steps:,}")
+        width = len(f"{trainer.expected_steps or step:,}")
         self._console.say(
             f"step {step:{width},}{loss}{validation}  {speed(chars / max(seconds, 1e-9))}  "
             f"{clock(trainer.seconds)}"
@@ -154,7 +196,12 @@ class Progress(Callback):
         self._console.say("stopping after this step, and saving; Ctrl-C ends at once")
 
 
-def _new_bar(done: int, total: int) -> Any:
+def _rounded(steps: int) -> int:
+    """Return an estimate with two digits that count."""
+    return int(float(f"{steps:.2g}"))
+
+
+def _new_bar(done: int, total: int | None) -> Any:
     """Return tqdm's bar, or None where tqdm is not installed."""
     try:
         tqdm = importlib.import_module("tqdm").tqdm

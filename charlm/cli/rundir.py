@@ -10,11 +10,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from charlm.cli.settings import FIELDS, Settings
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, quoted
 from charlm.files import strict_json
 from charlm.files.atomic import is_left_behind, write_file
 from charlm.files.reading import read_file, refusal
+from charlm.models.config import PresetName
+from charlm.training.config import TrainerConfig
 from charlm.training.run import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 
 __all__ = ["Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
@@ -40,6 +44,21 @@ class Origin:
     """As it was asked for."""
     values: Mapping[str, object]
     """All that train.json holds."""
+
+    def settings(self) -> Settings:
+        """Return the settings of the run.
+
+        Raises:
+            FileFormatError: the record does not hold them.
+            ConfigError: one of them is wrong.
+        """
+        model = {k: v for k, v in self._table("model").items() if k != "vocab_size"}
+        training = TrainerConfig.from_dict(self._table("training"))
+        preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
+        return Settings(cast("PresetName", preset), model, training, frozenset(FIELDS))
+
+    def _table(self, name: str) -> dict[str, object]:
+        return strict_json.take(self.values, name, dict, path=RECORD_FILE)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from charlm.cli.encoded import encode_corpus
 from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import (
@@ -27,12 +28,11 @@ from charlm.cli.settings import (
 from charlm.cli.signals import Signals
 from charlm.errors import CorpusError
 from charlm.models.config import PresetName
-from charlm.text.corpus import load_corpus
 from charlm.text.download import cache_folder
 
 __all__ = ["run"]
 
-_KEPT_BY_RESUME = ("preset", "config", "tokenizer", "val_fraction", "minutes")
+_KEPT = ("preset", "config", "tokenizer", "val_fraction")
 _VAL_FRACTION = 0.1
 
 
@@ -41,40 +41,28 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
     out = Path(args.out)
     if args.resume:
-        _refuse_beside_resume(args, flags)
-        max_steps = cast("int | None", from_flags(flags).get("max_steps"))
-        origin = read_record(out)
-        sources = args.files or _found_again(origin)
-        _mention_ignored_variables(console)
-        text = load_corpus(sources)
-        signals.check()
-        training = origin.values.get("training")
-        if isinstance(training, dict) and training.get("compile"):
-            _keep_compiled_code()
-        with signals.ending_at_once():
-            from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
-
-        return resume(
-            args, origin, text, sources=sources, max_steps=max_steps, console=console, signals=signals
-        )
-
+        return _resume(args, flags, console, signals, began)
+    repeated = None
+    if args.repeat is not None:
+        _refuse_beside("--repeat", args, flags, kept=())
+        repeated = read_record(Path(args.repeat))
+        args.files = args.files or _found_again(repeated)
+        args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
     if not args.files:
         raise UsageError("FILE is needed: the path of a text, - for standard input, or python-docs")
-    if args.minutes is not None and not 0 < args.minutes < 1e6:
-        raise UsageError(f"--minutes must be above 0, got {args.minutes:g}")
-    if args.minutes is not None and "max_steps" in flags:
-        raise UsageError("--minutes and --max-steps exclude each other; give one of them")
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
 
     def gathered(preset: PresetName, changes: Mapping[str, object]) -> Settings:
+        if repeated is not None:
+            return repeated.settings()
         return gather(preset, file=args.config, environment=os.environ, flags=flags, changes=changes)
 
     settings = gathered(args.preset or DEFAULT_PRESET, {})  # finds what is wrong before the text is read
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
-    text = load_corpus(args.files)
+    encoded = encode_corpus(args.files, args.tokenizer or "char")
     signals.check()
     if settings.training.compile:
         _keep_compiled_code()
@@ -82,7 +70,42 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     return begin(
-        args, gathered, text, val_fraction=val_fraction, console=console, signals=signals, began=began
+        args,
+        gathered,
+        encoded,
+        minutes=settings.training.minutes,
+        val_fraction=val_fraction,
+        console=console,
+        signals=signals,
+        began=began,
+    )
+
+
+def _resume(
+    args: argparse.Namespace, flags: dict[str, object], console: Console, signals: Signals, began: float
+) -> int:
+    _refuse_beside("--resume", args, flags, kept=("max_steps",))
+    max_steps = cast("int | None", from_flags(flags).get("max_steps"))
+    origin = read_record(Path(args.out))
+    sources = args.files or _found_again(origin)
+    _mention_ignored_variables(console)
+    encoded = encode_corpus(sources, origin.tokenizer)
+    signals.check()
+    training = origin.values.get("training")
+    if isinstance(training, dict) and training.get("compile"):
+        _keep_compiled_code()
+    with signals.ending_at_once():
+        from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
+
+    return resume(
+        args,
+        origin,
+        encoded,
+        sources=sources,
+        max_steps=max_steps,
+        console=console,
+        signals=signals,
+        began=began,
     )
 
 
@@ -95,15 +118,21 @@ def _keep_compiled_code() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute() / "compiled"))
 
 
-def _refuse_beside_resume(args: argparse.Namespace, flags: dict[str, object]) -> None:
-    refused = [flag_of(name) for name in _KEPT_BY_RESUME if getattr(args, name) is not None]
-    refused += ["--overwrite"] if args.overwrite else []
-    refused += [] if args.baseline else ["--no-baseline"]
-    refused += [flag_of(name) for name in flags if name != "max_steps"]
+def _refuse_beside(
+    option: str, args: argparse.Namespace, flags: dict[str, object], *, kept: Sequence[str]
+) -> None:
+    """Refuse what would change a run that goes on, or is repeated."""
+    refused = [flag_of(name) for name in _KEPT if getattr(args, name) is not None]
+    refused += ["--overwrite"] if args.overwrite and args.resume else []
+    refused += ["--repeat"] if args.repeat is not None and args.resume else []
+    refused += [] if args.baseline or not args.resume else ["--no-baseline"]
+    refused += [flag_of(name) for name in flags if name not in kept]
     if refused:
+        kind, can = "resumed", "only --max-steps and --device can"
+        if not args.resume:
+            kind, can = "repeated", "only --device, --overwrite and --no-baseline can"
         raise UsageError(
-            f"a resumed run keeps its settings, so {', '.join(refused)} cannot be given with --resume; "
-            "only --max-steps and --device can"
+            f"a {kind} run keeps its settings, so {', '.join(refused)} cannot be given with {option}; {can}"
         )
 
 

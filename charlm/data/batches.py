@@ -52,9 +52,9 @@ class HostBatches:
         x, y = self._backend.to_device(*self._data.blocks_at(starts))  # (B, T)
         return x, y
 
-    def blocks(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `BlockDataset.blocks` does, on the device."""
-        for batch in self._data.blocks(batch_size):
+        for batch in self._data.blocks(batch_size, most=most):
             x, y = self._backend.to_device(*batch)  # (B, T)
             yield x, y
 
@@ -84,9 +84,9 @@ class DeviceBatches:
         windows = self._ids.index_select(0, places.flatten()).view_as(places)  # (B, T + 1)
         return self._widened(windows[:, :-1]), self._widened(windows[:, 1:])
 
-    def blocks(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `BlockDataset.blocks` does, on the device."""
-        for x, y in in_order(self._ids, self._block_size, batch_size):
+        for x, y in in_order(self._ids, self._block_size, batch_size, most):
             yield self._widened(x), self._widened(y)
 
     def _widened(self, ids: Tensor) -> Tensor:

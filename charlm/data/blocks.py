@@ -174,17 +174,19 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         windows = self._windows.index_select(0, starts)  # (B, T + 1)
         return windows[:, :-1].long(), windows[:, 1:].long()
 
-    def blocks(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the whole text in order, every target exactly once: for evaluation.
 
         Args:
             batch_size: B, the most blocks in a batch.
+            most: yield only so many blocks, spread evenly over the text; None: all.
 
         Yields:
             Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
-            batch of a single shorter block (1, t) follows where the text does not divide.
+            batch of a single shorter block (1, t) follows where the text does not divide, unless `most` left
+            out blocks.
         """
-        for x, y in in_order(self.ids, self.block_size, batch_size):
+        for x, y in in_order(self.ids, self.block_size, batch_size, most):
             yield x.long(), y.long()
 
 
@@ -194,16 +196,21 @@ def draw_starts(count: int, batch_size: int, generator: torch.Generator | None) 
     return torch.randint(count, (batch_size,), generator=generator, device="cpu")
 
 
-def in_order(ids: Tensor, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def in_order(
+    ids: Tensor, block_size: int, batch_size: int, most: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and targets as `BlockDataset.blocks` does, as views of ids of any type on any device."""
     _check_batch_size(batch_size)
     N, T = len(ids), block_size
     full = (N - 1) // T
     inputs = ids[: full * T].view(full, T)
     targets = ids[1 : full * T + 1].view(full, T)
-    for i in range(0, full, batch_size):
+    if most is not None and most < full:
+        chosen = torch.arange(most, device=ids.device) * full // most  # (most,)
+        inputs, targets = inputs[chosen], targets[chosen]
+    for i in range(0, len(inputs), batch_size):
         yield inputs[i : i + batch_size], targets[i : i + batch_size]
-    if full * T < N - 1:
+    if len(inputs) == full and full * T < N - 1:
         yield ids[full * T : -1][None], ids[full * T + 1 :][None]
 
 

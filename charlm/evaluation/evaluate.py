@@ -46,6 +46,8 @@ class EvalResult:
     """How many characters were predicted."""
     n_bytes: int | None = None
     """Their length in UTF-8, where the text is known."""
+    n_left_out: int = 0
+    """How many more there were that `max_chars` left out; 0: the result is exact."""
 
     @property
     def bits_per_char(self) -> float:
@@ -69,6 +71,7 @@ def evaluate(
     *,
     batch_size: int | None = None,
     backend: DeviceBackend | None = None,
+    max_chars: int | None = None,
 ) -> EvalResult:
     """Score every character of a text but its first, in windows of the data's block_size.
 
@@ -81,12 +84,14 @@ def evaluate(
         batch_size: windows in one forward pass; changes speed and memory only. None: about 16,000
             characters, fewer with a large vocabulary.
         backend: the device that the model is on; None: the CPU.
+        max_chars: score only so many, at least one window: windows that are spread evenly over the text,
+            always the same ones. None: all.
 
     Returns:
-        The result over N - 1 characters.
+        The result over N - 1 characters, or fewer with `max_chars`.
 
     Raises:
-        InputError: `data` is no `BlockDataset`.
+        InputError: `data` is no `BlockDataset`, or `max_chars` no positive int.
 
     Example:
         >>> from charlm import BigramLM
@@ -96,16 +101,26 @@ def evaluate(
         (0.0, 1.0, 39)
     """
     nats, hits, count = 0.0, 0, 0
-    for logits, targets in predictions(model, data, batch_size=batch_size, backend=backend):
+    for logits, targets in predictions(
+        model, data, batch_size=batch_size, backend=backend, max_chars=max_chars
+    ):
         losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
         nats += losses.sum(dtype=torch.float64 if logits.device.type != "mps" else None).item()
         hits += int((logits.argmax(dim=-1) == targets).sum())
         count += len(targets)
-    return EvalResult(loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count)
+    left_out = len(data.ids) - 1 - count
+    return EvalResult(
+        loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count, n_left_out=left_out
+    )
 
 
 def predictions(
-    model: nn.Module, data: BlockDataset, *, batch_size: int | None, backend: DeviceBackend | None
+    model: nn.Module,
+    data: BlockDataset,
+    *,
+    batch_size: int | None,
+    backend: DeviceBackend | None,
+    max_chars: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what the model says of every character but the first, in their order, and what stands there.
 
@@ -120,11 +135,21 @@ def predictions(
     if batch_size is None:
         V = model.vocab_size if isinstance(model, LanguageModel) else data.max_id + 1
         batch_size = default_batch_size(data.block_size, V)
-    for x, y in batches_on(data, backend).blocks(batch_size):  # (B, T)
+    most = _most_windows(data, max_chars)
+    for x, y in batches_on(data, backend).blocks(batch_size, most=most):  # (B, T)
         with torch.no_grad(), evaluation_mode(model):
             logits = model(x, y)[0].flatten(0, -2)  # (B T, V)
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         yield wide, y.flatten()
+
+
+def _most_windows(data: BlockDataset, max_chars: int | None) -> int | None:
+    """Return how many windows are to be scored, so that at most `max_chars` characters are; None: all."""
+    if max_chars is None:
+        return None
+    if type(max_chars) is not int or max_chars < 1:
+        raise InputError(f"max_chars must be a positive int or None, got {shown(max_chars)}")
+    return None if max_chars >= len(data.ids) - 1 else max(1, max_chars // data.block_size)
 
 
 def default_batch_size(block_size: int, vocab_size: int) -> int:

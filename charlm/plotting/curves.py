@@ -53,7 +53,9 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
     if len(history.steps):
         _line(ax, history.steps, history.loss_nats, color=_GREY, linewidth=1, label="training (one batch)")
     if len(history.eval_steps):
-        _line(ax, history.eval_steps, history.eval_loss_nats, color="0", marker="o", label="validation")
+        part = "" if history.eval_chars is None else " ({:,} of {:,} characters)".format(*history.eval_chars)
+        label = f"validation{part}"
+        _line(ax, history.eval_steps, history.eval_loss_nats, color="0", marker="o", label=label)
     best = history.best
     if best is not None:
         step, loss = int(history.eval_steps[best]), float(history.eval_loss_nats[best])

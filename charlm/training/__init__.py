@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING
 from charlm.training.config import TrainerConfig, TrainerConfigFields
 from charlm.training.recipes import RECIPES, Recommendation, recommend
 from charlm.training.schedules import learning_rate_at
+from charlm.training.timetable import Timetable
 
 if TYPE_CHECKING:
-    from charlm.training.budget import steps_within
+    from charlm.training.budget import StepsEstimate, steps_within
     from charlm.training.callbacks import Callback
     from charlm.training.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
     from charlm.training.history import RunHistory, read_history
     from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
     from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.resume import read_timetable
     from charlm.training.trainer import Trainer
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "RunHistory",
     "SampleRecord",
     "StepRecord",
+    "StepsEstimate",
+    "Timetable",
     "TrainResult",
     "Trainer",
     "TrainerConfig",
@@ -35,6 +39,7 @@ __all__ = [
     "learning_rate_at",
     "list_checkpoints",
     "read_history",
+    "read_timetable",
     "recommend",
     "steps_within",
     "verify_checkpoint",
@@ -50,11 +55,13 @@ _HOMES = {
     "RunHistory": "history",
     "SampleRecord": "records",
     "StepRecord": "records",
+    "StepsEstimate": "budget",
     "TrainResult": "records",
     "Trainer": "trainer",
     "build_optimizers": "optimizers",
     "list_checkpoints": "checkpoint",
     "read_history": "history",
+    "read_timetable": "resume",
     "steps_within": "budget",
     "verify_checkpoint": "checkpoint",
 }

@@ -1,7 +1,7 @@
-"""How many steps fit into a time: measured once, before the schedule is fixed.
+"""How many steps fit into a time: an estimate, from a few steps of a copy of the model.
 
-A budget in seconds becomes a number of steps by running a few of them on a copy of the model. After that
-the run knows only the number, so that repeating it with that number gives the same bits.
+A run with `minutes` needs none, it looks at the clock throughout. This is for what must be known before: the
+end of a cosine, or whether a time is worth the start.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from dataclasses import dataclass
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
@@ -17,10 +18,24 @@ from charlm.models.base import LanguageModel
 from charlm.training.config import TrainerConfig
 from charlm.training.trainer import Trainer
 
-__all__ = ["steps_within"]
+__all__ = ["StepsEstimate", "steps_within"]
 
-_WARM_UP, _MEASURED = 3, 12
+_WARM_UP, _MEASUREMENTS, _STEPS = 3, 3, 4
 _MOST_SECONDS, _MOST_STEPS = 1e9, 999_999_999_999
+
+
+@dataclass(frozen=True)
+class StepsEstimate:
+    """How many steps may fit into a time, each number at least 1."""
+
+    steps: int
+    """By the median of the measurements."""
+    fewest: int
+    """By the slowest of them."""
+    most: int
+    """By the fastest."""
+    step_seconds: float
+    """Of one step, the median."""
 
 
 def steps_within(
@@ -32,8 +47,8 @@ def steps_within(
     val_data: BlockDataset | None = None,
     evaluations: int = 0,
     device: str | DeviceBackend = "auto",
-) -> int:
-    """Return how many steps of training fit into a time on this machine.
+) -> StepsEstimate:
+    """Estimate how many steps of training fit into a time on this machine, from three short measurements.
 
     The model, the data and torch's generators stay as they are; only a copy is trained.
 
@@ -41,13 +56,14 @@ def steps_within(
         seconds: the time, evaluations included; what this measurement takes is subtracted.
         model: what is to be trained.
         train_data: where its batches come from.
-        config: the settings; `max_steps` and `warmup_steps` are ignored.
+        config: the settings; `max_steps`, `minutes` and `warmup_steps` are ignored.
         val_data: the validation text.
         evaluations: how many evaluations over it the run will make.
         device: where it will run.
 
     Returns:
-        At least 1.
+        The estimate, and how far the measurements lie apart. A machine that is about to do something else
+        keeps to neither.
 
     Raises:
         InputError: `seconds` is no positive number, or above 1e9.
@@ -55,7 +71,7 @@ def steps_within(
     Example:
         >>> from charlm import BigramLM, CharTokenizer
         >>> data = BlockDataset.from_text("to be or not to be " * 9, CharTokenizer("benort "), block_size=8)
-        >>> steps_within(0.5, BigramLM(7), data, TrainerConfig(), device="cpu") > 1
+        >>> steps_within(0.5, BigramLM(7), data, TrainerConfig(), device="cpu").steps > 1
         True
     """
     if type(seconds) not in (int, float) or not 0 < seconds <= _MOST_SECONDS:
@@ -63,7 +79,8 @@ def steps_within(
     began = time.perf_counter()
     # A learning rate of 0 costs as much as any other, and cannot diverge.
     trial = config.replace(
-        max_steps=_WARM_UP + _MEASURED,
+        max_steps=_WARM_UP + _MEASUREMENTS * _STEPS,
+        minutes=None,
         warmup_steps=0,
         learning_rate=0.0,
         sample_interval=None,
@@ -74,13 +91,17 @@ def steps_within(
     for _ in trainer.steps():
         trainer.backend.synchronize()
         times.append(time.perf_counter())
-    step_seconds = statistics.median(
-        b - a for a, b in zip(times[_WARM_UP - 1 :], times[_WARM_UP:], strict=False)
-    )
+    taken = [b - a for a, b in zip(times[_WARM_UP - 1 :], times[_WARM_UP:], strict=False)]
+    medians = sorted(statistics.median(taken[i : i + _STEPS]) for i in range(0, len(taken), _STEPS))
     evaluation_seconds = 0.0
     if val_data is not None and evaluations:
         before = time.perf_counter()
         trainer.evaluate(val_data)
         evaluation_seconds = time.perf_counter() - before
     left = seconds - (time.perf_counter() - began) - evaluations * evaluation_seconds
-    return min(max(1, int(left / step_seconds)), _MOST_STEPS)
+    fastest, *_, slowest = medians
+    step_seconds = statistics.median(medians)
+    steps, fewest, most = (
+        min(max(1, int(left / each)), _MOST_STEPS) for each in (step_seconds, slowest, fastest)
+    )
+    return StepsEstimate(steps, fewest, most, step_seconds)

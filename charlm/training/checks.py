@@ -14,6 +14,7 @@ from charlm.models.saving import check_savable
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
+from charlm.training.timetable import Timetable
 
 __all__ = ["check_arguments"]
 
@@ -26,6 +27,7 @@ def check_arguments(
     val_data: BlockDataset | None,
     tokenizer: Tokenizer | None,
     callbacks: Sequence[Callback],
+    timetable: Timetable | None,
     saving: bool,
 ) -> None:
     """Raise DataError or InputError unless these can be trained together."""
@@ -58,6 +60,8 @@ def check_arguments(
                 raise DataError(
                     f"{name} has blocks of {data.block_size}, but the model sees only {model.block_size}"
                 )
+    if timetable is not None and not isinstance(timetable, Timetable):
+        raise InputError(f"timetable must be a Timetable, got {shown(timetable)}")
     if not isinstance(config, TrainerConfig):
         raise InputError(f"config must be a TrainerConfig, got {type(config).__name__}")
     if (

@@ -50,6 +50,7 @@ class TrainerConfig(Config):
         "lr_scheduler_type": "schedule",
         "max_grad_norm": "grad_clip",
         "max_iters": "max_steps",
+        "max_time": "minutes",
         "min_lr": "min_lr_ratio",
         "optim": "optimizer",
         "per_device_train_batch_size": "batch_size",
@@ -59,7 +60,10 @@ class TrainerConfig(Config):
     }
 
     max_steps: Annotated[int, Range(1, 999_999_999_999)] = 2_000
-    """Optimizer steps of the whole run; the schedule ends there."""
+    """Optimizer steps of the whole run; the schedule ends there. With minutes: the most that are made."""
+    minutes: Annotated[float, Range(above=0, maximum=1e6)] | None = None
+    """Time for the whole run in minutes, evaluations and checkpoints included: as many steps as fit into it,
+    and a learning rate that has fallen by then. None: max_steps alone ends the run."""
     batch_size: Annotated[int, Range(1, 1_048_576)] = 32
     """B, blocks in one forward pass."""
     accumulate: Annotated[int, Range(1, 65_536)] = 1
@@ -95,12 +99,17 @@ class TrainerConfig(Config):
     """What matrix products run in; auto asks the device. Weights and moments stay float32."""
     compile: bool = False
     """Let torch.compile work on the model. Costs half a minute and more before the first step."""
-    eval_interval: Annotated[int, Range(1, 999_999_999_999)] = 250
-    """Steps between evaluations over the whole validation text; the last step is evaluated too."""
+    eval_interval: Annotated[int, Range(1, 999_999_999_999)] | None = 250
+    """Steps between evaluations on the validation text; the last step is evaluated too. None: by the clock,
+    at every fifth of the minutes and every two minutes; without minutes, the last step alone. Within minutes,
+    evaluations that would take more than a tenth of the time are left out."""
+    eval_chars: Annotated[int, Range(1, 999_999_999_999)] | None = None
+    """The most characters of the validation text that an evaluation scores, spread evenly over it. None: all;
+    within minutes, as many as the time allows."""
     log_interval: Annotated[int, Range(1, 999_999_999_999)] = 10
     """Steps between records in metrics.jsonl."""
     save_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
-    """Steps between checkpoints. None: at every evaluation. The last step is saved too."""
+    """Steps between checkpoints. None: after every evaluation. The last step is saved too."""
     sample_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
     """Steps between samples of text; needs a tokenizer. None: no samples."""
     sample_chars: Annotated[int, Range(1, 10_000)] = 200
@@ -114,13 +123,15 @@ class TrainerConfig(Config):
     restore_best: bool = True
     """At the end, put the weights with the lowest validation loss into the model."""
     max_seconds: Annotated[float, Range(above=0, maximum=1e9)] | None = None
-    """Stop after this time in seconds, counted from the first step of this process. None: no limit."""
+    """Stop after this time in seconds, counted from the first step of this process; it moves no schedule.
+    None: no limit."""
 
 
 class TrainerConfigFields(TypedDict, total=False):
     """The fields of `TrainerConfig` as a mapping, in which any may be left out."""
 
     max_steps: int
+    minutes: float | None
     batch_size: int
     accumulate: int
     seed: int
@@ -138,7 +149,8 @@ class TrainerConfigFields(TypedDict, total=False):
     min_lr_ratio: float
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     compile: bool
-    eval_interval: int
+    eval_interval: int | None
+    eval_chars: int | None
     log_interval: int
     save_interval: int | None
     sample_interval: int | None

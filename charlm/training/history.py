@@ -43,9 +43,11 @@ class RunHistory:
     eval_steps: NDArray[np.int64]
     """(M,) after how many steps the validation text was scored."""
     eval_loss_nats: NDArray[np.float64]
-    """(M,) loss over the whole of it."""
+    """(M,) loss over the whole of it, or over `eval_chars`."""
     skipped_steps: NDArray[np.int64]
     """(K,) steps that changed nothing, since their loss or gradient was not finite."""
+    eval_chars: tuple[int, int] | None = None
+    """How many characters each evaluation scored, and of how many; None: all of them."""
     baseline_loss_nats: float | None = None
     """Validation loss of the n-gram model that `charlm train` counted, if it did."""
 
@@ -98,6 +100,7 @@ def read_history(run: str | Path) -> RunHistory:
         eval_steps=_steps(kinds["eval"], log),
         eval_loss_nats=_numbers(kinds["eval"], "loss_nats", log),
         skipped_steps=_steps(kinds["skip"], log),
+        eval_chars=_part(kinds["eval"], log),
         baseline_loss_nats=baseline,
     )
 
@@ -118,6 +121,14 @@ def _of_command(record: Path) -> tuple[Literal["character", "byte"], float | Non
 
 def _steps(records: Sequence[Mapping[str, object]], log: Path) -> NDArray[np.int64]:
     return np.array([strict_json.take(record, "step", int, path=str(log)) for record in records], np.int64)
+
+
+def _part(records: Sequence[Mapping[str, object]], log: Path) -> tuple[int, int] | None:
+    for record in records:
+        if "n_left_out" in record:
+            scored = strict_json.take(record, "n_chars", int, path=str(log))
+            return scored, scored + strict_json.take(record, "n_left_out", int, path=str(log))
+    return None
 
 
 def _numbers(records: Sequence[Mapping[str, object]], name: str, log: Path) -> NDArray[np.float64]:

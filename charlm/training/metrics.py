@@ -1,8 +1,9 @@
 """metrics.jsonl: one line for each logged step, evaluation, sample and skipped step.
 
-A line is strict JSON with "kind" ("step", "eval", "sample", or "skip" for a step that changed nothing) and
-"step". JSON has no NaN, so a value that is not finite is null, and "nonfinite" names it. Readers ignore a
-torn last line; a resume cuts what lies past its checkpoint.
+A line is strict JSON with "kind" and "step". The kinds: "step", "eval", "sample", "end" where the clock has
+fixed the end of the run, and "skip" for a step that changed nothing. JSON has no NaN, so a value that is not
+finite is null, and "nonfinite" names it. Readers ignore a torn last line; a resume cuts what lies past its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -55,13 +56,14 @@ def finite(values: Mapping[str, object]) -> dict[str, object]:
 
 def eval_values(result: EvalResult) -> dict[str, object]:
     """Return an evaluation as a record holds it."""
-    return {
+    values: dict[str, object] = {
         "loss_nats": result.loss_nats,
         "bits_per_char": result.bits_per_char,
         "perplexity": result.perplexity,
         "accuracy": result.accuracy,
         "n_chars": result.n_chars,
     }
+    return {**values, "n_left_out": result.n_left_out} if result.n_left_out else values
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, object]]:

@@ -15,8 +15,9 @@ from charlm.evaluation.evaluate import EvalResult
 
 __all__ = ["Evaluation", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
 
-StopReason = Literal["max_steps", "max_seconds", "patience", "callback", "interrupted"]
-"""Why a run ended: all steps done, time up, no better evaluation, a callback; or it was left before that."""
+StopReason = Literal["max_steps", "minutes", "max_seconds", "patience", "callback", "interrupted"]
+"""Why a run ended: all steps done, its minutes used, max_seconds over, no better evaluation, a callback; or
+it was left before that."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation over the whole validation text."""
+    """One evaluation over the validation text, or over what `eval_chars` leaves of it."""
 
     step: int
     """How many steps were done."""

@@ -65,12 +65,13 @@ from charlm.training.state import (
     read_evaluation,
     restore_generators,
 )
+from charlm.training.timetable import Timetable
 from charlm.training.writer import RunWriter
 
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
-__all__ = ["newest_whole_checkpoint", "resume"]
+__all__ = ["newest_whole_checkpoint", "read_timetable", "resume"]
 
 TrainerT = TypeVar("TrainerT", bound="Trainer")
 
@@ -108,6 +109,44 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
     raise CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
 
 
+def read_timetable(run: str | Path) -> Timetable:
+    """Return what the clock decided in a run with `minutes`, to repeat it with `Trainer(..., timetable=...)`.
+
+    With the same model, data and settings the repetition gives the same bits.
+
+    Args:
+        run: its directory.
+
+    Raises:
+        CheckpointError: there is no run, no whole checkpoint in it, it had no `minutes`, or it has not
+            ended yet.
+
+    Example:
+        >>> import tempfile
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> folder, data = tempfile.mkdtemp() + "/run", BlockDataset(torch.arange(99) % 3, block_size=8)
+        >>> config = TrainerConfig(minutes=0.01)
+        >>> first = Trainer(BigramLM(3), data, config, out_dir=folder, device="cpu").fit()
+        >>> again = Trainer(BigramLM(3), data, config, device="cpu", timetable=read_timetable(folder)).fit()
+        >>> again.steps == first.steps
+        True
+    """
+    directory = RunDirectory.open(Path(run))
+    checkpoint = newest_whole_checkpoint(directory)
+    name, where = quoted(str(run)), str(checkpoint.info.path / STATE_FILE)
+    if checkpoint.state.get("timetable") is None:
+        raise CheckpointError(f"{name} holds a run that did not depend on the clock: its settings repeat it")
+    values = take(checkpoint.state, "timetable", dict, path=where)
+    timetable = Timetable.from_dict(values, path=where)
+    config = TrainerConfig.from_dict(take(checkpoint.state, "config", dict, path=where))
+    since_best = take(checkpoint.state, "evaluations_since_best", int, path=where)
+    last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
+    lost_patience = config.patience is not None and since_best >= config.patience
+    if checkpoint.info.step < last and not lost_patience:
+        raise CheckpointError(f"the run in {name} has not ended yet: go on with it first")
+    return timetable
+
+
 def resume(
     cls: type[TrainerT],
     out_dir: Path,
@@ -127,14 +166,29 @@ def resume(
     path, state = checkpoint.info.path, checkpoint.state
     where = str(path / STATE_FILE)
     config = TrainerConfig.from_dict(take(state, "config", dict, path=where))
+    timetable, repeats = None, False
+    if state.get("timetable") is not None:
+        values = take(state, "timetable", dict, path=where)
+        timetable, repeats = (
+            Timetable.from_dict(values, path=where),
+            take(values, "repeats", bool, path=where),
+        )
     new_end = False
     if max_steps is not None:
         if type(max_steps) is int and 0 < max_steps < checkpoint.info.step:
             raise ConfigError(
                 f"max_steps must be at least the {checkpoint.info.step} steps done, got {max_steps}"
             )
-        new_end = max_steps != config.max_steps
+        new_end = max_steps != config.max_steps or timetable is not None
         config = config.replace(max_steps=max_steps)
+        if timetable is not None:  # from here on the clock decides nothing; what it chose to score stays
+            by_the_clock = config.eval_interval is None
+            config = config.replace(
+                minutes=None,
+                eval_chars=timetable.eval_chars,
+                eval_interval=-(-config.max_steps // 5) if by_the_clock else config.eval_interval,
+            )
+            timetable, repeats = None, False
     _check_data(state, train_data, val_data, where)
     tokenizer: Tokenizer | None = None
     if TOKENIZER_FILE in checkpoint.files:
@@ -160,6 +214,7 @@ def resume(
         device=device,
         callbacks=callbacks,
         optimizer=optimizer,
+        timetable=timetable if repeats else None,
     )
     names = optimizer_names(trainer)
     if take(state, "optimizers", list, path=where) != names:
@@ -200,6 +255,8 @@ def resume(
             tensor.copy_(weights[name])
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
+    if timetable is not None:
+        trainer._timekeeper.timetable = timetable
     trainer.out_dir = out_dir
     trainer.step = checkpoint.info.step
     trainer.chars_seen = chars_seen

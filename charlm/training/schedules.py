@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from charlm.training.config import TrainerConfig
 
 __all__ = ["learning_rate_at"]
 
 
-def learning_rate_at(step: int, config: TrainerConfig) -> float:
+def learning_rate_at(
+    step: int, config: TrainerConfig, ends: Sequence[tuple[int, int]] | None = None
+) -> float:
     """Return the learning rate of one step.
 
     It rises linearly over `warmup_steps` (but at most half of all steps), reaching the top at the last of
@@ -18,15 +21,24 @@ def learning_rate_at(step: int, config: TrainerConfig) -> float:
     those. A falling rate reaches `min_lr_ratio` of the top one step after the last, so that no step is
     wasted at zero.
 
+    In a run within a time (see `Timetable`) the end of "wsd" is not known beforehand. There the warm-up takes
+    all of `warmup_steps`, whatever the end, and each recorded end makes the rate fall from where it stands.
+
     Args:
         step: from 0 to `max_steps - 1`.
         config: learning_rate, schedule, warmup_steps, cooldown, min_lr_ratio and max_steps are used.
+        ends: what the clock decided, pairs of a step and the end that was fixed after so many steps; empty:
+            nothing yet. None: the end is `max_steps`, known from the start.
 
     Example:
         >>> config = TrainerConfig(max_steps=10, warmup_steps=2, cooldown=0.5, learning_rate=1.0)
         >>> [round(learning_rate_at(step, config), 2) for step in range(10)]
         [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+        >>> [round(learning_rate_at(step, config, [(2, 6), (4, 9)]), 2) for step in range(9)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.4, 0.3, 0.2, 0.1]
     """
+    if ends is not None:
+        return _within_a_time(step, config, ends)
     top, total = config.learning_rate, config.max_steps
     warmup = min(config.warmup_steps, total // 2)
     if step < warmup:
@@ -40,3 +52,15 @@ def learning_rate_at(step: int, config: TrainerConfig) -> float:
     if config.schedule == "cosine":
         fallen = (1 - math.cos(math.pi * fallen)) / 2
     return top * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 - fallen))
+
+
+def _within_a_time(step: int, config: TrainerConfig, ends: Sequence[tuple[int, int]]) -> float:
+    """Return the learning rate where each of the ends was fixed after some steps, in their order."""
+    top, lowest = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    decided = [pair for pair in ends if pair[0] <= step] if config.schedule == "wsd" else []
+    flat_until = decided[0][0] if decided else step
+    rate = top * min((flat_until + 1) / max(config.warmup_steps, 1), 1.0)
+    for i, (at, end) in enumerate(decided):
+        until = decided[i + 1][0] if i + 1 < len(decided) else step
+        rate += (lowest - rate) * min((until - at) / max(end - at, 1), 1.0)
+    return rate

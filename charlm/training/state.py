@@ -14,6 +14,7 @@ import platform
 import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -115,6 +116,7 @@ def values(trainer: Trainer) -> dict[str, object]:
         },
         "environment": environment(trainer.backend),
         "rng": _generator_scalars(),
+        **({} if trainer.timetable is None else {"timetable": trainer._timekeeper.to_dict()}),
     }
 
 
@@ -197,6 +199,7 @@ def read_evaluation(state: Mapping[str, object], name: str, path: str) -> Evalua
         else take(saved, "loss_nats", float, path=path),
         accuracy=take(saved, "accuracy", float, path=path),
         n_chars=take(saved, "n_chars", int, path=path),
+        n_left_out=take({"n_left_out": 0, **saved}, "n_left_out", int, path=path),
     )
     return Evaluation(
         step=take(saved, "step", int, path=path),
@@ -206,9 +209,18 @@ def read_evaluation(state: Mapping[str, object], name: str, path: str) -> Evalua
     )
 
 
+_FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()
+
+
 def fingerprint(data: BlockDataset) -> str:
-    """Return the sha256 of the ids, whatever integer type they are kept in."""
-    ids, digest = data.ids.numpy(), hashlib.sha256()
+    """Return the sha256 of the ids, whatever integer type they are kept in; computed once for a data set."""
+    if data not in _FINGERPRINTS:
+        _FINGERPRINTS[data] = _sha256(data.ids)
+    return _FINGERPRINTS[data]
+
+
+def _sha256(row: Tensor) -> str:
+    ids, digest = row.numpy(), hashlib.sha256()
     for start in range(0, len(ids), 1 << 20):
         digest.update(ids[start : start + (1 << 20)].astype("<i8").tobytes())
     return digest.hexdigest()

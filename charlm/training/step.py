@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -30,7 +30,6 @@ from charlm.training.config import TrainerConfig
 from charlm.training.optimizers import OptimizerFactory, build_optimizers
 from charlm.training.order import EpochOrder
 from charlm.training.records import StepRecord
-from charlm.training.schedules import learning_rate_at
 
 __all__ = ["Stepper"]
 
@@ -48,6 +47,7 @@ class Stepper:
         backend: the device.
         precision: what matrix products run in.
         optimizer: makes the optimizer; None: what the config names.
+        learning_rate: of a step, counted from 0.
 
     Attributes:
         optimizers: each trained parameter is in exactly one of them.
@@ -68,12 +68,14 @@ class Stepper:
         backend: DeviceBackend,
         precision: Precision,
         optimizer: OptimizerFactory | None,
+        learning_rate: Callable[[int], float],
     ) -> None:
         self._model = model
         self._data = data
         self._config = config
         self._backend = backend
         self._precision = precision
+        self._learning_rate = learning_rate
         self.scaler = backend.scaler(precision)
         if optimizer is None:
             self.optimizers = build_optimizers(model, config, backend)
@@ -111,7 +113,7 @@ class Stepper:
         began = time.perf_counter()
         config = self._config
         loss = self._accumulate_gradients(step)
-        learning_rate = learning_rate_at(step, config)
+        learning_rate = self._learning_rate(step)
         active = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]
         for optimizer in active:
             for group in optimizer.param_groups:
@@ -147,7 +149,7 @@ class Stepper:
         self._noted = None
         # Every step has an address, and the weights are still those before it: take it again, to look.
         loss = self._accumulate_gradients(step)
-        self._refuse(step, loss, self._gradient_norm(), learning_rate_at(step, self._config))
+        self._refuse(step, loss, self._gradient_norm(), self._learning_rate(step))
 
     def skipped(self, before: int) -> list[tuple[int, float, float]]:
         """Return step, loss and gradient norm of those left out since the last call; waits for the device.

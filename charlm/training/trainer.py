@@ -1,7 +1,8 @@
 """`Trainer`: the loop, to read from top to bottom.
 
 `fit` is a for-loop over `steps`; a step is arithmetic (step.py), and then whatever is due: evaluation, a
-sample, a checkpoint (`_after_step`). What goes to disk, writer.py writes. What is random has an address (see
+sample, a checkpoint (`_after_step`). What goes to disk, writer.py writes. Where a run has a time,
+timetable.py decides which steps are evaluated and which is the last. What is random has an address (see
 `charlm.randomness`), so nothing here depends on what ran before: a resumed run, a run with other intervals
 and a run with noisy callbacks train alike, bit for bit. The trainer prints nothing.
 """
@@ -12,6 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -39,7 +41,11 @@ from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import Evaluation, SampleRecord, StepRecord, StopReason, TrainResult
 from charlm.training.resume import resume
 from charlm.training.run import RunDirectory
+from charlm.training.schedules import learning_rate_at
+from charlm.training.state import fingerprint
 from charlm.training.step import Stepper
+from charlm.training.timetable import LONGEST_EVALUATION, Timekeeper, Timetable
+from charlm.training.timing import chars_within, evaluation_seconds
 from charlm.training.writer import RunWriter
 
 __all__ = ["Trainer"]
@@ -60,6 +66,8 @@ class Trainer:
         callbacks: run in this order.
         optimizer: makes the optimizer from named parameters; None: the one that the config names. Its
             learning rate is set at each step, to the schedule's.
+        timetable: of a run with `minutes` that is to be repeated, see `read_timetable`; the clock then
+            decides nothing.
 
     Attributes:
         step: how many steps are done.
@@ -67,7 +75,8 @@ class Trainer:
         last: the last evaluation, or None.
         history: the evaluations of this process, in order.
         chars_seen: characters predicted in training.
-        seconds: time spent in the run so far.
+        seconds: time spent in the run so far. What a program adds before the first step, for reading its
+            text, counts towards `minutes`.
 
     Raises:
         DataError: the data has ids that the model lacks, or longer blocks than it sees.
@@ -118,6 +127,7 @@ class Trainer:
         device: str | DeviceBackend = "auto",
         callbacks: Sequence[Callback] = (),
         optimizer: OptimizerFactory | None = None,
+        timetable: Timetable | None = None,
     ) -> None:
         self.config = TrainerConfig() if config is None else config
         check_arguments(
@@ -127,6 +137,7 @@ class Trainer:
             val_data=val_data,
             tokenizer=tokenizer,
             callbacks=callbacks,
+            timetable=timetable,
             saving=out_dir is not None,
         )
         self.out_dir = None if out_dir is None else Path(out_dir)
@@ -146,6 +157,7 @@ class Trainer:
         self.model = self.backend.prepare(model, compile=self.config.compile)
         self.train_data, self.val_data, self.tokenizer = train_data, val_data, tokenizer
         self.callbacks = tuple(callbacks)
+        self._timekeeper = Timekeeper(self.config, timetable)
         self._stepper = Stepper(
             model,
             train_data,
@@ -153,6 +165,7 @@ class Trainer:
             backend=self.backend,
             precision=self.precision,
             optimizer=optimizer,
+            learning_rate=self._learning_rate,
         )
         self.optimizers, self.scaler = self._stepper.optimizers, self._stepper.scaler
 
@@ -191,7 +204,8 @@ class Trainer:
         """Return a trainer that goes on where the newest whole checkpoint of a run ends.
 
         Settings come from the checkpoint. On the same build, device and number of threads every later step
-        is bit for bit what it would have been without the stop, unless `max_steps` is changed.
+        is bit for bit what it would have been without the stop, unless `max_steps` is changed. A run with
+        `minutes` goes on with the time that it has left; the clock decides anew what it had not decided.
 
         Args:
             out_dir: the run's directory.
@@ -203,7 +217,8 @@ class Trainer:
             callbacks: the same kinds in the same order, so that each gets its own state back.
                 Where none of the run's callbacks had a state, any will do.
             device: may differ from before; results are then close, not equal.
-            max_steps: a new end for the run. It moves the schedule of the learning rate.
+            max_steps: a new end for the run. It moves the schedule of the learning rate, and takes the place
+                of `minutes`.
 
         Raises:
             CheckpointError: there is no run, or no whole checkpoint in it.
@@ -293,11 +308,24 @@ class Trainer:
                 module.training = True
             self._end()
 
-    def evaluate(self, data: BlockDataset | None = None) -> EvalResult:
+    @property
+    def expected_steps(self) -> int | None:
+        """How many steps the run will come to; within `minutes` an estimate, None before there is any."""
+        return self._timekeeper.expected_steps(self.step)
+
+    @property
+    def timetable(self) -> Timetable | None:
+        """What the clock has decided so far, or what is repeated; None: nothing depends on the clock."""
+        if self.config.minutes is None and not self._timekeeper.repeats:
+            return None
+        return self._timekeeper.timetable
+
+    def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
         """Score a whole text exactly, with the weights as they are. Changes nothing in the run.
 
         Args:
             data: the text; None: the validation text.
+            max_chars: score only so many characters, spread over the text, as `evaluate` does; None: all.
 
         Returns:
             Losses and accuracy over N - 1 characters.
@@ -308,7 +336,7 @@ class Trainer:
         data = self.val_data if data is None else data
         if data is None:
             raise DataError("there is nothing to evaluate: pass data, or give the trainer val_data")
-        return evaluate(self.model, data, backend=self.backend)
+        return evaluate(self.model, data, backend=self.backend, max_chars=max_chars)
 
     def save(self) -> Path:
         """Write a checkpoint now; when this returns, it survives a loss of power.
@@ -365,18 +393,53 @@ class Trainer:
             self._exchange_weights()
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
-        self._reason = "max_steps" if self.step >= self.config.max_steps else None
+        self._reason = None
+        self._began_at = self._counted_at = time.perf_counter()
+        self._start_timekeeper()
         if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
             self._reason = self._reason or "patience"  # what has ended stays ended
-        self._began_at = self._counted_at = time.perf_counter()
         self._logged_at = (self.chars_seen, self.seconds)
         for callback in self.callbacks:
             callback.on_train_start(self)
         if self._new_end:  # or it would be forgotten by a kill before the next checkpoint
             self._save_if_possible()
             self._new_end = False
-        if self.step > 0 and self.step % self.config.eval_interval == 0:
+        if self.step > 0 and self._timekeeper.is_evaluation_due(self.step):
             self._catch_up()  # an interrupted run saves before the evaluation of its last step
+
+    def _start_timekeeper(self) -> None:
+        """Tell the timekeeper what an evaluation takes, and let it see whether the run has ended already."""
+        keeper, evaluation = self._timekeeper, 0.0
+        if self.timetable is not None and not keeper.repeats:
+            if self.out_dir is not None:  # for a long text it takes seconds, which no evaluation is to pay
+                fingerprint(self.train_data)
+            if self.val_data is not None:
+                evaluation = self._evaluation_seconds(self.val_data)
+            self._count_seconds()
+        keeper.start(self.step, self.seconds, evaluation)
+        before = self.timetable
+        if self.step > 0 and self._is_the_last():
+            self._reason = self._reason_of_end()
+        self._new_end = self._new_end or self.timetable != before
+
+    def _evaluation_seconds(self, val_data: BlockDataset) -> float:
+        """Measure what an evaluation takes, and choose how much of the text it scores, if nothing has yet."""
+        keeper, longest = self._timekeeper, LONGEST_EVALUATION * 60 * (self.config.minutes or 0.0)
+        if self.last is not None:
+            return self.last.seconds
+        if self.step > 0 or keeper.timetable.eval_chars is not None:
+            return evaluation_seconds(
+                self.model, val_data, backend=self.backend, max_chars=keeper.timetable.eval_chars
+            )
+        chars, seconds = chars_within(longest, self.model, val_data, backend=self.backend)
+        keeper.timetable = replace(keeper.timetable, eval_chars=chars)
+        return seconds
+
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate_at(step, self.config, self._timekeeper.learning_rate_ends)
+
+    def _reason_of_end(self) -> StopReason:
+        return "max_steps" if self.step >= self.config.max_steps else "minutes"
 
     def _take_step(self) -> StepRecord:
         try:
@@ -419,8 +482,8 @@ class Trainer:
         self._count_seconds()
         for callback in self.callbacks:
             callback.on_step_end(self, record)
-        if step >= config.max_steps:
-            self._reason = "max_steps"
+        if self._is_the_last():
+            self._reason = self._reason_of_end()
         elif config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
             self._reason = self._reason or "max_seconds"
         ending = self._reason is not None
@@ -429,16 +492,17 @@ class Trainer:
             self._log_step(record)
         if config.sample_interval is not None and step % config.sample_interval == 0:
             self._sample()
-        due = step % config.eval_interval == 0 and not self._interrupted
-        evaluated = self.val_data is not None and (due or ending)
+        scheduled = self._timekeeper.is_evaluation_due(step)
+        evaluated = self.val_data is not None and ((scheduled and not self._interrupted) or ending)
         if evaluated:  # last, since after a stop it is the first that is made up for
-            self._evaluate()
+            self._evaluate(scheduled=scheduled)
         self._count_seconds()
-        save_interval = config.save_interval or config.eval_interval
+        due = scheduled if config.save_interval is None else step % config.save_interval == 0
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0
-        if self._interrupted or self._reason is not None or step % save_interval == 0 or is_best:
+        if self._interrupted or self._reason is not None or due or is_best:
             self._save_if_possible()
         self._count_seconds()
+        self._timekeeper.after_pause(self.seconds, evaluated=evaluated or scheduled)
         if self._interrupted and self._reason is None:
             where = f"; the state is saved in {self.checkpoint}" if self.checkpoint else ""
             raise TrainingInterrupted(
@@ -446,6 +510,14 @@ class Trainer:
                 step=step,
                 checkpoint=str(self.checkpoint) if self.checkpoint else None,
             )
+
+    def _is_the_last(self) -> bool:
+        """Tell the timekeeper of a step; log what it has decided."""
+        before = self._timekeeper.timetable.ends
+        last = self._timekeeper.after_step(self.step, self.seconds)
+        if self._timekeeper.timetable.ends != before:
+            self._log("end", {"max_steps": self._timekeeper.end})
+        return last
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
@@ -471,10 +543,11 @@ class Trainer:
             },
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, scheduled: bool) -> None:
         self._check_steps()
         began = time.perf_counter()
-        result = self.evaluate()
+        self._timekeeper.record_evaluation(self.step)
+        result = self.evaluate(max_chars=self._timekeeper.timetable.eval_chars)
         lowest = math.inf if self.best is None else self.best.result.loss_nats
         is_best = result.loss_nats < lowest  # never if it is not finite
         self.last = Evaluation(self.step, result, is_best, time.perf_counter() - began)
@@ -483,7 +556,7 @@ class Trainer:
             self.best, self._evaluations_since_best = self.last, 0
             if self.config.restore_best:
                 self._other_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
-        elif self.step % self.config.eval_interval == 0:
+        elif scheduled:
             # Scheduled evaluations only: others come with stops, and must not bring the end of a run nearer.
             self._evaluations_since_best += 1
             if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
@@ -518,10 +591,11 @@ class Trainer:
         """Evaluate and save the last step where that was not done, as after a stop between two steps."""
         missing = self.val_data is not None and (self.last is None or self.last.step != self.step)
         if missing:
-            self._evaluate()
+            self._evaluate(scheduled=self._timekeeper.is_evaluation_due(self.step))
         if missing or (self._writer is not None and self._writer.saved_step != self.step):
             self._save_if_possible()
         self._count_seconds()
+        self._timekeeper.after_pause(self.seconds, evaluated=missing)
 
     def _finish(self) -> None:
         """Put the best weights back, and tell the callbacks that the run has ended by itself."""

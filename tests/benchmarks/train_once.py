@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Literal
 from benchmarks.common import Json, child, peak_device_memory_bytes, peak_memory_bytes
 
 if TYPE_CHECKING:
-    from charlm import BlockDataset, EvalResult, LanguageModel, Trainer, TrainerConfig
+    from charlm import BlockDataset, EvalResult, Trainer, TrainerConfig
 
 __all__ = ["Spec", "run"]
 
-_RESERVE = 0.5, 0.02  # of a budget in seconds, for saving and ending: seconds, and a share
+_ALL_STEPS = 999_999_999_999
 _RANDOM_BATCHES = 200  # as many as nanoGPT takes
 
 
@@ -41,7 +41,8 @@ class Spec:
     budget: tuple[Literal["steps", "chars", "seconds"], float]
     """What ends the run."""
     evaluations: int
-    """How many, evenly spaced, the last one at the end. 0: at training's eval_interval."""
+    """How many, evenly spaced, the last one at the end; by the clock in a budget in seconds. 0: at training's
+    eval_interval."""
     seed: int
     """Of first weights, batches and dropout."""
     device: str
@@ -84,9 +85,18 @@ def _train(spec: Spec) -> Json:
     torch.manual_seed(spec.seed)
     model = GPT(config)
     training = TrainerConfig.from_dict({**spec.training, "seed": spec.seed, "restore_best": False})
-    steps = _steps(spec, model, train, val, training)
-    interval = math.ceil(steps / spec.evaluations) if spec.evaluations else training.eval_interval
-    training = training.replace(max_steps=steps, eval_interval=interval)
+    kind, amount = spec.budget
+    if kind == "seconds":
+        interval = None if spec.evaluations else training.eval_interval
+        whole = len(val.ids)  # the loss is that of the whole validation text
+        training = training.replace(
+            minutes=amount / 60, max_steps=_ALL_STEPS, eval_interval=interval, eval_chars=whole
+        )
+    else:
+        steps = _steps(kind, amount, train, training)
+        training = training.replace(max_steps=steps)
+        if spec.evaluations:
+            training = training.replace(eval_interval=math.ceil(steps / spec.evaluations))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
@@ -98,6 +108,7 @@ def _train(spec: Spec) -> Json:
             device=spec.device,
             callbacks=[Clock()],
         )
+        trainer.seconds = time.monotonic() - spec.began
         result = trainer.fit()
         seconds = time.monotonic() - spec.began
     outcome: Json = {
@@ -122,21 +133,11 @@ def _train(spec: Spec) -> Json:
 
 
 def _steps(
-    spec: Spec, model: LanguageModel, train: BlockDataset, val: BlockDataset, training: TrainerConfig
+    kind: Literal["steps", "chars"], amount: float, train: BlockDataset, training: TrainerConfig
 ) -> int:
-    kind, amount = spec.budget
     if kind == "steps":
         return int(amount)
-    if kind == "chars":
-        return max(1, int(amount) // (training.batch_size * training.accumulate * train.block_size))
-    from charlm.training.budget import steps_within
-
-    left = amount * (1 - _RESERVE[1]) - _RESERVE[0] - (time.monotonic() - spec.began)
-    if left <= 0:
-        raise SystemExit(f"error: {amount:g} seconds are over before the training can begin")
-    return steps_within(
-        left, model, train, training, val_data=val, evaluations=spec.evaluations, device=spec.device
-    )
+    return max(1, int(amount) // (training.batch_size * training.accumulate * train.block_size))
 
 
 def _values(result: EvalResult | None) -> Json:

@@ -108,9 +108,9 @@ def test_docstrings_are_not_needed() -> None:
         (["info", "r", "--lr"], "unknown option '--lr'; `charlm info --help` lists all"),
         (["info", "r", "s"], "unexpected argument 's'"),
         (["train", "a.txt", "-o", "r", "--preset", "x"], "argument --preset: invalid choice: 'x'"),
-        (["train", "a.txt", "-o", "r", "--minutes", "0"], "--minutes must be above 0, got 0"),
-        (["train", "a.txt", "-o", "r", "--minutes", "nan"], "--minutes must be above 0, got nan"),
-        (["train", "a.txt", "-o", "r", "--minutes", "1", "--max-steps", "2"], "exclude each other"),
+        (["train", "a.txt", "-o", "r", "--minutes", "0"], "--minutes must be a finite number above 0 and at"),
+        (["train", "a.txt", "-o", "r", "--minutes", "nan"], "--minutes must be a finite number above 0 and"),
+        (["train", "a.txt", "-o", "r", "--minutes", "two"], "or None, got 'two'"),
         (
             ["train", "a.txt", "-o", "r", "--val-fraction", "1"],
             "--val-fraction must be at least 0 and below 1, got 1",
@@ -129,6 +129,12 @@ def test_docstrings_are_not_needed() -> None:
             "n_embd must be a multiple of n_head",
         ),
         (["train", "--resume", "-o", "r", "--overwrite", "--bias"], "so --overwrite, --bias cannot be given"),
+        (["train", "--resume", "-o", "r", "--minutes", "1"], "so --minutes cannot be given with --resume"),
+        (["train", "--resume", "-o", "r", "--repeat", "s"], "so --repeat cannot be given with --resume"),
+        (
+            ["train", "--repeat", "s", "-o", "r", "--minutes", "1", "--seed", "3"],
+            "a repeated run keeps its settings, so --minutes, --seed cannot be given with --repeat",
+        ),
         (["inspect"], "the following arguments are required: FILE\nTry: charlm inspect --help"),
         (["inspect", "a.txt", "--minutes", "0"], "--minutes must be above 0, got 0"),
         (

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ import torch
 from reference.command import TEXT, Command, text_file
 
 import charlm
-from charlm import BlockDataset, CharTokenizer, NGramLM
+from charlm import BlockDataset, CharTokenizer, NGramLM, Trainer
 from charlm.cli import baseline
 from charlm.evaluation import evaluate
+from charlm.training import StepsEstimate, TrainResult
 
 
 @pytest.fixture
@@ -39,6 +43,12 @@ def run(tmp_path: Path) -> Path:
 def record_of(run: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((run / "train.json").read_bytes())
     return values
+
+
+def entropy_of(data: BlockDataset) -> Any:
+    """Return what single characters of a text are worth, to be compared."""
+    counts = Counter(data.ids.tolist()).values()
+    return pytest.approx(-sum(n / len(data.ids) * math.log(n / len(data.ids)) for n in counts))
 
 
 def weights(run: Path) -> list[str]:
@@ -68,6 +78,7 @@ def test_the_line_before_training_has_the_loss_of_the_model_that_is_saved(
         "loss_nats": wanted.loss_nats,
         "counted": len(train.ids),
         "scored": len(val.ids),
+        "entropy_nats": entropy_of(val),
     }
     saved = charlm.load(run / "ngram", device="cpu")
     assert isinstance(saved.model, NGramLM)
@@ -231,38 +242,82 @@ def test_of_a_long_text_only_a_part_is_counted_and_scored(
     monkeypatch.setattr(baseline, "_LEAST_SCORED", 100)
     assert command.train(text, "-o", run) == 0
     assert "counted from the last 1,000 characters in 0." in command.err
-    assert " bits/char) on the first 100 characters of validation\n" in command.err
+    assert " bits/char) on 96 of 226 characters\n" in command.err
     tokenizer = CharTokenizer.from_text(TEXT)
     train, val = BlockDataset.from_text(TEXT, tokenizer, 16).split(0.9)
-    wanted = evaluate(
-        NGramLM(tokenizer.vocab_size).fit(BlockDataset(train.ids[-1_000:], 1)),
-        BlockDataset(val.ids[:100], 16),
-    )
-    values = {"order": 7, "loss_nats": wanted.loss_nats, "counted": 1_000, "scored": 100}
-    assert record_of(run)["baseline"] == values
+    model = NGramLM(tokenizer.vocab_size).fit(BlockDataset(train.ids[-1_000:], 1))
+    spread = [0, 2, 4, 7, 9, 11]  # of 14 windows
+    losses = [evaluate(model, BlockDataset(val.ids[16 * i : 16 * i + 17], 16)).loss_nats for i in spread]
+    values = record_of(run)["baseline"]
+    assert values == {
+        "order": 7,
+        "loss_nats": pytest.approx(sum(losses) / 6),
+        "counted": 1_000,
+        "scored": 96,
+        "entropy_nats": entropy_of(val),
+    }
+    assert f"n-gram  baseline {values['loss_nats']:.4f} nats on 96 characters, not beaten, " in command.err
+
+
+@pytest.mark.parametrize(("seconds", "counted"), [(0.1, 500), (0.6, 500), (2.0, 1_000), (1e6, 2_043)])
+def test_within_a_time_as_much_is_counted_as_fits_into_it(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, counted: int
+) -> None:
+    real, now = NGramLM.fit, [0.0]
+
+    def slow(model: NGramLM, data: BlockDataset) -> NGramLM:
+        now[0] += len(data.ids) / 1_000
+        return real(model, data)
+
+    monkeypatch.setattr(NGramLM, "fit", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(baseline, "_TRIAL", 500)
+    tokenizer = CharTokenizer.from_text(TEXT)
+    train, val = BlockDataset.from_text(TEXT, tokenizer, 16).split(0.9)
+    got = baseline.count_within(train, tokenizer.vocab_size, seconds)
+    assert (got.chars, got.seconds) == (counted, now[0])
+    assert got.seconds <= seconds or counted == 500  # the trial itself
+    fresh = real(NGramLM(tokenizer.vocab_size), BlockDataset(train.ids[-counted:], 1))
+    assert evaluate(got.model, val) == evaluate(fresh, val)  # the trial has left nothing
 
 
 def test_it_counts_towards_the_minutes(
     command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = []
-    real = NGramLM.fit
+    moments: list[str] = []
+    times: list[float] = []
+    real, real_training = NGramLM.fit, Trainer.fit
 
     def noticed(model: NGramLM, data: BlockDataset) -> NGramLM:
         moments.append("baseline")
+        times.append(time.perf_counter())
+        time.sleep(0.2)
         return real(model, data)
 
     from charlm.cli import fit
 
-    def budget(*args: Any, **options: Any) -> int:
+    def budget(seconds: float, *args: Any, **options: Any) -> StepsEstimate:
         moments.append("budget")
-        return 10
+        assert seconds < 60 - (time.perf_counter() - times[0])
+        return StepsEstimate(10, 8, 12, 0.1)
+
+    def training(trainer: Trainer) -> TrainResult:
+        moments.append("training")
+        assert 60 > trainer.seconds >= time.perf_counter() - times[0] - 0.1 >= 0.1
+        return real_training(trainer)
 
     monkeypatch.setattr(NGramLM, "fit", noticed)
     monkeypatch.setattr(fit, "steps_within", budget)
+    monkeypatch.setattr(Trainer, "fit", training)
     small = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
-    assert command("train", *small, text, "-o", run, "--minutes", "1") == 0
-    assert moments == ["baseline", "budget"]
+    flags = (*small, "--minutes", "1", "--max-steps", "20")
+    assert command("train", *flags, text, "-o", run) == 0
+    assert moments == ["baseline", "training"]  # the clock decides, and nothing is estimated
+    moments.clear()
+    times.clear()
+    assert command("train", *flags, text, "-o", run, "--overwrite", "--schedule", "cosine") == 0
+    assert moments == ["baseline", "budget", "training"]
+    assert record_of(run)["training"]["max_steps"] == 10
 
 
 def test_a_run_goes_on_where_it_cannot_be_written(

@@ -326,7 +326,7 @@ def test_an_error_that_a_signal_caused_is_no_error(
             raise ImportError("half a module") from None
         return ""
 
-    monkeypatch.setattr("charlm.cli.train.load_corpus", interrupted)
+    monkeypatch.setattr("charlm.cli.encoded.load_corpus", interrupted)
     command = Command(capsys)
     assert command.train(folder / "text.txt", "-o", folder / "never") == 130
     assert not command.err

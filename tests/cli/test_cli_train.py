@@ -15,6 +15,7 @@ from reference.command import TEXT, Command, text_file
 import charlm
 from charlm.cli.progress import clock, speed
 from charlm.text.tokenizer import ByteTokenizer
+from charlm.training import StepsEstimate, read_timetable
 from charlm.training.checkpoint import list_checkpoints
 from charlm.training.run import RunDirectory
 
@@ -55,7 +56,8 @@ def test_training_says_what_it_does_on_standard_error_only(command: Command, tex
     assert lines[8].startswith("done    20 steps in 0:0")
     assert lines[9].startswith("loss    best ")
     assert lines[10].startswith("n-gram  baseline ")
-    assert lines[11:] == [f"run     {run}", f"next    charlm generate {run}"]
+    assert lines[11].startswith("note    20 steps are too few to learn much from: the model is worth little")
+    assert lines[12:] == [f"run     {run}", f"next    charlm generate {run}"]
     assert charlm.load(run).evaluate(TEXT).loss_nats < 4
 
 
@@ -116,24 +118,62 @@ def test_a_budget_in_minutes_becomes_steps(command: Command, text: Path, run: Pa
     flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16")
     budget = ("--preset", "cpu-10s", "--batch-size", "2", "--device", "cpu", "--minutes", "0.04")
     assert command("train", text, "-o", run, *flags, *budget) == 0
-    record = record_of(run)
-    steps = record["training"]["max_steps"]
-    assert f"steps   {steps:,}, as many as fit into 0.04 min; each" in command.err
-    assert record["training"]["eval_interval"] == -(-steps // 5)
+    assert "steps   as many as fit into 0.04 min; each 2 blocks of 16 characters\n" in command.err
+    record, timetable = record_of(run), read_timetable(run)
+    assert (record["training"]["minutes"], record["training"]["eval_interval"]) == (0.04, None)
     assert record["minutes"] == 0.04
-    assert command.err.count("val loss") <= 5
+    assert f"done    {timetable.end:,} steps in 0:0" in command.err
+    assert list_checkpoints(RunDirectory.open(run))[-1].step == timetable.end == timetable.evaluations[-1]
+    assert command.err.count("val loss") == len(timetable.evaluations) <= 5
 
 
 def test_a_budget_counts_the_evaluations_that_were_asked_for(command: Command, text: Path, run: Path) -> None:
     flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
     assert command("train", text, "-o", run, *flags, "--minutes", "0.03", "--eval-interval", "50") == 0
     assert record_of(run)["training"]["eval_interval"] == 50
+    *scheduled, last = read_timetable(run).evaluations
+    assert all(step % 50 == 0 for step in scheduled)  # some may be left out
+    assert f"done    {last:,} step" in command.err
+
+
+def test_of_a_budget_and_a_number_of_steps_the_first_to_come_ends_the_run(
+    command: Command, text: Path, run: Path
+) -> None:
+    assert command.train(text, "-o", run, "--minutes", "5") == 0
+    assert "steps   as many as fit into 5 min, at most 20; each 2 blocks of 16 characters\n" in command.err
+    assert "done    20 steps in 0:" in command.err
+    record = record_of(run)
+    assert (record["training"]["minutes"], record["training"]["max_steps"]) == (5.0, 20)
+    assert command.train(text, "-o", run, "--overwrite", "--minutes", "0.1", "--max-steps", "10000000") == 0
+    assert "steps   as many as fit into 0.1 min, at most 10,000,000; each 2 blocks" in command.err
+    end = read_timetable(run).end
+    assert end is not None
+    assert end < 10_000_000
+    assert f"done    {end:,} steps in 0:0" in command.err
+
+
+def test_a_schedule_that_needs_its_end_beforehand_gets_an_estimate_of_it(
+    command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from charlm.cli import fit
+
+    monkeypatch.setattr(fit, "steps_within", lambda *_, **__: StepsEstimate(30, 25, 4_000, 0.1))
+    flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
+    budget = ("--preset", "cpu-10s", "--schedule", "cosine", "--minutes", "5")
+    assert command("train", text, "-o", run, *flags, *budget) == 0
+    assert (
+        "note    cosine needs its end beforehand: it falls over 30 steps, an estimate (25 to 4,000), and"
+        in (command.err)
+    )
+    assert record_of(run)["training"]["max_steps"] == 30
+    assert "done    30 steps in 0:" in command.err
 
 
 def test_without_a_preset_time_and_text_decide_and_a_short_text_ends_early(
     command: Command, text: Path, run: Path
 ) -> None:
-    assert command("train", text, "-o", run, "--device", "cpu", "--val-fraction", "0.02", "-q") == 0
+    assert command("train", text, "-o", run, "--device", "cpu", "--val-fraction", "0.02") == 0
+    assert "steps   43, which is enough for so short a text; each 16 blocks of 32" in command.err
     record = record_of(run)
     assert (record["preset"], record["model"]["block_size"], record["training"]["max_steps"]) == (
         "cpu-10s",
@@ -143,7 +183,11 @@ def test_without_a_preset_time_and_text_decide_and_a_short_text_ends_early(
     assert command("train", text, "-o", run, "--overwrite", "--device", "cpu", "--max-steps", "60") == 0
     assert record_of(run)["training"]["max_steps"] == 60
     assert command("train", text, "-o", run, "--overwrite", "--device", "cpu", "--minutes", "9") == 0
-    assert ", which is enough for so short a text; each 16 blocks" in command.err
+    assert "steps   as many as fit into 9 min; each 16 blocks of 64" in command.err
+    enough = 10 * 2043 // (16 * 64)
+    assert f"done    {enough} steps in 0:" in command.err
+    assert ", as many as so short a text is good for\n" in command.err
+    assert record_of(run)["training"]["max_steps"] == enough
     preset = ("--preset", "cpu-1min", "--max-steps", "1", "--device", "cpu")
     assert command("train", text, "-o", run, "--overwrite", *preset) == 0
     assert "recipe  cpu-1min, as given" in command.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from typing_extensions import override
 from charlm import BigramLM, BlockDataset, LanguageModel
 from charlm.backends.base import DeviceBackend
 from charlm.data.batches import DeviceBatches
+from charlm.errors import InputError
 from charlm.evaluation import EvalResult, evaluate
 from charlm.testing import RecordingBackend
 
@@ -197,3 +198,41 @@ def test_on_a_device_the_text_is_moved_once_and_not_each_batch(monkeypatch: pyte
     assert evaluate(model, data, backend=backend) == expected
     assert chosen == [backend]
     assert backend.calls == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(30, 200), st.integers(1, 12), st.integers(1, 250), st.integers(1, 9))
+def test_a_part_of_a_text_is_whole_windows_spread_over_it_for_any_batch_size(
+    length: int, block_size: int, max_chars: int, batch_size: int
+) -> None:
+    data, model = some_data(length, block_size), some_model("bigram")
+    result = evaluate(model, data, max_chars=max_chars, batch_size=batch_size)
+    assert result.n_chars + result.n_left_out == length - 1
+    windows = (length - 1) // block_size
+    if max_chars >= length - 1:
+        assert result == evaluate(model, data, batch_size=batch_size)
+        return
+    most = max(1, max_chars // block_size)
+    assert result.n_chars == block_size * min(most, windows) or most >= windows
+    if most < windows:
+        nats = 0.0
+        for i in range(most):
+            start = i * windows // most * block_size
+            ids = data.ids[start : start + block_size + 1].tolist()
+            nats += plain_evaluation(model, ids, block_size)[0] * block_size
+        assert result.loss_nats == pytest.approx(nats / result.n_chars, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_chars", [0, -1, 2.0, True, "all"])
+def test_a_part_must_be_a_positive_number(max_chars: Any) -> None:
+    with pytest.raises(InputError, match="max_chars must be a positive int or None"):
+        evaluate(some_model("bigram"), some_data(50, 8), max_chars=max_chars)
+
+
+def test_a_part_is_the_same_on_a_device() -> None:
+    data, model = some_data(500, 8), some_model("bigram")
+    batches = DeviceBatches(data, DeviceBackend("cpu"))
+    on_device = [x.tolist() for x, _ in batches.blocks(3, most=10)]
+    assert on_device == [x.tolist() for x, _ in data.blocks(3, most=10)]
+    assert sum(map(len, on_device)) == 10
+    assert evaluate(model, data, max_chars=80).n_chars == 80

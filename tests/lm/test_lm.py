@@ -350,10 +350,11 @@ class BestAtFour(Trainer):
     """A trainer whose validation loss is lowest after step 4."""
 
     @override
-    def evaluate(self, data: object = None) -> Any:
+    def evaluate(self, data: object = None, *, max_chars: int | None = None) -> Any:
         import dataclasses
 
-        return dataclasses.replace(super().evaluate(), loss_nats=1.0 + abs(self.step - 4))
+        result = super().evaluate(max_chars=max_chars)
+        return dataclasses.replace(result, loss_nats=1.0 + abs(self.step - 4))
 
 
 @pytest.fixture

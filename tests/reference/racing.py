@@ -96,9 +96,9 @@ class Wandering(Trainer):
     """A trainer whose validation losses go up and down, so that the best checkpoint changes."""
 
     @override
-    def evaluate(self, data: BlockDataset | None = None) -> EvalResult:
+    def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
         loss = random.Random(self.step).uniform(1, 2) - self.step / 1_000
-        return dataclasses.replace(super().evaluate(data), loss_nats=loss)
+        return dataclasses.replace(super().evaluate(data, max_chars=max_chars), loss_nats=loss)
 
 
 def write(folder: str, saves: int, keep_last: int, keep_best: int) -> int:

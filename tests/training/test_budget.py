@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from charlm import BigramLM, BlockDataset
 from charlm.backends.base import DeviceBackend
 from charlm.errors import InputError
 from charlm.models.gpt import GPT
-from charlm.training import steps_within
+from charlm.training import StepsEstimate, steps_within
 
 V = TOKENIZER.vocab_size
 
@@ -30,9 +33,13 @@ def test_the_measurement_changes_nothing() -> None:
     train, val = tiny_split()
     subject = model().eval()
     weights = {name: t.clone() for name, t in subject.state_dict().items()}
-    config = quick_config(sample_interval=None, max_seconds=1e-9, patience=1)
+    config = quick_config(
+        sample_interval=None, max_seconds=1e-9, minutes=1e-9, eval_interval=None, patience=1
+    )
     before = global_generators()
-    assert steps_within(5, subject, train, config, val_data=val, evaluations=2, device="cpu") >= 1
+    got = steps_within(5, subject, train, config, val_data=val, evaluations=2, device="cpu")
+    assert 1 <= got.fewest <= got.steps <= got.most
+    assert got.step_seconds > 0
     assert global_generators() == before
     assert not subject.training
     assert all(torch.equal(weights[name], t) for name, t in subject.state_dict().items())
@@ -40,13 +47,14 @@ def test_the_measurement_changes_nothing() -> None:
 
 
 class Clockwork(DeviceBackend):
-    """A device on which moving a batch takes a second, by a clock of its own."""
+    """A device on which moving a batch takes a second, or what it is told to, by a clock of its own."""
 
     now = 0.0
+    seconds: Iterator[float] = itertools.repeat(1.0)
 
     @override
     def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        self.now += 1
+        self.now += next(self.seconds)
         return super().to_device(*tensors)
 
 
@@ -72,13 +80,58 @@ def test_the_number_is_what_is_left_of_the_time_in_steps(
     config = quick_config(accumulate=accumulate)
     got = steps_within(seconds, model(), train, config, val_data=val, evaluations=evaluations, device=clock)
     extra = 0 if evaluations == 0 else 1 + evaluations  # seconds that the second batches take
-    assert got == max(1, steps - extra)
+    number = max(1, int(steps) - extra)
+    assert got == StepsEstimate(number, number, number, accumulate)  # all measurements agree
 
 
 def test_without_validation_data_evaluations_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clockwork("cpu")
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    assert steps_within(115, model(), tiny_split()[0], quick_config(), evaluations=50, device=clock) == 100
+    got = steps_within(115, model(), tiny_split()[0], quick_config(), evaluations=50, device=clock)
+    assert got == StepsEstimate(100, 100, 100, 1.0)
+
+
+WARM_UP = (1.0, 9.0, 5.0)  # seconds of steps that are no measure
+
+
+def estimate_on(monkeypatch: pytest.MonkeyPatch, steps: list[float], seconds: float) -> StepsEstimate:
+    """Return what is estimated on a machine whose steps of the measurement take what they take."""
+    clock = Clockwork("cpu")
+    clock.seconds = iter([*WARM_UP, *steps])  # and no more than these steps are made
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return steps_within(seconds, model(), tiny_split()[0], quick_config(), device=clock)
+
+
+@pytest.mark.parametrize("speeds", list(itertools.permutations([1.0, 2.0, 4.0])))
+def test_measurements_that_differ_give_the_range_of_what_is_to_be_expected(
+    monkeypatch: pytest.MonkeyPatch, speeds: tuple[float, ...]
+) -> None:
+    """In whatever order they come: a machine may have got slower or faster."""
+    steps = [each for each in speeds for _ in range(4)]
+    got = estimate_on(monkeypatch, steps, sum(WARM_UP) + sum(steps) + 400)
+    assert got == StepsEstimate(steps=200, fewest=100, most=400, step_seconds=2.0)
+
+
+def test_a_step_that_is_held_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [1.0, 1.0, 30.0, 1.0] * 3
+    got = estimate_on(monkeypatch, steps, sum(WARM_UP) + sum(steps) + 50)
+    assert got == StepsEstimate(50, 50, 50, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_estimate_lies_within_its_range(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    draw = random.Random(seed)
+    steps = [draw.choice([0.01, 0.5, 1.0, 3.0]) * draw.uniform(1, 2) for _ in range(12)]
+    got = estimate_on(monkeypatch, steps, draw.choice([1.0, 30.0, 100.0, 1e6]))
+    assert 1 <= got.fewest <= got.steps <= got.most
+    assert min(steps) <= got.step_seconds * (1 + 1e-9)
+    assert got.step_seconds <= max(steps) * (1 + 1e-9)
+
+
+def test_no_number_is_more_than_the_settings_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    got = estimate_on(monkeypatch, [2e-4] * 12, 1e9)
+    assert got.most == got.steps == got.fewest == 999_999_999_999
+    assert quick_config(max_steps=got.most).max_steps == got.most
 
 
 def test_only_a_copy_of_the_model_runs() -> None:
@@ -98,7 +151,9 @@ def test_only_a_copy_of_the_model_runs() -> None:
 
 
 def test_a_time_that_is_already_over_leaves_one_step() -> None:
-    assert steps_within(1e-9, BigramLM(V), tiny_split()[0], quick_config(), device="cpu") == 1
+    got = steps_within(1e-9, BigramLM(V), tiny_split()[0], quick_config(), device="cpu")
+    assert (got.fewest, got.steps, got.most) == (1, 1, 1)
+    assert got.step_seconds > 0
 
 
 def test_a_learning_rate_that_diverges_is_no_matter_for_the_measurement() -> None:
@@ -112,7 +167,7 @@ def test_a_learning_rate_that_diverges_is_no_matter_for_the_measurement() -> Non
             return super().forward(idx, targets, **options)
 
     config = quick_config(learning_rate=1000.0)
-    assert steps_within(1.0, Exploding(V), tiny_split()[0], config, device="cpu") >= 1
+    assert steps_within(1.0, Exploding(V), tiny_split()[0], config, device="cpu").steps >= 1
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, 1e10, True, "60", None])

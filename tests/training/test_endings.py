@@ -33,8 +33,8 @@ class Scripted(Trainer):
     losses: tuple[float, ...] = (1.0,)
 
     @override
-    def evaluate(self, data: object = None) -> EvalResult:
-        result = super().evaluate()
+    def evaluate(self, data: object = None, *, max_chars: int | None = None) -> EvalResult:
+        result = super().evaluate(max_chars=max_chars)
         loss = self.losses[min(len(self.history), len(self.losses) - 1)]
         return dataclasses.replace(result, loss_nats=loss)
 
@@ -372,3 +372,8 @@ def test_a_trainer_runs_once_at_a_time() -> None:
     first.close()  # type: ignore[attr-defined]  # steps() is a generator
     assert trainer.result().reason == "interrupted"
     assert trainer.fit().steps == 12
+
+
+def test_a_run_that_loses_its_patience_at_its_last_step_has_made_all_steps(tmp_path: Path) -> None:
+    trainer = scripted((1.0, 2.0, 3.0), tmp_path, eval_interval=2, max_steps=6, patience=2)
+    assert (trainer.fit().reason, trainer.fit().reason) == ("max_steps", "max_steps")

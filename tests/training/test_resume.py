@@ -86,8 +86,9 @@ class BestAtFour(Trainer):
     """A trainer whose validation loss is lowest after step 4."""
 
     @override
-    def evaluate(self, data: BlockDataset | None = None) -> EvalResult:
-        return dataclasses.replace(super().evaluate(data), loss_nats=1.0 + abs(self.step - 4))
+    def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
+        result = super().evaluate(data, max_chars=max_chars)
+        return dataclasses.replace(result, loss_nats=1.0 + abs(self.step - 4))
 
 
 def trainer_of(

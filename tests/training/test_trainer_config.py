@@ -18,9 +18,15 @@ from charlm.training import RECIPES, TrainerConfig, TrainerConfigFields
 
 FIELDS = [field.name for field in dataclasses.fields(TrainerConfig)]
 SWITCHES = ("compile", "replacement", "restore_best")
-FLOATS = ("learning_rate", "weight_decay", "momentum", "grad_clip", "cooldown", "min_lr_ratio", "max_seconds")
+FLOATS = (
+    *("minutes", "learning_rate", "weight_decay", "momentum", "grad_clip", "cooldown", "min_lr_ratio"),
+    "max_seconds",
+)
 ZERO_IS_FINE = ("warmup_steps", "keep_best", "learning_rate", "weight_decay", "momentum", "cooldown", "seed")
-NONE_IS_FINE = ("grad_clip", "save_interval", "sample_interval", "patience", "max_seconds")
+NONE_IS_FINE = (
+    *("minutes", "grad_clip", "eval_interval", "eval_chars", "save_interval", "sample_interval", "patience"),
+    "max_seconds",
+)
 
 BAD_VALUES: dict[str, object] = {
     "negative": -1,
@@ -50,7 +56,7 @@ def is_right(name: str, value: object) -> bool:
     if value is None:
         return name in NONE_IS_FINE
     if type(value) is float and value == 2.5:
-        return name in {"learning_rate", "weight_decay", "grad_clip", "max_seconds"}
+        return name in {"minutes", "learning_rate", "weight_decay", "grad_clip", "max_seconds"}
     if type(value) is int and value == 0:
         return name in {*ZERO_IS_FINE, "min_lr_ratio"}
     return name == "seed" and type(value) is int and value == -1
@@ -104,6 +110,10 @@ def test_every_right_value_of_the_table_is_accepted() -> None:
         ("precision", "fp8"),
         ("seed", 2**63),
         ("max_steps", 10**12),
+        ("minutes", 1_000_001),
+        ("minutes", -0.1),
+        ("eval_interval", 10**12),
+        ("eval_chars", 10**12),
     ],
 )
 def test_values_past_a_bound_are_refused(name: str, value: object) -> None:
@@ -121,6 +131,7 @@ def test_all_bad_fields_are_listed_at_once() -> None:
     ("wrong", "right"),
     [
         ("max_iters", "max_steps"),
+        ("max_time", "minutes"),
         ("lr", "learning_rate"),
         ("beta2", "betas"),
         ("lr_decay_iters", "max_steps"),
@@ -141,8 +152,11 @@ def test_other_names_point_to_real_fields() -> None:
 
 
 def test_a_config_survives_its_dictionary() -> None:
-    config = quick_config(betas=[0.5, 0.75], grad_clip=None, max_seconds=3)
+    config = quick_config(
+        betas=[0.5, 0.75], grad_clip=None, max_seconds=3, minutes=2, eval_interval=None, eval_chars=64
+    )
     assert config.betas == (0.5, 0.75)
+    assert (config.minutes, config.eval_interval, config.eval_chars) == (2.0, None, 64)
     assert TrainerConfig.from_dict(config.to_dict()) == config
 
 

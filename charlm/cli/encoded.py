@@ -1,0 +1,43 @@
+"""A text as the ids that are trained on, read and encoded in one go, so that the text need not stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.text.corpus import load_corpus
+from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
+
+__all__ = ["Encoded", "encode_corpus"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The ids of a text, and what they were made with."""
+
+    kind: str
+    """Of the tokenizer: "char" or "byte"."""
+    tokenizer: Tokenizer
+    ids: NDArray[np.unsignedinteger[Any]]
+    """(N,) in the smallest type that holds them."""
+    n_chars: int
+    """Length of the text."""
+
+
+def encode_corpus(sources: Sequence[str], kind: str) -> Encoded:
+    """Read texts, make the tokenizer, and encode them.
+
+    Args:
+        sources: as `load_corpus` takes them.
+        kind: of the tokenizer: "char" or "byte".
+
+    Raises:
+        CharLMError: what `load_corpus` and the tokenizer raise.
+    """
+    text = load_corpus(sources)
+    tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(text)
+    return Encoded(kind, tokenizer, tokenizer.encode_array(text), len(text))

@@ -1,0 +1,65 @@
+"""What a training that came to little is worth, and what to do: plain sentences, before and after it.
+
+A model is worth something that predicts a text better than counting its characters does.
+"""
+
+from __future__ import annotations
+
+from charlm.training.records import TrainResult
+from charlm.training.trainer import Trainer
+
+__all__ = ["FEW_STEPS", "UNLIKE", "few_steps", "judged"]
+
+FEW_STEPS = 100
+"""With fewer, no preset comes near an n-gram model on any text that was tried (docs/experiments.md)."""
+
+_FAR_BEHIND = 0.05  # nats behind the n-gram model
+_OVERFITTED = 0.8  # of all steps: a best evaluation before that means that the rest was learnt by heart
+
+UNLIKE = (
+    "warning: the beginning of this text tells hardly more of its end than the end's single characters do, "
+    "as in a sorted list. The end is kept for validation, so its loss will mislead: shuffle the lines first "
+    "(shuf FILE > shuffled.txt), or join texts in another order"
+)
+
+
+def few_steps(steps: int, minutes: float) -> str:
+    """Return what to say when few steps fit into a time."""
+    return (
+        f"only about {steps:,} step{'s' * (steps != 1)} fit into {minutes:g} min, too few to learn much "
+        "from. Give it more minutes, a smaller model (--preset cpu-10s), or a machine that does nothing else"
+    )
+
+
+def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | None:
+    """Return a sentence about a result that is worth little and what to do, or None.
+
+    Args:
+        trainer: after its run.
+        result: what it came to, with a best evaluation.
+        baseline: what train.json holds of the n-gram model.
+    """
+    best, config = result.best, trainer.config
+    if best is None or result.best_step is None:
+        return None
+    loss = baseline.get("loss_nats") if isinstance(baseline, dict) else None
+    behind = best.loss_nats - loss if isinstance(loss, float) else 0.0
+    more = "--minutes" if config.minutes is not None else "--max-steps"
+    if result.steps < FEW_STEPS and (behind > _FAR_BEHIND or not isinstance(loss, float)):
+        return (
+            f"{result.steps:,} step{'s are' if result.steps != 1 else ' is'} too few to learn much from: the "
+            f"model is worth little. Give it more {more}, or a smaller model (--preset cpu-10s)"
+        )
+    if behind <= _FAR_BEHIND:
+        return None
+    epochs = result.chars_seen / len(trainer.train_data.ids)
+    if result.best_step < _OVERFITTED * result.steps or (result.reason == "max_steps" and epochs > 4):
+        return (
+            f"the model stays {behind:.2f} nats behind counting: the text is too short for it "
+            f"({len(trainer.train_data.ids):,} characters, seen {epochs:.0f} times). A longer text helps; on "
+            "this one the n-gram model in the run's folder ngram predicts better"
+        )
+    return (
+        f"the model is {behind:.2f} nats behind counting, since it has made only {result.steps:,} steps: "
+        f"give it more {more}"
+    )

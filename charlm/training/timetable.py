@@ -1,0 +1,292 @@
+"""When a run within a time cools down, ends and is evaluated: decided by the clock, recorded, repeatable.
+
+The flat part of the schedule does not depend on the end. So the end is fixed as late as possible, when the
+cool-down must begin, and corrected a few times while the learning rate falls. What the clock decided is a
+`Timetable`, a short list of numbers of steps: with it a repetition gives the same bits, whatever the machine
+does meanwhile. Decaying from any point of a flat learning rate: arXiv:2405.18392. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from charlm.errors import FileFormatError, InputError, quoted, shown
+from charlm.files.strict_json import take
+from charlm.training.config import TrainerConfig
+
+__all__ = [
+    "EVALUATION_SHARE",
+    "LONGEST_EVALUATION",
+    "Timekeeper",
+    "Timetable",
+    "evaluation_interval_seconds",
+    "planned_end",
+]
+
+EVALUATION_SHARE = 0.1
+"""The most of a run's time that its evaluations take, with the checkpoints that come with them."""
+
+LONGEST_EVALUATION = EVALUATION_SHARE / 3
+"""The most of a run's time that one of them takes, where the text is too long to be scored whole."""
+
+_FIFTH, _MOST_SECONDS = 0.2, 120.0  # between evaluations: a share of the time, and no more than this
+_MEMORY, _STEPS = 0.03, 4  # how far back the speed of steps is looked at: share of the time, least steps
+_EARLY = 1.25  # times the cool-down of the config: while the end is open, too early costs less than too late
+_SMALL = 0.02  # a change of the end by less than this share of all steps is no reason for a correction
+_FAR = 0.3  # a change by more than this share of the steps that are left is corrected at once
+_LAST = 0.02  # of the time: what the steps up to a fixed end may take beyond it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timetable:
+    """What the clock decided in a run, in numbers of steps.
+
+    Raises:
+        InputError: the numbers are no such record.
+
+    Example:
+        >>> timetable = Timetable(ends=((400, 1_000), (700, 900)), evaluations=(300, 600, 900))
+        >>> timetable.end
+        900
+    """
+
+    ends: tuple[tuple[int, int], ...] = ()
+    """After how many steps an end was fixed, and the end: first where the cool-down began, then each
+    correction. Empty: the run has not come so far."""
+    evaluations: tuple[int, ...] = ()
+    """After how many steps the validation text was scored."""
+    eval_chars: int | None = None
+    """The most characters of the validation text that each evaluation scored, see `evaluate`; None: all."""
+
+    def __post_init__(self) -> None:
+        at, evaluated = [step for step, _ in self.ends], list(self.evaluations)
+        if at != sorted(set(at)) or any(not 0 <= step <= end for step, end in self.ends):
+            raise InputError(f"ends must be pairs (step, end at or behind it) that increase: {shown(at)}")
+        if evaluated != sorted(set(evaluated)) or min(evaluated, default=1) < 1:
+            raise InputError(f"evaluations must be steps from 1 on that increase: {shown(evaluated)}")
+        if self.eval_chars is not None and self.eval_chars < 1:
+            raise InputError(f"eval_chars must be at least 1 or None, got {shown(self.eval_chars)}")
+
+    @property
+    def end(self) -> int | None:
+        """The last step; None: not fixed yet."""
+        return self.ends[-1][1] if self.ends else None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as values that JSON has."""
+        return {
+            "ends": [list(pair) for pair in self.ends],
+            "evaluations": list(self.evaluations),
+            "eval_chars": self.eval_chars,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object], *, path: str) -> Timetable:
+        """Make a timetable from what `to_dict` returned.
+
+        Raises:
+            FileFormatError: it holds something else; `path` names the file.
+        """
+        ends, evaluations = (
+            take(values, "ends", list, path=path),
+            take(values, "evaluations", list, path=path),
+        )
+        eval_chars = None if values.get("eval_chars") is None else take(values, "eval_chars", int, path=path)
+        pairs = [tuple(pair) if isinstance(pair, list) else () for pair in ends]
+        whole = all(len(pair) == 2 for pair in pairs)
+        if not whole or not all(type(n) is int for n in [*evaluations, *(n for pair in pairs for n in pair)]):
+            raise FileFormatError(f"{quoted(path)} must hold whole numbers of steps as its timetable")
+        try:
+            return cls(ends=tuple(pairs), evaluations=tuple(evaluations), eval_chars=eval_chars)
+        except InputError as error:
+            raise FileFormatError(f"{quoted(path)} holds no timetable: {error}") from error
+
+
+def evaluation_interval_seconds(seconds: float) -> float:
+    """Return how far apart evaluations are in a run within a time that has no interval in steps."""
+    return min(_FIFTH * seconds, _MOST_SECONDS)
+
+
+def planned_end(config: TrainerConfig) -> bool:
+    """Return whether the learning rate of a schedule depends on `max_steps`, also within a time."""
+    return config.minutes is None or config.schedule in {"cosine", "linear"}
+
+
+class Timekeeper:
+    """Decides for one run which steps are evaluated and which is the last one.
+
+    It is told what time it is, and reads no clock itself. Without a time in the config, the config decides
+    all; with a timetable to repeat, that one does.
+
+    Args:
+        config: the settings of the run.
+        repeat: the timetable of a run that is to be repeated.
+
+    Attributes:
+        timetable: what was decided up to now; of a repetition, all of it.
+    """
+
+    timetable: Timetable
+
+    def __init__(self, config: TrainerConfig, repeat: Timetable | None = None) -> None:
+        self._config = config
+        self._seconds = None if config.minutes is None or repeat is not None else 60.0 * config.minutes
+        self.repeats = repeat is not None
+        self.timetable = Timetable(eval_chars=config.eval_chars) if repeat is None else repeat
+        self._now = 0.0  # seconds of the run used
+        self._timed_from = 0.0  # when the step under way began
+        self._timed = 0  # steps of this process
+        self._weight = self._weighted = 0.0  # steps and their seconds, the older the less
+        self._evaluation_seconds = 0.0  # of the last one, with its checkpoint
+        self._step_seconds_then = 0.0  # of a step at that time; 0: not known
+        self._evaluating_seconds = 0.0  # of all up to now
+        self._evaluated_at = 0.0
+        self._correct_at = 0  # the step at which the end is looked at again
+
+    @property
+    def learning_rate_ends(self) -> tuple[tuple[int, int], ...] | None:
+        """The ends as `learning_rate_at` wants them."""
+        return None if planned_end(self._config) else self.timetable.ends
+
+    @property
+    def end(self) -> int:
+        """The last step of the run, as far as it is fixed."""
+        end = self.timetable.end
+        return self._config.max_steps if end is None else min(end, self._config.max_steps)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what a checkpoint keeps."""
+        return {**self.timetable.to_dict(), "repeats": self.repeats}
+
+    def start(self, step: int, now: float, evaluation_seconds: float) -> None:
+        """Begin to measure, or begin again after a resume.
+
+        Args:
+            step: how many steps are done.
+            now: seconds of the run that are used.
+            evaluation_seconds: what an evaluation takes; 0: there are none.
+        """
+        self._now = self._evaluated_at = now
+        self._timed_from, self._timed, self._weight, self._weighted = now, 0, 0.0, 0.0
+        self._evaluation_seconds, self._step_seconds_then = evaluation_seconds, 0.0
+        self._evaluating_seconds = evaluation_seconds * len(self.timetable.evaluations)
+        if self.timetable.end is not None:
+            self._correct_at = step + max(1, (self.timetable.end - step) // 2)
+
+    def expected_steps(self, step: int) -> int | None:
+        """Return how many steps the run will have made at its end, as far as is known; None: nothing is.
+
+        Args:
+            step: how many are done.
+        """
+        if self._seconds is None:
+            return self.end
+        if not self._weight:
+            return self.timetable.end
+        left = self._seconds - self._now - self._reserved_seconds(self._seconds)
+        return min(step + max(0, round(left / self._step_seconds)), self._config.max_steps)
+
+    def after_step(self, step: int, now: float) -> bool:
+        """Take the time after a step, fix or correct the end where that is due, and say if it is reached.
+
+        Args:
+            step: how many steps are done.
+            now: seconds of the run that are used.
+        """
+        elapsed = now - self._timed_from
+        self._now = self._timed_from = now
+        if self._seconds is not None:
+            if elapsed > 0:
+                self._time_step(elapsed, self._seconds)
+            self._decide(step, self._seconds)
+        return step >= self.end
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Return whether the validation text is to be scored after a step."""
+        interval = self._config.eval_interval
+        if self.repeats:
+            return step in self.timetable.evaluations
+        if self._seconds is None:
+            return interval is not None and step % interval == 0
+        if self._evaluating_seconds + self._next_evaluation_seconds > EVALUATION_SHARE * self._now:
+            return False
+        if interval is not None:
+            return step % interval == 0
+        every = evaluation_interval_seconds(self._seconds)
+        return self._now // every > self._evaluated_at // every
+
+    def record_evaluation(self, step: int) -> None:
+        """Write down that the validation text is scored after a step."""
+        if self._seconds is not None and step not in self.timetable.evaluations:
+            self.timetable = replace(self.timetable, evaluations=(*self.timetable.evaluations, step))
+
+    def after_pause(self, now: float, *, evaluated: bool) -> None:
+        """Take the time after whatever was done between two steps.
+
+        Args:
+            now: seconds of the run that are used.
+            evaluated: whether the validation text was scored; what else was done counts as part of the step.
+        """
+        if evaluated:
+            self._evaluation_seconds, self._step_seconds_then = now - self._now, self._step_seconds
+            self._evaluating_seconds += self._evaluation_seconds
+            self._evaluated_at = self._timed_from = now
+        self._now = now
+
+    @property
+    def _step_seconds(self) -> float:
+        """What a step takes at present; 0: none was timed."""
+        return self._weighted / self._weight if self._weight else 0.0
+
+    @property
+    def _next_evaluation_seconds(self) -> float:
+        """What an evaluation would take now: the last one's time, at the speed of the steps then and now."""
+        if not self._timed or not self._step_seconds_then:
+            return self._evaluation_seconds
+        return self._evaluation_seconds * self._step_seconds / self._step_seconds_then
+
+    def _time_step(self, elapsed: float, seconds: float) -> None:
+        # The first step of a process takes longer than any other: the second takes its place.
+        kept = max(1.0 - 1 / _STEPS, 1.0 - elapsed / (_MEMORY * seconds)) if self._timed > 1 else 0.0
+        self._weight, self._weighted = kept * self._weight + 1, kept * self._weighted + elapsed
+        self._timed += 1
+        if self._timed <= 2 or not self._step_seconds_then:
+            self._step_seconds_then = self._step_seconds
+
+    def _reserved_seconds(self, seconds: float) -> float:
+        """Return what evaluations take from now on, the last one included."""
+        each = self._next_evaluation_seconds
+        if self._config.eval_interval is None:
+            every = evaluation_interval_seconds(seconds)
+            scheduled = (seconds - each) // every - self._now // every
+        else:
+            scheduled = (seconds - self._now) // (self._step_seconds * self._config.eval_interval)
+        share = EVALUATION_SHARE * seconds - self._evaluating_seconds
+        return max(each, min(share, (1 + max(scheduled, 0)) * each))
+
+    def _decide(self, step: int, seconds: float) -> None:
+        config = self._config
+        late = seconds * (1 + (_LAST if self.timetable.ends else 0))
+        if self._now + self._next_evaluation_seconds + self._step_seconds / 2 >= late:
+            if step < self.end:
+                self._fix(step, step)  # time is up
+            return
+        if planned_end(config) or config.schedule == "constant" or not self._timed:
+            return
+        expected = min(max(step + 1, self.expected_steps(step) or 0), config.max_steps)
+        if not self.timetable.ends:
+            if step >= expected - round(min(_EARLY * config.cooldown, 1.0) * expected):
+                self._fix(step, expected)
+        elif step < self.end:
+            off = abs(expected - self.end)
+            due = step >= self._correct_at or off > _FAR * (self.end - step)
+            if due and off > _SMALL * self.end:
+                self._fix(step, expected)
+            elif step >= self._correct_at:
+                self._correct_at = step + max(1, (self.end - step) // 2)
+
+    def _fix(self, step: int, end: int) -> None:
+        ends = tuple(pair for pair in self.timetable.ends if pair[0] < step)
+        self.timetable = replace(self.timetable, ends=(*ends, (step, end)))
+        self._correct_at = step + max(1, (end - step) // 2)

@@ -1,0 +1,83 @@
+"""Which results are said to be worth little, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+
+from charlm import BigramLM, EvalResult, Trainer
+from charlm.cli.verdict import few_steps, judged
+from charlm.training import TrainResult
+
+NGRAM = {"loss_nats": 1.5}
+
+
+def trainer(**changes: Any) -> Trainer:
+    train, val = tiny_split()
+    return Trainer(BigramLM(TOKENIZER.vocab_size), train, quick_config(**changes), val_data=val, device="cpu")
+
+
+def result(loss: float, **changes: Any) -> TrainResult:
+    best = EvalResult(loss_nats=loss, accuracy=0.5, n_chars=100)
+    usual = TrainResult(
+        steps=1_000,
+        seconds=60.0,
+        chars_seen=3_000,
+        final=best,
+        best=best,
+        best_step=1_000,
+        history=(),
+        reason="minutes",
+        checkpoint=None,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def test_a_model_near_the_ngram_model_or_before_it_needs_no_words() -> None:
+    assert judged(trainer(), result(1.4), NGRAM) is None
+    assert judged(trainer(), result(1.54), NGRAM) is None
+    assert judged(trainer(), result(1.4, steps=10, best_step=10), NGRAM) is None
+
+
+def test_too_few_steps_are_the_first_reason() -> None:
+    found = judged(trainer(minutes=1.0), result(3.0, steps=7, best_step=7), NGRAM)
+    assert found is not None
+    assert found.startswith(
+        "7 steps are too few to learn much from: the model is worth little. Give it more --minutes"
+    )
+    assert "1 step is too few" in (judged(trainer(), result(3.0, steps=1, best_step=1), NGRAM) or "")
+    assert "--max-steps" in (judged(trainer(), result(3.0, steps=7, best_step=7), NGRAM) or "")
+
+
+def test_without_a_baseline_only_few_steps_are_said() -> None:
+    assert "too few" in (judged(trainer(minutes=1.0), result(3.0, steps=7, best_step=7), None) or "")
+    assert judged(trainer(minutes=1.0), result(3.0), None) is None
+    assert judged(trainer(), result(3.0), {"loss_nats": None}) is None
+
+
+def test_a_text_learnt_by_heart_is_too_short() -> None:
+    early = judged(trainer(minutes=1.0), result(1.9, best_step=300), NGRAM)
+    seen_often = judged(trainer(minutes=1.0), result(1.9, reason="max_steps", chars_seen=36_000), NGRAM)
+    for found in (early, seen_often):
+        assert found is not None
+        assert "0.40 nats behind counting: the text is too short for it" in found
+        assert "ngram predicts better" in found
+    assert "seen 10 times" in (seen_often or "")
+
+
+def test_else_more_time_is_what_helps() -> None:
+    assert judged(trainer(minutes=1.0), result(1.9), NGRAM) == (
+        "the model is 0.40 nats behind counting, since it has made only 1,000 steps: give it more --minutes"
+    )
+
+
+@pytest.mark.parametrize(("steps", "words"), [(1, "about 1 step fit"), (40, "about 40 steps fit")])
+def test_few_steps_are_said_before(steps: int, words: str) -> None:
+    assert f"only {words} into 2 min" in few_steps(steps, 2.0)
+
+
+def test_a_run_without_an_evaluation_is_not_judged() -> None:
+    assert judged(trainer(), result(9.9, best=None, best_step=None), NGRAM) is None
