@@ -57,7 +57,7 @@ def process_bytes() -> tuple[int, int] | None:
 
 
 def processors() -> int | None:
-    """Return how many cores' time this process's control group may use, rounded up; None: all there are."""
+    """Return how many cores' time this process's control group may use, rounded up; None: all that it has."""
     shares: list[float] = []
     files: tuple[str, ...]
     for line in _text(_PROC / "self" / "cgroup").splitlines():
@@ -75,8 +75,8 @@ def processors() -> int | None:
                 len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0
             ):  # no "max", -1
                 shares.append(int(words[0]) / int(words[1]))
-    cores = os.cpu_count() or 1
-    return max(1, math.ceil(min(shares))) if shares and min(shares) < cores else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(shares))) if shares and min(shares) <= cores - 1 else None
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:

@@ -121,6 +121,7 @@ def score_baseline(
         "order": counted.model.order,
         "loss_nats": None if result is None else result.loss_nats,
         "counted": counted.chars,
+        "n_left_out": 0 if result is None else result.n_left_out,
         "scored": 0
         if val is None or result is None
         else result.n_chars

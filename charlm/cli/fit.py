@@ -21,7 +21,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
 from charlm.cli.baseline import COUNTING_SHARE, compared, count_within, score_baseline, scored_part
 from charlm.cli.encoded import Encoded
-from charlm.cli.output import Console, aligned
+from charlm.cli.output import Console, aligned, escaped
 from charlm.cli.progress import Progress, clock
 from charlm.cli.rundir import Origin, delete_run, lasting, write_record
 from charlm.cli.settings import Settings
@@ -33,19 +33,18 @@ from charlm.models.config import GPTConfig, PresetName
 from charlm.models.gpt import GPT
 from charlm.models.ngram import NGramLM
 from charlm.training.budget import steps_within
-from charlm.training.config import TrainerConfig
+from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.memory import check_memory
 from charlm.training.recipes import recommend
 from charlm.training.records import TrainResult
-from charlm.training.resume import read_timetable
-from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION
+from charlm.training.resume import read_timetable, warn_if_different
+from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, planned_end
 from charlm.training.timing import chars_within
 from charlm.training.trainer import Trainer
 
 __all__ = ["begin", "resume"]
 
 _SCORING_SHARE = 0.02  # of a run's minutes, for scoring with the n-gram model
-_ALL_STEPS = 999_999_999_999
 
 
 def begin(
@@ -73,6 +72,8 @@ def begin(
     config = GPTConfig.from_dict({**settings.model, "vocab_size": tokenizer.vocab_size})
     training = settings.training
     train, val = _split(encoded, config.block_size, val_fraction)
+    if args.repeat is not None:
+        warn_if_different(args.repeat, train, val, backend)
     check_memory(  # before the model is built, and before an old run is deleted
         config,
         training,
@@ -119,7 +120,6 @@ def begin(
             "val_fraction": float(val_fraction),
             "tokenizer": encoded.kind,
             "preset": settings.preset,
-            "minutes": minutes,
             "device": args.device or "auto",
             "model": config.to_dict(),
             "training": training.to_dict(),
@@ -167,6 +167,7 @@ def resume(
         changed = {
             "sources": [lasting(source) for source in sources],
             "training": trainer.config.to_dict(),
+            "moved_end": bool(origin.values.get("moved_end")) or max_steps is not None,
             "versions": _versions(),
             "commands": [*(commands if isinstance(commands, list) else []), _command()],
         }
@@ -213,8 +214,9 @@ def _fit(
         result = trainer.fit()
     except TrainingInterrupted as stopped:
         progress.close()
-        expected = trainer.expected_steps
-        of = "" if expected is None else f" of {'about ' * (trainer.timetable is not None)}{expected:,}"
+        expected, timetable = trainer.expected_steps, trainer.timetable
+        about = "about " if timetable is not None and timetable.end != expected else ""
+        of = "" if expected is None else f" of {about}{expected:,}"
         console.complain(
             f"stopped after step {stopped.step:,}{of}; all is saved in "
             f"{quoted(out)}\nTo go on: charlm train --resume -o {shlex.quote(out)}"
@@ -260,7 +262,7 @@ def _planned(training: TrainerConfig, most: int | None, *, given: frozenset[str]
     changes: dict[str, object] = {}
     if training.minutes is not None:
         if "max_steps" not in given:
-            changes["max_steps"] = most or _ALL_STEPS
+            changes["max_steps"] = most or MOST_STEPS
         if "eval_interval" not in given:
             changes["eval_interval"] = None
     elif most is not None and most < training.max_steps:
@@ -297,7 +299,7 @@ def _estimated(
             f"--minutes {minutes:g} is over before the training can begin: loading took "
             f"{time.perf_counter() - began:.0f} seconds. Give it more."
         )
-    if training.schedule not in {"cosine", "linear"}:
+    if not planned_end(training):
         return training
     estimate = steps_within((1 - EVALUATION_SHARE) * left, model, train, training, device=device)
     steps = min(estimate.steps, training.max_steps)
@@ -323,7 +325,7 @@ def _split(
 def _described_text(
     sources: Sequence[str], encoded: Encoded, train: BlockDataset, val: BlockDataset | None
 ) -> str:
-    names = ", ".join("standard input" if s == "-" else s for s in sources[:3])
+    names = escaped(", ".join("standard input" if s == "-" else s for s in sources[:3]))
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
     unit = "bytes" if encoded.kind == "byte" else "characters"
     kept = f"{len(val.ids):,} for validation" if val is not None else "none for validation"
@@ -355,7 +357,7 @@ def _described_steps(training: TrainerConfig, train: BlockDataset, *, repeats: b
         return f"steps   those of the run that is repeated{each}"
     if training.minutes is None:
         return f"steps   {training.max_steps:,}{enough}{each}"
-    limit = f", at most {training.max_steps:,}" if training.max_steps not in {most, _ALL_STEPS} else ""
+    limit = f", at most {training.max_steps:,}" if training.max_steps not in {most, MOST_STEPS} else ""
     return f"steps   as many as fit into {training.minutes:g} min{limit}{each}"
 
 

@@ -25,12 +25,11 @@ from charlm.models.gpt import GPT
 from charlm.text.tokenizer import CharTokenizer
 from charlm.training.budget import steps_within
 from charlm.training.recipes import recommend
-from charlm.training.timetable import EVALUATION_SHARE
+from charlm.training.timetable import EVALUATION_SHARE, evaluation_interval_seconds
 from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Guess", "guess"]
 
-_EVALUATIONS = 5  # of a run with a budget in minutes
 _HOUR = 3600.0
 _MINUTES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # to recommend
 _MANY_STEPS = 0.75  # of those of the measured runs: with fewer, a training does not come to what they came to
@@ -90,7 +89,7 @@ class Guess:
     text_is_short: bool
     """Whether the text, and not the time, limits the steps."""
     ngram_loss_nats: float | None
-    """Measured on the validation text, or a beginning of it; None without one."""
+    """Measured on the validation text, or a part of it; None without one."""
     ngram_order: int
     """Characters in its longest n-grams."""
     ngram_counted: int
@@ -159,7 +158,9 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
     model = GPT(config)
     step_seconds = steps_within(_HOUR, model, train, training, device=backend).step_seconds
     each = 0.0 if val is None else evaluation_seconds(backend.prepare(model), val, backend=backend)
-    spent = start_seconds + min(_EVALUATIONS * each, EVALUATION_SHARE * 60 * minutes)
+    spent = start_seconds + min(
+        60 * minutes / evaluation_interval_seconds(60 * minutes) * each, EVALUATION_SHARE * 60 * minutes
+    )
     fitting = max(1, int((60 * minutes - spent) / step_seconds))
     enough = max(1, advice.most_chars // (training.batch_size * training.accumulate * config.block_size))
     steps = min(fitting, enough)

@@ -116,13 +116,17 @@ def _describe_baseline(path: Path, found: dict[str, object], *, verify: bool) ->
     folder = path / BASELINE_FOLDER
     if not folder.exists():
         return None
-    baseline: dict[str, object] = {"damaged": False, "settings": None, "loss_nats": None}
+    baseline: dict[str, object] = {"damaged": False, "settings": None, "loss_nats": None, "part": None}
     found["baseline"] = baseline
     try:
         data = read_file(folder / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
         baseline["settings"] = model_settings({CONFIG_FILE: data}, folder)[1].to_dict()
         values = read_record(path).values.get("baseline")
-        baseline["loss_nats"] = values.get("loss_nats") if isinstance(values, dict) else None
+        known: dict[str, object] = values if isinstance(values, dict) else {}
+        baseline["loss_nats"] = known.get("loss_nats")
+        scored, left_out = known.get("scored"), known.get("n_left_out")
+        if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
+            baseline["part"] = [scored, scored + left_out]
         if verify:
             load(folder, device="cpu")
     except (CharLMError, OSError) as error:
@@ -249,6 +253,8 @@ def _baseline_line(baseline: Mapping[str, object]) -> str:
     if baseline["damaged"] or not isinstance(settings, dict):
         return "an n-gram model, damaged"
     val = f", val loss {loss:.4f}" if isinstance(loss, float) else ""
+    if val and isinstance(baseline["part"], list):
+        val += " on {:,} of {:,} characters".format(*baseline["part"])
     return f"n-gram model of order {settings.get('order')}, {settings.get('n_ngrams', 0):,} n-grams{val}"
 
 

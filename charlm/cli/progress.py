@@ -82,6 +82,7 @@ class Progress(Callback):
     @override
     def on_train_start(self, trainer: Trainer) -> None:
         """Write the record, open the bar, and let signals stop the training."""
+        config = trainer.config
         if trainer.out_dir is not None:
             self._on_start(trainer.out_dir)
         self._seen = (trainer.chars_seen, trainer.seconds)
@@ -89,11 +90,11 @@ class Progress(Callback):
             self._val = [f"val {trainer.last.result.loss_nats:.4f}"]
         if wants_bar() and not self._console.quiet:
             self._console.bar = _new_bar(trainer.step, trainer.expected_steps)
-        chars = None if trainer.timetable is None else trainer.timetable.eval_chars
+        chars = config.eval_chars if trainer.timetable is None else trainer.timetable.eval_chars
         if chars is not None and trainer.val_data is not None and chars < len(trainer.val_data.ids) - 1:
             self._console.say(
                 f"eval    each scores about {chars:,} of the {len(trainer.val_data.ids):,} characters for "
-                "validation, spread over them, as all take too long; charlm eval scores all"
+                "validation, spread over them; charlm eval scores all"
             )
         self._started = trainer.seconds
         self._signals.stop_gently(trainer.request_stop, self._announce_stop)
@@ -167,7 +168,8 @@ class Progress(Callback):
     def _tell_pace(self, trainer: Trainer, minutes: float) -> None:
         """Say once, as soon as it can be told, how many steps will be made, and whether that is enough."""
         steps, early = trainer.expected_steps, trainer.seconds - self._started < _PACE_SECONDS
-        if self._told_pace or steps is None or early or trainer.timetable is None:
+        timetable = trainer.timetable
+        if self._told_pace or steps is None or early or timetable is None or timetable.end is not None:
             return
         self._told_pace = True
         enough = steps == trainer.config.max_steps

@@ -17,7 +17,7 @@ from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError,
 from charlm.files import strict_json
 from charlm.files.atomic import is_left_behind, write_file
 from charlm.files.reading import read_file, refusal
-from charlm.models.config import PresetName
+from charlm.models.config import PRESETS, PresetName
 from charlm.training.config import TrainerConfig
 from charlm.training.run import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 
@@ -51,10 +51,17 @@ class Origin:
         Raises:
             FileFormatError: the record does not hold them.
             ConfigError: one of them is wrong.
+            CheckpointError: they are not those of the whole run.
         """
         model = {k: v for k, v in self._table("model").items() if k != "vocab_size"}
         training = TrainerConfig.from_dict(self._table("training"))
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
+        if preset not in PRESETS:
+            raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")
+        if self.values.get("moved_end"):
+            raise CheckpointError(
+                "the end of this run was moved by --resume --max-steps: no run from its beginning repeats it"
+            )
         return Settings(cast("PresetName", preset), model, training, frozenset(FIELDS))
 
     def _table(self, name: str) -> dict[str, object]:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         repeated = read_record(Path(args.repeat))
         args.files = args.files or _found_again(repeated)
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
+        args.device = args.device or repeated.device
+        _mention_ignored_variables(console, "repeated")
     if not args.files:
         raise UsageError("FILE is needed: the path of a text, - for standard input, or python-docs")
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
@@ -88,7 +90,7 @@ def _resume(
     max_steps = cast("int | None", from_flags(flags).get("max_steps"))
     origin = read_record(Path(args.out))
     sources = args.files or _found_again(origin)
-    _mention_ignored_variables(console)
+    _mention_ignored_variables(console, "resumed")
     encoded = encode_corpus(sources, origin.tokenizer)
     signals.check()
     training = origin.values.get("training")
@@ -142,10 +144,10 @@ def _found_again(origin: Origin) -> list[str]:
     return list(origin.sources)
 
 
-def _mention_ignored_variables(console: Console) -> None:
+def _mention_ignored_variables(console: Console, kind: str) -> None:
     ignored = [variable_of(name) for name in FIELDS if variable_of(name) in os.environ]
     if ignored:
-        console.complain(f"warning: a resumed run keeps its settings; ignored: {', '.join(ignored)}")
+        console.complain(f"warning: a {kind} run keeps its settings; ignored: {', '.join(ignored)}")
 
 
 def _mention_unknown_variables(console: Console) -> None:

@@ -53,11 +53,17 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | Non
     if behind <= _FAR_BEHIND:
         return None
     epochs = result.chars_seen / len(trainer.train_data.ids)
-    if result.best_step < _OVERFITTED * result.steps or (result.reason == "max_steps" and epochs > 4):
+    rose = result.best_step < _OVERFITTED * result.steps
+    if epochs > 1 and (rose or (result.reason == "max_steps" and epochs > 4)):
         return (
             f"the model stays {behind:.2f} nats behind counting: the text is too short for it "
             f"({len(trainer.train_data.ids):,} characters, seen {epochs:.0f} times). A longer text helps; on "
             "this one the n-gram model in the run's folder ngram predicts better"
+        )
+    if rose:
+        return (
+            f"the model is {behind:.2f} nats behind counting, and its loss has risen since step "
+            f"{result.best_step:,}: try a lower --learning-rate"
         )
     return (
         f"the model is {behind:.2f} nats behind counting, since it has made only {result.steps:,} steps: "

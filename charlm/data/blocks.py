@@ -183,8 +183,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Yields:
             Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
-            batch of a single shorter block (1, t) follows where the text does not divide, unless `most` left
-            out blocks.
+            batch of a single shorter block (1, t) follows where the text does not divide; not with `most`.
         """
         for x, y in in_order(self.ids, self.block_size, batch_size, most):
             yield x.long(), y.long()
@@ -210,7 +209,7 @@ def in_order(
         inputs, targets = inputs[chosen], targets[chosen]
     for i in range(0, len(inputs), batch_size):
         yield inputs[i : i + batch_size], targets[i : i + batch_size]
-    if len(inputs) == full and full * T < N - 1:
+    if most is None and full * T < N - 1:
         yield ids[full * T : -1][None], ids[full * T + 1 :][None]
 
 

@@ -15,13 +15,13 @@ from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
-from charlm.training.config import TrainerConfig
+from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.trainer import Trainer
 
 __all__ = ["StepsEstimate", "steps_within"]
 
 _WARM_UP, _MEASUREMENTS, _STEPS = 3, 3, 4
-_MOST_SECONDS, _MOST_STEPS = 1e9, 999_999_999_999
+_MOST_SECONDS = 1e9
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,6 @@ def steps_within(
     fastest, *_, slowest = medians
     step_seconds = statistics.median(medians)
     steps, fewest, most = (
-        min(max(1, int(left / each)), _MOST_STEPS) for each in (step_seconds, slowest, fastest)
+        min(max(1, int(left / each)), MOST_STEPS) for each in (step_seconds, slowest, fastest)
     )
     return StepsEstimate(steps, fewest, most, step_seconds)

@@ -64,6 +64,8 @@ def check_arguments(
         raise InputError(f"timetable must be a Timetable, got {shown(timetable)}")
     if not isinstance(config, TrainerConfig):
         raise InputError(f"config must be a TrainerConfig, got {type(config).__name__}")
+    if timetable is not None and timetable.ends and config.minutes is None:
+        raise InputError("timetable is that of a run with minutes: the config must have them, too")
     if (
         tokenizer is not None
         and isinstance(model, LanguageModel)

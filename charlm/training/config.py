@@ -11,7 +11,10 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 
 from charlm.config import Config, Range
 
-__all__ = ["TrainerConfig", "TrainerConfigFields"]
+__all__ = ["MOST_STEPS", "TrainerConfig", "TrainerConfigFields"]
+
+MOST_STEPS = 999_999_999_999
+"""The most steps that a run can have: as good as no limit."""
 
 _SEED = Range(-(2**63), 2**63 - 1)
 
@@ -59,8 +62,9 @@ class TrainerConfig(Config):
         "warmup_iters": "warmup_steps",
     }
 
-    max_steps: Annotated[int, Range(1, 999_999_999_999)] = 2_000
-    """Optimizer steps of the whole run; the schedule ends there. With minutes: the most that are made."""
+    max_steps: Annotated[int, Range(1, MOST_STEPS)] = 2_000
+    """Optimizer steps of the whole run; the schedule ends there. With minutes: the most that are made (in
+    `charlm train` no limit, unless it is given)."""
     minutes: Annotated[float, Range(above=0, maximum=1e6)] | None = None
     """Time for the whole run in minutes, evaluations and checkpoints included: as many steps as fit into it,
     and a learning rate that has fallen by then. None: max_steps alone ends the run."""
@@ -89,7 +93,7 @@ class TrainerConfig(Config):
     error. skip: it goes on with the next step, unless ten in a row were left out."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Shape of the learning rate after the warm-up. wsd: constant, then linear down."""
-    warmup_steps: Annotated[int, Range(0, 999_999_999_999)] = 50
+    warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 50
     """Steps of linear rise at the start; at most half of all steps, in a short run."""
     cooldown: Annotated[float, Range(0, 1)] = 0.6
     """wsd: share of all steps in which the learning rate falls."""
@@ -99,18 +103,19 @@ class TrainerConfig(Config):
     """What matrix products run in; auto asks the device. Weights and moments stay float32."""
     compile: bool = False
     """Let torch.compile work on the model. Costs half a minute and more before the first step."""
-    eval_interval: Annotated[int, Range(1, 999_999_999_999)] | None = 250
+    eval_interval: Annotated[int, Range(1, MOST_STEPS)] | None = 250
     """Steps between evaluations on the validation text; the last step is evaluated too. None: by the clock,
-    at every fifth of the minutes and every two minutes; without minutes, the last step alone. Within minutes,
-    evaluations that would take more than a tenth of the time are left out."""
-    eval_chars: Annotated[int, Range(1, 999_999_999_999)] | None = None
+    at every fifth of the minutes and every two minutes (so `charlm train --minutes` does, unless it is
+    given); without minutes, the last step alone. Within minutes, evaluations that would take more than a
+    tenth of the time are left out."""
+    eval_chars: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """The most characters of the validation text that an evaluation scores, spread evenly over it. None: all;
     within minutes, as many as the time allows."""
-    log_interval: Annotated[int, Range(1, 999_999_999_999)] = 10
+    log_interval: Annotated[int, Range(1, MOST_STEPS)] = 10
     """Steps between records in metrics.jsonl."""
-    save_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
+    save_interval: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Steps between checkpoints. None: after every evaluation. The last step is saved too."""
-    sample_interval: Annotated[int, Range(1, 999_999_999_999)] | None = None
+    sample_interval: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Steps between samples of text; needs a tokenizer. None: no samples."""
     sample_chars: Annotated[int, Range(1, 10_000)] = 200
     """Characters in such a sample."""

@@ -43,13 +43,15 @@ class RunHistory:
     eval_steps: NDArray[np.int64]
     """(M,) after how many steps the validation text was scored."""
     eval_loss_nats: NDArray[np.float64]
-    """(M,) loss over the whole of it, or over `eval_chars`."""
+    """(M,) loss over the whole of it, or over `eval_part`."""
     skipped_steps: NDArray[np.int64]
     """(K,) steps that changed nothing, since their loss or gradient was not finite."""
-    eval_chars: tuple[int, int] | None = None
+    eval_part: tuple[int, int] | None = None
     """How many characters each evaluation scored, and of how many; None: all of them."""
     baseline_loss_nats: float | None = None
     """Validation loss of the n-gram model that `charlm train` counted, if it did."""
+    baseline_part: tuple[int, int] | None = None
+    """How many characters that model was scored on, and of how many; None: all of them, or not known."""
 
     @property
     def best(self) -> int | None:
@@ -89,7 +91,7 @@ def read_history(run: str | Path) -> RunHistory:
             f"the run in {quoted(str(run))} has logged nothing yet: {log.name} holds no step and no "
             "evaluation. Try again when it has trained for a while."
         )
-    unit, baseline = _of_command(directory.path / RECORD_FILE)
+    unit, baseline, part = _of_command(directory.path / RECORD_FILE)
     return RunHistory(
         name=Path(run).resolve().name,
         unit=unit,
@@ -100,23 +102,30 @@ def read_history(run: str | Path) -> RunHistory:
         eval_steps=_steps(kinds["eval"], log),
         eval_loss_nats=_numbers(kinds["eval"], "loss_nats", log),
         skipped_steps=_steps(kinds["skip"], log),
-        eval_chars=_part(kinds["eval"], log),
+        eval_part=_part(kinds["eval"], log),
         baseline_loss_nats=baseline,
+        baseline_part=part,
     )
 
 
-def _of_command(record: Path) -> tuple[Literal["character", "byte"], float | None]:
-    """Return the unit of losses, and that of the n-gram model, from what `charlm train` wrote, if it did."""
+def _of_command(
+    record: Path,
+) -> tuple[Literal["character", "byte"], float | None, tuple[int, int] | None]:
+    """Return the unit of losses, that of the n-gram model and its part, from what `charlm train` wrote."""
     try:
         data = read_file(record, max_bytes=strict_json.MAX_BYTES)
     except FileNotFoundError:
-        return "character", None
+        return "character", None, None
     values = strict_json.loads(data, path=str(record))
     strict_json.check_version(values, RECORD_FORMAT, RECORD_VERSION, path=str(record))
     baseline = values.get("baseline")
-    loss = baseline.get("loss_nats") if isinstance(baseline, dict) else None
+    known: dict[str, object] = baseline if isinstance(baseline, dict) else {}
+    loss, scored, left_out = (known.get(name) for name in ("loss_nats", "scored", "n_left_out"))
+    part = None
+    if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
+        part = scored, scored + left_out
     unit: Literal["character", "byte"] = "byte" if values.get("tokenizer") == "byte" else "character"
-    return unit, loss if isinstance(loss, float) else None
+    return unit, loss if isinstance(loss, float) else None, part
 
 
 def _steps(records: Sequence[Mapping[str, object]], log: Path) -> NDArray[np.int64]:

@@ -64,6 +64,7 @@ from charlm.training.state import (
     optimizer_state,
     read_evaluation,
     restore_generators,
+    take_seconds,
 )
 from charlm.training.timetable import Timetable
 from charlm.training.writer import RunWriter
@@ -71,7 +72,7 @@ from charlm.training.writer import RunWriter
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
-__all__ = ["newest_whole_checkpoint", "read_timetable", "resume"]
+__all__ = ["newest_whole_checkpoint", "read_timetable", "resume", "warn_if_different"]
 
 TrainerT = TypeVar("TrainerT", bound="Trainer")
 
@@ -143,8 +144,29 @@ def read_timetable(run: str | Path) -> Timetable:
     last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
     lost_patience = config.patience is not None and since_best >= config.patience
     if checkpoint.info.step < last and not lost_patience:
-        raise CheckpointError(f"the run in {name} has not ended yet: go on with it first")
+        raise CheckpointError(f"the run in {name} has not come to its end yet: go on with it first")
     return timetable
+
+
+def warn_if_different(
+    run: str | Path, train_data: BlockDataset, val_data: BlockDataset | None, backend: DeviceBackend
+) -> None:
+    """Warn where a repetition of a run has another text, or goes on where bits are not the same.
+
+    Raises:
+        CheckpointError: there is no run, or no whole checkpoint in it.
+    """
+    checkpoint = newest_whole_checkpoint(RunDirectory.open(Path(run)))
+    where = str(checkpoint.info.path / STATE_FILE)
+    saved = take(checkpoint.state, "data", dict, path=where)
+    for name, data in (("train", train_data), ("val", val_data)):
+        if saved.get(name) != (None if data is None else fingerprint(data)):
+            warnings.warn(
+                f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    _warn_if_elsewhere(take(checkpoint.state, "environment", dict, path=where), backend)
 
 
 def resume(
@@ -233,7 +255,7 @@ def resume(
         )
     best_weights = _best_weights(run, checkpoint, best, model) if config.restore_best else {}
     chars_seen = take(state, "chars_seen", int, path=where)
-    seconds = take(state, "seconds", float, path=where)
+    seconds = take_seconds(state, where)
     evaluations_since_best = take(state, "evaluations_since_best", int, path=where)
     scaler_state = None if state.get("scaler") is None else take(state, "scaler", dict, path=where)
     generators = take(state, "rng", dict, path=where)
@@ -336,5 +358,5 @@ def _warn_if_elsewhere(then: Mapping[str, object], backend: DeviceBackend) -> No
     ]
     if changed:
         warnings.warn(
-            f"the run goes on, but not bit for bit: {'; '.join(changed)}", RuntimeWarning, stacklevel=2
+            f"the run goes on, but not bit for bit: {'; '.join(changed)}", RuntimeWarning, stacklevel=3
         )

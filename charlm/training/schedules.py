@@ -21,8 +21,8 @@ def learning_rate_at(
     those. A falling rate reaches `min_lr_ratio` of the top one step after the last, so that no step is
     wasted at zero.
 
-    In a run within a time (see `Timetable`) the end of "wsd" is not known beforehand. There the warm-up takes
-    all of `warmup_steps`, whatever the end, and each recorded end makes the rate fall from where it stands.
+    In a run within a time (see `Timetable`) the end of "wsd" is not known beforehand. There the warm-up does
+    not depend on the end, and each recorded end makes the rate fall from where it stands.
 
     Args:
         step: from 0 to `max_steps - 1`.
@@ -59,7 +59,8 @@ def _within_a_time(step: int, config: TrainerConfig, ends: Sequence[tuple[int, i
     top, lowest = config.learning_rate, config.learning_rate * config.min_lr_ratio
     decided = [pair for pair in ends if pair[0] <= step] if config.schedule == "wsd" else []
     flat_until = decided[0][0] if decided else step
-    rate = top * min((flat_until + 1) / max(config.warmup_steps, 1), 1.0)
+    warmup = max(min(config.warmup_steps, config.max_steps // 2), 1)
+    rate = top * min((flat_until + 1) / warmup, 1.0)
     for i, (at, end) in enumerate(decided):
         until = decided[i + 1][0] if i + 1 < len(decided) else step
         rate += (lowest - rate) * min((until - at) / max(end - at, 1), 1.0)

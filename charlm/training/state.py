@@ -25,6 +25,7 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
+    FileFormatError,
     InputError,
     quoted,
 )
@@ -57,8 +58,11 @@ __all__ = [
     "optimizer_state",
     "read_evaluation",
     "restore_generators",
+    "take_seconds",
     "values",
 ]
+
+_MOST_SECONDS = 1e12
 
 
 def files(trainer: Trainer, metadata: Mapping[str, str]) -> dict[str, Content]:
@@ -205,8 +209,16 @@ def read_evaluation(state: Mapping[str, object], name: str, path: str) -> Evalua
         step=take(saved, "step", int, path=path),
         result=result,
         is_best=take(saved, "is_best", bool, path=path),
-        seconds=take(saved, "seconds", float, path=path),
+        seconds=take_seconds(saved, path),
     )
+
+
+def take_seconds(values: Mapping[str, Any], path: str) -> float:
+    """Return the time that a state holds as "seconds", at least 0; `path` names the file in messages."""
+    seconds = take(values, "seconds", float, path=path)
+    if not 0 <= seconds <= _MOST_SECONDS:
+        raise FileFormatError(f"{quoted(path)} must hold a time in 'seconds', got {seconds}")
+    return seconds
 
 
 _FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()

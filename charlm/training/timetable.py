@@ -56,16 +56,23 @@ class Timetable:
     correction. Empty: the run has not come so far."""
     evaluations: tuple[int, ...] = ()
     """After how many steps the validation text was scored."""
+    unscheduled: tuple[int, ...] = ()
+    """Those of them that came with a stop, and that `patience` does not count."""
     eval_chars: int | None = None
     """The most characters of the validation text that each evaluation scored, see `evaluate`; None: all."""
 
     def __post_init__(self) -> None:
-        at, evaluated = [step for step, _ in self.ends], list(self.evaluations)
-        if at != sorted(set(at)) or any(not 0 <= step <= end for step, end in self.ends):
-            raise InputError(f"ends must be pairs (step, end at or behind it) that increase: {shown(at)}")
-        if evaluated != sorted(set(evaluated)) or min(evaluated, default=1) < 1:
-            raise InputError(f"evaluations must be steps from 1 on that increase: {shown(evaluated)}")
-        if self.eval_chars is not None and self.eval_chars < 1:
+        for name in ("evaluations", "unscheduled"):
+            steps = getattr(self, name)
+            if not _is_row(steps) or list(steps) != sorted(set(steps)) or min(steps, default=1) < 1:
+                raise InputError(f"{name} must be steps from 1 on that increase, got {shown(steps)}")
+        pairs = self.ends if isinstance(self.ends, tuple) else (None,)
+        if not all(_is_row(pair) and len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in pairs):
+            raise InputError(f"ends must be pairs of a step and an end from there on, got {shown(self.ends)}")
+        at = [step for step, _ in self.ends]
+        if at != sorted(set(at)):
+            raise InputError(f"ends must be fixed at steps that increase, got {shown(at)}")
+        if self.eval_chars is not None and (type(self.eval_chars) is not int or self.eval_chars < 1):
             raise InputError(f"eval_chars must be at least 1 or None, got {shown(self.eval_chars)}")
 
     @property
@@ -78,6 +85,7 @@ class Timetable:
         return {
             "ends": [list(pair) for pair in self.ends],
             "evaluations": list(self.evaluations),
+            "unscheduled": list(self.unscheduled),
             "eval_chars": self.eval_chars,
         }
 
@@ -88,19 +96,24 @@ class Timetable:
         Raises:
             FileFormatError: it holds something else; `path` names the file.
         """
-        ends, evaluations = (
-            take(values, "ends", list, path=path),
-            take(values, "evaluations", list, path=path),
+        ends, evaluations, unscheduled = (
+            take(values, name, list, path=path) for name in ("ends", "evaluations", "unscheduled")
         )
         eval_chars = None if values.get("eval_chars") is None else take(values, "eval_chars", int, path=path)
-        pairs = [tuple(pair) if isinstance(pair, list) else () for pair in ends]
-        whole = all(len(pair) == 2 for pair in pairs)
-        if not whole or not all(type(n) is int for n in [*evaluations, *(n for pair in pairs for n in pair)]):
-            raise FileFormatError(f"{quoted(path)} must hold whole numbers of steps as its timetable")
+        pairs = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in ends)
         try:
-            return cls(ends=tuple(pairs), evaluations=tuple(evaluations), eval_chars=eval_chars)
+            return cls(
+                ends=pairs,
+                evaluations=tuple(evaluations),
+                unscheduled=tuple(unscheduled),
+                eval_chars=eval_chars,
+            )
         except InputError as error:
             raise FileFormatError(f"{quoted(path)} holds no timetable: {error}") from error
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(part) is int for part in value)
 
 
 def evaluation_interval_seconds(seconds: float) -> float:
@@ -109,7 +122,7 @@ def evaluation_interval_seconds(seconds: float) -> float:
 
 
 def planned_end(config: TrainerConfig) -> bool:
-    """Return whether the learning rate of a schedule depends on `max_steps`, also within a time."""
+    """Return whether the learning rate is that of a run of `max_steps`, and no clock moves it."""
     return config.minutes is None or config.schedule in {"cosine", "linear"}
 
 
@@ -182,7 +195,7 @@ class Timekeeper:
         """
         if self._seconds is None:
             return self.end
-        if not self._weight:
+        if self._timed < 2:
             return self.timetable.end
         left = self._seconds - self._now - self._reserved_seconds(self._seconds)
         return min(step + max(0, round(left / self._step_seconds)), self._config.max_steps)
@@ -209,17 +222,25 @@ class Timekeeper:
             return step in self.timetable.evaluations
         if self._seconds is None:
             return interval is not None and step % interval == 0
-        if self._evaluating_seconds + self._next_evaluation_seconds > EVALUATION_SHARE * self._now:
+        each = self._next_evaluation_seconds
+        spent, share = self._evaluating_seconds + each, EVALUATION_SHARE
+        if spent > share * self._now or spent + each > share * self._seconds:  # the last one has its place
             return False
         if interval is not None:
             return step % interval == 0
         every = evaluation_interval_seconds(self._seconds)
         return self._now // every > self._evaluated_at // every
 
-    def record_evaluation(self, step: int) -> None:
+    def is_counted(self, step: int) -> bool:
+        """Return whether `patience` counts the evaluation after a step, if it is due there."""
+        return step not in self.timetable.unscheduled
+
+    def record_evaluation(self, step: int, *, scheduled: bool) -> None:
         """Write down that the validation text is scored after a step."""
-        if self._seconds is not None and step not in self.timetable.evaluations:
-            self.timetable = replace(self.timetable, evaluations=(*self.timetable.evaluations, step))
+        known = self.timetable
+        if self._seconds is not None and step not in known.evaluations:
+            unscheduled = known.unscheduled if scheduled else (*known.unscheduled, step)
+            self.timetable = replace(known, evaluations=(*known.evaluations, step), unscheduled=unscheduled)
 
     def after_pause(self, now: float, *, evaluated: bool) -> None:
         """Take the time after whatever was done between two steps.
@@ -242,7 +263,7 @@ class Timekeeper:
     @property
     def _next_evaluation_seconds(self) -> float:
         """What an evaluation would take now: the last one's time, at the speed of the steps then and now."""
-        if not self._timed or not self._step_seconds_then:
+        if self._timed < 2 or not self._step_seconds_then:
             return self._evaluation_seconds
         return self._evaluation_seconds * self._step_seconds / self._step_seconds_then
 
@@ -268,15 +289,16 @@ class Timekeeper:
     def _decide(self, step: int, seconds: float) -> None:
         config = self._config
         late = seconds * (1 + (_LAST if self.timetable.ends else 0))
-        if self._now + self._next_evaluation_seconds + self._step_seconds / 2 >= late:
+        half_a_step = self._step_seconds / 2 if self._timed > 1 else 0.0
+        if self._now + self._next_evaluation_seconds + half_a_step >= late:
             if step < self.end:
                 self._fix(step, step)  # time is up
             return
-        if planned_end(config) or config.schedule == "constant" or not self._timed:
+        if planned_end(config) or config.schedule == "constant" or self._timed < 2:
             return
         expected = min(max(step + 1, self.expected_steps(step) or 0), config.max_steps)
         if not self.timetable.ends:
-            if step >= expected - round(min(_EARLY * config.cooldown, 1.0) * expected):
+            if step >= self._start_of_cooldown(expected):
                 self._fix(step, expected)
         elif step < self.end:
             off = abs(expected - self.end)
@@ -285,6 +307,13 @@ class Timekeeper:
                 self._fix(step, expected)
             elif step >= self._correct_at:
                 self._correct_at = step + max(1, (self.end - step) // 2)
+
+    def _start_of_cooldown(self, end: int) -> int:
+        config = self._config
+        if end < config.max_steps:
+            return end - round(min(_EARLY * config.cooldown, 1.0) * end)
+        # The end is known: the run is the one that it would be without a clock.
+        return max(end - round(config.cooldown * end), min(config.warmup_steps, end // 2))
 
     def _fix(self, step: int, end: int) -> None:
         ends = tuple(pair for pair in self.timetable.ends if pair[0] < step)

@@ -66,8 +66,8 @@ class Trainer:
         callbacks: run in this order.
         optimizer: makes the optimizer from named parameters; None: the one that the config names. Its
             learning rate is set at each step, to the schedule's.
-        timetable: of a run with `minutes` that is to be repeated, see `read_timetable`; the clock then
-            decides nothing.
+        timetable: of a run with `minutes` that is to be repeated, see `read_timetable`; it takes the place
+            of the clock.
 
     Attributes:
         step: how many steps are done.
@@ -479,6 +479,8 @@ class Trainer:
     def _after_step(self, record: StepRecord) -> None:
         """Log, tell the callbacks, evaluate, sample and save: whatever is due after a step."""
         config, step = self.config, self.step
+        if config.minutes is not None and self.backend.asynchronous:
+            self.backend.synchronize()  # or the clock would time how steps are handed over
         self._count_seconds()
         for callback in self.callbacks:
             callback.on_step_end(self, record)
@@ -516,7 +518,7 @@ class Trainer:
         before = self._timekeeper.timetable.ends
         last = self._timekeeper.after_step(self.step, self.seconds)
         if self._timekeeper.timetable.ends != before:
-            self._log("end", {"max_steps": self._timekeeper.end})
+            self._log("end", {"end": self._timekeeper.end})
         return last
 
     def _count_seconds(self) -> None:
@@ -546,7 +548,7 @@ class Trainer:
     def _evaluate(self, *, scheduled: bool) -> None:
         self._check_steps()
         began = time.perf_counter()
-        self._timekeeper.record_evaluation(self.step)
+        self._timekeeper.record_evaluation(self.step, scheduled=scheduled)
         result = self.evaluate(max_chars=self._timekeeper.timetable.eval_chars)
         lowest = math.inf if self.best is None else self.best.result.loss_nats
         is_best = result.loss_nats < lowest  # never if it is not finite
@@ -556,7 +558,7 @@ class Trainer:
             self.best, self._evaluations_since_best = self.last, 0
             if self.config.restore_best:
                 self._other_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
-        elif scheduled:
+        elif scheduled and self._timekeeper.is_counted(self.step):
             # Scheduled evaluations only: others come with stops, and must not bring the end of a run nearer.
             self._evaluations_since_best += 1
             if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:

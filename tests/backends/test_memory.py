@@ -183,7 +183,7 @@ def test_without_a_quota_all_processors_may_be_used(machine: Path) -> None:
 def test_a_quota_is_rounded_up_to_whole_processors(
     machine: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int | None
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     write(machine / "proc" / "self" / "cgroup", "0::/some/group\n")
     write(machine / "cgroups" / "some" / "group" / "cpu.max", limit + "\n")
     assert host.processors() == expected
@@ -192,7 +192,7 @@ def test_a_quota_is_rounded_up_to_whole_processors(
 def test_the_lowest_quota_on_the_way_to_the_root_counts(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     write(machine / "proc" / "self" / "cgroup", "0::/some/group\n")
     write(machine / "cgroups" / "some" / "group" / "cpu.max", "max 100000\n")
     write(machine / "cgroups" / "some" / "cpu.max", "300000 100000\n")
@@ -200,7 +200,7 @@ def test_the_lowest_quota_on_the_way_to_the_root_counts(
 
 
 def test_a_quota_above_what_there_is_limits_nothing(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(2)))
     write(machine / "proc" / "self" / "cgroup", "0::/\n")
     write(machine / "cgroups" / "cpu.max", "900000 100000\n")
     assert host.processors() is None
@@ -209,7 +209,7 @@ def test_a_quota_above_what_there_is_limits_nothing(machine: Path, monkeypatch: 
 def test_the_older_kind_of_group_has_its_quota_in_two_files(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     write(machine / "proc" / "self" / "cgroup", "4:cpu,cpuacct:/box\n3:memory:/box\n")
     write(machine / "cgroups" / "cpu" / "box" / "cpu.cfs_quota_us", "250000\n")
     write(machine / "cgroups" / "cpu" / "box" / "cpu.cfs_period_us", "100000\n")

@@ -57,7 +57,7 @@ def test_a_run_within_minutes_is_repeated_bit_for_bit(command: Command, tmp_path
     assert read_timetable(two) == read_timetable(one)
     assert weights(two) == weights(one)
     assert record_of(two)["training"] == record_of(one)["training"]
-    assert record_of(two)["minutes"] == 0.03
+    assert record_of(two)["training"]["minutes"] == 0.03
     assert command("info", one) == 0
     assert re.search(r"^training: [\d,]+ steps within 0\.03 min, ", command.out, re.M)
 
@@ -98,6 +98,36 @@ def test_another_text_is_not_the_same_training(command: Command, tmp_path: Path)
     other.write_text(TEXT.replace("bottles", "letters"), encoding="utf-8")
     assert command("train", other, "-o", two, "--repeat", one) == 0
     assert weights(two) != weights(one)  # allowed: it is a comparison of texts with all else equal
+    assert "train_data is not the text of the run in" in command.err
+
+
+def test_a_run_whose_end_was_moved_is_not_repeated(command: Command, tmp_path: Path) -> None:
+    text, one = text_file(tmp_path), tmp_path / "one"
+    assert command.train(text, "-o", one) == 0
+    assert command("train", "-o", one, "--resume", "--max-steps", "25") == 0
+    assert command("train", "-o", tmp_path / "two", "--repeat", one) == 1
+    assert "the end of this run was moved by --resume --max-steps" in command.err
+
+
+def test_a_repetition_takes_the_recorded_device_and_mentions_what_it_ignores(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, one, two = text_file(tmp_path), tmp_path / "one", tmp_path / "two"
+    assert command.train(text, "-o", one) == 0
+    monkeypatch.setenv("CHARLM_LEARNING_RATE", "0.5")
+    assert command("train", "-o", two, "--repeat", one) == 0
+    assert "a repeated run keeps its settings; ignored: CHARLM_LEARNING_RATE" in command.err
+    assert record_of(two)["device"] == record_of(one)["device"] == "cpu"
+
+
+def test_a_preset_that_is_none_is_refused(command: Command, tmp_path: Path) -> None:
+    text, one = text_file(tmp_path), tmp_path / "one"
+    assert command.train(text, "-o", one) == 0
+    record = one / "train.json"
+    record.write_text(json.dumps({**record_of(one), "preset": "\x1b[31mEVIL"}), encoding="utf-8")
+    assert command("train", "-o", tmp_path / "two", "--repeat", one) == 1
+    assert "must name a preset" in command.err
+    assert "\x1b" not in command.err
 
 
 def test_minutes_and_max_steps_may_stand_together(command: Command, tmp_path: Path) -> None:
@@ -156,6 +186,7 @@ def test_of_a_long_validation_text_both_models_score_the_same_part(
     assert record_of(run)["baseline"]["scored"] == 64
     assert command("info", run) == 0
     assert re.search(rf"^checkpoints: \d, losses{part}$", command.out, re.M)
+    assert re.search(rf"^baseline: .*, val loss \d\.\d+{part}$", command.out, re.M)
     assert command("eval", run, text, "--json") == 0
     assert json.loads(command.out)["n_chars"] == len(TEXT) - 1  # exact, whatever the training looked at
 

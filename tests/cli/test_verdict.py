@@ -59,13 +59,19 @@ def test_without_a_baseline_only_few_steps_are_said() -> None:
 
 
 def test_a_text_learnt_by_heart_is_too_short() -> None:
-    early = judged(trainer(minutes=1.0), result(1.9, best_step=300), NGRAM)
+    early = judged(trainer(minutes=1.0), result(1.9, best_step=300, chars_seen=9_000), NGRAM)
     seen_often = judged(trainer(minutes=1.0), result(1.9, reason="max_steps", chars_seen=36_000), NGRAM)
     for found in (early, seen_often):
         assert found is not None
         assert "0.40 nats behind counting: the text is too short for it" in found
         assert "ngram predicts better" in found
     assert "seen 10 times" in (seen_often or "")
+
+
+def test_a_loss_that_rose_in_the_first_epoch_is_no_matter_of_length() -> None:
+    found = judged(trainer(minutes=1.0), result(1.9, best_step=300), NGRAM)
+    assert found is not None
+    assert "its loss has risen since step 300: try a lower --learning-rate" in found
 
 
 def test_else_more_time_is_what_helps() -> None:

@@ -95,7 +95,7 @@ def test_a_run_takes_its_minutes(tmp_path: Path) -> None:
     assert timetable.evaluations[-1] == result.steps
     assert state_of(tmp_path / "run")["timetable"] == {**timetable.to_dict(), "repeats": False}
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    logged = [(line["step"], line["max_steps"]) for line in lines if line["kind"] == "end"]
+    logged = [(line["step"], line["end"]) for line in lines if line["kind"] == "end"]
     assert logged == list(timetable.ends)
     assert read_history(tmp_path / "run").eval_steps.tolist() == list(timetable.evaluations)
 
@@ -267,7 +267,7 @@ def test_of_a_long_validation_text_a_part_is_scored_each_time(tmp_path: Path) ->
     assert result.seconds <= 63
     assert state_of(tmp_path / "run")["best"]["n_left_out"] == result.final.n_left_out
     history = read_history(tmp_path / "run")
-    assert history.eval_chars == (result.final.n_chars, 8_999)
+    assert history.eval_part == (result.final.n_chars, 8_999)
     train, _ = tiny_split()
     resumed = Trainer.resume(tmp_path / "run", train, val_data=val, device=SlowDevice())
     assert resumed.last is not None
@@ -322,7 +322,7 @@ def test_max_steps_may_come_first() -> None:
 def test_a_run_that_has_not_ended_cannot_be_repeated(tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
         trainer(SlowDevice(), tmp_path / "run", callbacks=[StopAt(50)]).fit()
-    with pytest.raises(CheckpointError, match="has not ended yet"):
+    with pytest.raises(CheckpointError, match="has not come to its end yet"):
         read_timetable(tmp_path / "run")
 
 
@@ -345,7 +345,7 @@ def test_a_damaged_timetable_is_refused_before_anything_changes(tmp_path: Path) 
 
     def with_other_state(path: Path, run_id: str | None = None) -> module.Checkpoint:
         found = whole(path, run_id) if run_id is not None else whole(path)
-        bad = {"ends": [[5, 1]], "evaluations": [], "eval_chars": None, "repeats": False}
+        bad = {**Timetable().to_dict(), "ends": [[5, 1]], "repeats": False}
         return dataclasses.replace(found, state={**found.state, "timetable": bad})
 
     from charlm.training import resume as resuming
@@ -371,6 +371,54 @@ def test_the_data_must_still_be_the_same(tmp_path: Path) -> None:
         trainer(SlowDevice(), tmp_path / "run", callbacks=[StopAt(20)]).fit()
     with pytest.raises(CheckpointMismatchError):
         Trainer.resume(tmp_path / "run", val, val_data=train, device=SlowDevice())
+
+
+def test_a_timetable_belongs_to_a_run_with_minutes() -> None:
+    with pytest.raises(InputError, match="the config must have them, too"):
+        trainer(SlowDevice(), config=quick_config(), timetable=Timetable(ends=((5, 20),)))
+
+
+def test_patience_counts_in_a_repetition_what_it_counted_in_the_run(tmp_path: Path) -> None:
+    train, val = tiny_split()
+
+    class EndAt(Callback):
+        @override
+        def on_step_end(self, trainer: Trainer, record: Any) -> None:
+            if record.step == 25:
+                trainer.stop()
+
+    config = minute(patience=2, learning_rate=0.0, eval_interval=10)
+    first = trainer(SlowDevice(0.1), tmp_path / "run", config=config, callbacks=[EndAt()])
+    assert first.fit().steps == 25
+    resumed = Trainer.resume(
+        tmp_path / "run", train, val_data=val, device=SlowDevice(0.1), callbacks=[Callback()]
+    )
+    result = resumed.fit()
+    timetable = read_timetable(tmp_path / "run")
+    assert timetable.unscheduled == (25,)
+    again = trainer(SlowDevice(0.1), config=config, timetable=timetable).fit()
+    assert (again.steps, again.reason) == (result.steps, result.reason)
+
+
+def test_on_a_device_that_works_on_its_own_the_clock_waits_for_it() -> None:
+    class Working(SlowDevice):
+        waited = 0
+
+        @property
+        @override
+        def asynchronous(self) -> bool:
+            return True
+
+        @override
+        def synchronize(self) -> None:
+            self.waited += 1
+
+    device = Working()
+    steps = trainer(device, config=minute(log_interval=1_000)).fit().steps
+    assert device.waited >= steps
+    device = Working()
+    trainer(device, config=quick_config(log_interval=1_000)).fit()
+    assert device.waited == 0
 
 
 @pytest.mark.parametrize("timetable", [[(4, 10)], {"ends": []}, "runs/one"])

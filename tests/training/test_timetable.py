@@ -56,7 +56,7 @@ class Machine:
             last = self.keeper.after_step(self.step, self.now)
             due = self.keeper.is_evaluation_due(self.step) or last
             if due and self._evaluation_seconds:
-                self.keeper.record_evaluation(self.step)
+                self.keeper.record_evaluation(self.step, scheduled=True)
                 self.evaluated.append(self.step)
                 took = self._evaluation_seconds * self._step_seconds(self.now) / self._unhurried
                 self.now += took
@@ -167,7 +167,7 @@ def test_max_steps_ends_a_run_before_its_time() -> None:
     machine = Machine(config(max_steps=100), lambda _: 0.05)
     machine.run()
     assert machine.step == 100
-    assert machine.keeper.timetable.ends == ((25, 100),)
+    assert machine.keeper.timetable.ends == ((40, 100),)
 
 
 @pytest.mark.parametrize("each", [13.0, 25.0, 39.0, 61.0, 500.0])
@@ -182,6 +182,40 @@ def test_the_first_step_of_a_process_is_no_measure() -> None:
     machine = Machine(config(), lambda _: next(taken, 0.05), 0.0)
     machine.run(2)
     assert machine.keeper.expected_steps(2) == pytest.approx(2 + (60 - 8.05) / 0.05, abs=1)
+
+
+@pytest.mark.parametrize("first", [1.1, 8.0, 20.0, 40.0])
+def test_a_slow_first_step_decides_nothing(first: float) -> None:
+    taken = iter([first])
+    machine = Machine(config(learning_rate=1.0), lambda _: next(taken, 0.07), 0.0)
+    machine.run(1)
+    assert machine.keeper.expected_steps(1) is None
+    assert machine.keeper.timetable == Timetable()
+    machine.run()
+    assert abs(machine.now - 60) < 0.7
+    assert max(machine.rates) == 1.0  # after the whole of the warm-up
+    began = machine.keeper.timetable.ends[0][0]
+    taken = iter([4.0])
+    resumed = Machine(
+        config(), lambda _: next(taken, 0.07), 0.0, began=50.0, resumed=(began + 9, machine.keeper.timetable)
+    )
+    resumed.run(1)
+    assert resumed.keeper.timetable == machine.keeper.timetable
+
+
+def test_a_run_whose_end_is_known_is_the_one_without_a_clock() -> None:
+    timed = config(max_steps=60, warmup_steps=50, learning_rate=1.0)
+    machine = Machine(timed, lambda _: 0.07, 0.0)
+    machine.run()
+    plain = timed.replace(minutes=None)
+    assert machine.rates == pytest.approx([learning_rate_at(step, plain) for step in range(60)])
+
+
+@pytest.mark.parametrize("each", [0.3, 0.7, 1.3, 1.44, 2.0, 2.9])
+def test_evaluations_take_a_tenth_at_most_the_last_one_included(each: float) -> None:
+    machine = Machine(config(), lambda _: 0.05, each)
+    machine.run()
+    assert machine.evaluating <= max(EVALUATION_SHARE * 60, each) + 1e-9
 
 
 def test_before_any_step_nothing_is_expected_and_then_about_what_comes() -> None:
@@ -281,11 +315,18 @@ def test_what_is_no_timetable_is_refused(values: dict[str, object]) -> None:
 
 
 def test_a_wrong_timetable_cannot_be_made() -> None:
-    with pytest.raises(InputError, match="ends must be pairs"):
-        Timetable(ends=((4, 3),))
+    for ends in (((4, 3),), ((1,),), 5, ((1, "2"),), [(1, 2)]):
+        with pytest.raises(InputError, match="ends must be pairs"):
+            Timetable(ends=ends)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="ends must be fixed at steps that increase"):
+        Timetable(ends=((4, 9), (4, 8)))
+    with pytest.raises(InputError, match="unscheduled must be steps"):
+        Timetable(unscheduled=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="evaluations must be steps"):
         Timetable(evaluations=(2, 1))
     with pytest.raises(InputError, match="eval_chars must be at least 1"):
         Timetable(eval_chars=0)
+    with pytest.raises(InputError, match="eval_chars must be at least 1"):
+        Timetable(eval_chars="x")  # type: ignore[arg-type]
     assert Timetable().end is None
     assert not math.isnan(Timetable(ends=((1, 2),)).end or math.nan)
