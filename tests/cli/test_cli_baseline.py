@@ -78,6 +78,7 @@ def test_the_line_before_training_has_the_loss_of_the_model_that_is_saved(
         "loss_nats": wanted.loss_nats,
         "counted": len(train.ids),
         "scored": len(val.ids),
+        "n_left_out": 0,
         "entropy_nats": entropy_of(val),
     }
     saved = charlm.load(run / "ngram", device="cpu")
@@ -183,6 +184,7 @@ def test_info_has_one_line_for_it(command: Command, text: Path, run: Path) -> No
     assert json.loads(command.out)["baseline"] == {
         "damaged": False,
         "loss_nats": loss,
+        "part": None,
         "settings": model.config.to_dict(),
     }
     assert command("info", run / "ngram", "--verify") == 0
@@ -254,6 +256,7 @@ def test_of_a_long_text_only_a_part_is_counted_and_scored(
         "loss_nats": pytest.approx(sum(losses) / 6),
         "counted": 1_000,
         "scored": 96,
+        "n_left_out": 130,
         "entropy_nats": entropy_of(val),
     }
     assert f"n-gram  baseline {values['loss_nats']:.4f} nats on 96 characters, not beaten, " in command.err
