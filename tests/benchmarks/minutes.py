@@ -49,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of texts (default: 1 2)")
     parser.add_argument("--trainings", type=int, default=24, help="of loads (default: 24)")
     parser.add_argument("--seed", type=int, default=1, help="of loads (default: 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="of threads (default: 3)")
     args = parser.parse_args(argv)
     if args.quick:
-        args.minutes, args.threads, args.trainings = 0.1, args.threads[:1], 1
+        args.minutes, args.threads, args.trainings, args.rounds = 0.1, args.threads[:1], 1, 1
     measured_on = machine()
     results, text = {"texts": _texts, "loads": _loads, "threads": _threads}[args.what](args)
     report(f"minutes {args.what}", args, measured_on=measured_on, settings={}, results=results, text=text)
@@ -274,9 +275,8 @@ def _threads(args: argparse.Namespace) -> tuple[Json, str]:
         "passive": {"OMP_WAIT_POLICY": "passive"},
         "one thread": {"OMP_NUM_THREADS": "1"},
     }
-    rounds = 1 if args.quick else 5
     steps: dict[str, dict[str, list[float]]] = {name: {} for name in settings}
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for name, environment in settings.items():
             for beside in ("alone", "2 busy", "a second"):
                 busy = 2 if beside == "2 busy" else 0
