@@ -110,13 +110,14 @@ def score_baseline(
         val: the validation text, if there is one.
         tokenizer: of both.
         console: where it is said.
-        eval_chars: how much of the validation text the training's evaluations score; None: all of it.
+        eval_chars: how much of the validation text the training's evaluations score: so much is scored here,
+            too. None: all of it, and here no more than is sensible.
     """
     began = time.perf_counter()
     result = None
     if val is not None:
         most = max(_MOST_SCORED // tokenizer.vocab_size, _LEAST_SCORED, val.block_size + 1)
-        result = evaluate(counted.model, val, max_chars=min(most, eval_chars or most))
+        result = evaluate(counted.model, val, max_chars=most if eval_chars is None else eval_chars)
     values: dict[str, object] = {
         "order": counted.model.order,
         "loss_nats": None if result is None else result.loss_nats,

@@ -34,6 +34,7 @@ _HOUR = 3600.0
 _MINUTES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # to recommend
 _MANY_STEPS = 0.75  # of those of the measured runs: with fewer, a training does not come to what they came to
 _ALIKE = 3.5  # texts are of about the same length if neither is longer than this many of the other
+_AS_MANY = 1.7  # and runs make about as many steps
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class _Measured:
     ahead: float
 
 
-# docs/experiments.md, "Presets and n-grams": English texts, Python's documentation and its source code.
+# docs/experiments.md, "Presets and n-grams": prose in English and Chinese, documentation and source code.
 _MEASURED: Sequence[_Measured] = (
     _Measured("cpu-10s", 9_000, 87, -0.2015),
+    _Measured("cpu-10s", 18_000, 175, -0.1304),
     _Measured("cpu-10s", 27_000, 263, -0.1161),
     _Measured("cpu-10s", 90_000, 320, -0.0770),
     _Measured("cpu-10s", 418_543, 320, -0.1917),
@@ -58,10 +60,20 @@ _MEASURED: Sequence[_Measured] = (
     _Measured("cpu-1min", 90_000, 351, -0.0128),
     _Measured("cpu-1min", 270_000, 1_054, 0.0202),
     _Measured("cpu-1min", 418_543, 1_200, 0.0146),
+    _Measured("cpu-1min", 453_004, 393, -0.1308),
+    _Measured("cpu-1min", 453_004, 609, -0.0695),
+    _Measured("cpu-1min", 1_003_854, 455, -0.1064),
+    _Measured("cpu-1min", 1_003_854, 605, -0.0488),
+    _Measured("cpu-1min", 1_003_854, 770, -0.0205),
+    _Measured("cpu-1min", 1_003_854, 810, -0.0227),
     _Measured("cpu-1min", 1_003_854, 1_028, 0.0074),
     _Measured("cpu-1min", 1_003_854, 1_258, 0.0161),
     _Measured("cpu-1min", 1_003_854, 1_609, 0.0326),
     _Measured("cpu-1min", 1_350_000, 1_200, 0.0808),
+    _Measured("cpu-1min", 3_963_970, 429, -0.0775),
+    _Measured("cpu-1min", 3_963_970, 676, -0.0359),
+    _Measured("cpu-1min", 4_230_000, 466, 0.0287),
+    _Measured("cpu-1min", 4_230_000, 633, 0.0702),
     _Measured("cpu-5min", 1_003_854, 2_000, 0.0421),
     _Measured("cpu-5min", 1_003_854, 2_000, 0.0455),
 )
@@ -169,6 +181,7 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         for run in _MEASURED
         if run.preset == advice.preset and 1 / _ALIKE <= run.train_chars / len(train.ids) <= _ALIKE
     ]
+    runs = [run for run in runs if 1 / _AS_MANY <= run.steps / steps <= _AS_MANY] or runs
     usual = min((run.steps for run in runs), default=None)
     return Guess(
         preset=advice.preset,

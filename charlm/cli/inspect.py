@@ -166,7 +166,7 @@ def _loss(report: TextReport, guessed: Guess) -> Iterator[tuple[str, str]]:
         "loss",
         f"{low:.2f} to {high:.2f} nats, a guess: {guessed.preset} ended {_beside(*ahead)} its n-gram model",
     )
-    yield "", "on English texts and source code of about this length; other kinds of text may differ"
+    yield "", "on prose and source code of about this length; lists and other kinds of text may differ"
     if guessed.too_few:
         yield "", f"there it made {guessed.usual_steps:,} steps or more: expect a worse loss than that"
     elif high < ngram:

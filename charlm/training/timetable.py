@@ -27,7 +27,7 @@ __all__ = [
 EVALUATION_SHARE = 0.1
 """The most of a run's time that its evaluations take, with the checkpoints that come with them."""
 
-LONGEST_EVALUATION = EVALUATION_SHARE / 3
+LONGEST_EVALUATION = 0.4 * EVALUATION_SHARE
 """The most of a run's time that one of them takes, where the text is too long to be scored whole."""
 
 _FIFTH, _MOST_SECONDS = 0.2, 120.0  # between evaluations: a share of the time, and no more than this
@@ -262,10 +262,13 @@ class Timekeeper:
 
     @property
     def _next_evaluation_seconds(self) -> float:
-        """What an evaluation would take now: the last one's time, at the speed of the steps then and now."""
+        """What an evaluation would take now: the last one's time, at the speed of the steps then and now.
+
+        The machine may have changed just at the last one, so no more than twice its time is believed.
+        """
         if self._timed < 2 or not self._step_seconds_then:
             return self._evaluation_seconds
-        return self._evaluation_seconds * self._step_seconds / self._step_seconds_then
+        return self._evaluation_seconds * min(self._step_seconds / self._step_seconds_then, 2.0)
 
     def _time_step(self, elapsed: float, seconds: float) -> None:
         # The first step of a process takes longer than any other: the second takes its place.

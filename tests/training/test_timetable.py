@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from charlm.errors import FileFormatError, InputError
@@ -97,6 +97,7 @@ def speed(mood: Sequence[tuple[float, float]], each: float) -> Callable[[float],
 
 
 @settings(max_examples=300, deadline=None)
+@example(mood=[(12.0, 4.0)], each=0.5, evaluation=0.6)
 @given(mood=moods, each=st.floats(0.01, 0.6), evaluation=st.sampled_from([0.0, 0.05, 0.6]))
 def test_whatever_the_machine_does_the_time_is_kept(
     mood: list[tuple[float, float]], each: float, evaluation: float
