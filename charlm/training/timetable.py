@@ -138,9 +138,11 @@ class Timekeeper:
 
     Attributes:
         timetable: what was decided up to now; of a repetition, all of it.
+        repeats: whether this is a repetition.
     """
 
     timetable: Timetable
+    repeats: bool
 
     def __init__(self, config: TrainerConfig, repeat: Timetable | None = None) -> None:
         self._config = config
