@@ -231,7 +231,7 @@ class Timekeeper:
         if interval is not None:
             return step % interval == 0
         every = evaluation_interval_seconds(self._seconds)
-        return self._now // every > self._evaluated_at // every
+        return self._now < self._seconds and self._now // every > self._evaluated_at // every
 
     def is_counted(self, step: int) -> bool:
         """Return whether `patience` counts the evaluation after a step, if it is due there."""

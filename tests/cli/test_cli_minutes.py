@@ -48,18 +48,18 @@ def record_of(run: Path) -> dict[str, Any]:
 
 def test_a_run_within_minutes_is_repeated_bit_for_bit(command: Command, tmp_path: Path) -> None:
     text, one, two = text_file(tmp_path), tmp_path / "one", tmp_path / "two"
-    assert command("train", text, "-o", one, *SMALL, "--minutes", "0.03", "--seed", "5") == 0
+    assert command("train", text, "-o", one, *SMALL, "--minutes", "0.06", "--seed", "5") == 0
     assert re.search(
-        r"^steps   as many as fit into 0.03 min; each 2 blocks of 16 characters$", command.err, re.M
+        r"^steps   as many as fit into 0.06 min; each 2 blocks of 16 characters$", command.err, re.M
     )
     assert command("train", "-o", two, "--repeat", one) == 0
     assert "steps   those of the run that is repeated; each 2 blocks" in command.err
     assert read_timetable(two) == read_timetable(one)
     assert weights(two) == weights(one)
     assert record_of(two)["training"] == record_of(one)["training"]
-    assert record_of(two)["training"]["minutes"] == 0.03
+    assert record_of(two)["training"]["minutes"] == 0.06
     assert command("info", one) == 0
-    assert re.search(r"^training: [\d,]+ steps within 0\.03 min, ", command.out, re.M)
+    assert re.search(r"^training: [\d,]+ steps within 0\.06 min, ", command.out, re.M)
 
 
 def test_a_run_of_steps_is_repeated_too(command: Command, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_run_that_is_not_there_or_not_ended_is_not_repeated(command: Command, 
 
 def test_another_text_is_not_the_same_training(command: Command, tmp_path: Path) -> None:
     text, one, two = text_file(tmp_path), tmp_path / "one", tmp_path / "two"
-    assert command("train", text, "-o", one, *SMALL, "--minutes", "0.03") == 0
+    assert command("train", text, "-o", one, *SMALL, "--minutes", "0.06") == 0
     other = tmp_path / "other.txt"
     other.write_text(TEXT.replace("bottles", "letters"), encoding="utf-8")
     assert command("train", other, "-o", two, "--repeat", one) == 0
@@ -151,7 +151,7 @@ def test_minutes_may_come_from_the_file_and_the_environment(
 
 def test_a_cosine_says_that_its_end_is_an_estimate(command: Command, tmp_path: Path) -> None:
     text, run = text_file(tmp_path), tmp_path / "run"
-    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.03", "--schedule", "cosine") == 0
+    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.06", "--schedule", "cosine") == 0
     found = re.search(
         r"^note    cosine needs its end beforehand: it falls over ([\d,]+) steps, an", command.err, re.M
     )
@@ -161,7 +161,7 @@ def test_a_cosine_says_that_its_end_is_an_estimate(command: Command, tmp_path: P
 
 def test_without_validation_text_the_last_step_has_its_line(command: Command, tmp_path: Path) -> None:
     text, run = text_file(tmp_path), tmp_path / "run"
-    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.03", "--val-fraction", "0") == 0
+    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.06", "--val-fraction", "0") == 0
     lines = [line for line in command.err.splitlines() if line.startswith("step ")]
     steps = read_timetable(run).end
     assert lines[-1].startswith(f"step {steps:,}  train loss ")
@@ -173,7 +173,7 @@ def test_of_a_long_validation_text_both_models_score_the_same_part(
 ) -> None:
     monkeypatch.setattr(fit, "chars_within", lambda *_, **__: (64, 0.1))
     text, run = text_file(tmp_path), tmp_path / "run"
-    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.03") == 0
+    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.06") == 0
     val = len(TEXT) - int(0.9 * len(TEXT))
     part = f" on 64 of {val - 1} characters"
     assert re.search(rf"^n-gram  baseline of order 7, .* bits/char\){part}$", command.err, re.M)
@@ -208,10 +208,10 @@ def test_few_steps_are_said_before_and_after(
     monkeypatch.setattr("charlm.cli.progress.FEW_STEPS", 10**9)
     monkeypatch.setattr("charlm.cli.progress._PACE_SECONDS", 0.0)
     text, run = text_file(tmp_path), tmp_path / "run"
-    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.03", "--no-baseline") == 0
+    assert command("train", text, "-o", run, *SMALL, "--minutes", "0.06", "--no-baseline") == 0
     assert re.search(r"^pace    about [\d,]+ steps in all$", command.err, re.M)
     assert re.search(
-        r"^charlm: warning: only about [\d,]+ steps fit into 0\.03 min, too few", command.err, re.M
+        r"^charlm: warning: only about [\d,]+ steps fit into 0\.06 min, too few", command.err, re.M
     )
     assert re.search(r"^note    [\d,]+ steps are too few to learn much from", command.err, re.M)
 

@@ -128,7 +128,7 @@ def test_a_budget_in_minutes_becomes_steps(command: Command, text: Path, run: Pa
 
 def test_a_budget_counts_the_evaluations_that_were_asked_for(command: Command, text: Path, run: Path) -> None:
     flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--device", "cpu")
-    assert command("train", text, "-o", run, *flags, "--minutes", "0.03", "--eval-interval", "50") == 0
+    assert command("train", text, "-o", run, *flags, "--minutes", "0.06", "--eval-interval", "50") == 0
     assert record_of(run)["training"]["eval_interval"] == 50
     *scheduled, last = read_timetable(run).evaluations
     assert all(step % 50 == 0 for step in scheduled)  # some may be left out
