@@ -363,3 +363,11 @@ def test_the_name_of_the_run_is_that_of_the_first_file(
         (tmp_path / file).write_text(CORPUS, encoding="utf-8")
         assert command("inspect", file) == 0
         assert f" -o {name} --minutes 1" in lines(command)["command"]
+
+
+def test_no_training_is_recommended_for_a_text_that_is_unlike_its_beginning(
+    command: Command, tmp_path: Path, quick: dict[str, Any]
+) -> None:
+    quick["unlike"] = True
+    assert command("inspect", text_file(tmp_path, CORPUS), "--json") == 0
+    assert json.loads(command.out)["command"] is None

@@ -384,20 +384,21 @@ def test_patience_counts_in_a_repetition_what_it_counted_in_the_run(tmp_path: Pa
     class EndAt(Callback):
         @override
         def on_step_end(self, trainer: Trainer, record: Any) -> None:
-            if record.step == 25:
+            if record.step in {25, 35}:
                 trainer.stop()
 
+    def resumed() -> Trainer:
+        device = SlowDevice(0.1)
+        return Trainer.resume(tmp_path / "run", train, val_data=val, device=device, callbacks=[EndAt()])
+
     config = minute(patience=2, learning_rate=0.0, eval_interval=10)
-    first = trainer(SlowDevice(0.1), tmp_path / "run", config=config, callbacks=[EndAt()])
-    assert first.fit().steps == 25
-    resumed = Trainer.resume(
-        tmp_path / "run", train, val_data=val, device=SlowDevice(0.1), callbacks=[Callback()]
-    )
-    result = resumed.fit()
+    assert trainer(SlowDevice(0.1), tmp_path / "run", config=config, callbacks=[EndAt()]).fit().steps == 25
+    assert resumed().fit().steps == 35
+    assert resumed().fit().steps == 40  # 25 is the best, 30 and 40 are no better, and 35 does not count
     timetable = read_timetable(tmp_path / "run")
-    assert timetable.unscheduled == (25,)
+    assert (timetable.evaluations, timetable.unscheduled) == ((25, 30, 35, 40), (25, 35))
     again = trainer(SlowDevice(0.1), config=config, timetable=timetable).fit()
-    assert (again.steps, again.reason) == (result.steps, result.reason)
+    assert (again.steps, again.reason) == (40, "patience")
 
 
 def test_on_a_device_that_works_on_its_own_the_clock_waits_for_it() -> None:
