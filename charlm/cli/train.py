@@ -27,8 +27,8 @@ from charlm.cli.settings import (
 )
 from charlm.cli.signals import Signals
 from charlm.errors import CorpusError
+from charlm.files.folders import cache_folder
 from charlm.models.config import PresetName
-from charlm.text.download import cache_folder
 
 __all__ = ["run"]
 

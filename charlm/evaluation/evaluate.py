@@ -19,8 +19,8 @@ from charlm.backends.base import DeviceBackend
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
-from charlm.generation.plain import evaluation_mode
 from charlm.models.base import LanguageModel
+from charlm.modes import evaluation_mode
 
 __all__ = ["EvalResult", "default_batch_size", "evaluate", "predictions"]
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-from charlm.text.download import cache_folder
+from charlm.files.folders import cache_folder
 
 __all__ = ["Choice", "Layer", "Matrix", "Model", "NGrams", "Pass", "library"]
 

@@ -7,10 +7,7 @@ kept. It knows a model only as something that maps ids to logits (`Predictor`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import Lock
 from typing import Protocol, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +16,9 @@ from typing_extensions import override
 from charlm.generation.cache import KVCache
 from charlm.generation.options import Overflow
 from charlm.generation.state import PredictionState, context_start
+from charlm.modes import evaluation_mode
 
-__all__ = ["PlainState", "Predictor", "evaluation_mode"]
+__all__ = ["PlainState", "Predictor"]
 
 
 class Predictor(Protocol):
@@ -219,32 +217,3 @@ class _Group:
 def _lasting() -> torch.inference_mode:
     """Let what is made inside be written to later, when the caller has left his inference mode."""
     return torch.inference_mode(mode=False)
-
-
-_evaluating: WeakKeyDictionary[object, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
-_evaluating_lock = Lock()
-
-
-@contextmanager
-def evaluation_mode(model: Predictor | nn.Module) -> Iterator[None]:
-    """Switch dropout off inside the block; each submodule then gets back the flag that it had.
-
-    The flags belong to the model, so of several threads that use it at once the last one out restores them.
-    """
-    with _evaluating_lock:
-        users, training = _evaluating.get(model, (0, []))
-        if users == 0:
-            training = [module for module in model.modules() if module.training]
-            for module in training:
-                module.training = False
-        _evaluating[model] = users + 1, training
-    try:
-        yield
-    finally:
-        with _evaluating_lock:
-            users, training = _evaluating.pop(model)
-            if users > 1:
-                _evaluating[model] = users - 1, training
-            else:
-                for module in training:
-                    module.training = True

@@ -19,13 +19,13 @@ from charlm.errors import ConfigError, InputError
 from charlm.generation.cache import KVCache
 from charlm.generation.fast import fast_state
 from charlm.generation.options import Overflow
-from charlm.generation.plain import evaluation_mode
 from charlm.generation.state import PredictionState
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
 from charlm.models.decoder import decoder_weights, is_plain
 from charlm.models.layers import Block, Dropout, make_norm, rotary_tables
 from charlm.models.memory import check_fits
+from charlm.modes import evaluation_mode
 
 __all__ = ["GPT", "Transformer"]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charlm.errors import InputError, shown
-from charlm.generation.plain import evaluation_mode
 from charlm.models.base import LanguageModel
+from charlm.modes import evaluation_mode
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable, token_labels
 from charlm.text.tokenizer import Tokenizer

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, quoted
 from charlm.files import atomic, reading
-from charlm.text.download import Download, cache_folder, fetch
+from charlm.files.folders import cache_folder
+from charlm.text.download import Download, fetch
 
 __all__ = ["load_corpus", "read_text"]
 

@@ -1,30 +1,26 @@
 """A checked download: the bytes that were expected, or an error that says what came instead.
 
 What is wanted is known to the last bit (`Download.sha256`), so nothing that a server, a proxy or a login
-page answers can pass for it. Knows nothing of texts; where the bytes are kept is the caller's business,
-in the folder that `cache_folder` names.
+page answers can pass for it. Knows nothing of texts; where the bytes are kept is the caller's business.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-import sys
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from typing_extensions import override
 
 from charlm.errors import CorpusError, quoted
 
-__all__ = ["Download", "cache_folder", "fetch"]
+__all__ = ["Download", "fetch"]
 
 _PIECE = 2**16
 
@@ -94,32 +90,6 @@ def fetch(wanted: Download) -> bytes:
             f"{hashlib.sha256(data).hexdigest()} came; a proxy or a login page may have answered",
         )
     return data
-
-
-def cache_folder() -> Path:
-    """Return the folder for what can be downloaded again.
-
-    It is `$CHARLM_CACHE_DIR`; else `$XDG_CACHE_HOME/charlm` where that is an absolute path; else what the
-    operating system's conventions name.
-
-    Raises:
-        CorpusError: the user has no home directory, and none of the variables is set.
-    """
-    if chosen := os.environ.get("CHARLM_CACHE_DIR"):
-        return Path(chosen)
-    if (xdg := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
-        return xdg / "charlm"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local, "charlm", "Cache")
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        raise CorpusError(
-            "there is no home directory for the cache; set CHARLM_CACHE_DIR to a folder"
-        ) from error
-    if sys.platform == "win32":
-        return home / "AppData" / "Local" / "charlm" / "Cache"
-    return home / "Library" / "Caches" / "charlm" if sys.platform == "darwin" else home / ".cache" / "charlm"
 
 
 def _received(wanted: Download) -> bytes:

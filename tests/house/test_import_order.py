@@ -14,7 +14,7 @@ import charlm
 
 PACKAGE = Path(charlm.__file__).parent
 ORDER = [
-    {"errors", "config", "randomness"},
+    {"errors", "config", "randomness", "modes"},
     {"files"},
     {"text"},
     {"backends", "data"},

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from charlm.generation import Overflow, SamplingOptions
-from charlm.generation.plain import evaluation_mode
 from charlm.models.base import LanguageModel
+from charlm.modes import evaluation_mode
 from charlm.randomness import uniforms
 
 __all__ = ["plain_choice", "plain_log_probs", "plain_logits", "plain_text", "plain_window"]
