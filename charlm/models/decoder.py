@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from charlm.generation.packing import DecoderWeights, LayerWeights
-from charlm.models.layers import Block, CausalSelfAttention, Dropout, FeedForward, RMSNorm, rotary_tables
+from charlm.models.layers import Block, CausalSelfAttention, Dropout, FeedForward, RMSNorm
+from charlm.models.ops import rotary_tables
 
 if TYPE_CHECKING:
     from charlm.models.gpt import GPT

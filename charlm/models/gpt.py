@@ -23,8 +23,9 @@ from charlm.generation.state import PredictionState
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
 from charlm.models.decoder import decoder_weights, is_plain
-from charlm.models.layers import Block, Dropout, make_norm, rotary_tables
+from charlm.models.layers import Block, Dropout, make_norm
 from charlm.models.memory import check_fits
+from charlm.models.ops import rotary_tables
 from charlm.modes import evaluation_mode
 
 __all__ = ["GPT", "Transformer"]

@@ -14,9 +14,9 @@ from charlm.errors import NotEnoughMemoryError
 from charlm.evaluation.evaluate import default_batch_size
 from charlm.models.base import LanguageModel
 from charlm.models.config import GPTConfig
-from charlm.models.fast import LONGEST
 from charlm.models.gpt import GPT
 from charlm.models.memory import in_units
+from charlm.models.ops import LONGEST_PLAIN
 from charlm.training.config import TrainerConfig
 
 __all__ = ["check_memory", "training_bytes"]
@@ -128,7 +128,7 @@ def training_bytes(
     pass_over_text = 3 * V  # floats a character
     if gpt is not None:
         gpt = gpt.replace(block_size=min(T, gpt.block_size))
-        fused = not on_cpu or T > LONGEST
+        fused = not on_cpu or T > LONGEST_PLAIN
         step = gpt.training_memory_bytes(
             B,
             fused_attention=fused and not (on_cpu and gpt.dropout),

@@ -129,7 +129,7 @@ def linear_for_a_norm(model: GPT) -> None:
 
 
 def another_norm(model: GPT) -> None:
-    model.transformer.ln_f = RMSNorm(model.config.n_embd, eps=1e-6, elementwise_affine=False)
+    model.transformer.ln_f = RMSNorm(model.config.n_embd)
 
 
 def another_epsilon(model: GPT) -> None:

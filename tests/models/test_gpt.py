@@ -15,7 +15,7 @@ from charlm.errors import InputError
 from charlm.generation.cache import KVCache, LayerCache
 from charlm.models.config import PRESETS, GPTConfig, PresetName
 from charlm.models.gpt import GPT
-from charlm.models.layers import fused_attention, plain_attention, rotary_tables, rotate
+from charlm.models.ops import fused_attention, plain_attention, rotary_tables, rotate
 
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 

@@ -1,10 +1,10 @@
-"""Parts of a GPT with their derivatives written out, for training on a CPU.
+"""Four functions of `ops.py` with their derivatives written out, for training on a CPU.
 
-`layers.py` is what is computed, to be read; this file computes the same with fewer passes over memory, and
+`ops.py` is what is computed, to be read; this file computes the same with fewer passes over memory, and
 knows nothing else. A short context on a CPU spends more time between matrix products than in them: autograd
 keeps and re-reads each intermediate tensor of a norm, a rotation or a softmax, and torch's fused attention
 has a slow backward pass there. The tests hold each function equal to the plain one, value and gradient.
-`usable` says where they apply; elsewhere the plain code runs. They differentiate once.
+They differentiate once. `ops.py` chooses where they run.
 """
 
 from __future__ import annotations
@@ -17,22 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["causal_attention", "dropout", "relu_squared_mlp", "rms_norm", "usable"]
-
-LONGEST = 512
-"""T up to which attention weights kept in full are faster than torch's fused kernel."""
-
-
-def usable(x: Tensor) -> bool:
-    """Return whether these functions can stand in for the plain ones: on a CPU, and not inside a transform.
-
-    `torch.compile` fuses the plain code itself, and `torch.func` cannot look into a derivative given here.
-    """
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
+__all__ = ["causal_attention", "dropout", "relu_squared_mlp", "rms_norm"]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -42,7 +27,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Return x divided by the root mean square of its last dimension, in the type of matrix products.
 
     Args:
@@ -62,7 +47,7 @@ def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 def causal_attention(
     qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool, eps: float = 1e-6
 ) -> Tensor:
-    """Do what `CausalSelfAttention` does between its two projections, without dropout.
+    """Do what `ops.causal_attention` does, without dropout and cache.
 
     Args:
         qkv: (B, T, 3 C), queries, keys and values side by side.

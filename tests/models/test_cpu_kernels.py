@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.plain_gpt import plain_logits
 from reference.tiny_models import random_ids, tiny_config, tiny_gpt
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
-from charlm.models import fast
-from charlm.models.layers import plain_attention, rotary_tables, rotate
+from charlm.models import cpu_kernels
+from charlm.models.layers import FeedForward
+from charlm.models.ops import LONGEST_PLAIN, plain_attention, rotary_tables, rotate
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -57,7 +60,7 @@ def test_attention_is_that_of_autograd_in_value_and_gradient(
 ) -> None:
     qkv = draw(B, T, 6 * H * half, seed=T)
     tables = rotary_tables(3, T, 2 * half, torch.device("cpu")) if rotary else None
-    ours = fast.causal_attention(qkv, H, tables, qk_norm=qk_norm)
+    ours = cpu_kernels.causal_attention(qkv, H, tables, qk_norm=qk_norm)
     plain = attention_of_autograd(qkv, H, tables, qk_norm=qk_norm)
     for one, other in both(ours, plain, qkv):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
@@ -67,7 +70,7 @@ def test_attention_is_that_of_autograd_in_value_and_gradient(
 @given(rows=st.integers(1, 7), C=st.integers(1, 9), scale=st.sampled_from([1e-6, 1e-2, 1.0, 1e3]))
 def test_the_norm_is_that_of_autograd_in_value_and_gradient(rows: int, C: int, scale: float) -> None:
     x = draw(rows, 2, C)
-    ours = fast.rms_norm(x * scale)
+    ours = cpu_kernels.rms_norm(x * scale, 1e-6)
     plain = F.rms_norm(x * scale, (C,), eps=1e-6)
     for one, other in both(ours, plain, x):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
@@ -79,7 +82,7 @@ def test_the_feed_forward_network_is_that_of_autograd_in_value_and_gradient(
     rows: int, C: int, hidden: int
 ) -> None:
     x, up, down = draw(rows, 2, C), draw(hidden, C, seed=1), draw(C, hidden, seed=2)
-    ours = fast.relu_squared_mlp(x, up, down)
+    ours = cpu_kernels.relu_squared_mlp(x, up, down)
     plain = F.relu(x @ up.T).square() @ down.T
     for one, other in both(ours, plain, x, up, down):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
@@ -90,20 +93,20 @@ def test_the_feed_forward_network_is_that_of_autograd_in_value_and_gradient(
 def test_dropout_sets_its_share_to_zero_and_keeps_the_mean(p: float, seed: int) -> None:
     x = torch.ones(100, 401, dtype=torch.float64).requires_grad_()
     torch.manual_seed(seed)
-    y = fast.dropout(x, p)
+    y = cpu_kernels.dropout(x, p)
     share = float((y == 0).double().mean())
     assert abs(share - p) < 6 * math.sqrt(p * (1 - p) / x.numel()) + 2**-16  # one in 5e8 fails by chance
     assert float(y.detach().max()) * (1 - round(p * 2**16) / 2**16) == pytest.approx(1) or share == 1
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gradient, y.detach())
     torch.manual_seed(seed)
-    assert torch.equal(fast.dropout(x, p), y)
-    assert p in {0.0, 1e-6, 0.99999} or not torch.equal(fast.dropout(x, p), y)
+    assert torch.equal(cpu_kernels.dropout(x, p), y)
+    assert p in {0.0, 1e-6, 0.99999} or not torch.equal(cpu_kernels.dropout(x, p), y)
 
 
 def test_dropout_drops_rows_and_columns_alike() -> None:
     torch.manual_seed(0)
-    kept = fast.dropout(torch.ones(400, 400, dtype=torch.bfloat16), 0.3) > 0
+    kept = cpu_kernels.dropout(torch.ones(400, 400, dtype=torch.bfloat16), 0.3) > 0
     assert kept[:, 1:].ne(kept[:, :-1]).double().mean() == pytest.approx(2 * 0.3 * 0.7, abs=0.01)
     assert (kept.double().mean(0) - 0.7).abs().max() < 0.14
     assert (kept.double().mean(1) - 0.7).abs().max() < 0.14
@@ -113,8 +116,8 @@ def test_under_autocast_results_are_bfloat16_and_gradients_of_weights_float32() 
     x, up, down = (draw(*shape, dtype=torch.float32) for shape in [(40, 16), (32, 16), (16, 32)])
     qkv = draw(2, 20, 48, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        normed, out = fast.rms_norm(x), fast.relu_squared_mlp(x, up, down)
-        attended = fast.causal_attention(qkv.bfloat16(), 2, None, qk_norm=True)
+        normed, out = cpu_kernels.rms_norm(x, 1e-6), cpu_kernels.relu_squared_mlp(x, up, down)
+        attended = cpu_kernels.causal_attention(qkv.bfloat16(), 2, None, qk_norm=True)
     assert {normed.dtype, out.dtype, attended.dtype} == {torch.bfloat16}
     plain = F.relu(x @ up.T).square() @ down.T
     for one, other in both(out, plain, x, up, down)[1:]:
@@ -137,27 +140,27 @@ def test_a_model_of_float64_stays_float64_under_autocast() -> None:
 
 def test_what_is_masked_out_gets_no_gradient_even_where_scores_are_huge() -> None:
     qkv = (1e3 * draw(1, 5, 12)).detach().requires_grad_()
-    y = fast.causal_attention(qkv, 1, None, qk_norm=False)
+    y = cpu_kernels.causal_attention(qkv, 1, None, qk_norm=False)
     (gradient,) = torch.autograd.grad(y[0, 1].sum(), qkv)
     assert torch.equal(gradient[0, 2:], torch.zeros(3, 12, dtype=torch.float64))
     assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("T", [4, fast.LONGEST + 1])
+@pytest.mark.parametrize("T", [4, LONGEST_PLAIN + 1])
 def test_long_contexts_and_dropout_take_the_plain_path(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
-    original = fast.causal_attention
+    original = cpu_kernels.causal_attention
 
     def spy(qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool) -> Tensor:
         called.append(n_head)
         return original(qkv, n_head, rotary, qk_norm=qk_norm)
 
-    monkeypatch.setattr(fast, "causal_attention", spy)
+    monkeypatch.setattr(cpu_kernels, "causal_attention", spy)
     config = tiny_config("cpu-1min").replace(block_size=T, n_layer=1, dropout=0.5, attention_dropout=None)
     model = tiny_gpt(config)
     idx = random_ids(config, 1, T)
     model.eval()(idx)
-    assert bool(called) == (T <= fast.LONGEST)
+    assert bool(called) == (T <= LONGEST_PLAIN)
     called.clear()
     model.train()(idx)
     assert not called
@@ -181,15 +184,15 @@ def test_torch_func_sees_the_plain_code_and_gets_its_derivatives() -> None:
 
 def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     x = draw(3, 4)
-    (first,) = torch.autograd.grad(fast.rms_norm(x).square().sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(cpu_kernels.rms_norm(x, 1e-6).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
 
 def test_the_longest_context_still_agrees_with_the_plain_implementation() -> None:
-    config = tiny_config("cpu-1min").replace(block_size=fast.LONGEST + 3, n_layer=1)
+    config = tiny_config("cpu-1min").replace(block_size=LONGEST_PLAIN + 3, n_layer=1)
     model = tiny_gpt(config)
-    for T in (fast.LONGEST, fast.LONGEST + 3):
+    for T in (LONGEST_PLAIN, LONGEST_PLAIN + 3):
         idx = random_ids(config, 1, T)
         with torch.no_grad():
             expected = plain_logits(config, model.state_dict(), idx)
@@ -198,6 +201,50 @@ def test_the_longest_context_still_agrees_with_the_plain_implementation() -> Non
 
 def test_not_a_number_is_passed_on() -> None:
     x = torch.full((2, 3, 12), math.nan)
-    assert fast.rms_norm(x).isnan().all()
-    assert fast.causal_attention(x, 1, None, qk_norm=True).isnan().all()
-    assert fast.relu_squared_mlp(x, torch.ones(4, 12), torch.ones(12, 4)).isnan().all()
+    assert cpu_kernels.rms_norm(x, 1e-6).isnan().all()
+    assert cpu_kernels.causal_attention(x, 1, None, qk_norm=True).isnan().all()
+    assert cpu_kernels.relu_squared_mlp(x, torch.ones(4, 12), torch.ones(12, 4)).isnan().all()
+
+
+class Doubled(nn.Linear):
+    """An adapter, as people put it in the place of a linear layer."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def adapter(mlp: FeedForward, name: str) -> None:
+    old = mlp.get_submodule(name)
+    assert isinstance(old, nn.Linear)
+    new = Doubled(old.in_features, old.out_features, bias=False)
+    new.load_state_dict(old.state_dict())
+    setattr(mlp, name, new)
+
+
+def hook(mlp: FeedForward, name: str) -> None:
+    mlp.get_submodule(name).register_forward_hook(lambda _m, _args, out: 2 * out)
+
+
+def bias(mlp: FeedForward, name: str) -> None:
+    old = mlp.get_submodule(name)
+    assert isinstance(old, nn.Linear)
+    new = nn.Linear(old.in_features, old.out_features)
+    new.load_state_dict({**old.state_dict(), "bias": torch.ones(old.out_features)})
+    setattr(mlp, name, new)
+
+
+@pytest.mark.parametrize("change", [adapter, hook, bias])
+@pytest.mark.parametrize("name", ["c_fc", "c_proj"])
+def test_a_layer_that_was_replaced_or_hooked_is_asked_itself(
+    name: str, change: Callable[[FeedForward, str], None]
+) -> None:
+    model = tiny_gpt(tiny_config("cpu-1min"))
+    mlp = model.get_submodule("transformer.h.0.mlp")
+    assert isinstance(mlp, FeedForward)
+    x = draw(2, 5, model.config.n_embd, dtype=torch.float32).detach()
+    before = mlp(x)
+    change(mlp, name)
+    hidden = F.relu(mlp.c_fc(x)).square()
+    assert torch.equal(mlp(x), mlp.c_proj(hidden))
+    assert not torch.allclose(mlp(x), before, atol=1e-4)

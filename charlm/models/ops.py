@@ -1,0 +1,234 @@
+"""What the layers compute: attention, norm, dropout and the feed-forward network, written plainly.
+
+`layers.py` holds the parameters and calls these. Four of them have a quicker way on a CPU, in
+`cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_by_hand` chooses.
+Shapes: B batch, T time, C channels, H heads, D = C / H; S characters that may be looked at, of which the
+queries are the last T.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm.generation.cache import LayerCache
+from charlm.models import cpu_kernels
+
+__all__ = [
+    "LONGEST_PLAIN",
+    "attention_weights",
+    "causal_attention",
+    "causal_mask",
+    "dropout",
+    "feed_forward",
+    "fused_attention",
+    "heads",
+    "plain_attention",
+    "rms_norm",
+    "rotary_tables",
+    "rotate",
+]
+
+LONGEST_PLAIN = 512
+"""T up to which attention weights kept in full are faster than torch's fused kernel, on a CPU in training."""
+
+
+def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of the angles of positions start ... start + T - 1, (T, D / 2) each.
+
+    Pair i of a head turns by `position / 10000 ** (2 i / D)`: RoFormer, arXiv:2104.09864. Made anew in each
+    pass, which costs next to nothing, so that a long window takes no memory before it is used.
+    """
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    speeds = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=dtype, device=device) / head_size)  # (D / 2,)
+    positions = torch.arange(start, start + T, dtype=dtype, device=device)  # (T,)
+    angles = positions[:, None] * speeds  # (T, D / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries or keys by their positions' angles; the first half of a head pairs with the second.
+
+    Args:
+        x: (..., T, D).
+        cos: (T, D / 2).
+        sin: (T, D / 2).
+    """
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    left, right = x.chunk(2, dim=-1)  # (..., T, D / 2)
+    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)  # (..., T, D)
+
+
+def causal_mask(T: int, S: int, like: Tensor) -> Tensor:
+    """Return (T, S), what to add to the scores of the last T of S characters: -inf where one may not look.
+
+    A character may look at itself and at those before it.
+    """
+    return torch.full((T, S), -torch.inf, dtype=like.dtype, device=like.device).triu(diagonal=S - T + 1)
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Return how much each character gathers from each, as the lecture writes it: scores, mask, softmax.
+
+    Args:
+        q: (B, H, T, D), queries of the last T of S characters.
+        k: (B, H, S, D).
+
+    Returns:
+        (B, H, T, S), the shares of each query, which sum to 1.
+    """
+    T, D, S = q.size(-2), q.size(-1), k.size(-2)
+    scores = (q * (1 / math.sqrt(D))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if T > 1:
+        scores = scores + causal_mask(T, S, scores)
+    return scores.softmax(dim=-1)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Causal attention as the lecture writes it: the weighted sum of what the characters offer.
+
+    Args:
+        q: (B, H, T, D), queries of the last T of S characters.
+        k: (B, H, S, D).
+        v: (B, H, S, D).
+        dropout: share of the weights set to zero.
+
+    Returns:
+        (B, H, T, D).
+    """
+    return F.dropout(attention_weights(q, k), dropout) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Do what `plain_attention` does, in one call of torch's fused kernels (arXiv:2205.14135)."""
+    T, S = q.size(-2), k.size(-2)
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    mask = None if T == 1 else causal_mask(T, S, q)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def heads(
+    qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values of each head, (B, H, T, D) each.
+
+    Args:
+        qkv: (B, T, 3 C), queries, keys and values side by side.
+        n_head: H.
+        rotary: cosine and sine of the positions' angles, (T, D / 2) each, or None.
+        qk_norm: whether queries and keys are normalised in each head (arXiv:2010.04245).
+    """
+    B, T, _ = qkv.shape
+    qkv = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)
+    qk, v = qkv[:2], qkv[2]  # (2, B, H, T, D) and (B, H, T, D)
+    if qk_norm:
+        qk = F.rms_norm(qk, (qk.size(-1),), eps=1e-6)
+    if rotary is not None:
+        qk = rotate(qk, *rotary)
+    return qk[0], qk[1], v
+
+
+def causal_attention(
+    qkv: Tensor,
+    n_head: int,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    *,
+    qk_norm: bool = False,
+    dropout: float = 0.0,
+    cache: LayerCache | None = None,
+) -> Tensor:
+    """Do all of an attention layer that lies between its two projections.
+
+    Args:
+        qkv: as for `heads`.
+        n_head: as for `heads`.
+        rotary: as for `heads`.
+        qk_norm: as for `heads`.
+        dropout: share of the attention weights set to zero.
+        cache: keys and values of earlier characters; those of these are added.
+
+    Returns:
+        (B, T, C), what each character gathered from itself and those before it.
+    """
+    B, T, _ = qkv.shape
+    plain = qkv.device.type == "cpu" and T <= LONGEST_PLAIN
+    if plain and cache is None and dropout == 0 and _by_hand(qkv):
+        return cpu_kernels.causal_attention(qkv, n_head, rotary, qk_norm=qk_norm)
+    q, k, v = heads(qkv, n_head, rotary, qk_norm=qk_norm)  # (B, H, T, D) each
+    if cache is not None:
+        k, v = cache.append(k, v)  # (B, H, S, D)
+    attend = plain_attention if plain else fused_attention
+    y = attend(q, k, v, dropout)  # (B, H, T, D)
+    return y.transpose(1, 2).reshape(B, T, -1)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """Return x (..., C) divided by the root mean square of its last dimension (arXiv:1910.07467)."""
+    if _by_hand(x):
+        return cpu_kernels.rms_norm(x, eps)
+    return F.rms_norm(x, (x.size(-1),), eps=eps)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Set a share p of the elements to zero, and scale the others up so that the mean stays."""
+    if p and _by_hand(x):
+        return cpu_kernels.dropout(x, p)
+    return F.dropout(x, p)
+
+
+def feed_forward(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> Tensor:
+    """Pass each character by itself through two linear layers and the activation between them.
+
+    Args:
+        x: (B, T, C).
+        up: to (B, T, F); with swiglu to twice that, gates first.
+        down: from (B, T, F).
+        activation: relu, relu2, gelu, gelu_tanh or swiglu.
+
+    Returns:
+        (B, T, C).
+    """
+    if activation == "relu2" and _by_hand(x) and _is_matrix(up) and _is_matrix(down):
+        return cpu_kernels.relu_squared_mlp(x, up.weight, down.weight)
+    x = up(x)  # (B, T, F)
+    if activation == "relu":
+        x = F.relu(x)
+    elif activation == "relu2":  # Primer, arXiv:2109.08668
+        x = F.relu(x).square()
+    elif activation == "gelu":  # arXiv:1606.08415
+        x = F.gelu(x)
+    elif activation == "gelu_tanh":  # as in GPT-2
+        x = F.gelu(x, approximate="tanh")
+    else:  # swiglu, arXiv:2002.05202
+        gate, value = x.chunk(2, dim=-1)
+        x = F.silu(gate) * value
+    out: Tensor = down(x)
+    return out
+
+
+def _by_hand(x: Tensor) -> bool:
+    """Return whether `cpu_kernels` stands in for the plain bodies: on a CPU, and not inside a transform.
+
+    `torch.compile` fuses the plain code itself, and `torch.func` cannot look into a derivative given there.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _is_matrix(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a layer is a matrix alone: no bias, no adapter in its place, no hook."""
+    return (
+        type(layer) is nn.Linear
+        and layer.bias is None
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+        and "forward" not in layer.__dict__
+    )
