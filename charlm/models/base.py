@@ -26,6 +26,8 @@ from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
 from charlm.generation.plain import PlainState
 from charlm.generation.state import PredictionState
 from charlm.models.config import ModelConfig
+from charlm.models.registry import register
+from charlm.models.saving import load_model, save_model
 
 __all__ = ["LanguageModel", "cross_entropy"]
 
@@ -59,21 +61,12 @@ class LanguageModel(nn.Module, ABC):
 
     kind: ClassVar[str]
     config_class: ClassVar[type[ModelConfig]]
-    kinds: ClassVar[dict[str, type[LanguageModel]]] = {}
-    """Every class with a `kind`, by that name: what `load` can make."""
-
     config: ModelConfig
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
-            other = LanguageModel.kinds.get(cls.kind, cls)
-            # The same class may be defined again, as in a notebook.
-            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise InputError(
-                    f"kind {cls.kind!r} belongs to {other.__qualname__}; give {cls.__name__} its own"
-                )
-            LanguageModel.kinds[cls.kind] = cls
+            register(cls.kind, cls)
 
     @classmethod
     @abstractmethod
@@ -294,8 +287,6 @@ class LanguageModel(nn.Module, ABC):
             CheckpointWriteError: it could not be written. What was there before is intact.
             RunExistsError: the directory holds other files.
         """
-        from charlm.models.saving import save_model  # noqa: PLC0415 - saving imports this module
-
         save_model(self, directory)
 
     @classmethod
@@ -319,8 +310,6 @@ class LanguageModel(nn.Module, ABC):
             >>> LanguageModel.load(folder)
             BigramLM(vocab_size=65)  # 4,225 parameters
         """
-        from charlm.models.saving import load_model  # noqa: PLC0415 - saving imports this module
-
         return load_model(directory, cls)
 
     @override

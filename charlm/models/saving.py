@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,12 @@ from charlm.errors import (
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
 from charlm.files.reading import read_file, refusal
-from charlm.models.base import LanguageModel
-from charlm.models.bigram import BigramLM
-from charlm.models.config import ModelConfig
-from charlm.models.gpt import GPT
-from charlm.models.ngram import NGramLM
+from charlm.models.registry import class_of, known_kinds
 from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
+
+if TYPE_CHECKING:
+    from charlm.models.base import LanguageModel
+    from charlm.models.config import ModelConfig
 
 __all__ = [
     "CONFIG_FILE",
@@ -62,7 +62,7 @@ _MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters
 _DRAWING = {"normal_", "uniform_", "kaiming_uniform_"}  # of torch.nn.init, and of tensors
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-ModelT = TypeVar("ModelT", bound=LanguageModel)
+ModelT = TypeVar("ModelT", bound="LanguageModel")
 
 
 class _NoDraws(TorchFunctionMode):
@@ -100,7 +100,7 @@ def check_savable(model: LanguageModel) -> None:
     Its class must have a `kind` of its own, and its config count its parameters.
     """
     name = type(model).__name__
-    if LanguageModel.kinds.get(getattr(model, "kind", "")) is not type(model):
+    if class_of(getattr(model, "kind", "")) is not type(model):
         raise InputError(f"{name} cannot be saved: give it a kind of its own, say kind = {name.lower()!r}")
     try:
         said = model.config.num_parameters()
@@ -242,15 +242,10 @@ def model_settings(
     values = strict_json.loads(files[CONFIG_FILE], path=path)
     strict_json.check_version(values, FORMAT, VERSION, path=path)
     kind = strict_json.take(values, "kind", str, path=path)
-    kinds: dict[str, type[LanguageModel]] = {
-        BigramLM.kind: BigramLM,
-        GPT.kind: GPT,
-        NGramLM.kind: NGramLM,
-        **LanguageModel.kinds,
-    }  # a caller may have added some
-    cls = kinds.get(kind)
+    cls = class_of(kind)
     if cls is None:
-        raise refusal(path, f"holds a model of the kind {quoted(kind, 40)}; known are {', '.join(kinds)}.")
+        known = ", ".join(known_kinds())
+        raise refusal(path, f"holds a model of the kind {quoted(kind, 40)}; known are {known}.")
     try:
         return cls, cls.config_class.from_dict(strict_json.take(values, "config", dict, path=path))
     except ConfigError as error:

@@ -18,6 +18,8 @@ from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.bigram import BigramLM
 from charlm.models.config import ModelConfig
 from charlm.models.gpt import GPT
+from charlm.models.ngram import NGramLM
+from charlm.models.registry import class_of, known_kinds
 
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gpt": lambda: GPT(tiny_config()),
@@ -212,11 +214,13 @@ def test_a_model_of_ones_own_generates_without_a_cache() -> None:
     assert model.new_cache() is None
     assert model.block_size is None
     assert model.generate(GOOD, 20, seed=0).shape == (2, 25)
-    assert Uniform not in LanguageModel.kinds.values()
+    assert Uniform not in map(class_of, known_kinds())
     with pytest.raises(NotImplementedError, match="ModelConfig must say how many parameters"):
         model.config.num_parameters()
 
 
 def test_shipped_models_are_known_by_kind() -> None:
-    assert LanguageModel.kinds["gpt"] is GPT
-    assert LanguageModel.kinds["bigram"] is BigramLM
+    assert class_of("gpt") is GPT
+    assert class_of("bigram") is BigramLM
+    assert class_of("ngram") is NGramLM
+    assert known_kinds()[:3] == ["bigram", "gpt", "ngram"]

@@ -18,6 +18,7 @@ from charlm.errors import InputError
 from charlm.generation import KVCache
 from charlm.models.base import cross_entropy
 from charlm.models.config import GPTConfig, ModelConfig
+from charlm.models.registry import class_of
 
 V = TOKENIZER.vocab_size
 
@@ -131,7 +132,7 @@ def test_a_kind_belongs_to_one_class() -> None:
         class Impostor(GPT):
             kind: ClassVar[str] = "gpt"
 
-    assert LanguageModel.kinds["gpt"] is GPT
+    assert class_of("gpt") is GPT
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from torch import Tensor
 from charlm import BigramLM, CharLM, CharTokenizer, LanguageModel
 from charlm.errors import CharLMError, CheckpointError, CheckpointWriteError, FileFormatError, RunExistsError
 from charlm.files import safetensors as own_safetensors
+from charlm.models import registry
 from charlm.models.config import GPTConfig, PresetName
 from charlm.models.gpt import GPT
 from charlm.models.saving import unique_tensors
@@ -174,7 +175,7 @@ def test_a_model_of_another_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_kind_of_the_callers_own_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LanguageModel, "kinds", dict(LanguageModel.kinds))
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
     class Mine(BigramLM):
         kind = "mine"
