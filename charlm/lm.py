@@ -24,7 +24,8 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointError, DataError, InputError, quoted, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.evaluation.surprisal import Surprisal, surprisal
-from charlm.generation.decode import start
+from charlm.generation.decode import next_ids
+from charlm.generation.drafting import start
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
 from charlm.models.base import LanguageModel
@@ -329,7 +330,7 @@ class CharLM:
         texts: list[list[str]] = [[] for _ in contexts]
         going = list(range(len(contexts)))
         for _ in range(max_new_tokens):
-            for row, i in zip(going, state.advance(options, going).tolist(), strict=True):
+            for row, i in zip(going, next_ids(state, options, going).tolist(), strict=True):
                 texts[row].append(matchers[row].feed(decoders[row].feed([i])))
             left = [at for at, row in enumerate(going) if not matchers[row].stopped]
             if not left:

@@ -1,30 +1,35 @@
-"""From a prompt to more text: sampling options, filters, the key/value cache and the decoding loop."""
+"""From a prompt to more text: prediction states, the decoding loop, sampling options, filters, the cache."""
 
-from charlm.generation.cache import KVCache, LayerCache
-from charlm.generation.decode import stream_ids
+from charlm.generation.cache import Cache, KVCache, LayerCache
+from charlm.generation.decode import next_ids, stream_ids
+from charlm.generation.engine import Engine, Predictor, TorchEngine
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
 from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
-from charlm.generation.plain import PlainState, Predictor
+from charlm.generation.passes import Pass, context_start
 from charlm.generation.sampling import sample
-from charlm.generation.state import PredictionState, context_start
+from charlm.generation.state import PredictionState
 from charlm.generation.stopping import StopMatcher
 
 __all__ = [
+    "Cache",
     "Draft",
+    "Engine",
     "Filter",
     "KVCache",
     "LayerCache",
     "Overflow",
-    "PlainState",
+    "Pass",
     "PredictionState",
     "Predictor",
     "Sampling",
     "SamplingOptions",
     "StopMatcher",
+    "TorchEngine",
     "context_start",
     "keep_min_p",
     "keep_top_k",
     "keep_top_p",
+    "next_ids",
     "sample",
     "scale_temperature",
     "stream_ids",

@@ -1,19 +1,41 @@
-"""`KVCache`: the keys and values of the characters that a model has already read.
+"""`Cache`: what a model has read in one generation; and `KVCache`, the keys and values of attention.
 
-It belongs to one generation and is passed to the model as an argument; the model keeps nothing. It
-knows shapes alone, not what attention does with them. (nanochat's `engine.py` holds its cache this way.)
+It is passed to the model as an argument; the model keeps nothing. A `KVCache` knows shapes alone, not what
+attention does with them. (nanochat's `engine.py` holds its cache this way.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol, Self, final
 
 import torch
 from torch import Tensor
 
 from charlm.errors import InputError
 
-__all__ = ["KVCache", "LayerCache"]
+__all__ = ["Cache", "KVCache", "LayerCache"]
+
+
+class Cache(Protocol):
+    """What generation asks of a cache, whatever a model keeps in it. A `KVCache` can do both."""
+
+    def truncate(self, length: int) -> bool:
+        """Forget all but the first characters.
+
+        Args:
+            length: how many stay, at least 1 and fewer than were read.
+
+        Returns:
+            False if that cannot be done, and nothing was; all is then read again.
+        """
+
+    def fork(self, rows: Sequence[int]) -> Self | None:
+        """Return a cache that holds a copy of what some rows have read; None if it cannot be copied.
+
+        Args:
+            rows: their numbers, in any order; one may be taken several times.
+        """
 
 
 class LayerCache:
@@ -76,6 +98,7 @@ class LayerCache:
         return twin
 
 
+@final
 class KVCache:
     """What a model has read in one generation.
 
@@ -98,6 +121,10 @@ class KVCache:
         (torch.Size([1, 1, 65]), 4)
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # `fork` would copy what is known here, and lose the rest without a word.
+        raise TypeError("KVCache has no subclasses: a cache of your own is any class with truncate and fork")
+
     def __init__(self, n_layer: int, capacity: int) -> None:
         self.layers: list[LayerCache] = [LayerCache(capacity) for _ in range(n_layer)]
         self.length: int = 0
@@ -117,28 +144,19 @@ class KVCache:
             length: how many stay, at most as many as were read.
 
         Returns:
-            False if that cannot be done, and nothing was; as for a cache of another kind.
+            True.
         """
-        if type(self) is not KVCache:
-            return False
         self.length = length
         for layer in self.layers:
             layer.length = length
         return True
 
-    def fork(self, rows: Sequence[int]) -> KVCache | None:
+    def fork(self, rows: Sequence[int]) -> KVCache:
         """Return a cache that holds a copy of what some rows have read.
-
-        A cache of another kind says for itself how it is copied.
 
         Args:
             rows: their numbers, in any order; one may be taken several times.
-
-        Returns:
-            The copy, or None if that cannot be made.
         """
-        if type(self) is not KVCache:
-            return None
         twin = KVCache(0, 0)
         twin.layers = [layer.fork(rows) for layer in self.layers]
         twin.length = self.length

@@ -1,54 +1,24 @@
 """The loop of generation: look at the context, choose the next id, append it, repeat.
 
 It is the lecture's `generate`. What the model has read, and what it predicts, is a `PredictionState`'s
-business; nothing here knows models, characters or tokenizers.
+business; nothing here knows models, characters or tokenizers. Streams, stop strings and drafts stand on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from charlm.errors import InputError
-from charlm.generation.drafting import stream_drafted
-from charlm.generation.options import Draft, SamplingOptions
+from charlm.generation.engine import Engine
+from charlm.generation.options import SamplingOptions
+from charlm.generation.sampling import sample
 from charlm.generation.state import PredictionState
 
-__all__ = ["start", "stream_ids"]
-
-
-def start(
-    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
-) -> Iterator[Tensor]:
-    """Yield `max_new_tokens` times the next id of each context, with or without a draft.
-
-    Args:
-        model: gives the states.
-        contexts: (B, T0) int64, or B tensors (t,) of any lengths, at least 1.
-        max_new_tokens: how many steps.
-        options: how to choose; `options.seed` must be an int unless the temperature is 0.
-
-    Yields:
-        (B,) int64.
-
-    Raises:
-        InputError: the draft has another vocabulary.
-    """
-    state: PredictionState = model.new_state(
-        len(contexts), overflow=options.overflow, use_cache=options.use_cache
-    )
-    state.observe(contexts)
-    draft = options.draft
-    if draft is None or len(contexts) > 1:
-        return stream_ids(state, max_new_tokens, options)
-    if draft.vocab_size != model.vocab_size:
-        raise InputError(
-            f"draft must have the model's vocabulary of {model.vocab_size} ids, got {draft.vocab_size}"
-        )
-    ahead: PredictionState = draft.new_state(overflow=options.overflow)
-    ahead.observe([contexts[0].to(ahead.device)])
-    return stream_drafted(state, ahead, max_new_tokens, options)
+__all__ = ["choose", "next_ids", "one_turn", "stream_ids"]
 
 
 def stream_ids(
@@ -63,7 +33,7 @@ def stream_ids(
     Args:
         state: has observed the prompts, at least one id each. It moves on with the texts.
         max_new_tokens: how many steps.
-        options: how to choose; `options.seed` must be an int unless the temperature is 0.
+        options: how to choose.
         addresses: (B,) address of each row's random numbers, by default 0 ... B-1.
 
     Yields:
@@ -73,7 +43,6 @@ def stream_ids(
         NonFiniteError: a row's logits hold NaN, or a filter removed every id.
 
     Example:
-        >>> import torch
         >>> from charlm import BigramLM
         >>> state = BigramLM(65).new_state(rows=2)
         >>> state.observe(torch.tensor([[24], [43]]))
@@ -81,5 +50,76 @@ def stream_ids(
         >>> len(steps), steps[0].shape, state.lengths
         (5, torch.Size([2]), [6, 6])
     """
+    options = options.seeded()
     for _ in range(max_new_tokens):
-        yield state.advance(options, addresses)
+        yield next_ids(state, options, addresses)
+
+
+def next_ids(
+    state: PredictionState, options: SamplingOptions, addresses: Sequence[int] | None = None
+) -> Tensor:
+    """Choose the next id of each row and append it: one turn of the loop.
+
+    Args:
+        state: as for `stream_ids`.
+        options: as for `stream_ids`.
+        addresses: as for `stream_ids`.
+
+    Returns:
+        (B,) int64.
+
+    Raises:
+        NonFiniteError: a row's logits hold NaN, or a filter removed every id. The texts stay as they are.
+
+    Example:
+        >>> from charlm import BigramLM
+        >>> state = BigramLM(65).new_state()
+        >>> state.observe(torch.tensor([[24]]))
+        >>> next_ids(state, SamplingOptions(seed=1337)).shape, state.lengths
+        (torch.Size([1]), [2])
+    """
+    addresses = range(state.rows) if addresses is None else addresses
+    ids = state.engine.turn(state, options, addresses)
+    return one_turn(state, options, addresses) if ids is None else ids
+
+
+def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:
+    """Do what `next_ids` says: what the lecture writes into its loop."""
+    texts = [state.text(row) for row in range(state.rows)] if options.filters else None
+    logits = state.predict()  # (B, V)
+    numbers = options.numbers(addresses, state.lengths)  # (B,)
+    ids = choose(state.engine, logits, options, numbers, texts)  # (B,): filter, draw
+    state.observe(ids)  # append
+    return ids
+
+
+@torch.no_grad()
+def choose(
+    engine: Engine,
+    logits: Tensor,
+    options: SamplingOptions,
+    numbers: NDArray[np.float64] | None,
+    texts: Sequence[Tensor] | None,
+) -> Tensor:
+    """Filter, and draw: an id for each row of logits.
+
+    Args:
+        engine: which predicted.
+        logits: (n, V).
+        options: how to choose.
+        numbers: (n,) where in the summed probabilities each row's id lies; None: the likeliest.
+        texts: (n,) what stands before each id, (t,); needed where the caller has filters.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        NonFiniteError: a row's logits hold NaN, or a filter removed every id.
+    """
+    if texts is None:
+        return engine.choose(logits, options, numbers)
+    filtered = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    for length in dict.fromkeys(map(len, texts)):  # filters are shown texts of one length
+        rows = [row for row, text in enumerate(texts) if len(text) == length]
+        filtered[rows] = options.filter(logits[rows], torch.stack([texts[row] for row in rows])).to(filtered)
+    return sample(filtered, numbers)

@@ -9,21 +9,56 @@ have chosen it: fewer are, but the text is the very same, id for id, that the mo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from charlm.errors import NonFiniteError
-from charlm.generation.options import SamplingOptions
-from charlm.generation.state import PredictionState, context_start
+from charlm.errors import InputError, NonFiniteError
+from charlm.generation.decode import choose, next_ids, stream_ids
+from charlm.generation.options import Draft, SamplingOptions
+from charlm.generation.passes import context_start
+from charlm.generation.state import PredictionState
 
-__all__ = ["stream_drafted"]
+__all__ = ["start", "stream_drafted"]
 
 _MOST = 8  # guesses at once
 _WORTH = 0.15  # chance to be of use from which on a guess is made
 _SELDOM = 8  # of a draft that is nearly always wrong, one in so many ids is asked
+
+
+def start(
+    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
+) -> Iterator[Tensor]:
+    """Yield `max_new_tokens` times the next id of each context, with or without a draft.
+
+    Args:
+        model: gives the states.
+        contexts: (B, T0) int64, or B tensors (t,) of any lengths, at least 1.
+        max_new_tokens: how many steps.
+        options: how to choose.
+
+    Yields:
+        (B,) int64.
+
+    Raises:
+        InputError: the draft has another vocabulary.
+    """
+    state: PredictionState = model.new_state(
+        len(contexts), overflow=options.overflow, use_cache=options.use_cache
+    )
+    state.observe(contexts)
+    draft = options.draft
+    if draft is None or len(contexts) > 1:
+        return stream_ids(state, max_new_tokens, options)
+    if draft.vocab_size != model.vocab_size:
+        raise InputError(
+            f"draft must have the model's vocabulary of {model.vocab_size} ids, got {draft.vocab_size}"
+        )
+    ahead: PredictionState = draft.new_state(overflow=options.overflow)
+    ahead.observe([contexts[0].to(ahead.device)])
+    return stream_drafted(state, ahead, max_new_tokens, options)
 
 
 def stream_drafted(
@@ -44,6 +79,7 @@ def stream_drafted(
     Raises:
         NonFiniteError: as `stream_ids`.
     """
+    options = options.seeded()
     right = 0.6  # share of the guesses that were right, of late
     left, turn = max_new_tokens, 0
     while left:
@@ -57,7 +93,7 @@ def stream_drafted(
         if far == 0 and turn % _SELDOM == 0:  # perhaps it does better again
             far = 1
         guesses = _guesses(draft, options, min(far, room))
-        chosen = state.verify(guesses.to(state.device), options) if far else state.advance(options).tolist()
+        chosen = _agreed(state, guesses.tolist(), options) if far else next_ids(state, options).tolist()
         agreed = sum(1 for guess, i in zip(guesses.tolist(), chosen, strict=False) if guess == i)
         if agreed < len(guesses):
             draft.retract(len(guesses) - agreed)
@@ -74,5 +110,28 @@ def _guesses(draft: PredictionState, options: SamplingOptions, count: int) -> Te
     guesses = [torch.empty(0, dtype=torch.int64, device=draft.device)]
     with suppress(NonFiniteError):  # there is nothing that it could choose
         for _ in range(count):
-            guesses.append(draft.advance(options))  # noqa: PERF401 - those before an error stay
+            guesses.append(next_ids(draft, options))  # noqa: PERF401 - those before an error stay
     return torch.cat(guesses)
+
+
+def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions) -> list[int]:
+    """Do what `next_ids` does for the only row, as often as a guess turns out right, and once more.
+
+    Returns:
+        From 1 to t + 1 ids, now observed.
+    """
+    position, text = state.lengths[0], state.text(0) if options.filters else None
+    chosen: list[int] = []
+    for z in state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device)):  # t + 1 of (V,)
+        texts = None if text is None else [torch.cat([text, text.new_tensor(chosen)])]
+        try:
+            number = options.numbers([0], [position + len(chosen)])
+            chosen += choose(state.engine, z[None], options, number, texts).tolist()
+        except NonFiniteError:
+            if chosen:
+                break  # the next call will meet it
+            raise
+        if chosen != guesses[: len(chosen)]:
+            break
+    state.observe(torch.tensor([chosen], device=state.device))
+    return chosen

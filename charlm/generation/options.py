@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, Self, TypedDict, get_args
+from typing import Any, Literal, Protocol, Self, TypedDict, cast, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from charlm.errors import InputError, shown
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
+from charlm.randomness import uniforms
 
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
 
@@ -81,59 +84,39 @@ class SamplingOptions:
     """A quicker model that guesses ahead for a single text. Changes speed, never the result."""
 
     def __post_init__(self) -> None:
+        filters, overflow, draft = self.filters, self.overflow, self.draft
+        wanted = {
+            "temperature": (
+                "0, or from 1e-6 to 1e6",
+                _number(self.temperature, 1e-6, 1e6) or _number(self.temperature, 0, 0),
+            ),
+            "top_k": ("an int, 1 or more, or None", self.top_k is None or _int(self.top_k, 1)),
+            "top_p": (
+                "above 0 and at most 1, or None",
+                self.top_p is None or (_number(self.top_p, 0, 1) and self.top_p > 0),
+            ),
+            "min_p": ("from 0 to 1, or None", self.min_p is None or _number(self.min_p, 0, 1)),
+            "filters": (
+                "a sequence of functions",
+                isinstance(filters, Sequence) and all(map(callable, filters)),
+            ),
+            "seed": (
+                "an int of at most 64 bits, or None",
+                self.seed is None or (_int(self.seed) and self.seed.bit_length() <= 64),
+            ),
+            "use_cache": ("True or False", isinstance(self.use_cache, bool)),
+            "overflow": (
+                "'slide' or 'restart'",
+                isinstance(overflow, str) and overflow in get_args(Overflow),
+            ),
+            "draft": (
+                "a language model, or None",
+                draft is None or callable(getattr(draft, "new_state", None)),
+            ),
+        }
         problems = [
-            f"{name} must be {wanted}, got {shown(value)}"
-            for name, value, wanted, fits in (
-                (
-                    "temperature",
-                    self.temperature,
-                    "0, or from 1e-6 to 1e6",
-                    _number(self.temperature, 1e-6, 1e6) or _number(self.temperature, 0, 0),
-                ),
-                (
-                    "top_k",
-                    self.top_k,
-                    "an int, 1 or more, or None",
-                    self.top_k is None or _int(self.top_k, 1),
-                ),
-                (
-                    "top_p",
-                    self.top_p,
-                    "above 0 and at most 1, or None",
-                    self.top_p is None or (_number(self.top_p, 0, 1) and self.top_p > 0),
-                ),
-                (
-                    "min_p",
-                    self.min_p,
-                    "from 0 to 1, or None",
-                    self.min_p is None or _number(self.min_p, 0, 1),
-                ),
-                (
-                    "filters",
-                    self.filters,
-                    "a sequence of functions",
-                    isinstance(self.filters, Sequence) and all(map(callable, self.filters)),
-                ),
-                (
-                    "seed",
-                    self.seed,
-                    "an int of at most 64 bits, or None",
-                    self.seed is None or (_int(self.seed) and self.seed.bit_length() <= 64),
-                ),
-                ("use_cache", self.use_cache, "True or False", isinstance(self.use_cache, bool)),
-                (
-                    "overflow",
-                    self.overflow,
-                    "'slide' or 'restart'",
-                    isinstance(self.overflow, str) and self.overflow in get_args(Overflow),
-                ),
-                (
-                    "draft",
-                    self.draft,
-                    "a language model, or None",
-                    self.draft is None or callable(getattr(self.draft, "new_state", None)),
-                ),
-            )
+            f"{name} must be {what}, got {shown(getattr(self, name))}"
+            for name, (what, fits) in wanted.items()
             if not fits
         ]
         if problems:
@@ -156,24 +139,41 @@ class SamplingOptions:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}"
                 raise TypeError(f"unknown option {name!r}; {hint}")
-        options = cls(**sampling)
-        if options.seed is None and options.temperature != 0:
-            return replace(options, seed=int(torch.randint(2**62, (), device="cpu")))
-        return options
+        return cls(**sampling).seeded()
 
-    def filter(self, logits: Tensor, ids: Tensor) -> Tensor:
+    def seeded(self) -> Self:
+        """Return options with a seed: where there is none, one draw from torch's global generator."""
+        if self.seed is not None or self.temperature == 0:
+            return self
+        return replace(self, seed=int(torch.randint(2**62, (), device="cpu")))
+
+    def numbers(self, addresses: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64] | None:
+        """Return the uniform numbers (n,) of the ids to be drawn; None: the likeliest ids are taken.
+
+        Args:
+            addresses: (n,) addresses of the rows.
+            positions: (n,) positions of the ids.
+        """
+        seed = self.seeded().seed
+        if seed is None or self.temperature == 0:
+            return None
+        return uniforms(seed, addresses, positions)
+
+    def filter(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
         """Apply temperature, top-k, top-p, min-p and the caller's filters, in this order.
 
         Args:
             logits: (B, V), the model's prediction of the next character.
-            ids: (B, t), all ids so far, prompt included.
+            ids: (B, t), all ids so far, prompt included; needed where the caller has filters.
 
         Returns:
             (B, V) logits with -inf for what was removed. Half precision is widened to float32 first.
 
         Raises:
-            InputError: a filter of the caller's returns something else than logits (B, V).
+            InputError: a filter of the caller's returns something else than logits (B, V), or has no ids.
         """
+        if self.filters and ids is None:
+            raise InputError("ids must be given: filters are shown the texts so far")
         if logits.dtype in (torch.bfloat16, torch.float16):  # too coarse to add up probabilities
             logits = logits.float()
         shape = logits.shape
@@ -185,7 +185,7 @@ class SamplingOptions:
         if self.min_p is not None:
             logits = keep_min_p(logits, self.min_p)
         for own in self.filters:
-            logits = own(logits, ids)
+            logits = own(logits, cast("Tensor", ids))
             if not isinstance(logits, Tensor) or logits.shape != shape:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(f"a filter must return logits {tuple(shape)}, got {got}")

@@ -1,69 +1,54 @@
 """`PredictionState`: some texts, as far as they are written, and what a model says comes next.
 
 Everything that writes or scores a text stands on it: `predict()` gives the logits of the next id,
-`observe(ids)` moves on, `fork()` makes a copy to go on from differently. Two rules hold for every model: the
-cache never changes a result, and which ids the model sees is a function of the absolute position alone, so
-each row gets what it would get by itself. `plain.py` asks any model, in PyTorch; `fast.py` has a quicker way.
+`observe(ids)` moves on, `fork()` makes a copy to go on from differently. The texts, their checks and what has
+to be read are the same for every model, and are here; what computes is an `Engine`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import sys
 from collections.abc import Sequence
 from typing import Self, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from charlm.errors import InputError, NonFiniteError, shown
-from charlm.generation.options import Overflow, SamplingOptions
-from charlm.generation.sampling import sample
-from charlm.randomness import uniforms
+from charlm.errors import InputError, shown
+from charlm.generation.engine import Engine
+from charlm.generation.options import Overflow
+from charlm.generation.passes import context_start, plan_passes
+
+__all__ = ["PredictionState"]
 
 _AT_ONCE = 1024  # ids of a row that are scored together
 
-__all__ = ["PredictionState", "context_start"]
 
+class PredictionState:
+    """Texts of any lengths, one in each row. `LanguageModel.new_state` makes one.
 
-def context_start(position: int, block_size: int | None, overflow: Overflow) -> int:
-    """Return where the context begins from which the id at `position` is predicted.
-
-    Up to `block_size` ids the model sees all of them. Past that, "slide" shows it exactly the last
-    `block_size`, as the lecture does: every step then costs a whole window, since all positions shift.
-    "restart" goes on from the last half of the window whenever the window is full, and lets it fill again:
-    all but one step in half a window then cost one id.
+    A state belongs to one thread; several may ask one model at once.
 
     Args:
-        position: absolute position of the id to be predicted, from 0; what came before counts.
-        block_size: the model's window; None: no limit.
-        overflow: "slide" or "restart".
+        engine: what predicts. It has read nothing, and belongs to this state from now on.
+        overflow: past the model's window, "slide" by one id each time, or "restart" from the last half.
 
-    Example:
-        >>> [position - context_start(position, 4, "slide") for position in range(1, 10)]
-        [1, 2, 3, 4, 4, 4, 4, 4, 4]
-        >>> [position - context_start(position, 4, "restart") for position in range(1, 10)]
-        [1, 2, 3, 4, 2, 3, 4, 2, 3]
-    """
-    if block_size is None or position <= block_size:
-        return 0
-    if overflow == "slide":
-        return position - block_size
-    dropped = block_size + 1 - max(block_size // 2, 1)  # ids that each restart leaves behind
-    return (
-        -((block_size - position) // dropped) * dropped
-    )  # ceil((position - block_size) / dropped) * dropped
-
-
-class PredictionState(ABC):
-    """Base of both kinds of state; `LanguageModel.new_state` makes one.
-
-    The rows may be of different lengths. A state belongs to one thread; several may ask one model at once.
+    Attributes:
+        engine: as given.
+        overflow: as given.
+        rows: B, how many texts there are.
+        vocab_size: V.
+        block_size: the most ids that the model sees at once; None: no limit.
+        device: where ids and logits lie.
+        texts: (B, room), the ids of all rows, for engines; of a row, the first `lengths` count.
+        steps: how many turns of its own the engine may do before it has to ask `single_steps` again.
 
     Raises:
-        InputError: there is not at least one row, or no such overflow.
+        InputError: there is no such overflow.
 
     Example:
-        >>> import torch
         >>> from charlm import BigramLM
         >>> state = BigramLM(65).new_state()
         >>> state.observe(torch.tensor([[1, 2, 3]]))
@@ -71,75 +56,49 @@ class PredictionState(ABC):
         torch.Size([1, 65])
     """
 
-    def __init__(
-        self,
-        rows: int,
-        overflow: Overflow,
-        *,
-        vocab_size: int,
-        block_size: int | None,
-        device: torch.device,
-    ) -> None:
-        if type(rows) is not int or rows < 1:
-            raise InputError(f"rows must be an int, 1 or more, got {shown(rows)}")
+    def __init__(self, engine: Engine, *, overflow: Overflow = "slide") -> None:
         if not isinstance(overflow, str) or overflow not in get_args(Overflow):
             raise InputError(f"overflow must be 'slide' or 'restart', got {shown(overflow)}")
-        self.rows: int = rows
+        self.engine: Engine = engine
         self.overflow: Overflow = overflow
-        self.vocab_size = vocab_size
-        self.block_size = block_size
-        self.device = device
+        self.rows: int = engine.rows
+        self.vocab_size: int = engine.vocab_size
+        self.block_size: int | None = engine.block_size
+        self.device: torch.device = engine.device
+        self.texts: NDArray[np.int64] = np.zeros((self.rows, 64), np.int64)
+        self._all = np.arange(self.rows)
+        self._lengths: NDArray[np.int64] = np.zeros(self.rows, np.int64)
+        self._longest = 0  # the largest of them
+        # Of each row the engine has read the ids from where its context begins up to here.
+        self._begin: NDArray[np.int64] = np.zeros(self.rows, np.int64)
+        self._read: NDArray[np.int64] = np.zeros(self.rows, np.int64)
+        self._next: Tensor | None = None  # (B, V), what comes next, if it was asked since the last id
+        self.steps: int = 0
 
     @property
-    @abstractmethod
     def lengths(self) -> list[int]:
         """How many ids each row has observed, (B,): the position of the next one."""
+        lengths: list[int] = self._lengths.tolist()
+        return lengths
 
-    @abstractmethod
     def text(self, row: int) -> Tensor:
         """Return the ids that a row has observed, (t,) int64.
 
         Args:
             row: its number, from 0.
         """
-
-    @abstractmethod
-    def fork(self, rows: Sequence[int] | None = None) -> Self:
-        """Return a state that has observed the same and goes its own way from here.
-
-        Args:
-            rows: which rows it has, in which order; one may be taken several times. None: all.
-
-        Raises:
-            InputError: there are no such rows.
-        """
-
-    @abstractmethod
-    def _add(self, ids: Tensor | Sequence[Tensor]) -> None:
-        """Append (B, t) ids, or for each row its (t,)."""
-
-    @abstractmethod
-    def _retract(self, count: int) -> None:
-        """Remove the last ids of each row; it has more."""
-
-    @abstractmethod
-    def _logits(self, spans: Sequence[range]) -> list[Tensor]:
-        """Return for each row the logits (t, V) of its span of positions.
-
-        Nothing before the span will be asked again. It may end with the position of the row's next id.
-        """
+        return self._tensor(self.texts[row, : self._lengths[row]])
 
     def observe(self, ids: Tensor | Sequence[Tensor]) -> None:
         """Move on: these ids come next. Nothing is computed before the next prediction.
 
         Args:
-            ids: (B, t) int64, or for each row (t,) int64 of any length.
+            ids: (B, t) int64; or one for each row, (B,); or for each row (t,) of any length.
 
         Raises:
             InputError: they are of another type, shape, range, device or number of rows. None is taken.
         """
-        self._check(ids)
-        self._add(ids)
+        self._append(self._checked(ids))
 
     def retract(self, count: int) -> None:
         """Take back the last ids of each row. What was read of those before them stays known.
@@ -153,7 +112,29 @@ class PredictionState(ABC):
         if type(count) is not int or not 0 <= count < max(min(self.lengths), 1):
             raise InputError(f"count must be an int from 0 to below {min(self.lengths)}, got {shown(count)}")
         if count:
-            self._retract(count)
+            self._lengths -= count
+            self._longest -= count
+            np.minimum(self._read, self._lengths, out=self._read)
+            self._next, self.steps = None, 0
+
+    def fork(self, rows: Sequence[int] | None = None) -> Self:
+        """Return a state that has observed the same and goes its own way from here.
+
+        Args:
+            rows: which rows it has, in which order; one may be taken several times. None: all.
+
+        Raises:
+            InputError: there are no such rows.
+        """
+        picked = list(range(self.rows) if rows is None else rows)
+        if not picked or not all(isinstance(row, int) and 0 <= row < self.rows for row in picked):
+            raise InputError(f"rows must be one or more of 0 to {self.rows - 1}, got {shown(rows)}")
+        twin = type(self)(self.engine.fork(picked), overflow=self.overflow)
+        twin.texts, twin._lengths = self.texts[picked], self._lengths[picked]
+        twin._longest = max(twin.lengths)
+        twin._begin, twin._read = self._begin[picked], np.minimum(self._read, self._lengths)[picked]
+        twin._next = None if self._next is None else self._next[picked]
+        return twin
 
     def predict(self) -> Tensor:
         """Return the logits (B, V) of each row's next id; `softmax(-1)` makes them its distribution.
@@ -162,7 +143,9 @@ class PredictionState(ABC):
             InputError: a row has observed nothing yet.
         """
         self._check_begun()
-        return torch.cat(self._logits([range(length, length + 1) for length in self.lengths]))
+        if self._next is None:
+            self._next = torch.cat(self._logits([range(length, length + 1) for length in self.lengths]))
+        return self._next.clone()
 
     def score(self, ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Move on by these ids, and return how likely each was where it came.
@@ -176,122 +159,150 @@ class PredictionState(ABC):
         Raises:
             InputError: as for `observe` and `predict`.
         """
-        self._check(ids)
+        rows = self._checked(ids)
         self._check_begun()
-        rows = list(ids)
-        scores: list[list[Tensor]] = [[row.new_empty(0, dtype=torch.float64)] for row in rows]
-        for at in range(0, max(len(row) for row in rows), _AT_ONCE):
+        scores: list[list[Tensor]] = [[torch.empty(0, dtype=torch.float64, device=self.device)] for _ in rows]
+        for at in range(0, max(map(len, rows)), _AT_ONCE):
             pieces = [row[at : at + _AT_ONCE] for row in rows]
-            first = self.lengths
-            self._add(pieces)
-            logits = self._logits(
-                [range(start, start + len(piece)) for start, piece in zip(first, pieces, strict=True)]
-            )
+            spans = [range(n, n + len(piece)) for n, piece in zip(self.lengths, pieces, strict=True)]
+            known = self._next
+            self._append(pieces)
+            logits = self._logits(spans, known)
             for score, piece, z in zip(scores, pieces, logits, strict=True):
                 log_probs = z.double().log_softmax(dim=-1)  # (t, V)
-                score.append(log_probs.gather(1, piece[:, None])[:, 0])
+                score.append(log_probs.gather(1, self._tensor(piece)[:, None])[:, 0])
         return [torch.cat(score) for score in scores]
 
-    def advance(self, options: SamplingOptions, addresses: Sequence[int] | None = None) -> Tensor:
-        """Choose the next id of each row from what `predict` says, observe it, and return it, (B,) int64.
+    def verify(self, guesses: Tensor) -> Tensor:
+        """Return what is predicted at the place of each of some guessed ids, and after the last one.
+
+        All are read in one pass. The state does not move on; but ids that are observed next, as they were
+        guessed, are not read again.
 
         Args:
-            options: how to choose; `options.seed` must be an int unless the temperature is 0.
-            addresses: (B,) address of each row's random numbers, by default 0 ... B-1.
-
-        Raises:
-            NonFiniteError: a row's logits hold NaN, or a filter removed every id.
-        """
-        lengths = self.lengths
-        addresses = range(self.rows) if addresses is None else addresses
-        with torch.no_grad():
-            logits = self.predict()
-            if options.filters:  # they are shown texts of one length
-                filtered = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-                for length in dict.fromkeys(lengths):
-                    rows = [row for row in range(self.rows) if lengths[row] == length]
-                    texts = torch.stack([self.text(row) for row in rows])  # (Bg, t)
-                    filtered[rows] = options.filter(logits[rows], texts).to(filtered)
-            else:
-                filtered = options.filter(logits, logits.new_empty(0))
-            greedy = options.temperature == 0
-            chosen = sample(filtered, None if greedy else uniforms(options.seed or 0, addresses, lengths))
-        self._add(chosen[:, None])
-        return chosen
-
-    def verify(self, guesses: Tensor, options: SamplingOptions, address: int = 0) -> list[int]:
-        """Do what `advance` does for the only row, as often as a guess turns out right, and once more.
-
-        All guesses are read in one pass, so right ones cost next to nothing. The ids are those that `advance`
-        would choose, one by one.
-
-        Args:
-            guesses: (t,) int64, of the ids to come.
-            options: how to choose; `options.seed` must be an int unless the temperature is 0.
-            address: of the row's random numbers.
+            guesses: (t,) int64, of the ids to come of the only row.
 
         Returns:
-            From 1 to t + 1 ids, now observed.
+            Logits (t + 1, V): row i is the prediction if the guesses before i are right.
 
         Raises:
-            NonFiniteError: as `advance`.
             InputError: as for `observe` and `predict`; there are several rows.
         """
-        self._check([guesses])
+        (new,) = self._checked([guesses])
         self._check_begun()
-        first = self.lengths[0]
-        self._add(guesses[None])
-        with torch.no_grad():
-            logits = self._logits([range(first, first + len(guesses) + 1)])[0]  # (t + 1, V)
-            chosen: list[int] = []
-            for position, z in enumerate(logits, start=first):
-                text = self.text(0)[None, :position] if options.filters else z.new_empty(0)
-                number = (
-                    None if options.temperature == 0 else uniforms(options.seed or 0, [address], position)
-                )
-                try:
-                    chosen.append(int(sample(options.filter(z[None], text), number)))
-                except NonFiniteError:
-                    if chosen:
-                        break  # the next call will meet it
-                    if len(guesses):
-                        self._retract(len(guesses))
-                    raise
-                right = position - first < len(guesses) and chosen[-1] == int(guesses[position - first])
-                if not right:
-                    break
-        if len(chosen) <= len(guesses):
-            self._retract(len(guesses) + 1 - len(chosen))
-        self._add(torch.tensor([chosen[-1:]], device=self.device))
-        return chosen
+        first, end = self._longest, self._longest + len(new)
+        self._widen(end)
+        self.texts[0, first:end] = new
+        (logits,) = self._logits([range(first, end + 1)], self._next)
+        self._next = logits[:1]
+        return logits
 
-    def _check(self, ids: Tensor | Sequence[Tensor]) -> None:
-        rows: Sequence[object] = ids if isinstance(ids, Sequence) else ()
-        if isinstance(ids, Tensor) and ids.ndim == 2:
-            rows = list(ids)
-        if len(rows) != self.rows or not all(
-            isinstance(row, Tensor) and row.dtype == torch.int64 and row.ndim == 1 for row in rows
+    def single_steps(self) -> NDArray[np.int64] | None:
+        """Ask whether an engine may do turns of its own, and set `steps` to how many.
+
+        It may while of each row the last id alone was not read, and the next one is predicted from the
+        same context.
+
+        Returns:
+            (B,), where in its context each row's last id stands; None: it may not.
+        """
+        W, overflow = self.block_size, self.overflow
+        self.steps = 0
+        if (self._read != self._lengths - 1).any() or any(
+            context_start(n, W, overflow) != begin
+            for n, begin in zip(self.lengths, self._begin.tolist(), strict=True)
         ):
-            raise InputError(
-                f"ids must be int64 of shape (B, t), or B tensors (t,), B = {self.rows}; got {shown(ids)}"
-            )
-        V = self.vocab_size
-        for number, row in enumerate(ids):
-            if row.device != self.device:
-                raise InputError(f"ids must be on the model's device {self.device}, got {row.device}")
-            if len(row) and not all(0 <= int(i) < V for i in torch.aminmax(row)):
-                wrong = int(row[(row < 0) | (row >= V)][0])
-                raise InputError(
-                    f"ids must be from 0 to {V - 1} (vocab_size {V}), got {wrong} in row {number}"
-                )
+            return None
+        self.steps = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
+        return self._read - self._begin
 
-    def _picked(self, rows: Sequence[int] | None) -> list[int]:
-        """Return the rows that a fork has."""
-        picked = list(range(self.rows) if rows is None else rows)
-        if not picked or not all(isinstance(row, int) and 0 <= row < self.rows for row in picked):
-            raise InputError(f"rows must be one or more of 0 to {self.rows - 1}, got {shown(rows)}")
-        return picked
+    def took(self, ids: NDArray[np.int64]) -> None:
+        """Note a turn of the engine's own: it has read the last id of each row, and these come next, (B,)."""
+        self._widen(self._longest + 1)
+        self.texts[self._all, self._lengths] = ids
+        self._lengths += 1
+        self._read += 1
+        self._longest += 1
+        self.steps -= 1
+        self._next = None
+
+    def _append(self, new: Sequence[NDArray[np.int64]]) -> None:
+        """Add ids (t,) to each row."""
+        if not any(map(len, new)):
+            return
+        self._widen(max(n + len(ids) for n, ids in zip(self.lengths, new, strict=True)))
+        for row, ids in enumerate(new):
+            end = self._lengths[row] + len(ids)
+            place = self.texts[row, self._lengths[row] : end]
+            guessed = self._read[row] - self._lengths[row]
+            if guessed > 0:  # `verify` read them ahead: those stay read that were right
+                right = np.cumprod(place[:guessed] == ids[:guessed]).sum()
+                self._read[row] = self._lengths[row] + right
+            place[:] = ids
+            self._lengths[row] = end
+        self._longest = max(self.lengths)
+        self._next, self.steps = None, 0
+
+    def _widen(self, end: int) -> None:
+        """Make room for so many ids in each row."""
+        if end > self.texts.shape[1]:  # doubling keeps the copying small
+            wider = np.zeros((self.rows, 2 * end), np.int64)
+            wider[:, : self.texts.shape[1]] = self.texts
+            self.texts = wider
+
+    def _logits(self, spans: Sequence[range], known: Tensor | None = None) -> list[Tensor]:
+        """Return for each row the logits (t, V) of its span of positions.
+
+        Args:
+            spans: (B,) of any lengths.
+            known: the logits (B, V) at the first position of each, if they need not be asked.
+        """
+        self.steps = 0
+        found: list[list[Tensor]] = [[] for _ in spans]
+        if known is not None:
+            found = [[z[None]] if span else [] for z, span in zip(known, spans, strict=True)]
+            spans = [span[1:] for span in spans]
+        read = [range(a, b) for a, b in zip(self._begin.tolist(), self._read.tolist(), strict=True)]
+        for passes in plan_passes(spans, read, self.block_size, self.overflow):
+            for one, logits in zip(passes, self.engine.logits(self.texts, passes), strict=True):
+                found[one.row].append(logits)
+                self._begin[one.row], self._read[one.row] = one.begin, one.stop
+        nothing = torch.empty(0, self.vocab_size, device=self.device)
+        return [torch.cat(pieces) if pieces else nothing for pieces in found]
+
+    def _checked(self, ids: Tensor | Sequence[Tensor]) -> list[NDArray[np.int64]]:
+        """Return the ids of each row, (t,), or refuse them."""
+        if isinstance(ids, Tensor) and ids.ndim == 1:
+            ids = ids[:, None]  # one each
+        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype == torch.int64 and len(ids) == self.rows:
+            return list(self._array(ids))
+        if (
+            isinstance(ids, Sequence)
+            and len(ids) == self.rows
+            and all(isinstance(row, Tensor) and row.ndim == 1 and row.dtype == torch.int64 for row in ids)
+        ):
+            return [self._array(row, number) for number, row in enumerate(ids)]
+        raise InputError(
+            f"ids must be int64 of shape (B, t) or (B,), or B tensors (t,), B = {self.rows}; got {shown(ids)}"
+        )
+
+    def _array(self, ids: Tensor, row: int | None = None) -> NDArray[np.int64]:
+        """Return ids as an array, or refuse them. Without a row's number their first dimension is rows."""
+        if ids.device != self.device:
+            raise InputError(f"ids must be on the model's device {self.device}, got {ids.device}")
+        array: NDArray[np.int64] = ids.cpu().numpy()
+        wrong = array.view(np.uint64) >= self.vocab_size  # a negative one would be a large one
+        if wrong.any():
+            place = np.argwhere(wrong)[0]
+            raise InputError(
+                f"ids must be from 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size}), "
+                f"got {array[tuple(place)]} in row {place[0] if row is None else row}"
+            )
+        return array
 
     def _check_begun(self) -> None:
         if 0 in self.lengths:
             raise InputError("nothing is known of a row: observe at least one id before the first prediction")
+
+    def _tensor(self, ids: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(ids.copy()).to(self.device)

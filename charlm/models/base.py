@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from charlm.errors import InputError, shown
-from charlm.generation.cache import KVCache
-from charlm.generation.decode import start
+from charlm.generation.cache import Cache
+from charlm.generation.drafting import start
+from charlm.generation.engine import Engine, TorchEngine
 from charlm.generation.filters import Filter
 from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
-from charlm.generation.plain import PlainState
 from charlm.generation.state import PredictionState
 from charlm.models.config import ModelConfig
 from charlm.models.registry import register
@@ -97,7 +97,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the next id after each id.
 
@@ -118,15 +118,15 @@ class LanguageModel(nn.Module, ABC):
 
         @overload
         def __call__(
-            self, idx: Tensor, targets: None = None, *, cache: KVCache | None = None
+            self, idx: Tensor, targets: None = None, *, cache: Cache | None = None
         ) -> tuple[Tensor, None]: ...
         @overload
         def __call__(
-            self, idx: Tensor, targets: Tensor, *, cache: KVCache | None = None
+            self, idx: Tensor, targets: Tensor, *, cache: Cache | None = None
         ) -> tuple[Tensor, Tensor]: ...
 
     def __call__(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Call `forward`, through torch's hooks."""
         try:
@@ -137,7 +137,7 @@ class LanguageModel(nn.Module, ABC):
                 self._check_range("targets", targets, lowest=-1)
             raise
 
-    def new_cache(self) -> KVCache | None:
+    def new_cache(self) -> Cache | None:
         """Return an empty cache for one generation, or None if the model keeps none."""
         return None
 
@@ -246,7 +246,24 @@ class LanguageModel(nn.Module, ABC):
             >>> state.predict().shape
             torch.Size([1, 65])
         """
-        return PlainState(self, rows, overflow=overflow, use_cache=use_cache)
+        engine = self._native_engine(rows) if use_cache else None
+        return PredictionState(engine or TorchEngine(self, rows, use_cache=use_cache), overflow=overflow)
+
+    def why_not_native(self) -> str | None:
+        """Return why this model, as it is now, generates in PyTorch; None: the compiled engine does it.
+
+        The first call on a machine compiles the engine, which takes about two seconds.
+
+        Example:
+            >>> from charlm import BigramLM
+            >>> BigramLM(65).why_not_native()
+            'there is no compiled engine for a BigramLM'
+        """
+        return f"there is no compiled engine for a {type(self).__name__}"
+
+    def _native_engine(self, rows: int) -> Engine | None:
+        """Return the compiled engine, where `why_not_native` has no reason against it."""
+        return None
 
     def log_probs(self, idx: Tensor, *, overflow: Overflow = "slide") -> Tensor:
         """Return how likely the model holds each id where it stands, whether it was generated or given.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from charlm.errors import DataError, InputError, shown
-from charlm.generation.cache import KVCache
+from charlm.generation.cache import Cache, KVCache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import BigramConfig, ModelConfig
 from charlm.models.memory import check_fits
@@ -72,11 +72,11 @@ class BigramLM(LanguageModel):
 
     @override
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.check_idx(idx, targets)
         logits = self.token_embedding_table(idx)  # (B, T, V)
-        if cache is not None:
+        if isinstance(cache, KVCache):
             cache.advance(idx.size(1))
         return logits, None if targets is None else cross_entropy(logits, targets)
 

@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from charlm.errors import ConfigError, InputError
-from charlm.generation.cache import KVCache
-from charlm.generation.fast import fast_state
-from charlm.generation.options import Overflow
-from charlm.generation.state import PredictionState
+from charlm.generation.cache import Cache, KVCache
+from charlm.generation.engine import Engine
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
-from charlm.models.decoder import decoder_weights, is_plain
 from charlm.models.layers import Block, Dropout, make_norm
 from charlm.models.memory import check_fits
 from charlm.models.ops import rotary_tables
 from charlm.modes import evaluation_mode
+from charlm.native.gpt import gpt_engine, why_not_gpt
 
 __all__ = ["GPT", "Transformer"]
 
@@ -164,9 +162,11 @@ class GPT(LanguageModel):
 
     @override
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.check_idx(idx, targets)
+        if cache is not None and not isinstance(cache, KVCache):
+            raise InputError(f"cache must be from new_cache(), got a {type(cache).__name__}")
         self._check_length(idx.size(1), 0 if cache is None else cache.length)
         logits = self.lm_head(self.transformer(idx, cache))  # (B, T, V)
         return logits, None if targets is None else cross_entropy(logits, targets)
@@ -217,16 +217,17 @@ class GPT(LanguageModel):
         return KVCache(self.config.n_layer, self.block_size)
 
     @override
-    def new_state(
-        self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
-    ) -> PredictionState:
-        # Only where the model computes what this class says; parts that were replaced are asked themselves.
-        ours = (type(self), type(self.transformer)) == (GPT, Transformer)
-        if use_cache and ours and is_plain(self):
-            state = fast_state(self, lambda: decoder_weights(self), self.config, rows, overflow)
-            if state is not None:
-                return state
-        return super().new_state(rows, overflow=overflow, use_cache=use_cache)
+    def why_not_native(self) -> str | None:
+        if type(self) is not GPT:
+            return super().why_not_native()
+        return why_not_gpt(self)
+
+    @override
+    def _native_engine(self, rows: int) -> Engine | None:
+        if type(self) is not GPT:  # it may have a `forward` of its own
+            return None
+        window, head_size = self.block_size, self.config.head_size
+        return gpt_engine(self, rows, lambda: rotary_tables(0, window, head_size, torch.device("cpu")))
 
     @torch.no_grad()
     def _initialise(self) -> None:

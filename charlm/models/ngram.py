@@ -18,14 +18,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from charlm.errors import DataError, InputError
-from charlm.generation.cache import KVCache
-from charlm.generation.fast_ngram import NGramTables, ngram_state
-from charlm.generation.options import Overflow
-from charlm.generation.state import PredictionState
+from charlm.generation.cache import Cache
+from charlm.generation.engine import Engine
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import ModelConfig, NGramConfig
 from charlm.models.ngram_counts import count_ngrams
 from charlm.models.ngram_discounts import Evidence, fit_discounts
+from charlm.native.ngram import ngram_engine, why_not_ngram
 
 if TYPE_CHECKING:
     from charlm.data.blocks import BlockDataset
@@ -38,18 +37,18 @@ _PLAIN_DISCOUNTS = [0.5, 1.0, 1.5]
 _ROWS = 4_096  # positions whose followers are looked up at once
 
 
-class _LastIds(KVCache):
-    """The ids that the next prediction still depends on."""
+class _LastIds:
+    """A cache: the ids that the next prediction still depends on."""
 
     def __init__(self) -> None:
-        super().__init__(n_layer=0, capacity=0)
         self.ids: Tensor | None = None
 
-    @override
+    def truncate(self, length: int) -> bool:
+        return False  # what came before them is not known
+
     def fork(self, rows: Sequence[int]) -> _LastIds:
         twin = _LastIds()
         twin.ids = None if self.ids is None else self.ids[list(rows)]
-        twin.length = self.length
         return twin
 
 
@@ -120,29 +119,21 @@ class NGramLM(LanguageModel):
         return self.codes.numel() + self.counts.numel() + self.discounts.numel()
 
     @override
-    def new_cache(self) -> KVCache:
+    def new_cache(self) -> Cache:
         """Return a cache that keeps the last order - 2 ids, to which the next prediction adds one."""
         return _LastIds()
 
     @override
-    def new_state(
-        self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
-    ) -> PredictionState:
-        hooked = self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__
-        if use_cache and type(self) is NGramLM and not hooked:
-            state = ngram_state(self._tables, rows, overflow)
-            if state is not None:
-                return state
-        return super().new_state(rows, overflow=overflow, use_cache=use_cache)
+    def why_not_native(self) -> str | None:
+        return why_not_ngram(self) if type(self) is NGramLM else super().why_not_native()
 
-    def _tables(self) -> NGramTables:
-        return NGramTables(
-            vocab_size=self.vocab_size, codes=self.codes, counts=self.counts, discounts=self.discounts
-        )
+    @override
+    def _native_engine(self, rows: int) -> Engine | None:
+        return ngram_engine(self, rows) if type(self) is NGramLM else None
 
     @override
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the next id after each id; the logits are log-probabilities.
 
@@ -233,7 +224,7 @@ class NGramLM(LanguageModel):
         self.counts = torch.from_numpy(counts.astype(np.int32)).to(device)
         self.config = self.config.replace(n_ngrams=len(codes))
 
-    def _with_cached(self, idx: Tensor, cache: KVCache) -> Tensor:
+    def _with_cached(self, idx: Tensor, cache: Cache) -> Tensor:
         if not isinstance(cache, _LastIds):
             raise InputError(f"cache must be from new_cache(), got a {type(cache).__name__}")
         context = idx
@@ -244,7 +235,6 @@ class NGramLM(LanguageModel):
                 )
             context = torch.cat([cache.ids, idx], dim=1)
         cache.ids = context[:, max(context.size(1) - self.order + 2, 0) :]
-        cache.advance(idx.size(1))
         return context
 
     def _uniform(self) -> Tensor:

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from benchmarks.common import Json, announce, in_turns, machine, new_parser, report, spread, table
+from numpy.typing import NDArray
 from torch import Tensor
 
 import charlm
@@ -140,24 +142,30 @@ def _agreement(model: LanguageModel, draft: NGramLM, options: SamplingOptions, c
     state.observe(start)
     ahead.observe(start)
     guessed = right = passes = 0
-    verify, advance = state.verify, state.advance
+    last: list[int] = []  # the guesses of this pass
+    verify, observe, took = state.verify, state.observe, state.took
 
-    def counting(guesses: Tensor, options: SamplingOptions, address: int = 0) -> list[int]:
+    def verifying(guesses: Tensor) -> Tensor:
+        last[:] = guesses.tolist()
+        return verify(guesses)
+
+    def observing(ids: Tensor | Sequence[Tensor]) -> None:
         nonlocal guessed, right, passes
-        chosen = verify(guesses, options, address)
-        agreed = sum(a == b for a, b in zip(guesses.tolist(), chosen, strict=False))
-        guessed += min(agreed + 1, len(guesses))  # those after a wrong one are neither right nor wrong
+        agreed = sum(a == b for a, b in zip(last, ids[0].tolist(), strict=False))
+        guessed += min(agreed + 1, len(last))  # those after a wrong one are neither right nor wrong
         right += agreed
         passes += 1
-        return chosen
+        last.clear()
+        observe(ids)
 
-    def unguessed(options: SamplingOptions, addresses: Sequence[int] | None = None) -> Tensor:
+    def taking(ids: NDArray[np.int64]) -> None:
         nonlocal passes
         passes += 1
-        return advance(options, addresses)
+        took(ids)
 
-    state.verify = counting  # type: ignore[method-assign]  # for this state alone
-    state.advance = unguessed  # type: ignore[method-assign]
+    state.verify = verifying  # type: ignore[method-assign]  # for this state alone
+    state.observe = observing  # type: ignore[method-assign]
+    state.took = taking  # type: ignore[method-assign]
     made = len(list(stream_drafted(state, ahead, count, options)))
     return {"right_share": right / max(guessed, 1), "chars_per_pass": made / max(passes, 1)}
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.plain_generation import lecture_slide, plain_restart
+from reference.states import torch_state
 from reference.tiny_models import MODELS, prompt
 from torch import Tensor, nn
 
-from charlm.generation import KVCache, Overflow, PlainState, SamplingOptions, context_start, stream_ids
+from charlm.generation import Cache, Overflow, SamplingOptions, context_start, stream_ids
 from charlm.models.base import LanguageModel
 
 W = 16
@@ -144,11 +145,11 @@ class Counting(nn.Module):
         self.device = model.device
         self.read: list[int] = []
 
-    def new_cache(self) -> KVCache | None:
+    def new_cache(self) -> Cache | None:
         return self.model.new_cache()
 
     def forward(
-        self, idx: Tensor, targets: None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.read.append(idx.size(1))
         return self.model(idx, targets, cache=cache)
@@ -156,7 +157,7 @@ class Counting(nn.Module):
 
 def test_with_a_cache_all_but_the_restarts_read_one_character() -> None:
     counting = Counting(MODELS["lecture"](torch.float32))
-    state = PlainState(counting, overflow="restart")
+    state = torch_state(counting, overflow="restart")
     state.observe(prompt(1, 3))
     list(stream_ids(state, 40, SamplingOptions(seed=0)))
     # positions 3 ... 42: the prompt, then a restart of 8 characters after each full window of 16
@@ -165,7 +166,7 @@ def test_with_a_cache_all_but_the_restarts_read_one_character() -> None:
 
 def test_sliding_costs_a_window_for_each_character_past_it() -> None:
     counting = Counting(MODELS["lecture"](torch.float32))
-    state = PlainState(counting, overflow="slide")
+    state = torch_state(counting, overflow="slide")
     state.observe(prompt(1, 3))
     list(stream_ids(state, 20, SamplingOptions(seed=0)))
     assert counting.read == [3, *[1] * 13, *[16] * 6]

@@ -10,13 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.drawn_models import needs_kernel
+from reference.drawn_models import models, needs_kernel, ragged
+from reference.plain_state import plain_logits
+from reference.states import torch_state
 from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm import BigramLM, BlockDataset, CharLM, CharTokenizer
 from charlm.errors import InputError, NonFiniteError
-from charlm.generation import PlainState, PredictionState, SamplingOptions
+from charlm.generation import PredictionState, SamplingOptions, TorchEngine, next_ids
+from charlm.generation.drafting import stream_drafted
 from charlm.models.base import LanguageModel
 from charlm.models.ngram import NGramLM
 
@@ -78,7 +81,7 @@ def test_the_compiled_pass_gives_the_same_bits_with_a_draft(
     name: str, draft: str, temperature: float
 ) -> None:
     model = GPTS[name]
-    if isinstance(model.new_state(), PlainState):
+    if isinstance(model.new_state().engine, TorchEngine):
         pytest.skip("there is no C compiler")
     for seed, overflow in itertools.product(range(5), ("slide", "restart")):
         options: dict[str, Any] = {"seed": seed, "overflow": overflow, "temperature": temperature}
@@ -88,24 +91,72 @@ def test_the_compiled_pass_gives_the_same_bits_with_a_draft(
 
 def test_good_guesses_save_passes() -> None:
     model, read = GPTS["lecture"], []
-    state = PlainState(model)
+    state = torch_state(model)
     state.observe(prompt(1, 2))
     twin = model.new_state()
     twin.observe(prompt(1, 2))
     options = SamplingOptions(seed=4)
-    ids = torch.cat([twin.advance(options) for _ in range(8)])
+    ids = torch.cat([next_ids(twin, options) for _ in range(8)])
     handle = model.register_forward_hook(lambda _, given, __: read.append(given[0].size(1)))
     try:
-        assert state.verify(ids[:5], options) == ids[:6].tolist()
+        assert state.verify(ids[:5]).shape == (6, V)
+        assert state.lengths == [2]  # nothing was observed
+        state.observe(ids[None, :6])
         wrong = (ids[6:8] + torch.tensor([0, 1])) % V
-        assert state.verify(wrong, options) == ids[6:8].tolist()
-        assert state.verify(ids[:0], options) != []
+        state.verify(wrong)
+        state.observe(ids[None, 6:8])
+        state.predict()
     finally:
         handle.remove()
-    # The prompt and five guesses; what was chosen then and two guesses; the guess that was right, again, and
-    # what was chosen.
-    assert read == [7, 3, 2]
-    assert state.text(0)[:10].tolist() == [*prompt(1, 2)[0].tolist(), *ids.tolist()]
+    assert read == [
+        7,  # the prompt and five guesses
+        3,  # the sixth id, and two guesses
+        1,  # what came in the place of the one that was wrong
+    ]
+    assert state.text(0).tolist() == [*prompt(1, 2)[0].tolist(), *ids.tolist()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    model=models(torch.float64),
+    text=ragged(24, most=1),
+    overflow=st.sampled_from(["slide", "restart"]),
+    use_cache=st.booleans(),
+    data=st.data(),
+)
+def test_guesses_are_predicted_as_if_they_were_observed_and_leave_no_trace(
+    model: LanguageModel, text: list[list[int]], overflow: Any, use_cache: bool, data: st.DataObject
+) -> None:
+    """Whatever comes after them: ids that agree with some of them, a score, a fork, ids taken back."""
+    state = model.new_state(overflow=overflow, use_cache=use_cache)
+    state.observe(torch.tensor(text))
+    ids = text[0]
+    for _ in range(data.draw(st.integers(1, 4))):
+        if data.draw(st.booleans()):
+            state.predict()
+        guesses = data.draw(st.lists(st.integers(0, V - 1), max_size=5))
+        logits = state.verify(torch.tensor(guesses, dtype=torch.int64))
+        wanted = [plain_logits(model, ids + guesses[:i], overflow) for i in range(len(guesses) + 1)]
+        torch.testing.assert_close(logits, torch.stack(wanted), rtol=0, atol=1e-9)
+        assert state.text(0).tolist() == ids
+        right = data.draw(st.integers(0, len(guesses)))
+        new = guesses[:right] + data.draw(st.lists(st.integers(0, V - 1), max_size=3))
+        match data.draw(st.sampled_from(["observe", "score", "fork", "retract"])):
+            case "observe":
+                state.observe(torch.tensor([new], dtype=torch.int64))
+                ids = ids + new
+            case "score":
+                state.score(torch.tensor([new], dtype=torch.int64))
+                ids = ids + new
+            case "fork":
+                state = state.fork()
+            case "retract" if len(ids) > 1:
+                state.retract(1)
+                ids = ids[:-1]
+            case _:
+                pass
+        wanted_ = plain_logits(model, ids, overflow)
+        torch.testing.assert_close(state.predict()[0], wanted_, rtol=0, atol=1e-9)
 
 
 def test_filters_see_the_text_that_there_would_be_without_a_draft() -> None:
@@ -141,13 +192,15 @@ def test_an_error_comes_after_the_ids_that_were_still_right(dtype: torch.dtype) 
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_state_whose_verification_failed_is_as_before(plain: bool) -> None:
     model = tiny_gpt(tiny_config())
-    state: PredictionState = PlainState(model) if plain else model.new_state()
+    state: PredictionState = torch_state(model) if plain else model.new_state()
     state.observe(prompt(1, 4))
     with torch.no_grad():
         model.lm_head.bias[3] = math.nan
-    for guesses in (prompt(1, 2)[0], prompt(1, 2)[0, :0]):
+    draft = DRAFTS["ngram"].new_state()
+    draft.observe(prompt(1, 4))
+    for count in (1, 5):  # without a guess, and with some
         with pytest.raises(NonFiniteError, match="row 0"):
-            state.verify(guesses, SamplingOptions(seed=1))
+            next(stream_drafted(state, draft.fork(), count, SamplingOptions(seed=1)))
         assert state.lengths == [4]
     assert torch.equal(state.text(0), prompt(1, 4)[0])
 
@@ -200,7 +253,7 @@ def test_an_n_gram_state_says_what_the_model_says(
 ) -> None:
     model = counted(order) if fitted else NGramLM(V, order)
     idx = torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
-    quick, plain = model.new_state(B), PlainState(model, B)
+    quick, plain = model.new_state(B), torch_state(model, B)
     for state in (quick, plain):
         state.observe(idx[:, :1])
     for row, other in zip(quick.score(idx[:, 1:]), plain.score(idx[:, 1:]), strict=True):
@@ -224,17 +277,24 @@ def test_tables_out_of_order_are_read_within_their_bounds() -> None:
 def test_an_n_gram_state_follows_its_model_and_leaves_the_rest_to_it() -> None:
     model = counted()
     state = model.new_state()
-    state.observe(prompt(1, 3))
-    before = state.predict()
+    twin = counted().new_state()
+    for one in (state, twin):
+        one.observe(prompt(1, 3))
+        one.predict()
+        one.observe(prompt(1, 4)[:, 3:])
     model.fit(BlockDataset(torch.zeros(50, dtype=torch.int64), 2))
     after = state.predict()
-    assert not torch.equal(before, after)
-    torch.testing.assert_close(after[0], model(prompt(1, 3))[0][0, -1])
-    assert isinstance(counted().double().new_state(), PlainState)
-    assert isinstance(counted().new_state(use_cache=False), PlainState)
+    assert not torch.equal(twin.predict(), after)
+    torch.testing.assert_close(after[0], model(prompt(1, 4))[0][0, -1])
+    state.observe(prompt(1, 1))
+    model.double()
+    with pytest.raises(InputError, match="the tables must keep their types during a generation"):
+        state.predict()
+    assert isinstance(counted().double().new_state().engine, TorchEngine)
+    assert isinstance(counted().new_state(use_cache=False).engine, TorchEngine)
     watched = counted()
     watched.register_forward_hook(lambda *_: None)
-    assert isinstance(watched.new_state(), PlainState)
+    assert isinstance(watched.new_state().engine, TorchEngine)
 
 
 @pytest.mark.parametrize("name", [*MODELS, "ngram"])

@@ -18,12 +18,13 @@ from reference.drawn_models import models, overflows, ragged, random_rows, seeds
 from reference.own_model import Recurrent
 from reference.plain_generation import stopped_text
 from reference.plain_state import plain_logits, plain_text
+from reference.states import torch_state
 from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm import CharLM, CharTokenizer
 from charlm.errors import InputError, TextError
-from charlm.generation import Overflow, PlainState, SamplingOptions, stream_ids
+from charlm.generation import Overflow, SamplingOptions, stream_ids
 from charlm.models.base import LanguageModel
 
 F64 = torch.float64
@@ -91,7 +92,7 @@ def test_in_float32_and_bfloat16_the_cache_changes_logits_within_their_rounding(
     """1e-4 in float32. bfloat16 keeps 8 bits: a logit of size s may move by a few s / 256."""
     model = data.draw(models(dtype))
     rows = random_rows(lengths)
-    cached, plain = (PlainState(model, len(rows), overflow=overflow, use_cache=use) for use in (True, False))
+    cached, plain = (torch_state(model, len(rows), overflow=overflow, use_cache=use) for use in (True, False))
     for state in (cached, plain):
         state.observe(rows)
     for count in steps:

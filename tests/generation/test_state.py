@@ -19,15 +19,23 @@ from reference.drawn_models import (
     overflows,
     ragged,
 )
-from reference.own_model import HiddenCache, Recurrent
+from reference.own_model import Recurrent
 from reference.plain_state import plain_log_probs, plain_logits, plain_text, plain_window
 from reference.states import ROWS, STATES, state_of, tensors, tolerance_of
 from reference.tiny_models import prompt
 
-from charlm.generation import KVCache, Overflow, PlainState, PredictionState, SamplingOptions, context_start
-from charlm.generation.fast import FastState
-from charlm.generation.fast_ngram import NGramState
+from charlm.generation import (
+    KVCache,
+    Overflow,
+    PredictionState,
+    SamplingOptions,
+    TorchEngine,
+    context_start,
+    next_ids,
+)
 from charlm.models.base import LanguageModel
+from charlm.native.gpt import NativeGPT
+from charlm.native.ngram import NativeNGram
 
 F64 = torch.float64
 GREEDY = SamplingOptions(temperature=0)
@@ -88,7 +96,7 @@ def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
                     torch.testing.assert_close(score, torch.tensor(wanted, dtype=F64), rtol=0, atol=1e-9)
                 live[at] = state, whole, addresses
             case "advance":
-                chosen = state.advance(options, addresses).tolist()
+                chosen = next_ids(state, options, addresses).tolist()
                 whole = [
                     plain_text(model, ids, 1, options, row) for ids, row in zip(texts, addresses, strict=True)
                 ]
@@ -107,10 +115,10 @@ def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
 
 @needs_kernel
 def test_small_gpts_and_n_grams_on_a_cpu_take_a_fast_path_and_others_the_readable_one() -> None:
-    taken = {name: type(make().new_state()) for name, make in STATES.items()}
-    wanted = {"fast": FastState, "fast in bfloat16": FastState, "ngram": NGramState}
-    assert taken == {name: wanted.get(name, PlainState) for name in STATES}
-    assert type(STATES["fast"]().new_state(use_cache=False)) is PlainState
+    taken = {name: type(make().new_state().engine) for name, make in STATES.items()}
+    wanted = {"fast": NativeGPT, "fast in bfloat16": NativeGPT, "ngram": NativeNGram}
+    assert taken == {name: wanted.get(name, TorchEngine) for name in STATES}
+    assert type(STATES["fast"]().new_state(use_cache=False).engine) is TorchEngine
 
 
 @pytest.mark.parametrize("overflow", OVERFLOWS)
@@ -124,8 +132,8 @@ def test_predict_may_be_asked_again_and_its_answer_may_be_written_to(
     first.fill_(0)
     assert torch.equal(state.predict(), kept)
     assert not kept.requires_grad
-    chosen = state.fork().advance(GREEDY, range(3))
-    assert torch.equal(state.advance(GREEDY, range(3)), chosen)
+    chosen = next_ids(state.fork(), GREEDY, range(3))
+    assert torch.equal(next_ids(state, GREEDY, range(3)), chosen)
     for row in range(3):  # nor do the texts that it tells change with what the caller does to them
         before = state.text(row).clone()
         state.text(row).fill_(0)
@@ -197,10 +205,10 @@ def test_a_fork_of_several_rows_goes_on_in_single_steps_as_the_original_does(
     state = state_of(model, ROWS, overflow=overflow)
     options = SamplingOptions(seed=3)
     for _ in range(3):
-        state.advance(options, [5, 6, 7])
+        next_ids(state, options, [5, 6, 7])
     twin = state.fork([1, 2])
-    chosen = [state.advance(options, [5, 6, 7]) for _ in range(12)]
-    again = [twin.advance(options, [6, 7]) for _ in range(12)]
+    chosen = [next_ids(state, options, [5, 6, 7]) for _ in range(12)]
+    again = [next_ids(twin, options, [6, 7]) for _ in range(12)]
     assert torch.equal(torch.stack(again), torch.stack(chosen)[:, 1:])
 
 
@@ -211,10 +219,12 @@ def test_a_cache_that_cannot_be_copied_is_made_anew() -> None:
     read = model.read
     twin = state.fork([1])
     assert torch.equal(twin.predict(), state.predict()[1:])
-    assert model.read == read + 3  # the whole of that row, and nothing of the original
-    assert HiddenCache().fork([0]) is None
+    assert model.read == read  # what comes next was known
+    for one in (state, twin):
+        one.observe(torch.full((one.rows, 1), 7))
+    assert torch.equal(twin.predict(), state.predict()[1:])
+    assert model.read == read + 4 + 2  # the whole of that row, and one id for each of the original
     unread = KVCache(2, 4).fork([0, 1])
-    assert unread is not None
     assert [layer.length for layer in unread.layers] == [0, 0]
 
 
@@ -222,19 +232,19 @@ def test_a_cache_that_cannot_be_copied_is_made_anew() -> None:
 def test_a_generation_may_enter_and_leave_inference_mode(model: LanguageModel, inside: str) -> None:
     options = SamplingOptions(seed=3)
     expected = state_of(model, [[1, 2, 3], [4]])
-    wanted = [expected.advance(options, [0, 1]) for _ in range(12)]
+    wanted = [next_ids(expected, options, [0, 1]) for _ in range(12)]
     if inside == "beginning":
         with torch.inference_mode():
             state = state_of(model, [[1, 2, 3], [4]])
-            got = [state.advance(options, [0, 1])]
+            got = [next_ids(state, options, [0, 1])]
     else:
         state = state_of(model, [[1, 2, 3], [4]])
-        got = [state.advance(options, [0, 1])]
+        got = [next_ids(state, options, [0, 1])]
         with torch.inference_mode():
             if inside == "fork":
                 state = state.fork([0, 1])
             else:
-                got.append(state.advance(options, [0, 1]))
+                got.append(next_ids(state, options, [0, 1]))
     while len(got) < 12:
-        got.append(state.advance(options, [0, 1]))
+        got.append(next_ids(state, options, [0, 1]))
     assert torch.equal(torch.stack(got), torch.stack(wanted))

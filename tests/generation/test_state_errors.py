@@ -13,7 +13,7 @@ from torch import Tensor
 
 from charlm import CharLM, CharTokenizer
 from charlm.errors import InputError, NonFiniteError, UnknownCharacterError
-from charlm.generation import SamplingOptions
+from charlm.generation import SamplingOptions, next_ids
 from charlm.models.base import LanguageModel
 
 GREEDY = SamplingOptions(temperature=0)
@@ -31,7 +31,7 @@ BAD_IDS: dict[str, tuple[Any, str]] = {
     "an array": (np.zeros((2, 3), np.int64), "ids must be int64 of shape"),
     "lists": ([[1], [2]], "ids must be int64 of shape"),
     "an iterator": (iter([torch.tensor([1])] * 2), "ids must be int64 of shape"),
-    "one dimension": (torch.tensor([1, 2]), "ids must be int64 of shape"),
+    "one dimension too many ids": (torch.tensor([1, 2, 3]), "ids must be int64 of shape"),
     "no dimension": (torch.tensor(1), "ids must be int64 of shape"),
     "three dimensions": (torch.zeros(2, 1, 1, dtype=torch.int64), "ids must be int64 of shape"),
     "rows of two dimensions": ([torch.zeros(1, 1, dtype=torch.int64)] * 2, "ids must be int64 of shape"),
@@ -80,14 +80,13 @@ def test_bad_guesses_are_refused_and_leave_the_state_as_it_was(
     state = state_of(model, [[1, 2, 3]])
     before = state.predict()
     with pytest.raises(InputError, match=message):
-        state.verify(guesses, GREEDY)
+        state.verify(guesses)
     assert state.lengths == [3]
     assert torch.equal(state.predict(), before)
-    for options in (GREEDY, SamplingOptions(seed=0, filters=[lambda z, _: z])):
-        with pytest.raises(InputError, match="B = 2"):
-            state.fork([0, 0]).verify(torch.tensor([1]), options)
-        with pytest.raises(InputError, match="observe at least one id before"):
-            model.new_state().verify(torch.tensor([1]), options)
+    with pytest.raises(InputError, match="B = 2"):
+        state.fork([0, 0]).verify(torch.tensor([1]))
+    with pytest.raises(InputError, match="observe at least one id before"):
+        model.new_state().verify(torch.tensor([1]))
 
 
 @pytest.mark.parametrize("rows", [0, -1, True, 1.0, "2", None])
@@ -121,8 +120,8 @@ def test_before_the_first_observation_nothing_is_predicted(model: LanguageModel)
         for call in (
             state.predict,
             lambda: state.score(torch.zeros(2, 1, dtype=torch.int64)),
-            lambda: state.advance(GREEDY, [0, 1]),
-            lambda: state.advance(SamplingOptions(seed=0, filters=[lambda z, _: z]), [0, 1]),
+            lambda: next_ids(state, GREEDY, [0, 1]),
+            lambda: next_ids(state, SamplingOptions(seed=0, filters=[lambda z, _: z]), [0, 1]),
         ):
             with pytest.raises(InputError, match="observe at least one id before the first prediction"):
                 call()
@@ -167,18 +166,18 @@ def test_after_an_error_a_state_goes_on_as_if_it_had_not_been_asked(
     options = SamplingOptions(seed=3)
     state = state_of(model, ROWS, overflow="restart")
     for _ in range(2):
-        state.advance(options, range(3))
+        next_ids(state, options, range(3))
     twin = state.fork()
     if failure == "addresses":
         with pytest.raises(ValueError, match="zip"):
-            state.advance(options, range(2))
+            next_ids(state, options, range(2))
     elif failure == "no character":
         with pytest.raises(NonFiniteError):
-            state.advance(SamplingOptions(seed=3, filters=[ban_all]), range(3))
+            next_ids(state, SamplingOptions(seed=3, filters=[ban_all]), range(3))
     else:
         with pytest.raises(RuntimeError, match="a mistake of the caller's"):
-            state.advance(SamplingOptions(seed=3, filters=[broken]), range(3))
+            next_ids(state, SamplingOptions(seed=3, filters=[broken]), range(3))
     assert state.lengths == twin.lengths
     for _ in range(9):
-        assert torch.equal(state.advance(options, range(3)), twin.advance(options, range(3)))
+        assert torch.equal(next_ids(state, options, range(3)), next_ids(twin, options, range(3)))
     assert torch.equal(state.predict(), twin.predict())

@@ -36,8 +36,8 @@ ALLOWED = {
     "backends/host.py": {"read_text": "what Linux says of its memory and of its control group"},
     "training/run.py": {"os.open": "the lock, which has no content"},
     "evaluation/page.py": {"read_text": "the page's own template"},
-    "generation/native.py": {
-        "read_bytes": "the kernel's source, and the library to be checked",
+    "native/library.py": {
+        "read_bytes": "the C sources, and the library to be checked",
         "read_text": "what Linux says of its processor",
         "tempfile": "the compiler writes, not we",
         "shutil": "looks for a compiler",

@@ -19,6 +19,7 @@ ORDER = [
     {"text"},
     {"backends", "data"},
     {"generation"},
+    {"native"},
     {"models"},
     {"evaluation"},
     {"training"},

@@ -13,7 +13,7 @@ from reference.tiny_models import tiny_config
 from torch import Tensor, nn
 
 from charlm.errors import CharLMError, InputError
-from charlm.generation.cache import KVCache
+from charlm.generation import Cache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.bigram import BigramLM
 from charlm.models.config import ModelConfig
@@ -176,7 +176,7 @@ class Broken(BigramLM):
     """A model of a user's with a mistake of its own."""
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         raise IndexError("a mistake of the model's own")
 
@@ -202,7 +202,7 @@ class Uniform(LanguageModel):
         return cls(config)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.check_idx(idx, targets)
         logits = self.level.expand(*idx.shape, self.vocab_size)

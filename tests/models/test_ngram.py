@@ -121,8 +121,6 @@ def test_a_cache_changes_nothing_however_the_ids_are_cut(
     cache = model.new_cache()
     parts = [model(piece, cache=cache)[0] for piece in idx.split(cuts, dim=1)]
     assert torch.equal(torch.cat(parts, dim=1), model(idx)[0])
-    assert cache is not None
-    assert cache.length == sum(cuts)
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from charlm import GPT, CharLM, LanguageModel, Trainer, load
 from charlm.errors import InputError
-from charlm.generation import KVCache
+from charlm.generation import Cache
 from charlm.models.base import cross_entropy
 from charlm.models.config import GPTConfig, ModelConfig
 from charlm.models.registry import class_of
@@ -50,7 +50,7 @@ class Unigram(LanguageModel):
 
     @override
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.check_idx(idx, targets)
         logits = self.logits.expand(*idx.shape, -1)  # (B, T, V)

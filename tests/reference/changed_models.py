@@ -6,8 +6,8 @@ import torch
 from reference.drawn_models import random_rows
 from reference.plain_state import plain_logits
 
-from charlm.generation.fast import FastState
 from charlm.models.gpt import GPT
+from charlm.native.gpt import NativeGPT
 
 __all__ = ["assert_says_what_it_computes", "kind_of_state"]
 
@@ -15,8 +15,10 @@ ROWS = random_rows([3, 9, 30])
 
 
 def kind_of_state(model: GPT) -> str:
-    """Return which path the next generation takes."""
-    return "fast" if isinstance(model.new_state(), FastState) else "readable"
+    """Return which path the next generation takes; the model must say the same."""
+    fast = isinstance(model.new_state().engine, NativeGPT)
+    assert fast == (model.why_not_native() is None)
+    return "fast" if fast else "readable"
 
 
 def assert_says_what_it_computes(model: GPT, tolerance: float = 1e-4) -> None:

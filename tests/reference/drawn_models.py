@@ -18,11 +18,11 @@ from torch import Tensor
 
 from charlm import BlockDataset, NGramLM
 from charlm.generation import Overflow
-from charlm.generation.native import library
 from charlm.models.base import LanguageModel
 from charlm.models.bigram import BigramLM
 from charlm.models.config import GPTConfig
 from charlm.models.gpt import GPT
+from charlm.native.library import library
 
 __all__ = [
     "OVERFLOWS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -10,19 +10,25 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from charlm.errors import InputError
-from charlm.generation import KVCache
+from charlm.generation import Cache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import ModelConfig
 
 __all__ = ["HiddenCache", "Recurrent"]
 
 
-class HiddenCache(KVCache):
-    """Keeps the hidden state (B, C), under a name that `KVCache.fork` does not know."""
+class HiddenCache:
+    """Keeps the hidden state (B, C), which can be neither copied nor taken back."""
 
     def __init__(self) -> None:
-        super().__init__(n_layer=0, capacity=0)
+        self.length = 0
         self.hidden: Tensor | None = None
+
+    def truncate(self, length: int) -> bool:
+        return False
+
+    def fork(self, rows: Sequence[int]) -> None:
+        return None
 
 
 class Recurrent(LanguageModel):
@@ -62,17 +68,17 @@ class Recurrent(LanguageModel):
         return self._window
 
     @override
-    def new_cache(self) -> KVCache | None:
+    def new_cache(self) -> HiddenCache | None:
         return HiddenCache() if self.keeps_cache else None
 
     @override
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.check_idx(idx, targets)
         self._check_range("idx", idx, lowest=0)
         B, T = idx.shape
-        start = 0 if cache is None else cache.length
+        start = cache.length if isinstance(cache, HiddenCache) else 0
         if self._window is not None and start + T > self._window:
             raise InputError(f"idx must have at most {self._window} ids a row, got {start + T}")
         kept = cache.hidden if isinstance(cache, HiddenCache) else None  # (B, C)
@@ -88,6 +94,6 @@ class Recurrent(LanguageModel):
         self.read += B * T
         if isinstance(cache, HiddenCache):
             cache.hidden = torch.stack(last)
-            cache.advance(T)
+            cache.length += T
         out = torch.stack(rows)  # (B, T, V)
         return out, None if targets is None else cross_entropy(out, targets)

@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from reference.drawn_models import (
-    random_rows,
-)
+from reference.drawn_models import random_rows
 from reference.own_model import Recurrent
 from reference.tiny_models import MODELS, tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm import BlockDataset, NGramLM
-from charlm.generation import PlainState, PredictionState
+from charlm.generation import Overflow, PredictionState, Predictor, TorchEngine
 from charlm.models.base import LanguageModel
 
-__all__ = ["ROWS", "STATES", "state_of", "tensors", "tolerance_of"]
+__all__ = ["ROWS", "STATES", "state_of", "tensors", "tolerance_of", "torch_state"]
 
 F64 = torch.float64
 
@@ -49,9 +47,16 @@ def state_of(model: LanguageModel, rows: Sequence[Sequence[int]], **options: Any
     return state
 
 
+def torch_state(
+    model: Predictor, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
+) -> PredictionState:
+    """Return a state that asks the model in PyTorch, also where there is a compiled engine."""
+    return PredictionState(TorchEngine(model, rows, use_cache=use_cache), overflow=overflow)
+
+
 def tolerance_of(model: LanguageModel) -> float:
     """Return by how much logits may differ that were computed in another order."""
     dtypes = {tensor.dtype for tensor in model.state_dict().values()}
-    if torch.bfloat16 in dtypes and isinstance(model.new_state(), PlainState):
+    if torch.bfloat16 in dtypes and isinstance(model.new_state().engine, TorchEngine):
         return 0.2  # the fast path computes in float32
     return 1e-9 if F64 in dtypes else 1e-5

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.drawn_models import needs_kernel, table_gpt
 from reference.plain_state import plain_choice
+from reference.states import torch_state
 from torch import Tensor
 
 from charlm.errors import NonFiniteError
-from charlm.generation import PlainState, PredictionState, SamplingOptions, sample
-from charlm.generation.fast import FastState
+from charlm.generation import PredictionState, SamplingOptions, TorchEngine, next_ids, sample
 from charlm.models.gpt import GPT
+from charlm.native.gpt import NativeGPT
 from charlm.randomness import uniforms
 
 NEAR = 1e-6
@@ -54,10 +55,10 @@ def ways(draw: st.DrawFn) -> SamplingOptions:
 
 def states_of(model: GPT, last: list[int]) -> list[PredictionState]:
     """Return both kinds of state, with rows that end with these ids."""
-    states = [model.new_state(len(last)), PlainState(model, len(last))]
+    states = [model.new_state(len(last)), torch_state(model, len(last))]
     for state in states:
         state.observe(torch.tensor([[0, i] for i in last]))
-    assert [type(state) for state in states] == [FastState, PlainState]
+    assert [type(state.engine) for state in states] == [NativeGPT, TorchEngine]
     return states
 
 
@@ -86,7 +87,7 @@ def test_the_kernel_chooses_what_the_readable_filters_leave_and_the_number_point
     greedy = options.temperature == 0
     drawn = uniforms(options.seed or 0, addresses, positions=2)
     readable = sample(options.filter(logits, logits.new_empty(0)), None if greedy else drawn)
-    chosen = state.advance(options, addresses)
+    chosen = next_ids(state, options, addresses)
     for row, uniform in enumerate(drawn.tolist()):
         wanted, margin = plain_choice(logits[row].tolist(), None if greedy else uniform, options)
         if margin > NEAR:
@@ -119,7 +120,7 @@ def test_thousands_of_numbers_point_at_the_same_ids_on_both_paths(options: dict[
     logits = state.predict()
     drawn = uniforms(8, range(MANY), positions=2)
     readable = sample(how.filter(logits, logits.new_empty(0)), drawn)
-    chosen = state.advance(how, range(MANY))
+    chosen = next_ids(state, how, range(MANY))
     for row in (chosen != readable).nonzero()[:, 0].tolist():
         _, margin = plain_choice(logits[row].tolist(), float(drawn[row]), how)
         assert margin < NEAR
@@ -164,7 +165,7 @@ def test_exactly_these_ids_can_be_chosen(
         model.lm_head.bias.copy_(torch.tensor(row))
     for state in states_of(model, [0] * 64):
         assert state.predict().tolist() == [torch.tensor(row).tolist()] * 64
-        assert set(state.advance(SamplingOptions(seed=1, **options), range(64)).tolist()) == possible
+        assert set(next_ids(state, SamplingOptions(seed=1, **options), range(64)).tolist()) == possible
 
 
 @needs_kernel
@@ -180,7 +181,7 @@ def test_logits_that_a_temperature_makes_equal_are_a_tie_on_both_paths() -> None
     wants: list[tuple[dict[str, Any], int]] = [({"temperature": 1.9}, 1), ({}, 2)]
     for way, wanted in wants:
         for state in states_of(model, [0]):
-            assert state.advance(SamplingOptions(seed=0, top_k=1, **way), [0]).tolist() == [wanted]
+            assert next_ids(state, SamplingOptions(seed=0, top_k=1, **way), [0]).tolist() == [wanted]
 
 
 @settings(max_examples=200, deadline=None)
@@ -220,11 +221,11 @@ def test_a_row_in_which_nothing_can_be_chosen_is_named_and_none_moves_on(
             largest = damage.removeprefix("one ")
             message = rf"no character can be drawn in row {row}: its largest logit is {largest}\. "
             with pytest.raises(NonFiniteError, match=message):
-                state.advance(SamplingOptions(seed=0, **options), range(4))
+                next_ids(state, SamplingOptions(seed=0, **options), range(4))
             assert state.lengths == [2] * 4
     if damage == "nan":  # the other rows can go on without it
         for state in states_of(model, [1, 2, 3, 3]):
-            assert state.fork([0, 1]).advance(SamplingOptions(temperature=0), range(2)).tolist() == [1, 2]
+            assert next_ids(state.fork([0, 1]), SamplingOptions(temperature=0), range(2)).tolist() == [1, 2]
 
 
 @needs_kernel
@@ -235,5 +236,5 @@ def test_logits_that_a_temperature_makes_infinite_are_an_error_on_both_paths() -
         model.lm_head.bias.copy_(torch.tensor([1e36, 2e36, 0.0, 0.0]))
     for state in states_of(model, [0]):
         with pytest.raises(NonFiniteError, match="no character can be drawn in row 0"):
-            state.advance(SamplingOptions(seed=0, temperature=1e-6), [0])
-        assert state.advance(SamplingOptions(seed=0), [0]).tolist() == [1]
+            next_ids(state, SamplingOptions(seed=0, temperature=1e-6), [0])
+        assert next_ids(state, SamplingOptions(seed=0), [0]).tolist() == [1]

@@ -166,11 +166,15 @@ def made_in_inference_mode(model: GPT) -> None:
     assert model.lm_head.weight.is_inference()
 
 
+def drop_a_block(model: GPT) -> None:
+    model.transformer.h = model.transformer.h[:1]
+
+
 FALLBACKS = (
     *(forward_hook, forward_pre_hook, hook_on_the_model, own_forward, adapter, wrapped, weight_norm, pruned),
     *(kind_of_weight, transposed_weight, mixed_types, wider_network_in_one_block, one_layer_for_a_network),
     *(linear_for_a_norm, another_norm, another_epsilon, another_activation, more_heads),
-    *(larger_vocabulary_at_the_end, embedding_with_a_limit, made_in_inference_mode),
+    *(larger_vocabulary_at_the_end, embedding_with_a_limit, made_in_inference_mode, drop_a_block),
 )
 
 

@@ -1,8 +1,9 @@
 /* A GPT's forward pass on a CPU, for generation: no gradients, keys and values kept, float32 sums.
 
    `charlm/models/layers.py` is what is computed, to be read; this file computes the same for a model of a few
-   million parameters, where the calls of a framework cost more than the arithmetic. `fast.py` packs the weights,
-   compiles this file and calls `charlm_pass`; nothing else does.
+   million parameters, where the calls of a framework cost more than the arithmetic. `library.py` compiles it,
+   `weights.py` packs the weights, and `gpt.py` calls `charlm_pass`; nothing else does. The threads are in pool.h,
+   the choice of an id in choose.h, n-grams in ngrams.h.
 
    One rule holds everywhere: a number is the result of the same operations in the same order, however many
    other rows, characters or threads take part. So a text does not depend on what it is generated beside, and a
@@ -14,14 +15,13 @@
    matrix multiplication" (2008). */
 
 #include <math.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "choose.h"
+#include "ngrams.h"
+#include "pool.h"
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -73,7 +73,7 @@ struct pass {
     int64_t B, n, wanted, threads, capacity; /* capacity: positions that the caches hold, a multiple of 64 */
     const int64_t *begin;                    /* (B + 1,) where each row's characters begin */
     const int64_t *slot;                     /* (B,) each row's place in the caches */
-    const int64_t *id, *position;            /* (n,) */
+    int64_t *id, *position;                  /* (n,) */
     const int64_t *want;                     /* (wanted,) characters whose logits are asked for, increasing */
     float *keys;                             /* (n_layer, slots, H, capacity / 64, D, 64) */
     float *values;                           /* (n_layer, slots, H, capacity, Dp) */
@@ -230,53 +230,6 @@ static void activate(const struct model *m, float *h, const float *gate, int64_t
     }
 }
 
-/* ---- threads: the caller and its helpers run the same function; parts meet at barriers ---- */
-
-struct meeting {
-    atomic_long arrived, phase;
-};
-struct worker {
-    struct meeting *meeting;
-    int64_t number, of, waited; /* waited: nanoseconds, at all barriers of a pass */
-};
-
-static int64_t nanoseconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * (int64_t)1000000000 + now.tv_nsec;
-}
-
-enum { SPINS = 4000 }; /* some microseconds, after which the processor is offered to others */
-static void pause_a_little(long *spins) {
-    if (++*spins < SPINS) {
-#if defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-#endif
-    } else {
-        sched_yield();
-    }
-}
-
-static void barrier(struct worker *me) {
-    struct meeting *here = me->meeting;
-    if (me->of == 1) return;
-    long phase = atomic_load(&here->phase), spins = 0;
-    if (atomic_fetch_add(&here->arrived, 1) + 1 == me->of) {
-        atomic_store(&here->arrived, 0);
-        atomic_store(&here->phase, phase + 1);
-    } else {
-        int64_t since = nanoseconds();
-        while (atomic_load(&here->phase) == phase) pause_a_little(&spins);
-        me->waited += nanoseconds() - since;
-    }
-}
-
-/* Which of `units` pieces of work are this worker's. */
-static void share(const struct worker *me, int64_t units, int64_t *from, int64_t *to) {
-    *from = units * me->number / me->of;
-    *to = units * (me->number + 1) / me->of;
-}
-
 /* y = x @ matrix + bias, or added to y; if `after`, the activation follows. A unit is a panel of some rows. */
 static void linear(struct worker *me, const struct model *m, const struct matrix *w, const struct matrix *gate,
                    int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, int add, int after) {
@@ -400,7 +353,9 @@ int64_t charlm_work(const struct model *m, int64_t n, int64_t threads, int64_t c
     return n * (m->Cp + 4 * HD + hidden(m)) + threads * (n * m->Cp + ROWS * capacity);
 }
 
-static void run(struct worker *me, const struct model *m, const struct pass *p) {
+static void run(struct worker *me, const void *model, const void *pass) {
+    const struct model *m = model;
+    const struct pass *p = pass;
     int64_t C = m->C, Cp = m->Cp, HD = m->H * m->Dp, F = hidden(m), n = p->n;
     float *x = p->work, *q = x + n * Cp, *kv = q + n * HD, *y = kv + n * 2 * HD, *h = y + n * HD;
     float *own = h + n * F + me->number * (n * Cp + ROWS * p->capacity), *scores = own + n * Cp;
@@ -460,67 +415,6 @@ static void run(struct worker *me, const struct model *m, const struct pass *p) 
     barrier(me);
 }
 
-/* One pool for the process; while it works for one caller, another works alone. `job` is a counter times 128,
-   plus how many take part. */
-enum { MOST = 64 };
-static struct {
-    pthread_mutex_t busy, sleep;
-    pthread_cond_t wake;
-    long helpers, good;        /* good: passes since the last one in which helpers were waited for too long */
-    int64_t alone_until, rest; /* nanoseconds: when to ask for help again, and how long not to */
-    int64_t ended;             /* when the last pass did */
-    atomic_long job, sleeping;
-    struct meeting meeting;
-    const struct model *model;
-    const struct pass *pass;
-} pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
-
-static void *help(void *number) {
-    struct worker me = {&pool.meeting, (int64_t)(intptr_t)number, 0, 0};
-    long seen = 0, job;
-    for (;;) {
-        long spins = 0;
-        while ((job = atomic_load(&pool.job)) == seen && spins < 20000) pause_a_little(&spins);
-        if (job == seen) {
-            pthread_mutex_lock(&pool.sleep);
-            atomic_fetch_add(&pool.sleeping, 1);
-            while ((job = atomic_load(&pool.job)) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
-            atomic_fetch_sub(&pool.sleeping, 1);
-            pthread_mutex_unlock(&pool.sleep);
-        }
-        seen = job;
-        me.of = job % 128;
-        if (me.number < me.of) run(&me, pool.model, pool.pass);
-    }
-    return 0;
-}
-
-/* A forked process has none of the threads. */
-static void forget(void) {
-    pthread_mutex_init(&pool.busy, 0);
-    pthread_mutex_init(&pool.sleep, 0);
-    pthread_cond_init(&pool.wake, 0);
-    pool.helpers = 0;
-    atomic_store(&pool.job, 0);
-    atomic_store(&pool.sleeping, 0);
-    atomic_store(&pool.meeting.arrived, 0);
-}
-
-static void hire(long wanted) {
-    static int watching = 0;
-    if (!watching) watching = !pthread_atfork(0, 0, forget);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the caller's threads */
-    while (pool.helpers < wanted) {
-        pthread_t thread;
-        if (pthread_create(&thread, 0, help, (void *)(intptr_t)(pool.helpers + 1))) break;
-        pthread_detach(thread);
-        pool.helpers++;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, 0);
-}
-
 /* Multiplications of one character, but for attention's. */
 static int64_t work_of(const struct model *m) {
     return m->n_layer * m->C * (4 * m->H * m->Dp + 2 * hidden(m)) + m->C * m->Vp;
@@ -528,168 +422,21 @@ static int64_t work_of(const struct model *m) {
 
 /* Read p->n characters and write the logits that are wanted. */
 void charlm_pass(const struct model *m, const struct pass *p) {
-    struct meeting nobody = {0};
-    struct worker me = {&nobody, 0, 1, 0};
-    long wanted = p->threads < MOST ? p->threads : MOST;
-    int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
-    if (pooled) {
-        /* After other work its threads may still be spinning, OpenMP's for some milliseconds. */
-        int64_t now = nanoseconds(), is_short = p->n * work_of(m) < 20000000;
-        if (now - pool.ended > 10000000 && is_short) pool.alone_until = now + 6000000;
-        if (now < pool.alone_until && (is_short || pool.rest)) wanted = 1;
-    }
-    if (pooled && wanted > 1) {
-        if (pool.helpers < wanted - 1) hire(wanted - 1);
-        me.meeting = &pool.meeting;
-        me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
-        pool.model = m;
-        pool.pass = p;
-        atomic_store(&pool.job, (atomic_load(&pool.job) / 128 + 1) * 128 + me.of);
-        if (atomic_load(&pool.sleeping) > 0) {
-            pthread_mutex_lock(&pool.sleep);
-            pthread_cond_broadcast(&pool.wake);
-            pthread_mutex_unlock(&pool.sleep);
-        }
-    }
-    run(&me, m, p);
-    if (me.of > 1) {
-        /* A helper whose processor went to somebody else keeps all waiting: on a busy machine, better without.
-           Too long is longer than the whole pass takes alone, at 20 multiplications in a nanosecond. */
-        if (me.waited > 100000 + p->n * work_of(m) / 20) {
-            pool.rest = pool.rest ? (pool.rest < 50000000 ? 2 * pool.rest : 50000000) : 2000000;
-            pool.alone_until = nanoseconds() + pool.rest;
-            pool.good = 0;
-        } else if (++pool.good == 100) {
-            pool.rest = 0;
-        }
-    }
-    if (pooled) {
-        pool.ended = nanoseconds();
-        pthread_mutex_unlock(&pool.busy);
-    }
+    run_together(run, m, p, p->threads, p->n * work_of(m));
 }
 
-/* ---- choosing ---- */
-
-struct choice {
-    double temperature, top_p, min_p; /* temperature 0: the likeliest; top_p 1 and min_p 0: all */
-    int64_t top_k;                    /* V or more: all */
-};
-struct candidate {
-    float logit;
-    int32_t id;
-};
-
-static int likelier(const void *a, const void *b) {
-    const struct candidate *x = a, *y = b;
-    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
-    return x->id - y->id;
-}
-
-/* What `SamplingOptions.filter` and `sample` do, for one row; -1 where there is nothing to choose from. */
-static int64_t choose(const float *logits, int64_t V, const struct choice *how, double uniform, double *weight,
-                      struct candidate *sorted) {
-    int64_t best = 0, chosen = -1;
-    for (int64_t i = 0; i < V; i++) {
-        if (isnan(logits[i])) return -1;
-        if (logits[i] > logits[best]) best = i;
-    }
-    if (!isfinite(logits[best])) return -1;
-    if (how->temperature == 0) return best;
-    float temperature = (float)how->temperature, top = logits[best] / temperature;
-    for (int64_t i = 0; i < V; i++) weight[i] = exp((double)(logits[i] / temperature) - top);
-    if (how->top_k < V || how->top_p < 1) {
-        double total = 0, before = 0;
-        int64_t kept = how->top_k < V ? how->top_k : V;
-        for (int64_t i = 0; i < V; i++) sorted[i] = (struct candidate){logits[i] / temperature, (int32_t)i};
-        qsort(sorted, V, sizeof *sorted, likelier);
-        for (int64_t i = kept; i < V; i++) weight[sorted[i].id] = 0;
-        for (int64_t i = 0; i < kept; i++) total += weight[sorted[i].id];
-        for (int64_t i = 0; i < kept && how->top_p < 1; i++) {
-            double one = weight[sorted[i].id];
-            if (i && before >= how->top_p * total) weight[sorted[i].id] = 0;
-            before += one;
-        }
-    }
-    double total = 0, sum = 0;
-    for (int64_t i = 0; i < V; i++) {
-        if (weight[i] < how->min_p) weight[i] = 0; /* the likeliest one's is 1 */
-        total += weight[i];
-    }
-    for (int64_t i = 0; i < V; i++) {
-        if (weight[i] > 0) chosen = i;
-        sum += weight[i];
-        if (sum > uniform * total) break;
-    }
-    return chosen;
-}
-
-/* Choose an id for each of B rows of logits; returns -1, or the first row in which none can be chosen. */
-int64_t charlm_choose(const float *logits, int64_t B, int64_t V, int64_t stride, const struct choice *how,
-                      const double *uniforms, int64_t *chosen, double *weight, struct candidate *sorted) {
-    for (int64_t row = 0; row < B; row++) {
-        int64_t id = choose(logits + row * stride, V, how, uniforms ? uniforms[row] : 0, weight, sorted);
-        if (id < 0) return row;
-        chosen[row] = id;
+/* Read an id of each row, the only one of it in this pass, and choose the next, which takes its place; positions
+   move on by one. Returns -1, or the first row in which none can be chosen: then nothing has moved. */
+int64_t charlm_turn(const struct model *m, const struct pass *p, const struct choice *how, const double *uniforms,
+                    int64_t *chosen, double *weight, struct candidate *sorted) {
+    charlm_pass(m, p);
+    int64_t failed = charlm_choose(p->logits, p->B, m->V, m->Vp, how, uniforms, chosen, weight, sorted);
+    if (failed >= 0) return failed;
+    for (int64_t row = 0; row < p->B; row++) {
+        p->id[row] = chosen[row];
+        p->position[row]++;
     }
     return -1;
-}
-
-/* ---- n-grams: what `NGramLM.forward` says, from its tables as they lie in memory ---- */
-
-struct ngrams {
-    int64_t V, M, order;
-    const int64_t *codes;   /* (M,) increasing: parent's number * V + id; nodes are numbered from 1 */
-    const int32_t *counts;  /* (M,) */
-    const float *discounts; /* (order, 3) */
-};
-
-/* The first place from which codes are at least `code`. */
-static int64_t place_of(const struct ngrams *g, int64_t code) {
-    int64_t low = 0, length = g->M;
-    while (length > 0) {
-        int64_t half = length / 2;
-        int below = g->codes[low + half] < code;
-        low = below ? low + half + 1 : low;
-        length = below ? length - half - 1 : half;
-    }
-    return low;
-}
-
-/* Mix into p (V,) what the counts behind a node say. */
-static void mix(const struct ngrams *g, int64_t node, int64_t length, float *p) {
-    int64_t first = place_of(g, node * g->V), end = first, total = 0, kinds[3] = {0};
-    /* The lower bound, too: nobody may have checked that the codes increase. */
-    for (; end < g->M && g->codes[end] >= node * g->V && g->codes[end] < (node + 1) * g->V; end++) {
-        int32_t count = g->counts[end];
-        total += count;
-        kinds[count < 2 ? 0 : count < 3 ? 1 : 2]++;
-    }
-    if (total <= 0) return;
-    const float *d = g->discounts + 3 * length;
-    float taken = (kinds[0] * d[0] + kinds[1] * d[1] + kinds[2] * d[2]) / total;
-    for (int64_t i = 0; i < g->V; i++) p[i] *= taken;
-    for (int64_t at = first; at < end; at++) {
-        int32_t count = g->counts[at];
-        p[g->codes[at] - node * g->V] += (count - d[count < 2 ? 0 : count < 3 ? 1 : 2]) / total;
-    }
-}
-
-/* Log-probabilities (to - from, V) of the ids at positions from ... to - 1 of a row. */
-void charlm_ngrams(const struct ngrams *g, const int64_t *ids, int64_t from, int64_t to, float *out) {
-    for (int64_t position = from; position < to; position++, out += g->V) {
-        for (int64_t i = 0; i < g->V; i++) out[i] = 1.0f / g->V;
-        for (int64_t length = 0; length < g->order && length <= position; length++) {
-            int64_t node = 0;
-            for (int64_t i = position - length; i < position && node >= 0; i++) {
-                int64_t code = node * g->V + ids[i], at = place_of(g, code);
-                node = at < g->M && g->codes[at] == code ? at + 1 : -1;
-            }
-            if (node < 0) break; /* a longer context did not occur either */
-            mix(g, node, length, out);
-        }
-        for (int64_t i = 0; i < g->V; i++) out[i] = logf(out[i] > 1.17549435e-38f ? out[i] : 1.17549435e-38f);
-    }
 }
 
 /* A digest of some memory, by which a change of weights is noticed: four streams of multiply and add. */

@@ -41,7 +41,7 @@ def test_threads_that_generate_from_one_model_at_once_get_the_right_texts(
     name: str, threads: int, helpers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the fast path one of them has the pool of helpers, and the others compute alone."""
-    monkeypatch.setattr("charlm.generation.fast._WORTH_A_THREAD", 1)
+    monkeypatch.setattr("charlm.native.gpt._WORTH_A_THREAD", 1)
     model: LanguageModel
     if name == "own":
         model = Recurrent(13, 8, keeps_cache=True)
@@ -88,15 +88,15 @@ def test_threads_may_generate_while_another_writes_the_weights(monkeypatch: pyte
 FORKING = """
 import os, sys, threading
 import torch
-from charlm.generation import fast
-from charlm.generation.fast import FastState
+from charlm.native import gpt
+from charlm.native.gpt import NativeGPT
 from reference.tiny_models import prompt, tiny_config, tiny_gpt
 
-fast._WORTH_A_THREAD = 1
+gpt._WORTH_A_THREAD = 1
 torch.set_num_threads(3)
 model = tiny_gpt(tiny_config())
 if sys.argv[1] == "fast":
-    assert isinstance(model.new_state(), FastState)
+    assert isinstance(model.new_state().engine, NativeGPT)
 else:
     model = model.double()
     torch.set_num_threads(1)  # torch's own threads do not come along

@@ -1,10 +1,10 @@
-"""`kernel.c` as a library: compiled once with the machine's own C compiler, kept in the cache folder, loaded.
+"""The C sources as a library: compiled once by the machine's own compiler, kept in the cache folder, loaded.
 
 No package has to be installed for it, and none is missed: without a compiler, or with `CHARLM_NATIVE=0`,
-`library` returns None and generation takes the readable path. The file's name is a digest of the source,
-the compiler's command and the processor, so that no other source and no other machine's code is ever loaded,
-and one of its content, so that none is loaded in part.
-The structures mirror those of `kernel.c`, field by field; `fast.py` fills them.
+`library` returns None and PyTorch computes. The file's name is a digest of the sources, the compiler's
+command and the processor, so that no other source and no other machine's code is ever loaded, and one of its
+content, so that none is loaded in part.
+The structures mirror those of the C files, field by field; whoever fills one names the fields.
 """
 
 from __future__ import annotations
@@ -25,33 +25,43 @@ from threading import Lock
 
 from charlm.files.folders import cache_folder
 
-__all__ = ["Choice", "Layer", "Matrix", "Model", "NGrams", "Pass", "library"]
+__all__ = [
+    "ChoiceStruct",
+    "LayerStruct",
+    "MatrixStruct",
+    "ModelStruct",
+    "NGramStruct",
+    "PassStruct",
+    "library",
+    "why_no_library",
+]
 
-_SOURCE = Path(__file__).with_name("kernel.c")
+_SOURCES = Path(__file__).parent
+"""`kernel.c`, and the headers that it includes."""
 _OPTIONS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
 _PATIENCE_SECONDS = 60.0
-_log = logging.getLogger("charlm.generation")
+_log = logging.getLogger("charlm.native")
 
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
 
 
-class Matrix(ctypes.Structure):
+class MatrixStruct(ctypes.Structure):
     """A packed matrix and its bias."""
 
     _fields_ = (("weights", _pointer), ("bias", _pointer), ("K", _int), ("N", _int))
 
 
-class Layer(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
     """One block of a GPT."""
 
     _fields_ = (
         *((name, _pointer) for name in ("gain1", "shift1", "gain2", "shift2")),
-        *((name, Matrix) for name in ("query", "key_value", "project", "up", "gate", "down")),
+        *((name, MatrixStruct) for name in ("query", "key_value", "project", "up", "gate", "down")),
     )
 
 
-class Model(ctypes.Structure):
+class ModelStruct(ctypes.Structure):
     """All that a pass reads of a model."""
 
     _fields_ = (
@@ -60,12 +70,12 @@ class Model(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("norm_eps", "qk_eps")),
         *((name, _pointer) for name in ("token_embedding", "position_embedding", "cos", "sin")),
         *((name, _pointer) for name in ("gain", "shift")),
-        ("head", Matrix),
-        ("layers", ctypes.POINTER(Layer)),
+        ("head", MatrixStruct),
+        ("layers", ctypes.POINTER(LayerStruct)),
     )
 
 
-class Pass(ctypes.Structure):
+class PassStruct(ctypes.Structure):
     """What one pass reads of the texts, and where it writes."""
 
     _fields_ = (
@@ -76,13 +86,13 @@ class Pass(ctypes.Structure):
     )
 
 
-class Choice(ctypes.Structure):
+class ChoiceStruct(ctypes.Structure):
     """How an id is chosen."""
 
     _fields_ = (*((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p")), ("top_k", _int))
 
 
-class NGrams(ctypes.Structure):
+class NGramStruct(ctypes.Structure):
     """The tables of an n-gram model, where they lie."""
 
     _fields_ = (
@@ -92,37 +102,50 @@ class NGrams(ctypes.Structure):
 
 
 _lock = Lock()
-_loaded: list[ctypes.CDLL | None] = []  # empty until it was tried
+_tried: list[ctypes.CDLL | str] = []
+"""Empty until it was tried; then the library, or why there is none."""
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernel; None where there is none to be had, or `CHARLM_NATIVE` is 0.
+    """Return the compiled library; None where `why_no_library` says why.
 
-    The first call on a machine compiles, which takes about a second; the first of a process loads.
+    The first call on a machine compiles, which takes about two seconds; the first of a process loads.
     """
+    found = _library_or_reason()
+    return None if isinstance(found, str) else found
+
+
+def why_no_library() -> str | None:
+    """Return why there is no compiled library in this process; None if there is one."""
+    found = _library_or_reason()
+    return found if isinstance(found, str) else None
+
+
+def _library_or_reason() -> ctypes.CDLL | str:
     if os.environ.get("CHARLM_NATIVE") == "0":
-        return None
+        return "the environment variable CHARLM_NATIVE is 0"
     with _lock:
-        if not _loaded:
-            _loaded.append(_load())
-        return _loaded[0]
+        if not _tried:
+            _tried.append(_load())
+        return _tried[0]
 
 
-def _load() -> ctypes.CDLL | None:
+def _load() -> ctypes.CDLL | str:
     try:
         compiler = _compiler()
         if compiler is None:
-            _log.info("no C compiler was found (cc, gcc or clang): generating with PyTorch, which is slower")
-            return None
+            reason = "no C compiler was found (cc, gcc or clang)"
+            _log.info("%s: generating with PyTorch, which is slower", reason)
+            return reason
         try:
             return _declared(_compiled(compiler, cache_folder() / "native"))
         except OSError as error:  # a folder that cannot be written, or does not allow programs
-            _log.info("compiling the kernel of generation anew for this process: %s", error)
+            _log.info("compiling the native engine anew for this process: %s", error)
             with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
                 return _declared(_compiled(compiler, Path(folder)))
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote that never ends
-        _log.warning("the kernel of generation cannot be used, generating with PyTorch: %s", error)
-        return None
+        _log.warning("the native engine cannot be used, generating with PyTorch: %s", error)
+        return f"it could not be compiled: {error}"
 
 
 def _compiler() -> list[str] | None:
@@ -140,8 +163,8 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         OSError: the folder or the compiler cannot be used.
         subprocess.SubprocessError: the compiler refuses the source.
     """
-    source = _SOURCE.read_bytes()
-    known = repr((source, compiler, _OPTIONS, platform.machine(), platform.system(), _processor())).encode()
+    sources = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
+    known = repr((sources, compiler, _OPTIONS, platform.machine(), platform.system(), _processor())).encode()
     name = f"kernel-{_digest(known)}"
     for there in folder.glob(f"{name}-*.so"):
         _refuse_foreign(there)
@@ -153,7 +176,7 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
     try:
         # Some compilers do not know this processor, or this option.
         for tuned in (["-march=native"], []):
-            command = [*compiler, *_OPTIONS, *tuned, str(_SOURCE), "-o", temporary, "-lm"]
+            command = [*compiler, *_OPTIONS, *tuned, str(_SOURCES / "kernel.c"), "-o", temporary, "-lm"]
             done = subprocess.run(  # noqa: S603 - the user's own compiler, on our own file
                 command, check=False, capture_output=True, errors="replace", timeout=_PATIENCE_SECONDS
             )
@@ -192,16 +215,21 @@ def _refuse_foreign(path: Path) -> None:
 
 def _declared(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
-    loaded.charlm_work.argtypes = (ctypes.POINTER(Model), _int, _int, _int)
+    loaded.charlm_work.argtypes = (ctypes.POINTER(ModelStruct), _int, _int, _int)
     loaded.charlm_work.restype = _int
-    loaded.charlm_pass.argtypes = (ctypes.POINTER(Model), ctypes.POINTER(Pass))
+    loaded.charlm_pass.argtypes = (ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct))
     loaded.charlm_pass.restype = None
     loaded.charlm_choose.argtypes = (
-        *(_pointer, _int, _int, _int, ctypes.POINTER(Choice)),
+        *(_pointer, _int, _int, _int, ctypes.POINTER(ChoiceStruct)),
         *(_pointer, _pointer, _pointer, _pointer),
     )
     loaded.charlm_choose.restype = _int
-    loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGrams), _pointer, _int, _int, _pointer)
+    loaded.charlm_turn.argtypes = (
+        *(ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct), ctypes.POINTER(ChoiceStruct)),
+        *(_pointer, _pointer, _pointer, _pointer),
+    )
+    loaded.charlm_turn.restype = _int
+    loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGramStruct), _pointer, _int, _int, _pointer)
     loaded.charlm_ngrams.restype = None
     loaded.charlm_digest.argtypes = (_pointer, _int)
     loaded.charlm_digest.restype = ctypes.c_uint64

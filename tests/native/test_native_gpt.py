@@ -1,6 +1,6 @@
 """The fast path of generation, held against the readable one, and against itself in other arrangements.
 
-Within the tolerance of float32 it says what `PlainState` says. Beyond that, to the last bit: a row's numbers
+Within the tolerance of float32 it says what `TorchEngine` says. Beyond that, to the last bit: a row's numbers
 are the same whatever stands beside it, however its text arrives, and however many threads take part.
 """
 
@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.drawn_models import gpts, needs_kernel, overflows, ragged, random_rows
 from reference.plain_state import plain_logits
+from reference.states import torch_state
 from reference.tiny_models import VARIANTS, tiny_config, tiny_gpt
 from torch import Tensor
 
-from charlm.generation import Overflow, PlainState, PredictionState, SamplingOptions
-from charlm.generation.fast import FastState
+from charlm.generation import Overflow, PredictionState, SamplingOptions, next_ids
 from charlm.models.gpt import GPT
+from charlm.native.gpt import NativeGPT
 
 pytestmark = needs_kernel
 
@@ -29,15 +30,15 @@ VOCAB_SIZES = (1, 2, 13, 16, 17, 64, 65, 130)
 HALF = torch.bfloat16
 
 
-def fast(model: GPT, rows: Sequence[Tensor], overflow: Overflow = "slide") -> FastState:
+def fast(model: GPT, rows: Sequence[Tensor], overflow: Overflow = "slide") -> PredictionState:
     state = model.new_state(len(rows), overflow=overflow)
-    assert type(state) is FastState
+    assert type(state.engine) is NativeGPT
     state.observe(rows)
     return state
 
 
-def plain(model: GPT, rows: Sequence[Tensor], overflow: Overflow = "slide") -> PlainState:
-    state = PlainState(model, len(rows), overflow=overflow)
+def plain(model: GPT, rows: Sequence[Tensor], overflow: Overflow = "slide") -> PredictionState:
+    state = torch_state(model, len(rows), overflow=overflow)
     state.observe(rows)
     return state
 
@@ -55,7 +56,7 @@ def threads(number: int) -> Iterator[None]:
 @pytest.fixture
 def worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the smallest model use as many threads as torch may."""
-    monkeypatch.setattr("charlm.generation.fast._WORTH_A_THREAD", 1)
+    monkeypatch.setattr("charlm.native.gpt._WORTH_A_THREAD", 1)
 
 
 def tensors(rows: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -96,7 +97,8 @@ def test_any_model_predicts_scores_and_chooses_as_on_the_readable_path(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
         best = theirs.topk(min(V, 2), dim=-1).values
         clear = best[:, 0] - best[:, -1] > 2e-4
-        chosen = [state.fork().advance(SamplingOptions(temperature=0), range(len(rows))) for state in states]
+        greedy = SamplingOptions(temperature=0)
+        chosen = [next_ids(state.fork(), greedy) for state in states]
         assert torch.equal(chosen[0][clear], chosen[1][clear])
         new = random_rows([count] * len(rows), V, seed=step)
         if step % 2:
@@ -143,7 +145,7 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_batch_in_any_pieces_with_any_t
     # Chosen one by one, they are what they are when they are given.
     options = SamplingOptions(seed=1)
     with threads(at_once):
-        chosen = [together.advance(options, range(len(rows))) for _ in range(3)]
+        chosen = [next_ids(together, options, range(len(rows))) for _ in range(3)]
         after = together.predict()
     whole = torch.cat([rows[row], torch.stack(chosen)[:, row]])
     assert torch.equal(together.text(row), whole)
@@ -165,11 +167,11 @@ def test_every_number_of_rows_is_computed_as_one_row_is(rows: int) -> None:
     with threads(1 + rows % 3):
         state = fast(model, texts)
         options = SamplingOptions(seed=3)
-        chosen = torch.stack([state.advance(options, range(rows)) for _ in range(5)])
+        chosen = torch.stack([next_ids(state, options, range(rows)) for _ in range(5)])
         predicted = state.predict()
     for row in range(rows):
         alone = fast(model, texts[row : row + 1])
-        assert [int(alone.advance(options, [row])) for _ in range(5)] == chosen[:, row].tolist()
+        assert [int(next_ids(alone, options, [row])) for _ in range(5)] == chosen[:, row].tolist()
         assert torch.equal(alone.predict()[0], predicted[row])
 
 
@@ -197,13 +199,13 @@ def test_the_cache_grows_with_the_text_up_to_a_long_window() -> None:
     rows = random_rows([1, 60, 100])
     state = fast(model, rows)
     options = SamplingOptions(seed=5)
-    chosen = torch.stack([state.advance(options, range(3)) for _ in range(330)])
+    chosen = torch.stack([next_ids(state, options, range(3)) for _ in range(330)])
     for row in range(3):
         whole = torch.cat([rows[row], chosen[:, row]])
         assert torch.equal(state.text(row), whole)
         for count in (1, 4, 64, 65, 200, 240, 300):
             given_ = whole[: len(rows[row]) + count]
-            again = fast(model, [given_[:-1]]).advance(options, [row])
+            again = next_ids(fast(model, [given_[:-1]]), options, [row])
             assert again == given_[-1]
 
 
@@ -230,9 +232,9 @@ def test_a_caller_s_filters_see_the_same_ids_and_may_come_and_go() -> None:
     with_filter, without = SamplingOptions(seed=1, filters=[note]), SamplingOptions(seed=1)
     rows = random_rows([3, 9, 3])
     expected = fast(model, rows)
-    wanted = [expected.advance(without, range(3)) for _ in range(30)]
+    wanted = [next_ids(expected, without, range(3)) for _ in range(30)]
     state = fast(model, rows)
-    got = [state.advance(with_filter if step % 3 == 1 else without, range(3)) for step in range(30)]
+    got = [next_ids(state, with_filter if step % 3 == 1 else without, range(3)) for step in range(30)]
     assert torch.equal(torch.stack(got), torch.stack(wanted))
     assert [len(ids) for ids in seen[:2]] == [2, 1]  # texts of one length together
     assert seen[0][1][:3] == rows[2].tolist()

@@ -20,11 +20,13 @@ import pytest
 import torch
 from reference.command import environment
 from reference.drawn_models import needs_kernel
+from reference.states import torch_state
 from reference.tiny_models import prompt, tiny_config, tiny_gpt
 
-from charlm.generation import PlainState, native
-from charlm.generation.fast import FastState
+from charlm.generation import TorchEngine
 from charlm.models.gpt import GPT
+from charlm.native import library as native
+from charlm.native.gpt import NativeGPT
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the kernel is written for POSIX threads")
 
@@ -35,7 +37,7 @@ import torch
 from reference.tiny_models import prompt, tiny_config, tiny_gpt
 model = tiny_gpt(tiny_config())
 ids = model.generate(prompt(2, 3), 30, temperature=0)
-print(type(model.new_state()).__name__, ids.tolist())
+print(type(model.new_state().engine).__name__, ids.tolist())
 """
 
 
@@ -62,7 +64,7 @@ def cache(tmp_path: Path, quick_compiler: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CHARLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CC", str(quick_compiler))
     monkeypatch.delenv("CHARLM_NATIVE", raising=False)
-    monkeypatch.setattr(native, "_loaded", [])
+    monkeypatch.setattr(native, "_tried", [])
     return tmp_path / "cache" / "native"
 
 
@@ -71,7 +73,7 @@ def model() -> GPT:
 
 
 def ids_of_the_readable_path() -> list[list[int]]:
-    state = PlainState(model(), 2)
+    state = torch_state(model(), 2)
     state.observe(prompt(2, 3))
     from charlm.generation import SamplingOptions, stream_ids
 
@@ -83,7 +85,7 @@ def ids_of_the_readable_path() -> list[list[int]]:
 def kind_of_state() -> str:
     """Generate, see that the text is right, and say which path wrote it."""
     assert model().generate(prompt(2, 3), 30, temperature=0).tolist() == ids_of_the_readable_path()
-    return {FastState: "fast", PlainState: "readable"}[type(model().new_state())]
+    return {NativeGPT: "fast", TorchEngine: "readable"}[type(model().new_state().engine)]
 
 
 def script(path: Path, text: str) -> Path:
@@ -125,13 +127,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
 @needs_kernel
 def test_it_is_compiled_once_and_then_loaded_by_every_process(cache: Path, tmp_path: Path) -> None:
     compiler = counting_compiler(tmp_path)
-    assert finish(start(cache, CC=compiler)) == ("FastState", [])
+    assert finish(start(cache, CC=compiler)) == ("NativeGPT", [])
     assert calls(tmp_path) == 1
     (file,) = cache.iterdir()
     before = file.stat()
     assert before.st_mode & 0o077 == 0  # nobody else may have written it
     assert cache.stat().st_mode & 0o077 == 0
-    assert finish(start(cache, CC=compiler)) == ("FastState", [])
+    assert finish(start(cache, CC=compiler)) == ("NativeGPT", [])
     assert calls(tmp_path) == 1
     assert file.stat().st_mtime_ns == before.st_mtime_ns
     assert list(cache.iterdir()) == [file]
@@ -141,14 +143,14 @@ def test_it_is_compiled_once_and_then_loaded_by_every_process(cache: Path, tmp_p
 def test_several_processes_may_compile_at_once(cache: Path, tmp_path: Path) -> None:
     compiler = counting_compiler(tmp_path, then='sleep 0.5\nexec "$CC_BEHIND" "$@"')
     processes = [start(cache, CC=compiler) for _ in range(2)]
-    assert [finish(process) for process in processes] == [("FastState", [])] * 2
+    assert [finish(process) for process in processes] == [("NativeGPT", [])] * 2
     assert [path.suffix for path in cache.iterdir()] == [".so"]
 
 
 DAMAGES = """
 from pathlib import Path
 import sys
-from charlm.generation import native
+from charlm.native import library as native
 file = Path(sys.argv[1])
 whole, mode = file.read_bytes(), file.stat().st_mode
 for name, damaged in {
@@ -162,7 +164,7 @@ for name, damaged in {
     file.unlink()  # the one before is loaded
     file.write_bytes(damaged)
     file.chmod(mode)
-    native._loaded.clear()
+    native._tried.clear()
     assert native.library() is not None
     assert file.read_bytes() == whole
     assert list(file.parent.iterdir()) == [file]
@@ -193,7 +195,7 @@ def test_a_folder_in_the_place_of_the_file_is_gone_round(cache: Path) -> None:
     (file,) = cache.iterdir()
     file.unlink()
     file.mkdir()
-    native._loaded.clear()
+    native._tried.clear()
     assert kind_of_state() == "fast"
 
 
@@ -202,16 +204,17 @@ def test_another_source_compiler_or_processor_is_another_file(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert native.library() is not None
-    source = tmp_path / "kernel.c"
-    source.write_bytes(native._SOURCE.read_bytes() + b"\n/* changed */\n")
+    changed = tmp_path / "sources"
+    shutil.copytree(native._SOURCES, changed)
+    (changed / "pool.h").write_bytes((changed / "pool.h").read_bytes() + b"\n/* changed */\n")
     changes: list[Callable[[], None]] = [
-        lambda: monkeypatch.setattr(native, "_SOURCE", source),
+        lambda: monkeypatch.setattr(native, "_SOURCES", changed),
         lambda: monkeypatch.setattr(native, "_processor", lambda: "another"),
         lambda: monkeypatch.setenv("CC", counting_compiler(tmp_path)),
     ]
     for number, change in enumerate(changes, start=2):
         change()
-        native._loaded.clear()
+        native._tried.clear()
         assert native.library() is not None
         assert len(list(cache.iterdir())) == number
 
@@ -246,7 +249,7 @@ def test_without_a_compiler_the_readable_path_is_taken_quietly(
     with caplog.at_level(logging.INFO):
         assert kind_of_state() == "readable"
         assert kind_of_state() == "readable"
-    assert [(record.levelname, record.name) for record in caplog.records] == [("INFO", "charlm.generation")]
+    assert [(record.levelname, record.name) for record in caplog.records] == [("INFO", "charlm.native")]
     assert "no C compiler was found (cc, gcc or clang)" in caplog.text
     assert not cache.exists()
 
@@ -281,7 +284,7 @@ def test_a_compiler_that_fails_is_a_warning_and_the_readable_path_is_taken(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     text = record.getMessage()
-    assert text.startswith("the kernel of generation cannot be used, generating with PyTorch: ")
+    assert text.startswith("the native engine cannot be used, generating with PyTorch: ")
     assert message in text
     assert "\n" not in text
     assert kind_of_state() == "readable"  # and is not tried again
@@ -328,9 +331,9 @@ def test_processors_with_narrower_vectors_give_the_same_within_rounding(
             tiny_config(block_size=70, vocab_size=70),
         ):
             gpt = tiny_gpt(config, dtype=dtype)
-            states = [gpt.new_state(7), PlainState(gpt.float(), 7)]
+            states = [gpt.new_state(7), torch_state(gpt.float(), 7)]
             gpt.to(dtype)
-            assert isinstance(states[0], FastState)
+            assert isinstance(states[0].engine, NativeGPT)
             ids = [row[: 1 + 9 * i] for i, row in enumerate(prompt(7, 60))]
             predicted = []
             for state in states:
@@ -362,7 +365,7 @@ def test_without_a_cache_folder_it_is_compiled_for_this_process_alone(
         assert kind_of_state() == "fast"
     (record,) = caplog.records
     assert record.levelname == "INFO"
-    assert record.getMessage().startswith("compiling the kernel of generation anew for this process: ")
+    assert record.getMessage().startswith("compiling the native engine anew for this process: ")
 
 
 @needs_kernel
@@ -386,7 +389,7 @@ def test_a_file_that_others_could_write_is_not_loaded(
 
 
 def assert_refused(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    native._loaded.clear()
+    native._tried.clear()
     before = file.stat()
     with caplog.at_level(logging.INFO):
         assert kind_of_state() == "fast"
@@ -410,7 +413,7 @@ def test_whatever_the_umask_what_was_compiled_is_loaded_again(
     before = os.umask(mask)
     try:
         for _ in range(2):
-            native._loaded.clear()
+            native._tried.clear()
             assert native.library() is not None
     finally:
         os.umask(before)

@@ -1,0 +1,213 @@
+"""`Engine`: what computes predictions; and `TorchEngine`, which asks any model, in PyTorch, on every device.
+
+A `PredictionState` owns the texts and plans the passes; an engine does them, and keeps what it has read.
+`charlm.native` has quicker engines for a small GPT and for n-grams on a CPU.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typing_extensions import override
+
+from charlm.errors import InputError, shown
+from charlm.generation.cache import Cache
+from charlm.generation.options import SamplingOptions
+from charlm.generation.passes import Pass
+from charlm.generation.sampling import sample
+from charlm.modes import evaluation_mode
+
+if TYPE_CHECKING:
+    from charlm.generation.state import PredictionState
+
+__all__ = ["Engine", "Predictor", "TorchEngine"]
+
+
+class Engine(ABC):
+    """What computes predictions for some rows of text. It belongs to one `PredictionState`.
+
+    Args:
+        rows: B.
+        vocab_size: V.
+        block_size: the most ids that it sees at once; None: no limit.
+        device: where its logits lie.
+
+    Raises:
+        InputError: there is not at least one row.
+    """
+
+    def __init__(self, rows: int, *, vocab_size: int, block_size: int | None, device: torch.device) -> None:
+        if type(rows) is not int or rows < 1:
+            raise InputError(f"rows must be an int, 1 or more, got {shown(rows)}")
+        self.rows: int = rows
+        self.vocab_size: int = vocab_size
+        self.block_size: int | None = block_size
+        self.device: torch.device = device
+
+    @abstractmethod
+    def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
+        """Do some passes, each of another row, and return the logits (t, V) that each of them wants.
+
+        What a pass says to have been read, and the engine has not kept, it reads again.
+
+        Args:
+            texts: (B, room), the ids of all rows.
+            passes: increasing in their rows.
+        """
+
+    @abstractmethod
+    def fork(self, rows: Sequence[int]) -> Self:
+        """Return an engine that has read the same of some rows; one may be taken several times."""
+
+    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
+        """Filter, and draw one id for each row of logits.
+
+        Args:
+            logits: (n, V), of this engine.
+            options: how; without filters of the caller's.
+            numbers: (n,) uniform numbers; None: the likeliest id.
+
+        Returns:
+            (n,) int64.
+
+        Raises:
+            NonFiniteError: in a row nothing can be chosen.
+        """
+        return sample(options.filter(logits), numbers)
+
+    def turn(
+        self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
+    ) -> Tensor | None:
+        """Do a whole turn of the loop at once, where the engine has a quicker way than `decode.one_turn`.
+
+        Args:
+            state: which this engine belongs to; it is told by `took`.
+            options: as for `next_ids`.
+            addresses: as for `next_ids`.
+
+        Returns:
+            (B,) int64; None where it has no way of its own, as here.
+        """
+        return None
+
+
+class Predictor(Protocol):
+    """What generation asks of a model. Every `charlm.LanguageModel` is one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of different ids."""
+
+    @property
+    def block_size(self) -> int | None:
+        """The most ids that it can see at once; None: no limit."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids have to lie."""
+
+    def new_cache(self) -> Cache | None:
+        """Return an empty cache for one generation, or None if the model keeps none."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Iterate over the model and its parts, as `nn.Module.modules` does."""
+
+    def __call__(
+        self, idx: Tensor, targets: None = None, *, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the logits (B, t, V) after each of the ids (B, t), which follow those in the cache."""
+
+
+@dataclass
+class _Kept:
+    """What a model has read of some rows together: the ids at the positions `begin` to `stop` of each."""
+
+    rows: list[int]
+    cache: Cache
+    begin: int
+    stop: int
+
+
+class TorchEngine(Engine):
+    """Asks the model itself. Rows that are read at the same positions share their passes.
+
+    Args:
+        model: what is asked. It is in evaluation mode during each pass, and put back after it.
+        rows: B.
+        use_cache: keep keys and values of what was read. Changes speed, never the result.
+
+    Example:
+        >>> from charlm import BigramLM
+        >>> from charlm.generation import PredictionState
+        >>> state = PredictionState(TorchEngine(BigramLM(65), rows=2))
+        >>> state.observe([torch.tensor([24, 43]), torch.tensor([58])])
+        >>> state.lengths, state.predict().shape
+        ([2, 1], torch.Size([2, 65]))
+    """
+
+    def __init__(self, model: Predictor, rows: int = 1, *, use_cache: bool = True) -> None:
+        super().__init__(rows, vocab_size=model.vocab_size, block_size=model.block_size, device=model.device)
+        self._model = model
+        self._use_cache = use_cache
+        self._kept: dict[int, _Kept] = {}  # of each row; shared by those that were read together
+
+    @override
+    def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
+        together: dict[tuple[int | None, Pass], list[int]] = {}
+        for one in passes:
+            shared = id(self._kept.get(one.row)) if one.start > one.begin else None
+            together.setdefault((shared, one._replace(row=-1)), []).append(one.row)
+        found: dict[int, Tensor] = {}
+        for (_, one), rows in together.items():
+            found.update(zip(rows, self._run(texts, rows, one), strict=True))
+        return [found[one.row] for one in passes]
+
+    def _run(self, texts: NDArray[np.int64], rows: list[int], one: Pass) -> Tensor:
+        """Do one pass for several rows, which were read together before, and return (Bg, t, V)."""
+        # What is made here may be written to later, when the caller has left his inference mode.
+        with torch.inference_mode(mode=False), torch.no_grad(), evaluation_mode(self._model):
+            kept = self._taken_up(rows, one) if one.start > one.begin else None
+            if kept is None:
+                cache = self._model.new_cache() if self._use_cache and one.lasting else None
+                start = one.begin
+            else:
+                cache, start = kept.cache, one.start
+            ids = torch.from_numpy(texts[rows, start : one.stop]).to(self.device)  # (Bg, t)
+            for row in rows:
+                self._kept.pop(row, None)  # until all has gone well
+            logits, _ = self._model(ids, cache=cache)  # (Bg, t, V)
+        if cache is not None:
+            kept = _Kept(rows, cache, one.begin, one.stop)
+            self._kept.update(dict.fromkeys(rows, kept))
+        return logits[:, logits.size(1) - one.wanted :]
+
+    def _taken_up(self, rows: list[int], one: Pass) -> _Kept | None:
+        """Return what was read of these rows alone, up to where the pass goes on; None: it is lost."""
+        kept = self._kept.get(rows[0])
+        if kept is None or kept.begin != one.begin or kept.stop < one.start:
+            return None
+        cache: Cache | None = kept.cache
+        if kept.rows != rows:
+            cache = kept.cache.fork([kept.rows.index(row) for row in rows])
+        if cache is None or (kept.stop > one.start and not cache.truncate(one.start - one.begin)):
+            return None
+        return _Kept(rows, cache, one.begin, one.start)
+
+    @override
+    def fork(self, rows: Sequence[int]) -> Self:
+        twin = type(self)(self._model, len(rows), use_cache=self._use_cache)
+        for kept in {id(kept): kept for kept in self._kept.values()}.values():
+            picked = [(new, kept.rows.index(old)) for new, old in enumerate(rows) if old in kept.rows]
+            with torch.inference_mode(mode=False):
+                cache = kept.cache.fork([at for _, at in picked]) if picked else None
+            if cache is not None:
+                new = _Kept([row for row, _ in picked], cache, kept.begin, kept.stop)
+                twin._kept.update(dict.fromkeys(new.rows, new))
+        return twin

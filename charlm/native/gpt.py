@@ -1,0 +1,246 @@
+"""`NativeGPT`: what `TorchEngine` does, for a small GPT on a CPU, by one native call for each id.
+
+PyTorch needs a few microseconds for each of a hundred operations per character; the arithmetic of a small
+model needs less than that in all. `kernel.c` does a whole pass, and the choice of the next id, at once. It
+reads weights in float32 and bfloat16, which are widened on the way. `gpt_engine` says where it applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typing_extensions import override
+
+from charlm.generation.engine import Engine
+from charlm.generation.options import SamplingOptions
+from charlm.generation.passes import Pass
+from charlm.generation.sampling import nothing_to_draw
+from charlm.native.choosing import Chooser
+from charlm.native.library import PassStruct, library, why_no_library
+from charlm.native.untouched import first_change
+from charlm.native.weights import PANEL, Rotary, Weights
+
+if TYPE_CHECKING:
+    from charlm.generation.state import PredictionState
+    from charlm.models.gpt import GPT
+
+__all__ = ["NativeGPT", "gpt_engine", "why_not_gpt"]
+
+_LONGEST = 65_536  # positions whose angles are kept
+_AT_ONCE = 1024  # ids in one call, which bounds the work space
+_WORTH_A_THREAD = 200_000  # multiplications: about 10 microseconds of one thread, as long as two barriers
+
+
+def gpt_engine(model: GPT, rows: int, rotary: Rotary) -> NativeGPT | None:
+    """Return an engine of a model that it applies to, or None.
+
+    Args:
+        model: of the class `GPT` itself.
+        rows: B.
+        rotary: gives the angles of its positions, if they are rotary.
+    """
+    kernel = library()
+    if kernel is None or why_not_gpt(model) is not None:
+        return None
+    return NativeGPT(Weights(kernel, model, rotary), model.block_size, rows)
+
+
+def why_not_gpt(model: GPT) -> str | None:
+    """Return why a model is asked in PyTorch, None if it is not."""
+    first, *others = parameters = list(model.parameters())
+    if (reason := why_no_library()) is not None:
+        return reason
+    if any(p.device.type != "cpu" for p in parameters):
+        return f"the model lies on {first.device}"
+    if first.dtype not in {torch.float32, torch.bfloat16} or any(p.dtype != first.dtype for p in others):
+        return f"its weights are {first.dtype}, and not all float32 or all bfloat16"
+    # Not what only looks like a tensor, such as a quantised one.
+    if any(type(p) is not nn.Parameter or p.is_inference() or not p.is_contiguous() for p in parameters):
+        return "a weight is no plain tensor, contiguous and made outside of inference mode"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return "the call is inside a transform"
+    if model.block_size > _LONGEST:
+        return f"its window is longer than {_LONGEST:,}"
+    hooks = nn.modules.module
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return "there are hooks on all modules"
+    if (part := first_change(model, model.config)) is not None:
+        return f"a part of the model was changed: {part}"
+    return None
+
+
+class NativeGPT(Engine):
+    """See the head of this file.
+
+    Args:
+        weights: of the model.
+        block_size: the model's window.
+        rows: B.
+    """
+
+    def __init__(self, weights: Weights, block_size: int, rows: int) -> None:
+        sizes = weights.packed.struct
+        super().__init__(rows, vocab_size=sizes.V, block_size=block_size, device=torch.device("cpu"))
+        self._weights = weights
+        self._window = block_size
+        self._keys = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.D, PANEL), np.float32)
+        self._values = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.Dp), np.float32)
+        self._work = np.zeros(0, np.float32)
+        self._choose = Chooser(weights.kernel, sizes.V)
+        # What every single step uses.
+        self._all = np.arange(rows + 1)
+        self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
+        self._places = np.zeros(rows, np.int64)  # where in the window it stands
+        self._logits = torch.empty(rows, sizes.Vp)
+        self._numbers = np.zeros(rows)
+        self._numbers_at = self._numbers.ctypes.data
+        self._step = PassStruct()
+
+    @override
+    def fork(self, rows: Sequence[int]) -> Self:
+        twin = type(self)(self._weights, self._window, len(rows))
+        # take, as the kernel needs it: what indexing gives may lie in memory in another order.
+        twin._keys, twin._values = self._keys.take(rows, axis=1), self._values.take(rows, axis=1)
+        return twin
+
+    @override
+    def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
+        self._weights.refresh()
+        found: list[list[Tensor]] = [[] for _ in passes]
+        for parts in _in_parts(passes):
+            logits = self._read(texts, [part for _, part in parts])  # (all that is wanted, V)
+            numbers, wanted = [number for number, _ in parts], [part.wanted for _, part in parts]
+            for number, z in zip(numbers, logits.split(wanted), strict=True):
+                found[number].append(z)
+        return [torch.cat(pieces) for pieces in found]
+
+    def _read(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> Tensor:
+        """Do some passes in one call, and return the logits that they want, one after the other."""
+        counts = [one.stop - one.start for one in passes]
+        begin = np.cumsum([0, *counts])  # (B + 1,), where each row's ids begin among all
+        slot = np.array([one.row for one in passes])
+        ids = np.concatenate([texts[one.row, one.start : one.stop] for one in passes])  # (n,)
+        places = np.concatenate([np.arange(one.start, one.stop) - one.begin for one in passes])  # (n,)
+        want = np.concatenate(
+            [np.arange(end - one.wanted, end) for one, end in zip(passes, begin[1:], strict=True)]
+        )
+        logits = torch.empty(len(want), self._weights.packed.struct.Vp)
+        self._make_room(int(places.max()) + 1)
+        one_call = self._call(begin=begin, slot=slot, ids=ids, places=places, want=want, logits=logits)
+        self._weights.kernel.charlm_pass(self._weights.packed.struct, one_call)
+        return logits[:, : self.vocab_size]
+
+    @override
+    def turn(
+        self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
+    ) -> Tensor | None:
+        if options.filters or not (state.steps or self._set_up(state)):
+            return None
+        self._weights.refresh()
+        numbers = options.numbers(addresses, state.lengths)
+        if numbers is not None:
+            self._numbers[:] = numbers
+        chosen = torch.empty(self.rows, dtype=torch.int64)
+        row: int = self._weights.kernel.charlm_turn(
+            *(self._weights.packed.struct, self._step, self._choose.choice(options)),
+            *(self._numbers_at, chosen.data_ptr(), *self._choose.scratch),
+        )
+        if row >= 0:
+            raise nothing_to_draw(row, float(self._logits[row, : self.vocab_size].max()))
+        state.took(self._ids)
+        return chosen
+
+    def _set_up(self, state: PredictionState) -> bool:
+        """Prepare what single steps share, and return whether the next turn is one."""
+        if (places := state.single_steps()) is None:
+            return False
+        most = int(places.max())
+        self._make_room(most + 1)
+        state.steps = min(state.steps, self._values.shape[3] - most)
+        self._places[:] = places
+        self._ids[:] = [row[n - 1] for row, n in zip(state.texts, state.lengths, strict=True)]
+        self._step = self._call(
+            begin=self._all,
+            slot=self._all,
+            ids=self._ids,
+            places=self._places,
+            want=self._all[:-1],
+            logits=self._logits,
+        )
+        return True
+
+    @override
+    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
+        return self._choose(logits, options, numbers)
+
+    def _make_room(self, positions: int) -> None:
+        """Make the caches hold so many positions of each row."""
+        old = self._keys.shape[3]  # panels
+        if positions <= old * PANEL:
+            return
+        panels = max(-(-positions // PANEL), min(2 * old, -(-self._window // PANEL)))
+        keys = np.zeros((*self._keys.shape[:3], panels, *self._keys.shape[4:]), np.float32)
+        values = np.zeros((*self._values.shape[:3], panels * PANEL, self._values.shape[4]), np.float32)
+        keys[:, :, :, :old] = self._keys
+        values[:, :, :, : old * PANEL] = self._values
+        self._keys, self._values = keys, values
+
+    def _call(
+        self,
+        *,
+        begin: NDArray[np.int64],
+        slot: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        places: NDArray[np.int64],
+        want: NDArray[np.int64],
+        logits: Tensor,
+    ) -> PassStruct:
+        """Return what the kernel is told for one pass; it points to these arrays."""
+        packed, capacity, n = self._weights.packed, self._values.shape[3], len(ids)
+        threads = min(torch.get_num_threads(), 1 + n * packed.multiplications // _WORTH_A_THREAD)
+        needed = self._weights.kernel.charlm_work(packed.struct, n, threads, capacity)
+        if needed > len(self._work):
+            self._work = np.empty(needed, np.float32)
+        return PassStruct(
+            B=len(begin) - 1,
+            n=n,
+            wanted=len(want),
+            threads=threads,
+            capacity=capacity,
+            begin=begin.ctypes.data,
+            slot=slot.ctypes.data,
+            id=ids.ctypes.data,
+            position=places.ctypes.data,
+            want=want.ctypes.data,
+            keys=self._keys.ctypes.data,
+            values=self._values.ctypes.data,
+            slots=self.rows,
+            logits=logits.data_ptr(),
+            work=self._work.ctypes.data,
+        )
+
+
+def _in_parts(passes: Sequence[Pass]) -> Iterator[list[tuple[int, Pass]]]:
+    """Cut passes so that a call reads at most 1,024 ids; yield what each reads, by number of the pass."""
+    parts: list[tuple[int, Pass]] = []
+    left = _AT_ONCE
+    for number, whole in enumerate(passes):
+        start = whole.start
+        while start < whole.stop:
+            stop = min(whole.stop, start + left)
+            wanted = max(stop - max(start, whole.stop - whole.wanted), 0)
+            parts.append((number, whole._replace(start=start, stop=stop, wanted=wanted)))
+            left -= stop - start
+            start = stop
+            if not left:
+                yield parts
+                parts, left = [], _AT_ONCE
+    if parts:
+        yield parts

@@ -1,0 +1,125 @@
+"""`NativeNGram`: predictions from the tables of an n-gram model, by one native call for each.
+
+A draft has to guess in a small part of the time that the model takes, which PyTorch's calls do not allow. The
+tables are read where they lie, so there is nothing to prepare and no change to be missed, and the texts, too,
+so there is nothing to keep. `ngram_engine` says where it applies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import override
+
+from charlm.errors import InputError
+from charlm.generation.engine import Engine
+from charlm.generation.options import SamplingOptions
+from charlm.generation.passes import Pass
+from charlm.native.choosing import Chooser
+from charlm.native.library import NGramStruct, library, why_no_library
+
+if TYPE_CHECKING:
+    from charlm.generation.state import PredictionState
+    from charlm.models.ngram import NGramLM
+
+__all__ = ["NativeNGram", "ngram_engine", "why_not_ngram"]
+
+
+def ngram_engine(model: NGramLM, rows: int) -> NativeNGram | None:
+    """Return an engine of a model that it applies to, or None.
+
+    Args:
+        model: of the class `NGramLM` itself.
+        rows: B.
+    """
+    kernel = library()
+    if kernel is None or why_not_ngram(model) is not None:
+        return None
+    return NativeNGram(kernel, model, rows)
+
+
+def why_not_ngram(model: NGramLM) -> str | None:
+    """Return why a model is asked in PyTorch, None if it is not."""
+    if (reason := why_no_library()) is not None:
+        return reason
+    if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
+        return "a part of the model was changed: the model itself"
+    return None if _readable(model) else "its tables are not as `fit` makes them on a CPU"
+
+
+def _readable(model: NGramLM) -> bool:
+    return (
+        (model.codes.dtype, model.counts.dtype, model.discounts.dtype)
+        == (torch.int64, torch.int32, torch.float32)
+        and all(t.device.type == "cpu" and t.is_contiguous() for t in _tables(model))
+        and len(model.codes) == len(model.counts)
+    )
+
+
+def _tables(model: NGramLM) -> tuple[Tensor, Tensor, Tensor]:
+    return model.codes, model.counts, model.discounts
+
+
+class NativeNGram(Engine):
+    """See the head of this file.
+
+    Args:
+        kernel: the compiled library.
+        model: whose tables it reads.
+        rows: B.
+    """
+
+    def __init__(self, kernel: ctypes.CDLL, model: NGramLM, rows: int) -> None:
+        super().__init__(rows, vocab_size=model.vocab_size, block_size=None, device=torch.device("cpu"))
+        self._kernel = kernel
+        self._model = model
+        self._choose = Chooser(kernel, model.vocab_size)
+
+    @override
+    def fork(self, rows: Sequence[int]) -> Self:
+        return type(self)(self._kernel, self._model, len(rows))
+
+    @override
+    def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
+        return [self._predict(texts, one.row, one.stop + 1 - one.wanted, one.stop + 1) for one in passes]
+
+    @override
+    def turn(
+        self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
+    ) -> Tensor | None:
+        if options.filters or not (state.steps or state.single_steps() is not None):
+            return None
+        lengths = state.lengths
+        logits = [self._predict(state.texts, row, n, n + 1) for row, n in enumerate(lengths)]
+        ids = self._choose(torch.cat(logits), options, options.numbers(addresses, lengths))
+        state.took(ids.numpy())
+        return ids
+
+    @override
+    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
+        return self._choose(logits, options, numbers)
+
+    def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
+        """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""
+        model = self._model
+        if not _readable(model):
+            raise InputError("the tables must keep their types during a generation. Begin a new one.")
+        codes, counts, discounts = _tables(model)
+        tables = NGramStruct(
+            V=self.vocab_size,
+            M=len(codes),
+            order=len(discounts),
+            codes=codes.data_ptr(),
+            counts=counts.data_ptr(),
+            discounts=discounts.data_ptr(),
+        )
+        logits = torch.empty(end - first, self.vocab_size)
+        ids = texts.ctypes.data + row * texts.strides[0]
+        self._kernel.charlm_ngrams(tables, ids, first, end, logits.data_ptr())
+        return logits

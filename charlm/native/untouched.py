@@ -1,0 +1,73 @@
+"""Whether a model is as its settings say, so that a compiled pass may stand in for its `forward`.
+
+A part of another class, kind or size (an adapter, a quantised layer, a pruned network), a hook, or a
+`forward` of its own means no: the model itself is then asked.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["first_change"]
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+_Looks = tuple[type[nn.Module], Mapping[str, Any], Mapping[str, torch.Size]]
+
+
+def first_change(model: nn.Module, config: object) -> str | None:
+    """Return the name of the first part that is not as in a new model of this class and these settings.
+
+    Args:
+        model: its class takes `config`.
+        config: frozen settings.
+
+    Returns:
+        A name as in `named_modules`, or "the model itself"; None if all parts are as they should be.
+    """
+    expected = _new_looks(type(model), config)  # type: ignore[arg-type]  # a class has a hash
+    parts = dict(model.named_modules())  # others may have been added, which nothing asks
+    for name, looks in expected.items():
+        if name not in parts or not _looks_like(parts[name], looks):
+            return name or "the model itself"
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _new_looks(cls: type[nn.Module], config: object) -> dict[str, _Looks]:
+    with torch.device("meta"):  # without values, which takes no memory and draws no numbers
+        twin = cls(config)
+    return {
+        name: (
+            type(part),
+            {
+                key: value
+                for key, value in vars(part).items()
+                if type(value) in _PLAIN and key != "training" and not key.startswith("_")
+            },
+            _shapes(part),
+        )
+        for name, part in twin.named_modules()
+    }
+
+
+def _looks_like(part: nn.Module, looks: _Looks) -> bool:
+    cls, values, shapes = looks
+    own = vars(part)
+    return (
+        type(part) is cls
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        and "forward" not in own
+        and all(type(own.get(key)) is type(value) and own[key] == value for key, value in values.items())
+        and _shapes(part) == shapes
+    )
+
+
+def _shapes(part: nn.Module) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in part._parameters.items() if p is not None}

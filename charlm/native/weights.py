@@ -1,0 +1,207 @@
+"""A GPT's weights in the layout that `kernel.c` reads, and when they have to be packed anew.
+
+Packing copies the weights once for each model, not for each generation. A write to a parameter raises its
+version, which is looked at before every pass; a digest of the values, taken when a generation begins, also
+tells of writes that went around it. Parameters are known by their names, which are GPT-2's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from charlm.errors import InputError
+from charlm.native.library import LayerStruct, MatrixStruct, ModelStruct
+
+if TYPE_CHECKING:
+    from charlm.models.gpt import GPT
+
+__all__ = ["PANEL", "PackedWeights", "Weights", "padded"]
+
+PANEL = 64
+"""Columns of a packed matrix that stand together, as in kernel.c."""
+_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu2", "swiglu")
+_QK_EPS = 1e-6  # of the norm of queries and keys, in models/ops.py
+
+Rotary = Callable[[], tuple[Tensor, Tensor]]
+"""Gives cosine and sine of all positions of the window, (block_size, D / 2) each."""
+
+
+class PackedWeights:
+    """The weights of a GPT in the kernel's layout; `struct` is what the kernel is given.
+
+    Args:
+        model: untouched, in float32 or bfloat16.
+        rotary: for a model with rotary positions.
+    """
+
+    def __init__(self, model: GPT, rotary: Rotary) -> None:
+        self._kept: list[Tensor] = []  # what the structures point to
+        config = model.config
+        named = dict(model.named_parameters(remove_duplicate=False))
+        C, H, D, V = config.n_embd, config.n_head, config.head_size, config.vocab_size
+        head = self._linear(named, "lm_head")
+        self._layers = (LayerStruct * config.n_layer)()
+        for i, layer in enumerate(self._layers):
+            self._pack_layer(layer, named, f"transformer.h.{i}", (H, D, C), config.activation)
+        norm = model.get_submodule("transformer.ln_f")
+        cos, sin = rotary() if config.position == "rotary" else (None, None)
+        self.multiplications: int = sum(p.numel() for p in model.parameters())  # about, for one id
+        self.struct = ModelStruct(
+            C=C,
+            Cp=padded(C),
+            H=H,
+            D=D,
+            Dp=padded(D),
+            V=V,
+            Vp=padded(V),
+            n_layer=config.n_layer,
+            norm=int(config.norm == "rmsnorm"),
+            activation=_ACTIVATIONS.index(config.activation),
+            qk_norm=int(config.qk_norm),
+            half=int(model.lm_head.weight.dtype == torch.bfloat16),
+            norm_eps=norm.eps,
+            qk_eps=_QK_EPS,
+            token_embedding=self._vector(named["transformer.wte.weight"]),
+            position_embedding=self._vector(named.get("transformer.wpe.weight")),
+            cos=self._vector(cos),
+            sin=self._vector(sin),
+            gain=self._vector(named.get("transformer.ln_f.weight")),
+            shift=self._vector(named.get("transformer.ln_f.bias")),
+            head=head,
+            layers=ctypes.cast(self._layers, ctypes.POINTER(LayerStruct)),
+        )
+
+    def _pack_layer(
+        self,
+        layer: LayerStruct,
+        named: Mapping[str, Tensor],
+        name: str,
+        sizes: tuple[int, int, int],
+        activation: str,
+    ) -> None:
+        """Fill the structure of one block. A head's D channels are padded to Dp, so that vectors fit."""
+        H, D, C = sizes
+        for number, norm in ((1, "ln_1"), (2, "ln_2")):
+            setattr(layer, f"gain{number}", self._vector(named.get(f"{name}.{norm}.weight")))
+            setattr(layer, f"shift{number}", self._vector(named.get(f"{name}.{norm}.bias")))
+        qkv, bias = named[f"{name}.attn.c_attn.weight"], named.get(f"{name}.attn.c_attn.bias")
+        heads = _wider(qkv.view(3, H, D, C), 2, padded(D))  # (3, H, Dp, C)
+        biases = None if bias is None else _wider(bias.view(3, H, D), 2, padded(D))
+        layer.query = self._matrix(heads[0].flatten(0, 1), None if biases is None else biases[0].flatten())
+        layer.key_value = self._matrix(
+            heads[1:].flatten(0, 2), None if biases is None else biases[1:].flatten()
+        )
+        project = named[f"{name}.attn.c_proj.weight"].view(C, H, D)
+        layer.project = self._matrix(
+            _wider(project, 2, padded(D)).flatten(1), named.get(f"{name}.attn.c_proj.bias")
+        )
+        up, bias = named[f"{name}.mlp.c_fc.weight"], named.get(f"{name}.mlp.c_fc.bias")
+        if activation == "swiglu":  # gates first
+            gates, up = up.chunk(2)
+            gate_bias, bias = (None, None) if bias is None else bias.chunk(2)
+            layer.gate = self._matrix(gates, gate_bias)
+        layer.up = self._matrix(up, bias)
+        down = named[f"{name}.mlp.c_proj.weight"]
+        layer.down = self._matrix(_wider(down, 1, padded(down.size(1))), named.get(f"{name}.mlp.c_proj.bias"))
+
+    def _vector(self, values: Tensor | None) -> int | None:
+        if values is None:
+            return None
+        self._kept.append(values.detach().float().contiguous().clone())
+        return self._kept[-1].data_ptr()
+
+    def _linear(self, named: Mapping[str, Tensor], name: str) -> MatrixStruct:
+        return self._matrix(named[f"{name}.weight"], named.get(f"{name}.bias"))
+
+    def _matrix(self, weights: Tensor, bias: Tensor | None) -> MatrixStruct:
+        """Pack an (N, K) matrix: panels of 64 outputs, in each the K inputs one after the other."""
+        N, K = weights.shape
+        columns = _wider(weights.detach(), 0, padded(N)).t()  # (K, Np)
+        panels = [panel.contiguous().flatten() for panel in columns.split(PANEL, dim=1)]
+        self._kept.append(torch.cat(panels))
+        pointer = self._kept[-1].data_ptr()
+        return MatrixStruct(
+            weights=pointer,
+            bias=self._vector(None if bias is None else _wider(bias, 0, padded(N))),
+            K=K,
+            N=padded(N),
+        )
+
+
+_Looks = tuple[object, list[tuple[torch.dtype, torch.Size, tuple[int, ...], int]]]
+"""The settings of a model and, of each parameter, its form and the digest of its values."""
+
+_packed: WeakKeyDictionary[nn.Module, tuple[_Looks, PackedWeights]] = WeakKeyDictionary()
+_packing = Lock()
+
+
+class Weights:
+    """The packed weights of a model as they are now, for one generation.
+
+    Args:
+        kernel: the compiled library.
+        model: as for `PackedWeights`.
+        rotary: as for `PackedWeights`.
+
+    Attributes:
+        kernel: as given.
+        packed: the weights of the last look.
+    """
+
+    def __init__(self, kernel: ctypes.CDLL, model: GPT, rotary: Rotary) -> None:
+        self.kernel = kernel
+        self._model, self._rotary = model, rotary
+        self._parameters = list(model.parameters())
+        self.packed: PackedWeights = self._look()
+
+    def refresh(self) -> None:
+        """Look at the values if there was a write to them.
+
+        Raises:
+            InputError: the weights are no longer of the sizes and the type with which the generation began.
+        """
+        if [p._version for p in self._parameters] != self._versions:
+            now = [(p.dtype, p.device, p.shape, p.stride()) for p in self._model.parameters()]
+            if now != self._form:
+                raise InputError(
+                    "the model's weights must keep their type and shape during a generation. Begin a new one."
+                )
+            self.packed = self._look()
+
+    def _look(self) -> PackedWeights:
+        """Return the weights as they are, packed before or now."""
+        self._parameters = list(self._model.parameters())
+        self._form = [(p.dtype, p.device, p.shape, p.stride()) for p in self._parameters]
+        self._versions = [p._version for p in self._parameters]
+        digest = self.kernel.charlm_digest
+        looks = (
+            self._model.config,
+            [
+                (p.dtype, p.shape, p.stride(), digest(p.data_ptr(), p.numel() * p.element_size()))
+                for p in self._parameters
+            ],
+        )
+        with _packing:
+            known = _packed.get(self._model)
+            if known is None or known[0] != looks:
+                known = _packed[self._model] = looks, PackedWeights(self._model, self._rotary)
+            return known[1]
+
+
+def padded(width: int) -> int:
+    """Return a width with its zeros: the next multiple of 16."""
+    return -(-width // 16) * 16
+
+
+def _wider(values: Tensor, dim: int, width: int) -> Tensor:
+    """Pad one dimension with zeros."""
+    missing = width - values.size(dim)
+    return F.pad(values, [0, 0] * (values.ndim - 1 - dim) + [0, missing])
