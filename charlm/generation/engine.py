@@ -41,6 +41,19 @@ class Engine(ABC):
 
     Raises:
         InputError: there is not at least one row.
+
+    Example:
+        >>> from charlm.generation import PredictionState
+        >>> class Uniform(Engine):
+        ...     def logits(self, texts, passes):
+        ...         return [torch.zeros(one.wanted, self.vocab_size) for one in passes]
+        ...     def fork(self, rows):
+        ...         return Uniform(len(rows), vocab_size=3, block_size=None, device=self.device)
+        >>> engine = Uniform(1, vocab_size=3, block_size=None, device=torch.device("cpu"))
+        >>> state = PredictionState(engine)
+        >>> state.observe(torch.tensor([0]))
+        >>> state.predict()
+        tensor([[0., 0., 0.]])
     """
 
     def __init__(self, rows: int, *, vocab_size: int, block_size: int | None, device: torch.device) -> None:

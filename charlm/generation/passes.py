@@ -53,6 +53,11 @@ class Pass(NamedTuple):
         stop: position after the last one, which is what the last logits predict.
         wanted: how many logits are asked for: after each of the last so many ids.
         lasting: whether the id at `stop`, too, will be read in this context, so that a cache pays.
+
+    Example:
+        >>> one = Pass(row=0, begin=0, start=2, stop=5, wanted=1, lasting=True)  # reads the ids 2, 3 and 4
+        >>> one.stop  # and predicts the one at 5
+        5
     """
 
     row: int

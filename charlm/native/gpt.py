@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from charlm.generation.engine import Engine
 from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
 from charlm.generation.sampling import nothing_to_draw
-from charlm.native.choosing import Chooser
+from charlm.native.engine import NativeEngine
 from charlm.native.library import PassStruct, library, why_no_library
 from charlm.native.untouched import first_change
 from charlm.native.weights import PANEL, Rotary, Weights
@@ -76,7 +75,7 @@ def why_not_gpt(model: GPT) -> str | None:
     return None
 
 
-class NativeGPT(Engine):
+class NativeGPT(NativeEngine):
     """See the head of this file.
 
     Args:
@@ -87,13 +86,12 @@ class NativeGPT(Engine):
 
     def __init__(self, weights: Weights, block_size: int, rows: int) -> None:
         sizes = weights.packed.struct
-        super().__init__(rows, vocab_size=sizes.V, block_size=block_size, device=torch.device("cpu"))
+        super().__init__(weights.kernel, rows, vocab_size=sizes.V, block_size=block_size)
         self._weights = weights
         self._window = block_size
         self._keys = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.D, PANEL), np.float32)
         self._values = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.Dp), np.float32)
         self._work = np.zeros(0, np.float32)
-        self._choose = Chooser(weights.kernel, sizes.V)
         # What every single step uses.
         self._all = np.arange(rows + 1)
         self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
@@ -134,7 +132,7 @@ class NativeGPT(Engine):
         logits = torch.empty(len(want), self._weights.packed.struct.Vp)
         self._make_room(int(places.max()) + 1)
         one_call = self._call(begin=begin, slot=slot, ids=ids, places=places, want=want, logits=logits)
-        self._weights.kernel.charlm_pass(self._weights.packed.struct, one_call)
+        self._kernel.charlm_pass(self._weights.packed.struct, one_call)
         return logits[:, : self.vocab_size]
 
     @override
@@ -148,9 +146,9 @@ class NativeGPT(Engine):
         if numbers is not None:
             self._numbers[:] = numbers
         chosen = torch.empty(self.rows, dtype=torch.int64)
-        row: int = self._weights.kernel.charlm_turn(
-            *(self._weights.packed.struct, self._step, self._choose.choice(options)),
-            *(self._numbers_at, chosen.data_ptr(), *self._choose.scratch),
+        row: int = self._kernel.charlm_turn(
+            *(self._weights.packed.struct, self._step, self._choice_of(options)),
+            *(self._numbers_at, chosen.data_ptr(), *self._scratch_at),
         )
         if row >= 0:
             raise nothing_to_draw(row, float(self._logits[row, : self.vocab_size].max()))
@@ -175,10 +173,6 @@ class NativeGPT(Engine):
             logits=self._logits,
         )
         return True
-
-    @override
-    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
-        return self._choose(logits, options, numbers)
 
     def _make_room(self, positions: int) -> None:
         """Make the caches hold so many positions of each row."""
@@ -205,7 +199,7 @@ class NativeGPT(Engine):
         """Return what the kernel is told for one pass; it points to these arrays."""
         packed, capacity, n = self._weights.packed, self._values.shape[3], len(ids)
         threads = min(torch.get_num_threads(), 1 + n * packed.multiplications // _WORTH_A_THREAD)
-        needed = self._weights.kernel.charlm_work(packed.struct, n, threads, capacity)
+        needed = self._kernel.charlm_work(packed.struct, n, threads, capacity)
         if needed > len(self._work):
             self._work = np.empty(needed, np.float32)
         return PassStruct(

@@ -8,6 +8,7 @@ so there is nothing to keep. `ngram_engine` says where it applies.
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -18,10 +19,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from charlm.errors import InputError
-from charlm.generation.engine import Engine
 from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
-from charlm.native.choosing import Chooser
+from charlm.native.engine import NativeEngine
 from charlm.native.library import NGramStruct, library, why_no_library
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _tables(model: NGramLM) -> tuple[Tensor, Tensor, Tensor]:
     return model.codes, model.counts, model.discounts
 
 
-class NativeNGram(Engine):
+class NativeNGram(NativeEngine):
     """See the head of this file.
 
     Args:
@@ -76,10 +76,10 @@ class NativeNGram(Engine):
     """
 
     def __init__(self, kernel: ctypes.CDLL, model: NGramLM, rows: int) -> None:
-        super().__init__(rows, vocab_size=model.vocab_size, block_size=None, device=torch.device("cpu"))
-        self._kernel = kernel
+        super().__init__(kernel, rows, vocab_size=model.vocab_size, block_size=None)
         self._model = model
-        self._choose = Chooser(kernel, model.vocab_size)
+        self._tables: tuple[Tensor, ...] = ()  # those that the structure points to
+        self._struct = NGramStruct()
 
     @override
     def fork(self, rows: Sequence[int]) -> Self:
@@ -97,21 +97,25 @@ class NativeNGram(Engine):
             return None
         lengths = state.lengths
         logits = [self._predict(state.texts, row, n, n + 1) for row, n in enumerate(lengths)]
-        ids = self._choose(torch.cat(logits), options, options.numbers(addresses, lengths))
+        ids = self.choose(torch.cat(logits), options, options.numbers(addresses, lengths))
         state.took(ids.numpy())
         return ids
 
-    @override
-    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
-        return self._choose(logits, options, numbers)
-
     def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
         """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""
-        model = self._model
-        if not _readable(model):
+        tables = _tables(self._model)
+        if not self._tables or any(map(operator.is_not, tables, self._tables)):  # fitted anew, perhaps
+            self._look_at(tables)
+        logits = torch.empty(end - first, self.vocab_size)
+        ids = texts.ctypes.data + row * texts.strides[0]
+        self._kernel.charlm_ngrams(self._struct, ids, first, end, logits.data_ptr())
+        return logits
+
+    def _look_at(self, tables: tuple[Tensor, Tensor, Tensor]) -> None:
+        if not _readable(self._model):
             raise InputError("the tables must keep their types during a generation. Begin a new one.")
-        codes, counts, discounts = _tables(model)
-        tables = NGramStruct(
+        codes, counts, discounts = self._tables = tables
+        self._struct = NGramStruct(
             V=self.vocab_size,
             M=len(codes),
             order=len(discounts),
@@ -119,7 +123,3 @@ class NativeNGram(Engine):
             counts=counts.data_ptr(),
             discounts=discounts.data_ptr(),
         )
-        logits = torch.empty(end - first, self.vocab_size)
-        ids = texts.ctypes.data + row * texts.strides[0]
-        self._kernel.charlm_ngrams(tables, ids, first, end, logits.data_ptr())
-        return logits
