@@ -25,9 +25,9 @@ from charlm.errors import CheckpointError, DataError, InputError, quoted, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.evaluation.surprisal import Surprisal, surprisal
 from charlm.generation.decode import next_ids
-from charlm.generation.drafting import start
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
+from charlm.generation.stream import continue_ids
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
 from charlm.text.streaming import StreamDecoder, start_ids
@@ -165,7 +165,9 @@ class CharLM:
         contexts = self._contexts([prompt])
         options = self._options(max_new_tokens, sampling)
         matcher = StopMatcher(stop, keep=keep_stop)
-        return self._pieces(start(self.model, self._tensors(contexts), max_new_tokens, options), matcher)
+        return self._pieces(
+            continue_ids(self.model, self._tensors(contexts), max_new_tokens, options), matcher
+        )
 
     def log_probs(
         self, text: str, *, prompt: str = "", overflow: Overflow = "restart"
@@ -308,7 +310,7 @@ class CharLM:
             return []
         if len(matchers) > 1:
             return self._stopped(contexts, max_new_tokens, options, matchers)
-        steps = start(self.model, self._tensors(contexts), max_new_tokens, options)
+        steps = continue_ids(self.model, self._tensors(contexts), max_new_tokens, options)
         if matchers:
             return ["".join(self._pieces(steps, matchers[0]))]
         columns = np.empty((max_new_tokens, len(contexts)), np.uint32)

@@ -230,7 +230,7 @@ def _smallest(ids: Tensor | NDArray[Any], name: str) -> tuple[Tensor, int]:
         raise InputError("ids must hold data, got a tensor on the meta device")
     array = ids.cpu().numpy() if isinstance(ids, Tensor) else ids
     if len(array) == 0:
-        return torch.empty(0, dtype=torch.uint8), 0
+        return torch.empty(0, dtype=torch.uint8, device="cpu"), 0
     low, high = int(array.min()), int(array.max())
     if low < 0:
         raise DataError(f"ids must not be negative, got {low} at position {int(array.argmin())}")

@@ -169,7 +169,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _tensor_at(view: memoryview, info: TensorInfo) -> Tensor:
     if info.start == info.end:
-        return torch.empty(info.shape, dtype=info.dtype)
+        return torch.empty(info.shape, dtype=info.dtype, device="cpu")
     count = math.prod(info.shape)
     flat = torch.frombuffer(view, dtype=info.dtype, count=count, offset=info.start)  # (count,)
     if flat.data_ptr() % info.dtype.itemsize:

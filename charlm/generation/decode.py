@@ -84,7 +84,7 @@ def next_ids(
 
 
 def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:
-    """Do what `next_ids` says: what the lecture writes into its loop."""
+    """Predict, filter, draw, append: the body of the lecture's loop, in PyTorch."""
     texts = [state.text(row) for row in range(state.rows)] if options.filters else None
     logits = state.predict()  # (B, V)
     numbers = options.numbers(addresses, state.lengths)  # (B,)

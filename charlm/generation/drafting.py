@@ -3,62 +3,30 @@
 Reading five ids costs a large model little more than reading one (Leviathan et al. 2022, arXiv:2211.17192;
 Chen et al. 2023, arXiv:2302.01318). There a guess is kept or not by a coin, so that the distribution is
 right. Here model and draft are asked with the same uniform number, and a guess is kept where the model would
-have chosen it: fewer are, but the text is the very same, id for id, that the model writes by itself.
+have chosen it: fewer are, but the text is the one that the model writes by itself, as far as its logits do
+not depend on how many ids a pass reads (to the bit in the compiled engine, within rounding in PyTorch).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from charlm.errors import InputError, NonFiniteError
-from charlm.generation.decode import choose, next_ids, stream_ids
-from charlm.generation.options import Draft, SamplingOptions
+from charlm.errors import NonFiniteError
+from charlm.generation.decode import choose, next_ids
+from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import context_start
 from charlm.generation.state import PredictionState
 
-__all__ = ["start", "stream_drafted"]
+__all__ = ["stream_drafted"]
 
 _MOST = 8  # guesses at once
 _WORTH = 0.15  # chance to be of use from which on a guess is made
 _SELDOM = 8  # of a draft that is nearly always wrong, one in so many ids is asked
-
-
-def start(
-    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
-) -> Iterator[Tensor]:
-    """Yield `max_new_tokens` times the next id of each context, with or without a draft.
-
-    Args:
-        model: gives the states.
-        contexts: (B, T0) int64, or B tensors (t,) of any lengths, at least 1.
-        max_new_tokens: how many steps.
-        options: how to choose.
-
-    Yields:
-        (B,) int64.
-
-    Raises:
-        InputError: the draft has another vocabulary.
-    """
-    state: PredictionState = model.new_state(
-        len(contexts), overflow=options.overflow, use_cache=options.use_cache
-    )
-    state.observe(contexts)
-    draft = options.draft
-    if draft is None or len(contexts) > 1:
-        return stream_ids(state, max_new_tokens, options)
-    if draft.vocab_size != model.vocab_size:
-        raise InputError(
-            f"draft must have the model's vocabulary of {model.vocab_size} ids, got {draft.vocab_size}"
-        )
-    ahead: PredictionState = draft.new_state(overflow=options.overflow)
-    ahead.observe([contexts[0].to(ahead.device)])
-    return stream_drafted(state, ahead, max_new_tokens, options)
 
 
 def stream_drafted(

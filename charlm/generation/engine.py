@@ -142,7 +142,7 @@ class Predictor(Protocol):
 class _Kept:
     """What a model has read of some rows together: the ids at the positions `begin` to `stop` of each."""
 
-    rows: list[int]
+    rows: list[int]  # as they were then; some may have been read otherwise since
     cache: Cache
     begin: int
     stop: int
@@ -188,7 +188,7 @@ class TorchEngine(Engine):
         with torch.inference_mode(mode=False), torch.no_grad(), evaluation_mode(self._model):
             kept = self._taken_up(rows, one) if one.start > one.begin else None
             if kept is None:
-                cache = self._model.new_cache() if self._use_cache and one.lasting else None
+                cache = self._model.new_cache() if self._use_cache and one.has_room else None
                 start = one.begin
             else:
                 cache, start = kept.cache, one.start
@@ -216,11 +216,15 @@ class TorchEngine(Engine):
     @override
     def fork(self, rows: Sequence[int]) -> Self:
         twin = type(self)(self._model, len(rows), use_cache=self._use_cache)
-        for kept in {id(kept): kept for kept in self._kept.values()}.values():
-            picked = [(new, kept.rows.index(old)) for new, old in enumerate(rows) if old in kept.rows]
+        together: dict[int, list[int]] = {}  # new numbers of the rows that were read together
+        for new, old in enumerate(rows):
+            if old in self._kept:
+                together.setdefault(id(self._kept[old]), []).append(new)
+        for picked in together.values():
+            kept = self._kept[rows[picked[0]]]
             with torch.inference_mode(mode=False):
-                cache = kept.cache.fork([at for _, at in picked]) if picked else None
+                cache = kept.cache.fork([kept.rows.index(rows[new]) for new in picked])
             if cache is not None:
-                new = _Kept([row for row, _ in picked], cache, kept.begin, kept.stop)
-                twin._kept.update(dict.fromkeys(new.rows, new))
+                copy = _Kept(picked, cache, kept.begin, kept.stop)
+                twin._kept.update(dict.fromkeys(picked, copy))
         return twin

@@ -26,6 +26,19 @@ Overflow = Literal["slide", "restart"]
 """What happens past the window: see `charlm.generation.context_start`."""
 
 
+_WANTED = {
+    "temperature": "0, or from 1e-6 to 1e6",
+    "top_k": "an int, 1 or more, or None",
+    "top_p": "above 0 and at most 1, or None",
+    "min_p": "from 0 to 1, or None",
+    "filters": "a sequence of functions",
+    "seed": "an int of at most 64 bits, or None",
+    "use_cache": "True or False",
+    "overflow": "'slide' or 'restart'",
+    "draft": "a language model, or None",
+}
+
+
 class Draft(Protocol):
     """A model that guesses ahead. Every `charlm.LanguageModel` is one."""
 
@@ -84,40 +97,22 @@ class SamplingOptions:
     """A quicker model that guesses ahead for a single text. Changes speed, never the result."""
 
     def __post_init__(self) -> None:
-        filters, overflow, draft = self.filters, self.overflow, self.draft
-        wanted = {
-            "temperature": (
-                "0, or from 1e-6 to 1e6",
-                _number(self.temperature, 1e-6, 1e6) or _number(self.temperature, 0, 0),
-            ),
-            "top_k": ("an int, 1 or more, or None", self.top_k is None or _int(self.top_k, 1)),
-            "top_p": (
-                "above 0 and at most 1, or None",
-                self.top_p is None or (_number(self.top_p, 0, 1) and self.top_p > 0),
-            ),
-            "min_p": ("from 0 to 1, or None", self.min_p is None or _number(self.min_p, 0, 1)),
-            "filters": (
-                "a sequence of functions",
-                isinstance(filters, Sequence) and all(map(callable, filters)),
-            ),
-            "seed": (
-                "an int of at most 64 bits, or None",
-                self.seed is None or (_int(self.seed) and self.seed.bit_length() <= 64),
-            ),
-            "use_cache": ("True or False", isinstance(self.use_cache, bool)),
-            "overflow": (
-                "'slide' or 'restart'",
-                isinstance(overflow, str) and overflow in get_args(Overflow),
-            ),
-            "draft": (
-                "a language model, or None",
-                draft is None or callable(getattr(draft, "new_state", None)),
-            ),
+        t, k, p, m, seed = self.temperature, self.top_k, self.top_p, self.min_p, self.seed
+        fits = {
+            "temperature": _number(t, 1e-6, 1e6) or _number(t, 0, 0),
+            "top_k": k is None or _int(k, 1),
+            "top_p": p is None or (_number(p, 0, 1) and p > 0),
+            "min_p": m is None or _number(m, 0, 1),
+            "filters": isinstance(self.filters, Sequence) and all(map(callable, self.filters)),
+            "seed": seed is None or (_int(seed) and seed.bit_length() <= 64),
+            "use_cache": isinstance(self.use_cache, bool),
+            "overflow": isinstance(self.overflow, str) and self.overflow in get_args(Overflow),
+            "draft": self.draft is None or callable(getattr(self.draft, "new_state", None)),
         }
         problems = [
-            f"{name} must be {what}, got {shown(getattr(self, name))}"
-            for name, (what, fits) in wanted.items()
-            if not fits
+            f"{name} must be {_WANTED[name]}, got {shown(getattr(self, name))}"
+            for name in fits
+            if not fits[name]
         ]
         if problems:
             raise InputError("; ".join(problems))

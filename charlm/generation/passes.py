@@ -52,10 +52,10 @@ class Pass(NamedTuple):
         start: position of the first id that is read.
         stop: position after the last one, which is what the last logits predict.
         wanted: how many logits are asked for: after each of the last so many ids.
-        lasting: whether the id at `stop`, too, will be read in this context, so that a cache pays.
+        has_room: whether the window has room for the id at `stop`, too, so that it pays to keep what is read.
 
     Example:
-        >>> one = Pass(row=0, begin=0, start=2, stop=5, wanted=1, lasting=True)  # reads the ids 2, 3 and 4
+        >>> one = Pass(row=0, begin=0, start=2, stop=5, wanted=1, has_room=True)  # reads the ids 2, 3 and 4
         >>> one.stop  # and predicts the one at 5
         5
     """
@@ -65,7 +65,7 @@ class Pass(NamedTuple):
     start: int
     stop: int
     wanted: int
-    lasting: bool
+    has_room: bool
 
 
 def plan_passes(
@@ -75,15 +75,16 @@ def plan_passes(
 
     Args:
         spans: for each row the positions whose logits are wanted, from 1 on.
-        read: for each row the positions of the ids that have been read, from the beginning of their context.
+        read: for each row the positions of the ids that have been read, from the beginning of their context;
+            empty if none of them counts any more.
         block_size: the model's window; None: no limit.
         overflow: what happens past it.
 
     Example:
         >>> plan_passes([range(5, 6)], [range(0, 3)], 4, "slide")  # another context begins: all is read again
-        [[Pass(row=0, begin=1, start=1, stop=5, wanted=1, lasting=False)]]
+        [[Pass(row=0, begin=1, start=1, stop=5, wanted=1, has_room=False)]]
         >>> plan_passes([range(4, 5)], [range(0, 3)], 4, "slide")  # the id at position 3, to predict the next
-        [[Pass(row=0, begin=0, start=3, stop=4, wanted=1, lasting=False)]]
+        [[Pass(row=0, begin=0, start=3, stop=4, wanted=1, has_room=False)]]
     """
     rounds: list[list[Pass]] = []
     for row, span in enumerate(spans):
@@ -92,10 +93,10 @@ def plan_passes(
             begin = context_start(position, block_size, overflow)
             last = span.stop - 1 if block_size is None else min(span.stop - 1, begin + block_size)
             # The id before a position has to be read for its logits, even once more.
-            start = min(known.stop, position - 1) if known.start == begin else begin
-            lasting = block_size is None or last < begin + block_size
+            start = max(min(known.stop, position - 1), begin) if known.start == begin else begin
+            has_room = block_size is None or last < begin + block_size
             if number == len(rounds):
                 rounds.append([])
-            rounds[number].append(Pass(row, begin, start, last, last + 1 - position, lasting))
+            rounds[number].append(Pass(row, begin, start, last, last + 1 - position, has_room))
             known, position, number = range(begin, last), last + 1, number + 1
     return rounds

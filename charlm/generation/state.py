@@ -43,7 +43,7 @@ class PredictionState:
         block_size: the most ids that the model sees at once; None: no limit.
         device: where ids and logits lie.
         texts: (B, room), the ids of all rows, for engines; of a row, the first `lengths` count.
-        steps: how many turns of its own the engine may do before it has to ask `single_steps` again.
+        steps_left: how many turns of its own the engine may do before it has to ask `single_steps` again.
 
     Raises:
         InputError: there is no such overflow.
@@ -69,11 +69,11 @@ class PredictionState:
         self._all = np.arange(self.rows)
         self._lengths: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._longest = 0  # the largest of them
-        # Of each row the engine has read the ids from where its context begins up to here.
+        # The engine has read the ids from `_begin` to before `_read`; after `verify` some beyond the length.
         self._begin: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._read: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._next: Tensor | None = None  # (B, V), what comes next, if it was asked since the last id
-        self.steps: int = 0
+        self.steps_left: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -115,7 +115,7 @@ class PredictionState:
             self._lengths -= count
             self._longest -= count
             np.minimum(self._read, self._lengths, out=self._read)
-            self._next, self.steps = None, 0
+            self._next, self.steps_left = None, 0
 
     def fork(self, rows: Sequence[int] | None = None) -> Self:
         """Return a state that has observed the same and goes its own way from here.
@@ -176,8 +176,8 @@ class PredictionState:
     def verify(self, guesses: Tensor) -> Tensor:
         """Return what is predicted at the place of each of some guessed ids, and after the last one.
 
-        All are read in one pass. The state does not move on; but ids that are observed next, as they were
-        guessed, are not read again.
+        They are read together, as `score` would. The state does not move on; but ids that are observed next,
+        as they were guessed, are not read again.
 
         Args:
             guesses: (t,) int64, of the ids to come of the only row.
@@ -190,15 +190,16 @@ class PredictionState:
         """
         (new,) = self._checked([guesses])
         self._check_begun()
-        first, end = self._longest, self._longest + len(new)
+        first = self.lengths[0]
+        end = first + len(new)
         self._widen(end)
         self.texts[0, first:end] = new
         (logits,) = self._logits([range(first, end + 1)], self._next)
-        self._next = logits[:1]
+        self._next = logits[:1].clone()
         return logits
 
     def single_steps(self) -> NDArray[np.int64] | None:
-        """Ask whether an engine may do turns of its own, and set `steps` to how many.
+        """Ask whether an engine may do turns of its own, and set `steps_left` to how many.
 
         It may while of each row the last id alone was not read, and the next one is predicted from the
         same context.
@@ -207,30 +208,31 @@ class PredictionState:
             (B,), where in its context each row's last id stands; None: it may not.
         """
         W, overflow = self.block_size, self.overflow
-        self.steps = 0
+        self.steps_left = 0
         if (self._read != self._lengths - 1).any() or any(
             context_start(n, W, overflow) != begin
             for n, begin in zip(self.lengths, self._begin.tolist(), strict=True)
         ):
             return None
-        self.steps = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
+        self.steps_left = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
         return self._read - self._begin
 
     def took(self, ids: NDArray[np.int64]) -> None:
         """Note a turn of the engine's own: it has read the last id of each row, and these come next, (B,)."""
-        self._widen(self._longest + 1)
-        self.texts[self._all, self._lengths] = ids
-        self._lengths += 1
-        self._read += 1
         self._longest += 1
-        self.steps -= 1
+        self._widen(self._longest)
+        self.texts[self._all, self._lengths] = ids
         self._next = None
+        self._lengths += 1
+        self._read += 1  # after the lengths: whatever interrupts this, no id counts as read that is not known
 
     def _append(self, new: Sequence[NDArray[np.int64]]) -> None:
         """Add ids (t,) to each row."""
         if not any(map(len, new)):
             return
-        self._widen(max(n + len(ids) for n, ids in zip(self.lengths, new, strict=True)))
+        self._next, self.steps_left = None, 0
+        self._longest = max(n + len(ids) for n, ids in zip(self.lengths, new, strict=True))
+        self._widen(self._longest)
         for row, ids in enumerate(new):
             end = self._lengths[row] + len(ids)
             place = self.texts[row, self._lengths[row] : end]
@@ -240,8 +242,6 @@ class PredictionState:
                 self._read[row] = self._lengths[row] + right
             place[:] = ids
             self._lengths[row] = end
-        self._longest = max(self.lengths)
-        self._next, self.steps = None, 0
 
     def _widen(self, end: int) -> None:
         """Make room for so many ids in each row."""
@@ -257,7 +257,7 @@ class PredictionState:
             spans: (B,) of any lengths.
             known: the logits (B, V) at the first position of each, if they need not be asked.
         """
-        self.steps = 0
+        self.steps_left = 0
         found: list[list[Tensor]] = [[] for _ in spans]
         if known is not None:
             found = [[z[None]] if span else [] for z, span in zip(known, spans, strict=True)]

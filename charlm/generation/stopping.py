@@ -63,9 +63,9 @@ class StopMatcher:
             if met:
                 self.stopped, self._held = True, ""
                 return text[first_new:end] if self._keep else text[: end - max(met)]
-        keep = max(_overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - keep :]  # with `keep`, it has been returned all the same
-        return piece if self._keep else text[: len(text) - keep]
+        undecided = max(_overlap(text, s) for s in self._stop)
+        self._held = text[len(text) - undecided :]  # where stop strings are kept, it is returned all the same
+        return piece if self._keep else text[: len(text) - undecided]
 
     def finish(self) -> str:
         """Return what was held back, once no more pieces come."""

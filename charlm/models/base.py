@@ -20,11 +20,11 @@ from typing_extensions import Unpack, override
 
 from charlm.errors import InputError, shown
 from charlm.generation.cache import Cache
-from charlm.generation.drafting import start
 from charlm.generation.engine import Engine, TorchEngine
 from charlm.generation.filters import Filter
 from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
 from charlm.generation.state import PredictionState
+from charlm.generation.stream import continue_ids
 from charlm.models.config import ModelConfig
 from charlm.models.registry import register
 from charlm.models.saving import load_model, save_model
@@ -222,7 +222,7 @@ class LanguageModel(nn.Module, ABC):
         self._check_range("idx", idx, lowest=0)
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
-        return start(self, idx, max_new_tokens, SamplingOptions.from_keywords(sampling))
+        return continue_ids(self, idx, max_new_tokens, SamplingOptions.from_keywords(sampling))
 
     def new_state(
         self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True

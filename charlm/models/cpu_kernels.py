@@ -79,7 +79,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         x: any shape.
         p: in [0, 1).
     """
-    seed = int(torch.randint(2**63 - 1, ()))
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     words = np.random.Philox(seed).random_raw(-(-x.numel() // 4))
     bits = torch.from_numpy(words).view(torch.int16)[: x.numel()].view(x.shape)
     dropped = min(round(p * 2**16), 2**16 - 1)
@@ -138,7 +138,7 @@ class _CausalAttention(torch.autograd.Function):
                 cos, sin = tables
                 qk = torch.addcmul(qk * cos, qk.roll(D // 2, dims=-1), sin)
             q, k = qk.view(2, B * H, T, D)
-            mask = torch.full((T, T), -torch.inf, dtype=qkv.dtype).triu(diagonal=1)  # (T, T)
+            mask = qkv.new_full((T, T), -torch.inf).triu(diagonal=1)  # (T, T)
             scores = torch.baddbmm(mask, q, k.mT, alpha=1 / math.sqrt(D))  # (B H, T, T)
             weights = torch.softmax(scores, dim=-1)
             y = torch.bmm(weights, v)  # (B H, T, D)

@@ -186,7 +186,7 @@ class NGramLM(LanguageModel):
         ids = data.ids.numpy()  # (N,)
         N = len(ids)
         held_out = min(int(_HELD_OUT[0] * N), _HELD_OUT[1])
-        discounts = torch.tensor(_PLAIN_DISCOUNTS).repeat(self.order, 1)
+        discounts = torch.tensor(_PLAIN_DISCOUNTS, device="cpu").repeat(self.order, 1)
         if held_out:
             self._store(ids[: N - held_out])
             row = torch.from_numpy(ids[max(N - held_out - self.order, 0) :].astype(np.int64))

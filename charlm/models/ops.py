@@ -1,7 +1,8 @@
 """What the layers compute: attention, norm, dropout and the feed-forward network, written plainly.
 
 `layers.py` holds the parameters and calls these. Four of them have a quicker way on a CPU, in
-`cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_by_hand` chooses.
+`cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_by_hand` says where it
+may be taken, and each of the four what else it asks.
 Shapes: B batch, T time, C channels, H heads, D = C / H; S characters that may be looked at, of which the
 queries are the last T.
 """
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 LONGEST_PLAIN = 512
-"""T up to which attention weights kept in full are faster than torch's fused kernel, on a CPU in training."""
+"""T up to which attention on a CPU keeps its weights in full: quicker in training than torch's fused one."""
 
 
 def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

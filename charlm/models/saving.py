@@ -216,7 +216,8 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
         raise refusal(
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
-    with torch.random.fork_rng(devices=[]), _NoDraws():  # what is drawn is about to be replaced
+    # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _NoDraws():
         model: ModelT = cls.from_config(config)
     model.to(check_tensors(header, unique_tensors(model), weights))
     tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)

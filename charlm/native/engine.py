@@ -35,8 +35,8 @@ class NativeEngine(Engine):
     def __init__(self, kernel: ctypes.CDLL, rows: int, *, vocab_size: int, block_size: int | None) -> None:
         super().__init__(rows, vocab_size=vocab_size, block_size=block_size, device=torch.device("cpu"))
         self._kernel = kernel
-        self._scratch = torch.empty(2 * vocab_size, dtype=torch.float64)
-        # Where the C functions work: V candidates, and V weights.
+        self._scratch = torch.empty(2 * vocab_size, dtype=torch.float64, device="cpu")
+        # Where the C functions work: V weights, and V candidates of the same size.
         self._scratch_at = self._scratch.data_ptr(), self._scratch.data_ptr() + 8 * vocab_size
         self._options: SamplingOptions | None = None  # those of `choice`
         self._choice = ChoiceStruct()
@@ -56,7 +56,7 @@ class NativeEngine(Engine):
     @override
     def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
         logits, V = logits.contiguous(), self.vocab_size
-        chosen = torch.empty(len(logits), dtype=torch.int64)
+        chosen = torch.empty(len(logits), dtype=torch.int64, device="cpu")
         numbers_at = None if numbers is None else numbers.ctypes.data
         row: int = self._kernel.charlm_choose(
             *(logits.data_ptr(), len(logits), V, V),

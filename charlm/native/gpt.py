@@ -21,7 +21,7 @@ from charlm.generation.passes import Pass
 from charlm.generation.sampling import nothing_to_draw
 from charlm.native.engine import NativeEngine
 from charlm.native.library import PassStruct, library, why_no_library
-from charlm.native.untouched import first_change
+from charlm.native.untouched import first_change, hooks_on_all_modules
 from charlm.native.weights import PANEL, Rotary, Weights
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def gpt_engine(model: GPT, rows: int, rotary: Rotary) -> NativeGPT | None:
 
 
 def why_not_gpt(model: GPT) -> str | None:
-    """Return why a model is asked in PyTorch, None if it is not."""
+    """Return why the compiled engine does not apply to a model; None: it does."""
     first, *others = parameters = list(model.parameters())
     if (reason := why_no_library()) is not None:
         return reason
@@ -67,9 +67,8 @@ def why_not_gpt(model: GPT) -> str | None:
         return "the call is inside a transform"
     if model.block_size > _LONGEST:
         return f"its window is longer than {_LONGEST:,}"
-    hooks = nn.modules.module
-    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
-        return "there are hooks on all modules"
+    if (change := hooks_on_all_modules()) is not None:
+        return change
     if (part := first_change(model, model.config)) is not None:
         return f"a part of the model was changed: {part}"
     return None
@@ -93,10 +92,10 @@ class NativeGPT(NativeEngine):
         self._values = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.Dp), np.float32)
         self._work = np.zeros(0, np.float32)
         # What every single step uses.
-        self._all = np.arange(rows + 1)
+        self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
         self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
         self._places = np.zeros(rows, np.int64)  # where in the window it stands
-        self._logits = torch.empty(rows, sizes.Vp)
+        self._logits = torch.empty(rows, sizes.Vp, dtype=torch.float32, device="cpu")
         self._numbers = np.zeros(rows)
         self._numbers_at = self._numbers.ctypes.data
         self._step = PassStruct()
@@ -129,7 +128,8 @@ class NativeGPT(NativeEngine):
         want = np.concatenate(
             [np.arange(end - one.wanted, end) for one, end in zip(passes, begin[1:], strict=True)]
         )
-        logits = torch.empty(len(want), self._weights.packed.struct.Vp)
+        Vp = self._weights.packed.struct.Vp
+        logits = torch.empty(len(want), Vp, dtype=torch.float32, device="cpu")
         self._make_room(int(places.max()) + 1)
         one_call = self._call(begin=begin, slot=slot, ids=ids, places=places, want=want, logits=logits)
         self._kernel.charlm_pass(self._weights.packed.struct, one_call)
@@ -139,13 +139,16 @@ class NativeGPT(NativeEngine):
     def turn(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
     ) -> Tensor | None:
-        if options.filters or not (state.steps or self._set_up(state)):
+        if options.filters:
             return None
+        if not state.steps_left and not self._set_up(state):
+            return None
+        left, state.steps_left = state.steps_left, 0  # until all has gone well: an interrupt may come
         self._weights.refresh()
         numbers = options.numbers(addresses, state.lengths)
         if numbers is not None:
             self._numbers[:] = numbers
-        chosen = torch.empty(self.rows, dtype=torch.int64)
+        chosen = torch.empty(self.rows, dtype=torch.int64, device="cpu")
         row: int = self._kernel.charlm_turn(
             *(self._weights.packed.struct, self._step, self._choice_of(options)),
             *(self._numbers_at, chosen.data_ptr(), *self._scratch_at),
@@ -153,6 +156,7 @@ class NativeGPT(NativeEngine):
         if row >= 0:
             raise nothing_to_draw(row, float(self._logits[row, : self.vocab_size].max()))
         state.took(self._ids)
+        state.steps_left = left - 1
         return chosen
 
     def _set_up(self, state: PredictionState) -> bool:
@@ -161,15 +165,15 @@ class NativeGPT(NativeEngine):
             return False
         most = int(places.max())
         self._make_room(most + 1)
-        state.steps = min(state.steps, self._values.shape[3] - most)
+        state.steps_left = min(state.steps_left, self._values.shape[3] - most)
         self._places[:] = places
         self._ids[:] = [row[n - 1] for row, n in zip(state.texts, state.lengths, strict=True)]
         self._step = self._call(
-            begin=self._all,
-            slot=self._all,
+            begin=self._one_each,
+            slot=self._one_each,
             ids=self._ids,
             places=self._places,
-            want=self._all[:-1],
+            want=self._one_each[:-1],
             logits=self._logits,
         )
         return True

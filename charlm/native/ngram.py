@@ -8,7 +8,6 @@ so there is nothing to keep. `ngram_engine` says where it applies.
 from __future__ import annotations
 
 import ctypes
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +22,7 @@ from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
 from charlm.native.engine import NativeEngine
 from charlm.native.library import NGramStruct, library, why_no_library
+from charlm.native.untouched import hooks_on_all_modules
 
 if TYPE_CHECKING:
     from charlm.generation.state import PredictionState
@@ -45,9 +45,11 @@ def ngram_engine(model: NGramLM, rows: int) -> NativeNGram | None:
 
 
 def why_not_ngram(model: NGramLM) -> str | None:
-    """Return why a model is asked in PyTorch, None if it is not."""
+    """Return why the compiled engine does not apply to a model; None: it does."""
     if (reason := why_no_library()) is not None:
         return reason
+    if (change := hooks_on_all_modules()) is not None:
+        return change
     if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
         return "a part of the model was changed: the model itself"
     return None if _readable(model) else "its tables are not as `fit` makes them on a CPU"
@@ -57,12 +59,13 @@ def _readable(model: NGramLM) -> bool:
     return (
         (model.codes.dtype, model.counts.dtype, model.discounts.dtype)
         == (torch.int64, torch.int32, torch.float32)
-        and all(t.device.type == "cpu" and t.is_contiguous() for t in _tables(model))
-        and len(model.codes) == len(model.counts)
+        and all(t.device.type == "cpu" and t.is_contiguous() for t in _tables_of(model))
+        and model.codes.shape == model.counts.shape == (len(model.codes),)
+        and model.discounts.shape == (model.order, 3)
     )
 
 
-def _tables(model: NGramLM) -> tuple[Tensor, Tensor, Tensor]:
+def _tables_of(model: NGramLM) -> tuple[Tensor, Tensor, Tensor]:
     return model.codes, model.counts, model.discounts
 
 
@@ -79,6 +82,7 @@ class NativeNGram(NativeEngine):
         super().__init__(kernel, rows, vocab_size=model.vocab_size, block_size=None)
         self._model = model
         self._tables: tuple[Tensor, ...] = ()  # those that the structure points to
+        self._addresses: list[int] = []
         self._struct = NGramStruct()
 
     @override
@@ -93,7 +97,9 @@ class NativeNGram(NativeEngine):
     def turn(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
     ) -> Tensor | None:
-        if options.filters or not (state.steps or state.single_steps() is not None):
+        if options.filters:
+            return None
+        if not state.steps_left and state.single_steps() is None:
             return None
         lengths = state.lengths
         logits = [self._predict(state.texts, row, n, n + 1) for row, n in enumerate(lengths)]
@@ -103,18 +109,20 @@ class NativeNGram(NativeEngine):
 
     def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
         """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""
-        tables = _tables(self._model)
-        if not self._tables or any(map(operator.is_not, tables, self._tables)):  # fitted anew, perhaps
+        tables = _tables_of(self._model)
+        if [table.data_ptr() for table in tables] != self._addresses:  # fitted anew, perhaps
             self._look_at(tables)
-        logits = torch.empty(end - first, self.vocab_size)
+        logits = torch.empty(end - first, self.vocab_size, dtype=torch.float32, device="cpu")
         ids = texts.ctypes.data + row * texts.strides[0]
         self._kernel.charlm_ngrams(self._struct, ids, first, end, logits.data_ptr())
         return logits
 
     def _look_at(self, tables: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Point the structure to tables, and keep their memory."""
         if not _readable(self._model):
             raise InputError("the tables must keep their types during a generation. Begin a new one.")
-        codes, counts, discounts = self._tables = tables
+        codes, counts, discounts = self._tables = tuple(table.detach() for table in tables)
+        self._addresses = [table.data_ptr() for table in tables]
         self._struct = NGramStruct(
             V=self.vocab_size,
             M=len(codes),

@@ -13,11 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["first_change"]
+__all__ = ["first_change", "hooks_on_all_modules"]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 _Looks = tuple[type[nn.Module], Mapping[str, Any], Mapping[str, torch.Size]]
+
+
+def hooks_on_all_modules() -> str | None:
+    """Return that there are hooks on all modules of this process, which a compiled pass would not call."""
+    hooks = nn.modules.module
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return "there are hooks on all modules"
+    return None
 
 
 def first_change(model: nn.Module, config: object) -> str | None:
@@ -32,10 +40,16 @@ def first_change(model: nn.Module, config: object) -> str | None:
     """
     expected = _new_looks(type(model), config)  # type: ignore[arg-type]  # a class has a hash
     parts = dict(model.named_modules())  # others may have been added, which nothing asks
+    patched = {cls for cls, _, _ in expected.values() if not _has_its_own_forward(cls)}
     for name, looks in expected.items():
-        if name not in parts or not _looks_like(parts[name], looks):
+        if name not in parts or looks[0] in patched or not _looks_like(parts[name], looks):
             return name or "the model itself"
     return None
+
+
+def _has_its_own_forward(cls: type[nn.Module]) -> bool:
+    """Return whether `forward` is defined where the class or a base of it is, not put there by somebody."""
+    return cls.forward.__module__ in {base.__module__ for base in cls.__mro__}
 
 
 @functools.lru_cache(maxsize=64)

@@ -78,6 +78,7 @@ class PackedWeights:
             head=head,
             layers=ctypes.cast(self._layers, ctypes.POINTER(LayerStruct)),
         )
+        self.struct.kept = self._kept  # as long as a call in another thread has the structure
 
     def _pack_layer(
         self,
@@ -136,10 +137,10 @@ class PackedWeights:
         )
 
 
-_Looks = tuple[object, list[tuple[torch.dtype, torch.Size, tuple[int, ...], int]]]
+_Seen = tuple[object, list[tuple[torch.dtype, torch.Size, tuple[int, ...], int]]]
 """The settings of a model and, of each parameter, its form and the digest of its values."""
 
-_packed: WeakKeyDictionary[nn.Module, tuple[_Looks, PackedWeights]] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[nn.Module, tuple[_Seen, PackedWeights]] = WeakKeyDictionary()
 _packing = Lock()
 
 

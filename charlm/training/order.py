@@ -51,7 +51,8 @@ class EpochOrder:
         Args:
             batch: its number in the run, from 0.
         """
-        places = torch.arange(batch * self._batch_size, (batch + 1) * self._batch_size)  # (B,)
+        B = self._batch_size
+        places = torch.arange(batch * B, (batch + 1) * B, device="cpu")  # (B,)
         first, last = int(places[0]) // self.blocks, int(places[-1]) // self.blocks
         self._epochs = {epoch: self._epoch(epoch) for epoch in range(first, last + 1)}
         return torch.cat(list(self._epochs.values()))[places - first * self.blocks]
@@ -61,5 +62,5 @@ class EpochOrder:
         if epoch in self._epochs:
             return self._epochs[epoch]
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", epoch))
-        offset = torch.randint(self._offsets, (1,), generator=generator)  # (1,)
-        return offset + self._block_size * torch.randperm(self.blocks, generator=generator)
+        offset = torch.randint(self._offsets, (1,), generator=generator, device="cpu")  # (1,)
+        return offset + self._block_size * torch.randperm(self.blocks, generator=generator, device="cpu")

@@ -255,7 +255,7 @@ def _generator_tensors() -> dict[str, Tensor]:
     return {
         "rng.torch": torch.get_rng_state(),
         "rng.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),  # (624,)
-        "rng.python": torch.tensor(random.getstate()[1], dtype=torch.int64),  # (625,)
+        "rng.python": torch.tensor(random.getstate()[1], dtype=torch.int64, device="cpu"),  # (625,)
     }
 
 

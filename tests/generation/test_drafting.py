@@ -286,10 +286,22 @@ def test_an_n_gram_state_follows_its_model_and_leaves_the_rest_to_it() -> None:
     after = state.predict()
     assert not torch.equal(twin.predict(), after)
     torch.testing.assert_close(after[0], model(prompt(1, 4))[0][0, -1])
+    model.codes.data = model.codes.data.clone()  # the memory of before is free
+    model.counts.data = model.counts.data.clone()
+    state.observe(prompt(1, 1))
+    torch.testing.assert_close(state.predict()[0], model(state.text(0)[None])[0][0, -1])
     state.observe(prompt(1, 1))
     model.double()
     with pytest.raises(InputError, match="the tables must keep their types during a generation"):
         state.predict()
+    flat = counted()
+    flat.discounts = flat.discounts[:, 0].contiguous()
+    assert isinstance(flat.new_state().engine, TorchEngine)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert isinstance(counted().new_state().engine, TorchEngine)
+    finally:
+        handle.remove()
     assert isinstance(counted().double().new_state().engine, TorchEngine)
     assert isinstance(counted().new_state(use_cache=False).engine, TorchEngine)
     watched = counted()

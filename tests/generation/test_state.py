@@ -18,6 +18,7 @@ from reference.drawn_models import (
     needs_kernel,
     overflows,
     ragged,
+    random_rows,
 )
 from reference.own_model import Recurrent
 from reference.plain_state import plain_log_probs, plain_logits, plain_text, plain_window
@@ -72,7 +73,7 @@ def test_the_context_is_what_counting_from_the_start_gives(
 def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
     model: LanguageModel, rows: list[list[int]], overflow: Overflow, use_cache: bool, data: st.DataObject
 ) -> None:
-    """A few steps of observing, predicting, scoring, choosing and forking, drawn at random."""
+    """A few steps of observing, predicting, scoring, choosing, forking and taking back, drawn at random."""
     options = SamplingOptions(seed=data.draw(st.integers(0, 9)), overflow=overflow)
     live = [(state_of(model, rows, overflow=overflow, use_cache=use_cache), rows, list(range(len(rows))))]
     for _ in range(data.draw(st.integers(2, 8))):
@@ -80,7 +81,7 @@ def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
         state, texts, addresses = live[at]
         B = len(texts)
         pieces = st.lists(st.lists(st.integers(0, 12), max_size=4), min_size=B, max_size=B)
-        match data.draw(st.sampled_from(["predict", "observe", "score", "advance", "fork"])):
+        match data.draw(st.sampled_from(["predict", "observe", "score", "advance", "fork", "retract"])):
             case "predict":
                 assert_predicts(state, model, texts, overflow)
             case "observe":
@@ -102,6 +103,10 @@ def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
                 ]
                 assert chosen == [ids[-1] for ids in whole]
                 live[at] = state, whole, addresses
+            case "retract":
+                count = data.draw(st.integers(0, min(map(len, texts)) - 1))
+                state.retract(count)
+                live[at] = state, [ids[: len(ids) - count] for ids in texts], addresses
             case "fork":
                 picked = data.draw(st.lists(st.integers(0, B - 1), min_size=1, max_size=4))
                 twin = state.fork(picked)
@@ -248,3 +253,62 @@ def test_a_generation_may_enter_and_leave_inference_mode(model: LanguageModel, i
     while len(got) < 12:
         got.append(next_ids(state, options, [0, 1]))
     assert torch.equal(torch.stack(got), torch.stack(wanted))
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+def test_ids_taken_back_to_before_the_context_and_observed_anew_are_read_anew(
+    model: LanguageModel, overflow: Overflow
+) -> None:
+    """The context begins again where it began before, with other ids in it."""
+    first, second = random_rows([40, 40])
+    state = state_of(model, [first.tolist()], overflow=overflow)
+    state.predict()
+    state.retract(35)
+    state.observe(second[None, 5:])
+    whole = [*first[:5].tolist(), *second[5:].tolist()]
+    wanted = state_of(model, [whole], overflow=overflow).predict()
+    torch.testing.assert_close(state.predict(), wanted, rtol=0, atol=tolerance_of(model))
+    if overflow == "restart":
+        chosen = [int(next_ids(state, GREEDY)) for _ in range(12)]
+        assert chosen == plain_text(model, whole, 12, SamplingOptions(temperature=0, overflow=overflow))[40:]
+
+
+def test_a_fork_of_a_fork_keeps_what_was_read_last(model: LanguageModel) -> None:
+    """Rows that were read together, and one of them by itself since."""
+    rows = random_rows([10, 10])
+    state = state_of(model, [row.tolist() for row in rows])
+    state.predict()
+    state.retract(3)
+    state.score([rows[1][:2], rows[0][:0]])
+    texts = [[*rows[0][:7].tolist(), *rows[1][:2].tolist()], rows[1][:7].tolist()]
+    wanted = state_of(model, texts).predict()
+    torch.testing.assert_close(state.fork().fork().predict(), wanted, rtol=0, atol=tolerance_of(model))
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_guesses_change_nothing_through_what_was_told_of_them(name: str) -> None:
+    state = state_of(STATES[name](), ROWS[:1])
+    before = state.predict()
+    state.verify(torch.tensor([1, 2])).fill_(0)
+    assert torch.equal(state.predict(), before)
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torch_s_default_type_and_device_play_no_part(name: str, dtype: torch.dtype) -> None:
+    model, options = STATES[name](), SamplingOptions(seed=3, top_k=9)
+    state = state_of(model, ROWS)
+    wanted = [next_ids(state, options) for _ in range(12)], state.score(torch.tensor([[1]] * 3))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            state = model.new_state(3)
+            ids = [torch.tensor(row, device="cpu") for row in ROWS]
+            state.observe(ids)
+            got = [next_ids(state, options) for _ in range(12)]
+            scores = state.score(torch.tensor([[1]] * 3, device="cpu"))
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(torch.stack(got), torch.stack(wanted[0]))
+    assert torch.equal(torch.cat(scores), torch.cat(wanted[1]))

@@ -239,3 +239,38 @@ def test_a_caller_s_filters_see_the_same_ids_and_may_come_and_go() -> None:
     assert [len(ids) for ids in seen[:2]] == [2, 1]  # texts of one length together
     assert seen[0][1][:3] == rows[2].tolist()
     assert seen[1][0][:9] == rows[1].tolist()
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, at a place where a test wants it."""
+
+
+@pytest.mark.parametrize("place", ["before", "within", "after"])
+def test_an_interrupt_in_the_middle_of_a_turn_loses_nothing(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal comes between two instructions: the engine has chosen, and the state does not know yet."""
+    model = tiny_gpt(tiny_config(block_size=12))
+    options = SamplingOptions(seed=4, overflow="restart")
+    undisturbed = fast(model, random_rows([3, 5]), "restart")
+    wanted = [next_ids(undisturbed, options) for _ in range(60)]
+    state = fast(model, random_rows([3, 5]), "restart")
+    took, clock = state.took, [0]
+
+    def interrupting(ids: Any) -> None:
+        clock[0] += 1
+        if clock[0] % 3:
+            took(ids)
+            return
+        if place == "after":
+            took(ids)
+        elif place == "within":
+            state.texts[range(2), state.lengths] = ids
+        raise Interrupted
+
+    monkeypatch.setattr(state, "took", interrupting)
+    while min(state.lengths) < 3 + 60:
+        with contextlib.suppress(Interrupted):
+            next_ids(state, options)
+    for row, before in enumerate((3, 5)):
+        assert state.text(row)[before : before + 60].tolist() == [int(ids[row]) for ids in wanted]

@@ -207,6 +207,20 @@ def test_a_subclass_with_a_forward_of_its_own_is_asked_itself() -> None:
     assert_says_what_it_computes(model)
 
 
+def test_a_class_that_was_given_another_forward_is_asked_itself(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people do it in a notebook, before or after the first generation."""
+    forward = FeedForward.forward
+
+    def halved(self: FeedForward, x: Tensor) -> Tensor:
+        return 0.5 * forward(self, x)
+
+    monkeypatch.setattr(FeedForward, "forward", halved)
+    assert kind_of_state(model) == "readable"
+    assert_says_what_it_computes(model)
+
+
 @pytest.fixture
 def global_hook() -> Iterator[None]:
     handle = nn.modules.module.register_module_forward_hook(

@@ -521,3 +521,29 @@ def test_a_request_in_the_last_step_lets_the_run_end() -> None:
     assert trainer.result().reason == "max_steps"
     assert trainer.last is not None
     assert trainer.last.step == 12
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_torch_s_default_device_plays_no_part_in_training(tmp_path: Path, replacement: bool) -> None:
+    config = quick_config(max_steps=6, replacement=replacement, eval_interval=3, save_interval=3)
+    gpt = tiny_config("cpu-1min", vocab_size=TOKENIZER.vocab_size, block_size=8, dropout=0.1)
+
+    def trained(folder: str, device: str) -> dict[str, Tensor]:
+        train, val = tiny_split()
+        torch.manual_seed(0)
+        trainer = Trainer(
+            GPT(gpt),
+            train,
+            config,
+            val_data=val,
+            tokenizer=TOKENIZER,
+            device="cpu",
+            out_dir=tmp_path / folder,
+        )
+        with torch.device(device):
+            trainer.fit()
+            resumed = Trainer.resume(tmp_path / folder, train, val_data=val, device="cpu")
+        assert same_tensors(tensors_of(trainer), tensors_of(resumed))
+        return tensors_of(trainer)
+
+    assert same_tensors(trained("one", "cpu"), trained("other", "meta"))

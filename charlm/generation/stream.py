@@ -1,0 +1,45 @@
+"""`continue_ids`: from a model and its prompts to the stream of ids, with a draft or without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from charlm.errors import InputError
+from charlm.generation.decode import stream_ids
+from charlm.generation.drafting import stream_drafted
+from charlm.generation.options import Draft, SamplingOptions
+from charlm.generation.state import PredictionState
+
+__all__ = ["continue_ids"]
+
+
+def continue_ids(
+    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
+) -> Iterator[Tensor]:
+    """Return an iterator over `max_new_tokens` times the next id of each context, (B,) int64.
+
+    Args:
+        model: gives the states.
+        contexts: (B, T0) int64, or B tensors (t,) of any lengths, at least 1.
+        max_new_tokens: how many steps.
+        options: how to choose. A draft is used where there is one context.
+
+    Raises:
+        InputError: the draft has another vocabulary.
+    """
+    state: PredictionState = model.new_state(
+        len(contexts), overflow=options.overflow, use_cache=options.use_cache
+    )
+    state.observe(contexts)
+    draft = options.draft
+    if draft is None or len(contexts) > 1:
+        return stream_ids(state, max_new_tokens, options)
+    if draft.vocab_size != model.vocab_size:
+        raise InputError(
+            f"draft must have the model's vocabulary of {model.vocab_size} ids, got {draft.vocab_size}"
+        )
+    ahead: PredictionState = draft.new_state(overflow=options.overflow)
+    ahead.observe([contexts[0].to(ahead.device)])
+    return stream_drafted(state, ahead, max_new_tokens, options)
