@@ -144,7 +144,8 @@ class PredictionState:
         """
         self._check_begun()
         if self._next is None:
-            self._next = torch.cat(self._logits([range(length, length + 1) for length in self.lengths]))
+            rows = self._logits([range(length, length + 1) for length in self.lengths])
+            self._next = rows[0] if len(rows) == 1 else torch.cat(rows)
         return self._next.clone()
 
     def score(self, ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -207,13 +208,11 @@ class PredictionState:
         Returns:
             (B,), where in its context each row's last id stands; None: it may not.
         """
-        W, overflow = self.block_size, self.overflow
+        W = self.block_size
         self.steps_left = 0
-        if (self._read != self._lengths - 1).any() or any(
-            context_start(n, W, overflow) != begin
-            for n, begin in zip(self.lengths, self._begin.tolist(), strict=True)
-        ):
-            return None
+        for n, begin, read in zip(self.lengths, self._begin.tolist(), self._read.tolist(), strict=True):
+            if read != n - 1 or begin != context_start(n, W, self.overflow):
+                return None
         self.steps_left = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
         return self._read - self._begin
 
@@ -230,18 +229,17 @@ class PredictionState:
         """Add ids (t,) to each row."""
         if not any(map(len, new)):
             return
+        lengths = self.lengths
         self._next, self.steps_left = None, 0
-        self._longest = max(n + len(ids) for n, ids in zip(self.lengths, new, strict=True))
+        self._longest = max(n + len(ids) for n, ids in zip(lengths, new, strict=True))
         self._widen(self._longest)
-        for row, ids in enumerate(new):
-            end = self._lengths[row] + len(ids)
-            place = self.texts[row, self._lengths[row] : end]
-            guessed = self._read[row] - self._lengths[row]
+        for row, (n, ids) in enumerate(zip(lengths, new, strict=True)):
+            place = self.texts[row, n : n + len(ids)]
+            guessed = int(self._read[row]) - n
             if guessed > 0:  # `verify` read them ahead: those stay read that were right
-                right = np.cumprod(place[:guessed] == ids[:guessed]).sum()
-                self._read[row] = self._lengths[row] + right
+                self._read[row] = n + np.cumprod(place[:guessed] == ids[:guessed]).sum()
             place[:] = ids
-            self._lengths[row] = end
+            self._lengths[row] = n + len(ids)
 
     def _widen(self, end: int) -> None:
         """Make room for so many ids in each row."""
@@ -267,16 +265,16 @@ class PredictionState:
             for one, logits in zip(passes, self.engine.logits(self.texts, passes), strict=True):
                 found[one.row].append(logits)
                 self._begin[one.row], self._read[one.row] = one.begin, one.stop
-        nothing = torch.empty(0, self.vocab_size, device=self.device)
-        return [torch.cat(pieces) if pieces else nothing for pieces in found]
+        nothing = [torch.empty(0, self.vocab_size, device=self.device)]
+        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces or nothing) for pieces in found]
 
     def _checked(self, ids: Tensor | Sequence[Tensor]) -> list[NDArray[np.int64]]:
         """Return the ids of each row, (t,), or refuse them."""
-        if isinstance(ids, Tensor) and ids.ndim == 1:
-            ids = ids[:, None]  # one each
-        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.dtype == torch.int64 and len(ids) == self.rows:
-            return list(self._array(ids))
-        if (
+        if isinstance(ids, Tensor):
+            if ids.ndim in {1, 2} and ids.dtype == torch.int64 and ids.shape[0] == self.rows:
+                array = self._array(ids)
+                return list(array if ids.ndim == 2 else array[:, None])
+        elif (
             isinstance(ids, Sequence)
             and len(ids) == self.rows
             and all(isinstance(row, Tensor) and row.ndim == 1 and row.dtype == torch.int64 for row in ids)
@@ -291,9 +289,9 @@ class PredictionState:
         if ids.device != self.device:
             raise InputError(f"ids must be on the model's device {self.device}, got {ids.device}")
         array: NDArray[np.int64] = ids.cpu().numpy()
-        wrong = array.view(np.uint64) >= self.vocab_size  # a negative one would be a large one
-        if wrong.any():
-            place = np.argwhere(wrong)[0]
+        unsigned = array.view(np.uint64)  # in which a negative number is a large one
+        if unsigned.max(initial=0) >= self.vocab_size:
+            place = np.argwhere(unsigned >= self.vocab_size)[0]
             raise InputError(
                 f"ids must be from 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size}), "
                 f"got {array[tuple(place)]} in row {place[0] if row is None else row}"

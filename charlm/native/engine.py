@@ -55,11 +55,11 @@ class NativeEngine(Engine):
 
     @override
     def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
-        logits, V = logits.contiguous(), self.vocab_size
-        chosen = torch.empty(len(logits), dtype=torch.int64, device="cpu")
+        logits, n, V = logits.contiguous(), logits.shape[0], self.vocab_size
+        chosen = torch.empty(n, dtype=torch.int64, device="cpu")
         numbers_at = None if numbers is None else numbers.ctypes.data
         row: int = self._kernel.charlm_choose(
-            *(logits.data_ptr(), len(logits), V, V),
+            *(logits.data_ptr(), n, V, V),
             *(self._choice_of(options), numbers_at, chosen.data_ptr(), *self._scratch_at),
         )
         if row >= 0:

@@ -90,7 +90,8 @@ class NativeGPT(NativeEngine):
         self._window = block_size
         self._keys = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.D, PANEL), np.float32)
         self._values = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.Dp), np.float32)
-        self._work = np.zeros(0, np.float32)
+        self._keys_at = self._values_at = 0  # where they lie
+        self._work = torch.empty(0, dtype=torch.float32, device="cpu")
         # What every single step uses.
         self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
         self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
@@ -104,19 +105,20 @@ class NativeGPT(NativeEngine):
     def fork(self, rows: Sequence[int]) -> Self:
         twin = type(self)(self._weights, self._window, len(rows))
         # take, as the kernel needs it: what indexing gives may lie in memory in another order.
-        twin._keys, twin._values = self._keys.take(rows, axis=1), self._values.take(rows, axis=1)
+        twin._hold(self._keys.take(rows, axis=1), self._values.take(rows, axis=1))
         return twin
 
     @override
     def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
         self._weights.refresh()
         found: list[list[Tensor]] = [[] for _ in passes]
-        for parts in _in_parts(passes):
+        for parts in _in_parts(passes):  # mostly one, with all of every pass
             logits = self._read(texts, [part for _, part in parts])  # (all that is wanted, V)
-            numbers, wanted = [number for number, _ in parts], [part.wanted for _, part in parts]
-            for number, z in zip(numbers, logits.split(wanted), strict=True):
-                found[number].append(z)
-        return [torch.cat(pieces) for pieces in found]
+            at = 0
+            for number, part in parts:
+                found[number].append(logits[at : at + part.wanted])
+                at += part.wanted
+        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in found]
 
     def _read(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> Tensor:
         """Do some passes in one call, and return the logits that they want, one after the other."""
@@ -188,7 +190,11 @@ class NativeGPT(NativeEngine):
         values = np.zeros((*self._values.shape[:3], panels * PANEL, self._values.shape[4]), np.float32)
         keys[:, :, :, :old] = self._keys
         values[:, :, :, : old * PANEL] = self._values
+        self._hold(keys, values)
+
+    def _hold(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         self._keys, self._values = keys, values
+        self._keys_at, self._values_at = keys.ctypes.data, values.ctypes.data
 
     def _call(
         self,
@@ -205,7 +211,7 @@ class NativeGPT(NativeEngine):
         threads = min(torch.get_num_threads(), 1 + n * packed.multiplications // _WORTH_A_THREAD)
         needed = self._kernel.charlm_work(packed.struct, n, threads, capacity)
         if needed > len(self._work):
-            self._work = np.empty(needed, np.float32)
+            self._work = torch.empty(needed, dtype=torch.float32, device="cpu")
         return PassStruct(
             B=len(begin) - 1,
             n=n,
@@ -217,11 +223,11 @@ class NativeGPT(NativeEngine):
             id=ids.ctypes.data,
             position=places.ctypes.data,
             want=want.ctypes.data,
-            keys=self._keys.ctypes.data,
-            values=self._values.ctypes.data,
+            keys=self._keys_at,
+            values=self._values_at,
             slots=self.rows,
             logits=logits.data_ptr(),
-            work=self._work.ctypes.data,
+            work=self._work.data_ptr(),
         )
 
 
@@ -233,8 +239,11 @@ def _in_parts(passes: Sequence[Pass]) -> Iterator[list[tuple[int, Pass]]]:
         start = whole.start
         while start < whole.stop:
             stop = min(whole.stop, start + left)
-            wanted = max(stop - max(start, whole.stop - whole.wanted), 0)
-            parts.append((number, whole._replace(start=start, stop=stop, wanted=wanted)))
+            part = whole
+            if stop - start < whole.stop - whole.start:
+                wanted = max(stop - max(start, whole.stop - whole.wanted), 0)
+                part = whole._replace(start=start, stop=stop, wanted=wanted)
+            parts.append((number, part))
             left -= stop - start
             start = stop
             if not left:
