@@ -1,7 +1,8 @@
 """The loop of generation: look at the context, choose the next id, append it, repeat.
 
 It is the lecture's `generate`. What the model has read, and what it predicts, is a `PredictionState`'s
-business; nothing here knows models, characters or tokenizers. Streams, stop strings and drafts stand on it.
+business; nothing here knows models, characters or tokenizers. On it stand streams (`stream.py`), drafts
+(`drafting.py`), and the stop strings of `charlm.lm`, where a row that has met one leaves the loop.
 """
 
 from __future__ import annotations
