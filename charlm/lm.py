@@ -30,14 +30,14 @@ from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
-from charlm.text.streaming import StreamDecoder, start_ids
-from charlm.text.tokenizer import ByteTokenizer, Tokenizer
-from charlm.training.checkpoint import (
+from charlm.runs.checkpoint import (
     is_checkpoint_name,
     read_checkpoint,
     scan_checkpoints,
 )
-from charlm.training.run import RunDirectory
+from charlm.runs.directory import RunDirectory
+from charlm.text.streaming import StreamDecoder, start_ids
+from charlm.text.tokenizer import ByteTokenizer, Tokenizer
 
 __all__ = ["CharLM", "load"]
 

@@ -23,15 +23,15 @@ from charlm.files.reading import read_file
 from charlm.lm import load
 from charlm.models.config import GPTConfig
 from charlm.models.saving import CONFIG_FILE, TOKENIZER_FILE, model_settings
-from charlm.text.tokenizer import CharTokenizer, load_tokenizer
-from charlm.training.checkpoint import (
+from charlm.runs.checkpoint import (
     MANIFEST_FILE,
     STATE_FILE,
     CheckpointInfo,
     scan_checkpoints,
     verify_checkpoint,
 )
-from charlm.training.run import RunDirectory
+from charlm.runs.directory import RunDirectory
+from charlm.text.tokenizer import CharTokenizer, load_tokenizer
 
 __all__ = ["run"]
 

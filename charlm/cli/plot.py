@@ -21,7 +21,7 @@ from charlm.plotting import (
     token_labels,
 )
 from charlm.plotting.figures import picture_format
-from charlm.training.history import read_history
+from charlm.runs.history import read_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from charlm.files import strict_json
 from charlm.files.atomic import is_left_behind, write_file
 from charlm.files.reading import read_file, refusal
 from charlm.models.config import PRESETS, PresetName
+from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 from charlm.training.config import TrainerConfig
-from charlm.training.run import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 
 __all__ = ["Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable
-from charlm.training.history import RunHistory
+from charlm.runs.history import RunHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,10 @@ from charlm.training.schedules import learning_rate_at
 from charlm.training.timetable import Timetable
 
 if TYPE_CHECKING:
+    from charlm.runs.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
+    from charlm.runs.history import RunHistory, read_history
     from charlm.training.budget import StepsEstimate, steps_within
     from charlm.training.callbacks import Callback
-    from charlm.training.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
-    from charlm.training.history import RunHistory, read_history
     from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
     from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
     from charlm.training.resume import read_timetable
@@ -46,24 +46,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AdamW": "optimizers",
-    "Callback": "callbacks",
-    "CheckpointInfo": "checkpoint",
-    "Evaluation": "records",
-    "Muon": "optimizers",
-    "OptimizerFactory": "optimizers",
-    "RunHistory": "history",
-    "SampleRecord": "records",
-    "StepRecord": "records",
-    "StepsEstimate": "budget",
-    "TrainResult": "records",
-    "Trainer": "trainer",
-    "build_optimizers": "optimizers",
-    "list_checkpoints": "checkpoint",
-    "read_history": "history",
-    "read_timetable": "resume",
-    "steps_within": "budget",
-    "verify_checkpoint": "checkpoint",
+    "AdamW": "charlm.training.optimizers",
+    "Callback": "charlm.training.callbacks",
+    "CheckpointInfo": "charlm.runs.checkpoint",
+    "Evaluation": "charlm.training.records",
+    "Muon": "charlm.training.optimizers",
+    "OptimizerFactory": "charlm.training.optimizers",
+    "RunHistory": "charlm.runs.history",
+    "SampleRecord": "charlm.training.records",
+    "StepRecord": "charlm.training.records",
+    "StepsEstimate": "charlm.training.budget",
+    "TrainResult": "charlm.training.records",
+    "Trainer": "charlm.training.trainer",
+    "build_optimizers": "charlm.training.optimizers",
+    "list_checkpoints": "charlm.runs.checkpoint",
+    "read_history": "charlm.runs.history",
+    "read_timetable": "charlm.training.resume",
+    "steps_within": "charlm.training.budget",
+    "verify_checkpoint": "charlm.runs.checkpoint",
 }
 
 
@@ -73,6 +73,6 @@ def __getattr__(name: str) -> object:
 
     if name not in _HOMES:
         raise AttributeError(f"module 'charlm.training' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"charlm.training.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

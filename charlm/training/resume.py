@@ -42,9 +42,7 @@ from charlm.models.saving import (
     model_settings,
     unique_tensors,
 )
-from charlm.text.tokenizer import Tokenizer
-from charlm.training.callbacks import Callback
-from charlm.training.checkpoint import (
+from charlm.runs.checkpoint import (
     STATE_FILE,
     TRAIN_FILE,
     Checkpoint,
@@ -53,10 +51,12 @@ from charlm.training.checkpoint import (
     read_checkpoint,
     scan_checkpoints,
 )
+from charlm.runs.directory import RunDirectory
+from charlm.text.tokenizer import Tokenizer
+from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import Evaluation
-from charlm.training.run import RunDirectory
 from charlm.training.state import (
     environment,
     fingerprint,

@@ -40,10 +40,10 @@ from charlm.models.saving import (
     model_files,
     unique_tensors,
 )
-from charlm.training.checkpoint import (
+from charlm.runs.checkpoint import (
     TRAIN_FILE,
 )
-from charlm.training.metrics import eval_values, finite
+from charlm.runs.log import eval_values, finite
 from charlm.training.records import Evaluation
 
 if TYPE_CHECKING:

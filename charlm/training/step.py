@@ -24,11 +24,11 @@ from torch.optim import Optimizer
 from charlm.backends.base import DeviceBackend, Precision
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
+from charlm.data.order import EpochOrder
 from charlm.errors import InputError, NonFiniteError
 from charlm.randomness import derive_seed
 from charlm.training.config import TrainerConfig
 from charlm.training.optimizers import OptimizerFactory, build_optimizers
-from charlm.training.order import EpochOrder
 from charlm.training.records import StepRecord
 
 __all__ = ["Stepper"]

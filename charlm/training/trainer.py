@@ -30,17 +30,17 @@ from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
 from charlm.models.saving import unique_tensors
 from charlm.randomness import derive_seed
+from charlm.runs.directory import RunDirectory
+from charlm.runs.log import eval_values
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
-from charlm.training.metrics import eval_values
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import Evaluation, SampleRecord, StepRecord, StopReason, TrainResult
 from charlm.training.resume import resume
-from charlm.training.run import RunDirectory
 from charlm.training.schedules import learning_rate_at
 from charlm.training.state import fingerprint
 from charlm.training.step import Stepper

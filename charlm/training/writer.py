@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charlm.errors import CheckpointWriteError, RunLockedError, quoted
-from charlm.training import state
-from charlm.training.checkpoint import (
+from charlm.runs.checkpoint import (
     CheckpointInfo,
     checkpoint_name,
     checkpoint_names,
@@ -23,9 +22,10 @@ from charlm.training.checkpoint import (
     part_metadata,
     save_checkpoint,
 )
-from charlm.training.metrics import MetricsLog
-from charlm.training.retention import prune_checkpoints, remove_leftovers
-from charlm.training.run import RunDirectory
+from charlm.runs.directory import RunDirectory
+from charlm.runs.log import MetricsLog
+from charlm.runs.retention import prune_checkpoints, remove_leftovers
+from charlm.training import state
 
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer

@@ -33,7 +33,7 @@ from benchmarks.common import (
 )
 
 from charlm import GPT, BlockDataset, CharTokenizer, Trainer, TrainerConfig, load, load_corpus
-from charlm.training.checkpoint import read_checkpoint
+from charlm.runs.checkpoint import read_checkpoint
 
 __all__ = ["main"]
 

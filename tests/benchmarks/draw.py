@@ -27,7 +27,7 @@ from benchmarks.common import Json
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from charlm.training.metrics import read_metrics
+from charlm.runs.log import read_metrics
 
 __all__ = ["main"]
 

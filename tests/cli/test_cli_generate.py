@@ -16,8 +16,8 @@ import charlm
 from charlm.cli.__main__ import main
 from charlm.cli.options import text_argument
 from charlm.files import strict_json
-from charlm.training.checkpoint import list_checkpoints, verify_checkpoint
-from charlm.training.run import RunDirectory
+from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
+from charlm.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

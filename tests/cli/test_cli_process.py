@@ -23,8 +23,8 @@ from charlm.cli.__main__ import main
 from charlm.cli.output import Console, _discard
 from charlm.cli.progress import wants_bar
 from charlm.cli.signals import Interrupted, Signals
-from charlm.training.checkpoint import list_checkpoints, verify_checkpoint
-from charlm.training.run import RunDirectory
+from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
+from charlm.runs.directory import RunDirectory
 
 ENDLESS = (*TINY, "--max-steps", "100000000", "--eval-interval", "50")
 

@@ -14,10 +14,10 @@ from reference.command import TEXT, Command, text_file
 
 import charlm
 from charlm.cli.progress import clock, speed
+from charlm.runs.checkpoint import list_checkpoints
+from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import ByteTokenizer
 from charlm.training import StepsEstimate, read_timetable
-from charlm.training.checkpoint import list_checkpoints
-from charlm.training.run import RunDirectory
 
 
 @pytest.fixture

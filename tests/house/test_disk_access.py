@@ -34,7 +34,7 @@ ALLOWED = {
     "cli/threads.py": {"read_text": "what Linux says of this process's threads"},
     "backends/cpu.py": {"shutil": "looks for a compiler"},
     "backends/host.py": {"read_text": "what Linux says of its memory and of its control group"},
-    "training/run.py": {"os.open": "the lock, which has no content"},
+    "runs/directory.py": {"os.open": "the lock, which has no content"},
     "evaluation/page.py": {"read_text": "the page's own template"},
     "native/library.py": {
         "read_bytes": "the C sources, and the library to be checked",

@@ -28,9 +28,9 @@ from charlm.errors import (
     InputError,
     UnknownCharacterError,
 )
+from charlm.runs.checkpoint import read_checkpoint
+from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints
-from charlm.training.checkpoint import read_checkpoint
-from charlm.training.run import RunDirectory
 
 LETTERS = "\nabcdefghijkl"
 

@@ -241,6 +241,21 @@ def test_a_caller_s_filters_see_the_same_ids_and_may_come_and_go() -> None:
     assert seen[1][0][:9] == rows[1].tolist()
 
 
+@pytest.mark.parametrize("new", [0, 5])
+def test_predictions_and_observations_may_come_between_turns(new: int) -> None:
+    model = tiny_gpt(tiny_config())
+    state = fast(model, random_rows([3, 5]))
+    for _ in range(3):
+        next_ids(state, SamplingOptions(seed=1))
+    state.predict()
+    next_ids(state, SamplingOptions(seed=1))
+    state.observe(torch.full((2,), new))
+    fresh = fast(model, [state.text(row) for row in range(2)])
+    assert torch.equal(state.predict(), fresh.predict())
+    for _ in range(5):
+        assert torch.equal(next_ids(state, SamplingOptions(seed=1)), next_ids(fresh, SamplingOptions(seed=1)))
+
+
 class Interrupted(BaseException):
     """Ctrl-C, at a place where a test wants it."""
 

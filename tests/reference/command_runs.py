@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints, verify_checkpoint
-from charlm.training.run import RunDirectory
 
 __all__ = ["FLAGS", "LAST_STEP", "check_whole", "newest_step", "next_command", "stopped_after", "write_text"]
 

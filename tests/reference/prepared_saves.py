@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from charlm.training.checkpoint import Checkpoint, part_metadata, save_checkpoint
-from charlm.training.run import RunDirectory
+from charlm.runs.checkpoint import Checkpoint, part_metadata, save_checkpoint
+from charlm.runs.directory import RunDirectory
 
 __all__ = ["PreparedSave", "fast_directory", "to_be_kept"]
 

@@ -28,10 +28,10 @@ from typing_extensions import override
 from charlm import BigramLM, BlockDataset, DeviceBackend, LanguageModel, Trainer
 from charlm.backends.base import Precision
 from charlm.files import safetensors
+from charlm.runs.checkpoint import read_checkpoint
+from charlm.runs.directory import RunDirectory
+from charlm.runs.log import read_metrics
 from charlm.training import Callback, StepRecord, list_checkpoints
-from charlm.training.checkpoint import read_checkpoint
-from charlm.training.metrics import read_metrics
-from charlm.training.run import RunDirectory
 
 __all__ = [
     "FOUR_KINDS",

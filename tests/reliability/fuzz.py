@@ -85,8 +85,8 @@ def target_function(target: str, folder: Path) -> Callable[[bytes], None]:
     from charlm.errors import CharLMError, FileFormatError
     from charlm.files import safetensors, strict_json
     from charlm.models.saving import model_settings
+    from charlm.runs import checkpoint
     from charlm.text.tokenizer import tokenizer_from_dict
-    from charlm.training import checkpoint
     from charlm.training.state import read_evaluation, restore_generators
 
     def weights(data: bytes) -> None:

@@ -32,8 +32,8 @@ from reference.tiny_training import (
 import charlm
 from charlm import GPT, GPTConfig, Trainer
 from charlm.errors import CheckpointCorruptError, CheckpointError
+from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints, verify_checkpoint
-from charlm.training.run import RunDirectory
 
 FILES = (
     "config.json",

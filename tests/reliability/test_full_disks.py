@@ -29,10 +29,10 @@ from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tenso
 
 from charlm import BigramLM, Trainer
 from charlm.errors import CheckpointWriteError
-from charlm.training.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.directory import RunDirectory
+from charlm.runs.retention import prune_checkpoints, remove_leftovers
 from charlm.training.resume import newest_whole_checkpoint
-from charlm.training.retention import prune_checkpoints, remove_leftovers
-from charlm.training.run import RunDirectory
 
 TESTS = Path(__file__).parents[1]
 CODES = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT}

@@ -16,8 +16,8 @@ from reference.golden import GOLDEN, digests, end_of, expected, ids_of
 
 from charlm import load
 from charlm.files import safetensors
+from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints, verify_checkpoint
-from charlm.training.run import RunDirectory
 
 NAMES = sorted(path.name for path in (GOLDEN / "v1").iterdir())
 RUNS = [name for name in NAMES if name.startswith("run-")]

@@ -30,10 +30,10 @@ from charlm import BigramLM, CharTokenizer, Trainer
 from charlm.errors import CheckpointError
 from charlm.files.log import Appender, keep_lines
 from charlm.models.saving import load_model, save_model
-from charlm.training.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.directory import RunDirectory
+from charlm.runs.retention import prune_checkpoints, remove_leftovers
 from charlm.training.resume import newest_whole_checkpoint
-from charlm.training.retention import prune_checkpoints, remove_leftovers
-from charlm.training.run import RunDirectory
 
 TESTS = Path(__file__).parents[1]
 V = TOKENIZER.vocab_size

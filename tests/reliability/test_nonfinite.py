@@ -27,9 +27,9 @@ from torch import Tensor
 from charlm import GPT, BigramLM, Trainer
 from charlm.backends.cpu import CPUBackend
 from charlm.errors import NonFiniteError
+from charlm.runs.directory import RunDirectory
+from charlm.runs.log import read_metrics
 from charlm.training import list_checkpoints
-from charlm.training.metrics import read_metrics
-from charlm.training.run import RunDirectory
 
 STEPS = 10
 V = TOKENIZER.vocab_size

@@ -22,7 +22,7 @@ from reference.tiny_training import tiny_split
 
 from charlm import Trainer
 from charlm.errors import RunLockedError
-from charlm.training.run import RunDirectory
+from charlm.runs.directory import RunDirectory
 
 
 class Workers:

@@ -22,8 +22,8 @@ from typing_extensions import override
 from charlm import GPT, Trainer
 from charlm.backends.cpu import CPUBackend
 from charlm.errors import NonFiniteError
+from charlm.runs.log import read_metrics
 from charlm.training import AdamW, Muon
-from charlm.training.metrics import read_metrics
 from charlm.training.optimizers import OptimizerFactory
 
 

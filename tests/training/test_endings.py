@@ -14,6 +14,7 @@ from typing_extensions import override
 from charlm import BigramLM, EvalResult, Trainer
 from charlm.errors import InputError
 from charlm.models.saving import load_model
+from charlm.runs.directory import RunDirectory
 from charlm.training import (
     Callback,
     Evaluation,
@@ -22,7 +23,6 @@ from charlm.training import (
     TrainResult,
     list_checkpoints,
 )
-from charlm.training.run import RunDirectory
 
 V = TOKENIZER.vocab_size
 

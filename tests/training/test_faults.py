@@ -20,9 +20,9 @@ from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tenso
 
 from charlm import BigramLM, Trainer
 from charlm.errors import CheckpointWriteError, NonFiniteError, RunLockedError
+from charlm.runs.directory import RunDirectory
+from charlm.runs.log import read_metrics
 from charlm.training import list_checkpoints, verify_checkpoint
-from charlm.training.metrics import read_metrics
-from charlm.training.run import RunDirectory
 
 V = TOKENIZER.vocab_size
 ROOT = Path(__file__).parents[2]

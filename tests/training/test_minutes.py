@@ -336,7 +336,7 @@ def test_a_run_without_minutes_has_no_timetable(tmp_path: Path) -> None:
 
 
 def test_a_damaged_timetable_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    from charlm.training import checkpoint as module
+    from charlm.runs import checkpoint as module
 
     train, val = tiny_split()
     subject = trainer(SlowDevice(), tmp_path / "run")

@@ -41,10 +41,10 @@ from charlm.errors import (
     TrainingInterrupted,
 )
 from charlm.files import strict_json
+from charlm.runs.checkpoint import read_checkpoint
+from charlm.runs.directory import RunDirectory
+from charlm.runs.log import read_metrics
 from charlm.training import Callback, StepRecord, list_checkpoints
-from charlm.training.checkpoint import read_checkpoint
-from charlm.training.metrics import read_metrics
-from charlm.training.run import RunDirectory
 
 V = TOKENIZER.vocab_size
 SIZE = {"vocab_size": V, "n_embd": 16, "n_layer": 1, "block_size": 8}

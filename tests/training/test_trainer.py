@@ -39,8 +39,8 @@ from charlm.evaluation import evaluate
 from charlm.models.config import PresetName
 from charlm.models.gpt import GPT
 from charlm.randomness import derive_seed
+from charlm.runs.log import read_metrics
 from charlm.training import RECIPES, Callback, StepRecord, TrainerConfig, learning_rate_at
-from charlm.training.metrics import read_metrics
 
 V = TOKENIZER.vocab_size
 

@@ -16,7 +16,7 @@ from reference.hostile_files import json_of, reseal
 from reference.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
-import charlm.training.checkpoint as checkpoint_module
+import charlm.runs.checkpoint as checkpoint_module
 from charlm import BigramLM, Trainer
 from charlm.errors import (
     CheckpointCorruptError,
@@ -29,10 +29,10 @@ from charlm.errors import (
 )
 from charlm.files import safetensors
 from charlm.files.reading import read_file
+from charlm.runs.checkpoint import new_save_id, part_metadata, read_checkpoint, save_checkpoint
+from charlm.runs.directory import RunDirectory
+from charlm.runs.retention import prune_checkpoints
 from charlm.training import Callback, list_checkpoints, verify_checkpoint
-from charlm.training.checkpoint import new_save_id, part_metadata, read_checkpoint, save_checkpoint
-from charlm.training.retention import prune_checkpoints
-from charlm.training.run import RunDirectory
 
 V = TOKENIZER.vocab_size
 FILES = {

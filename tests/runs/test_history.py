@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from charlm import BigramLM, ByteTokenizer, Trainer
 from charlm.errors import CheckpointError, FileFormatError
+from charlm.runs.directory import RunDirectory
 from charlm.training import RunHistory, read_history
-from charlm.training.run import RunDirectory
 
 
 def run_with(folder: Path, *records: Mapping[str, object], end: str = "") -> Path:

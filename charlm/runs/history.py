@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from charlm.errors import CheckpointError, quoted
 from charlm.files import strict_json
 from charlm.files.reading import read_file
-from charlm.training.metrics import read_metrics
-from charlm.training.run import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
+from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
+from charlm.runs.log import read_metrics
 
 __all__ = ["RunHistory", "read_history"]
 

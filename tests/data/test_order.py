@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference.tiny_training import TOKENIZER, quick_config, tiny_split
 
 from charlm import BigramLM, BlockDataset, Trainer
-from charlm.training.order import EpochOrder
+from charlm.data.order import EpochOrder
 
 
 @settings(deadline=None, max_examples=200)

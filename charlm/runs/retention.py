@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import cast
 
 from charlm.files.atomic import is_left_behind, remove_directory, remove_file
-from charlm.training.checkpoint import MANIFEST_FILE, CheckpointInfo, list_checkpoints
-from charlm.training.run import RunDirectory
+from charlm.runs.checkpoint import MANIFEST_FILE, CheckpointInfo, list_checkpoints
+from charlm.runs.directory import RunDirectory
 
 __all__ = ["prune_checkpoints", "remove_leftovers"]
 

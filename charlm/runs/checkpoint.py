@@ -36,7 +36,7 @@ from charlm.files.atomic import (
     write_directory,
 )
 from charlm.files.reading import read_file
-from charlm.training.run import RunDirectory
+from charlm.runs.directory import RunDirectory
 
 __all__ = [
     "Checkpoint",
