@@ -309,7 +309,7 @@ class CharLM:
         if not contexts:
             return []
         if len(matchers) > 1:
-            return self._stopped(contexts, max_new_tokens, options, matchers)
+            return self._until_stopped(contexts, max_new_tokens, options, matchers)
         steps = continue_ids(self.model, self._tensors(contexts), max_new_tokens, options)
         if matchers:
             return ["".join(self._pieces(steps, matchers[0]))]
@@ -318,14 +318,14 @@ class CharLM:
             column[:] = ids.cpu()
         return [self.tokenizer.decode(row) for row in columns.T]
 
-    def _stopped(
+    def _until_stopped(
         self,
         contexts: Sequence[Sequence[int]],
         max_new_tokens: int,
         options: SamplingOptions,
         matchers: Sequence[StopMatcher],
     ) -> list[str]:
-        """Return the new text of several rows, each up to its stop string."""
+        """Return the new text of several rows, each up to its stop string, where it leaves the loop."""
         state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
         state.observe(self._tensors(contexts))
         decoders = [StreamDecoder(self.tokenizer) for _ in contexts]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+from charlm.locks import ForkLock
 
 __all__ = ["evaluation_mode"]
 
@@ -19,8 +20,9 @@ class _HasModules(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
 
 
-_evaluating: WeakKeyDictionary[object, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
-_evaluating_lock = Lock()
+_evaluating: WeakKeyDictionary[object, tuple[set[object], list[nn.Module]]] = WeakKeyDictionary()
+"""Of each model that is being evaluated: who does, and the modules that were training before."""
+_lock = ForkLock()
 
 
 @contextmanager
@@ -28,21 +30,23 @@ def evaluation_mode(model: _HasModules) -> Iterator[None]:
     """Switch dropout off inside the block; each submodule then gets back the flag that it had.
 
     The flags belong to the model, so of several threads that use it at once the last one out restores them.
+    An interrupt at any place leaves none of them switched off.
     """
-    with _evaluating_lock:
-        users, training = _evaluating.get(model, (0, []))
-        if users == 0:
-            training = [module for module in model.modules() if module.training]
+    me = object()
+    try:
+        with _lock:
+            if model not in _evaluating:
+                _evaluating[model] = set(), [module for module in model.modules() if module.training]
+            users, training = _evaluating[model]
+            users.add(me)
             for module in training:
                 module.training = False
-        _evaluating[model] = users + 1, training
-    try:
         yield
     finally:
-        with _evaluating_lock:
-            users, training = _evaluating.pop(model)
-            if users > 1:
-                _evaluating[model] = users - 1, training
-            else:
+        with _lock:
+            users, training = _evaluating.get(model, (set(), []))
+            users.discard(me)
+            if not users:
                 for module in training:
                     module.training = True
+                _evaluating.pop(model, None)

@@ -19,7 +19,7 @@ from charlm.generation.options import SamplingOptions
 from charlm.generation.sampling import sample
 from charlm.generation.state import PredictionState
 
-__all__ = ["choose", "next_ids", "one_turn", "stream_ids"]
+__all__ = ["filter_and_draw", "next_ids", "one_turn", "stream_ids"]
 
 
 def stream_ids(
@@ -80,7 +80,7 @@ def next_ids(
         (torch.Size([1]), [2])
     """
     addresses = range(state.rows) if addresses is None else addresses
-    ids = state.engine.turn(state, options, addresses)
+    ids = state.engine.turn(state, options, addresses)  # a compiled engine does all of it in one call
     return one_turn(state, options, addresses) if ids is None else ids
 
 
@@ -88,18 +88,18 @@ def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequen
     """Predict, filter, draw, append: the body of the lecture's loop, in PyTorch."""
     texts = [state.text(row) for row in range(state.rows)] if options.filters else None
     logits = state.predict()  # (B, V)
-    numbers = options.numbers(addresses, state.lengths)  # (B,)
-    ids = choose(state.engine, logits, options, numbers, texts)  # (B,): filter, draw
+    uniforms = options.uniforms(addresses, state.lengths)  # (B,)
+    ids = filter_and_draw(state.engine, logits, options, uniforms, texts)  # (B,): filter, draw
     state.observe(ids)  # append
     return ids
 
 
 @torch.no_grad()
-def choose(
+def filter_and_draw(
     engine: Engine,
     logits: Tensor,
     options: SamplingOptions,
-    numbers: NDArray[np.float64] | None,
+    uniforms: NDArray[np.float64] | None,
     texts: Sequence[Tensor] | None,
 ) -> Tensor:
     """Filter, and draw: an id for each row of logits.
@@ -108,7 +108,7 @@ def choose(
         engine: which predicted.
         logits: (n, V).
         options: how to choose.
-        numbers: (n,) where in the summed probabilities each row's id lies; None: the likeliest.
+        uniforms: (n,) where in the summed probabilities each row's id lies; None: the likeliest.
         texts: (n,) what stands before each id, (t,); needed where the caller has filters.
 
     Returns:
@@ -118,9 +118,9 @@ def choose(
         NonFiniteError: a row's logits hold NaN, or a filter removed every id.
     """
     if texts is None:
-        return engine.choose(logits, options, numbers)
+        return engine.choose(logits, options, uniforms)
     filtered = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     for length in dict.fromkeys(map(len, texts)):  # filters are shown texts of one length
         rows = [row for row, text in enumerate(texts) if len(text) == length]
         filtered[rows] = options.filter(logits[rows], torch.stack([texts[row] for row in rows])).to(filtered)
-    return sample(filtered, numbers)
+    return sample(filtered, uniforms)

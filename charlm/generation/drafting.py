@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from charlm.errors import NonFiniteError
-from charlm.generation.decode import choose, next_ids
+from charlm.generation.decode import filter_and_draw, next_ids
 from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import context_start
 from charlm.generation.state import PredictionState
@@ -93,8 +93,8 @@ def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions
     for z in state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device)):  # t + 1 of (V,)
         texts = None if text is None else [torch.cat([text, text.new_tensor(chosen)])]
         try:
-            number = options.numbers([0], [position + len(chosen)])
-            chosen += choose(state.engine, z[None], options, number, texts).tolist()
+            uniform = options.uniforms([0], [position + len(chosen)])
+            chosen += filter_and_draw(state.engine, z[None], options, uniform, texts).tolist()
         except NonFiniteError:
             if chosen:
                 break  # the next call will meet it

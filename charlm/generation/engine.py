@@ -79,13 +79,15 @@ class Engine(ABC):
     def fork(self, rows: Sequence[int]) -> Self:
         """Return an engine that has read the same of some rows; one may be taken several times."""
 
-    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
+    def choose(
+        self, logits: Tensor, options: SamplingOptions, uniforms: NDArray[np.float64] | None
+    ) -> Tensor:
         """Filter, and draw one id for each row of logits.
 
         Args:
             logits: (n, V), of this engine.
             options: how; without filters of the caller's.
-            numbers: (n,) uniform numbers; None: the likeliest id.
+            uniforms: (n,) uniform numbers; None: the likeliest id.
 
         Returns:
             (n,) int64.
@@ -93,7 +95,7 @@ class Engine(ABC):
         Raises:
             NonFiniteError: in a row nothing can be chosen.
         """
-        return sample(options.filter(logits), numbers)
+        return sample(options.filter(logits), uniforms)
 
     def turn(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from charlm import randomness
 from charlm.errors import InputError, shown
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
-from charlm.randomness import uniforms
 
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
 
@@ -94,7 +94,7 @@ class SamplingOptions:
     overflow: Overflow = "slide"
     """Past the window, "slide" by one character each time or "restart" from the last half."""
     draft: Draft | None = None
-    """A quicker model that guesses ahead for a single text. Changes speed, never the result."""
+    """A quicker model that guesses ahead for a single text. Changes speed, and no more than rounding does."""
 
     def __post_init__(self) -> None:
         t, k, p, m, seed = self.temperature, self.top_k, self.top_p, self.min_p, self.seed
@@ -142,7 +142,7 @@ class SamplingOptions:
             return self
         return replace(self, seed=int(torch.randint(2**62, (), device="cpu")))
 
-    def numbers(self, addresses: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64] | None:
+    def uniforms(self, addresses: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64] | None:
         """Return the uniform numbers (n,) of the ids to be drawn; None: the likeliest ids are taken.
 
         Args:
@@ -152,7 +152,7 @@ class SamplingOptions:
         seed = self.seeded().seed
         if seed is None or self.temperature == 0:
             return None
-        return uniforms(seed, addresses, positions)
+        return randomness.uniforms(seed, addresses, positions)
 
     def filter(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
         """Apply temperature, top-k, top-p, min-p and the caller's filters, in this order.

@@ -43,7 +43,7 @@ class PredictionState:
         block_size: the most ids that the model sees at once; None: no limit.
         device: where ids and logits lie.
         texts: (B, room), the ids of all rows, for engines; of a row, the first `lengths` count.
-        steps_left: how many turns of its own the engine may do before it has to ask `single_steps` again.
+        steps_left: how many turns the engine has prepared for, as it says; 0 after anything but such a turn.
 
     Raises:
         InputError: there is no such overflow.
@@ -69,7 +69,8 @@ class PredictionState:
         self._all = np.arange(self.rows)
         self._lengths: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._longest = 0  # the largest of them
-        # The engine has read the ids from `_begin` to before `_read`; after `verify` some beyond the length.
+        # The engine has read the ids from `_begin` to before `_read`, perhaps some beyond the length, which
+        # still stand in `texts`: those that `retract` took back, or that `verify` was shown.
         self._begin: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._read: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._next: Tensor | None = None  # (B, V), what comes next, if it was asked since the last id
@@ -112,10 +113,9 @@ class PredictionState:
         if type(count) is not int or not 0 <= count < max(min(self.lengths), 1):
             raise InputError(f"count must be an int from 0 to below {min(self.lengths)}, got {shown(count)}")
         if count:
+            self._next, self.steps_left = None, 0
             self._lengths -= count
             self._longest -= count
-            np.minimum(self._read, self._lengths, out=self._read)
-            self._next, self.steps_left = None, 0
 
     def fork(self, rows: Sequence[int] | None = None) -> Self:
         """Return a state that has observed the same and goes its own way from here.
@@ -127,7 +127,7 @@ class PredictionState:
             InputError: there are no such rows.
         """
         picked = list(range(self.rows) if rows is None else rows)
-        if not picked or not all(isinstance(row, int) and 0 <= row < self.rows for row in picked):
+        if not picked or not all(type(row) is int and 0 <= row < self.rows for row in picked):
             raise InputError(f"rows must be one or more of 0 to {self.rows - 1}, got {shown(rows)}")
         twin = type(self)(self.engine.fork(picked), overflow=self.overflow)
         twin.texts, twin._lengths = self.texts[picked], self._lengths[picked]
@@ -194,27 +194,27 @@ class PredictionState:
         first = self.lengths[0]
         end = first + len(new)
         self._widen(end)
+        np.minimum(self._read, self._lengths, out=self._read)  # guesses of before count no more
         self.texts[0, first:end] = new
         (logits,) = self._logits([range(first, end + 1)], self._next)
         self._next = logits[:1].clone()
         return logits
 
-    def single_steps(self) -> NDArray[np.int64] | None:
-        """Ask whether an engine may do turns of its own, and set `steps_left` to how many.
+    def single_steps(self) -> tuple[NDArray[np.int64], int] | None:
+        """Return where an engine may do turns of its own, one id of each row at a time, and how many.
 
         It may while of each row the last id alone was not read, and the next one is predicted from the
         same context.
 
         Returns:
-            (B,), where in its context each row's last id stands; None: it may not.
+            (B,), where in its context each row's last id stands, and how many turns there may be; or None.
         """
         W = self.block_size
-        self.steps_left = 0
         for n, begin, read in zip(self.lengths, self._begin.tolist(), self._read.tolist(), strict=True):
             if read != n - 1 or begin != context_start(n, W, self.overflow):
                 return None
-        self.steps_left = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
-        return self._read - self._begin
+        turns = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
+        return self._read - self._begin, turns
 
     def took(self, ids: NDArray[np.int64]) -> None:
         """Note a turn of the engine's own: it has read the last id of each row, and these come next, (B,)."""
@@ -235,9 +235,9 @@ class PredictionState:
         self._widen(self._longest)
         for row, (n, ids) in enumerate(zip(lengths, new, strict=True)):
             place = self.texts[row, n : n + len(ids)]
-            guessed = int(self._read[row]) - n
-            if guessed > 0:  # `verify` read them ahead: those stay read that were right
-                self._read[row] = n + np.cumprod(place[:guessed] == ids[:guessed]).sum()
+            ahead = int(self._read[row]) - n
+            if ahead > 0:  # ids that were read beyond the length: those stay read that come again
+                self._read[row] = n + np.cumprod(place[:ahead] == ids[:ahead]).sum()
             place[:] = ids
             self._lengths[row] = n + len(ids)
 
@@ -262,9 +262,13 @@ class PredictionState:
             spans = [span[1:] for span in spans]
         read = [range(a, b) for a, b in zip(self._begin.tolist(), self._read.tolist(), strict=True)]
         for passes in plan_passes(spans, read, self.block_size, self.overflow):
+            for one in passes:  # whatever interrupts this, no id counts as read that is not
+                self._read[one.row] = 0
+                self._begin[one.row] = one.begin
+                self._read[one.row] = one.start
             for one, logits in zip(passes, self.engine.logits(self.texts, passes), strict=True):
                 found[one.row].append(logits)
-                self._begin[one.row], self._read[one.row] = one.begin, one.stop
+                self._read[one.row] = one.stop
         nothing = [torch.empty(0, self.vocab_size, device=self.device)]
         return [pieces[0] if len(pieces) == 1 else torch.cat(pieces or nothing) for pieces in found]
 

@@ -64,7 +64,7 @@ class StopMatcher:
                 self.stopped, self._held = True, ""
                 return text[first_new:end] if self._keep else text[: end - max(met)]
         undecided = max(_overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - undecided :]  # where stop strings are kept, it is returned all the same
+        self._held = text[len(text) - undecided :]  # with `keep` it is returned all the same
         return piece if self._keep else text[: len(text) - undecided]
 
     def finish(self) -> str:

@@ -171,7 +171,7 @@ class LanguageModel(nn.Module, ABC):
             use_cache: changes speed, never the result.
             overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
             draft: a quicker model of the same vocabulary, such as an `NGramLM`, that guesses ahead where
-                there is one row. Changes speed, never the result.
+                there is one row. Changes speed; in PyTorch, rounding may change an id once in a long while.
 
         Returns:
             (B, T0 + max_new_tokens) int64: the prompt and what follows.
@@ -246,6 +246,8 @@ class LanguageModel(nn.Module, ABC):
             >>> state.predict().shape
             torch.Size([1, 65])
         """
+        if not isinstance(use_cache, bool):
+            raise InputError(f"use_cache must be True or False, got {shown(use_cache)}")
         engine = self._native_engine(rows) if use_cache else None
         return PredictionState(engine or TorchEngine(self, rows, use_cache=use_cache), overflow=overflow)
 

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["causal_attention", "dropout", "relu_squared_mlp", "rms_norm"]
+__all__ = ["QK_EPS", "causal_attention", "dropout", "relu_squared_mlp", "rms_norm"]
+
+
+QK_EPS = 1e-6
+"""Of the norm of queries and keys."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -45,7 +49,7 @@ def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def causal_attention(
-    qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool, eps: float = 1e-6
+    qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool
 ) -> Tensor:
     """Do what `ops.causal_attention` does, without dropout and cache.
 
@@ -54,7 +58,6 @@ def causal_attention(
         n_head: H.
         rotary: cosine and sine of the positions' angles, (T, D / 2) each, or None.
         qk_norm: whether queries and keys are normalised in each head.
-        eps: of that norm.
 
     Returns:
         (B, T, C).
@@ -64,7 +67,7 @@ def causal_attention(
         cos, sin = (table.to(qkv.dtype) for table in rotary)
         # x rotated is x * cos + roll(x) * sin, where the roll by half a head swaps its two halves.
         tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (T, D) each
-    out: Tensor = _CausalAttention.apply(qkv, n_head, tables, eps if qk_norm else None)  # type: ignore[no-untyped-call]
+    out: Tensor = _CausalAttention.apply(qkv, n_head, tables, QK_EPS if qk_norm else None)  # type: ignore[no-untyped-call]
     return out
 
 

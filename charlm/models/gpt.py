@@ -69,6 +69,8 @@ class Transformer(nn.Module):
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return (B, T, C) from (B, T) ids that follow those in the cache."""
         _, T = idx.shape
+        if cache is not None:
+            cache.truncate(cache.length)  # of a pass that was interrupted, some layers may hold more
         x, rotary = self.embed(idx, 0 if cache is None else cache.length)  # (B, T, C)
         for i, block in enumerate(self.h):
             x = block(x, rotary, None if cache is None else cache.layers[i])
@@ -214,7 +216,7 @@ class GPT(LanguageModel):
     @override
     def new_cache(self) -> KVCache:
         """Return an empty cache that holds one window."""
-        return KVCache(self.config.n_layer, self.block_size)
+        return KVCache(len(self.transformer.h), self.block_size)
 
     @override
     def why_not_native(self) -> str | None:

@@ -188,12 +188,12 @@ class NGramLM(LanguageModel):
         held_out = min(int(_HELD_OUT[0] * N), _HELD_OUT[1])
         discounts = torch.tensor(_PLAIN_DISCOUNTS, device="cpu").repeat(self.order, 1)
         if held_out:
-            self._store(ids[: N - held_out])
+            beginning = NGramLM(V, self.order).to(self.device)
+            beginning._store(ids[: N - held_out], beginning.discounts)
             row = torch.from_numpy(ids[max(N - held_out - self.order, 0) :].astype(np.int64))
-            evidence = self._evidence(row.to(self.device), held_out)
+            evidence = beginning._evidence(row.to(self.device), held_out)
             discounts = torch.from_numpy(fit_discounts(evidence, V))
-        self._store(ids)
-        self.discounts = discounts.to(self.discounts)
+        self._store(ids, discounts.to(self.discounts))
         return self
 
     @override
@@ -217,11 +217,13 @@ class NGramLM(LanguageModel):
                 "discounts must be above 0 and below the counts that they are taken from, 1, 2, 3."
             )
 
-    def _store(self, ids: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]) -> None:
+    def _store(self, ids: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]], discounts: Tensor) -> None:
+        """Count, and then take all tables at once: a text that is too long for the memory changes none."""
         device = self.codes.device
-        codes, counts = count_ngrams(ids, self.vocab_size, self.order)
-        self.codes = torch.from_numpy(codes).to(device)
-        self.counts = torch.from_numpy(counts.astype(np.int32)).to(device)
+        counted = count_ngrams(ids, self.vocab_size, self.order)
+        codes = torch.from_numpy(counted[0]).to(device)
+        counts = torch.from_numpy(counted[1].astype(np.int32)).to(device)
+        self.codes, self.counts, self.discounts = codes, counts, discounts
         self.config = self.config.replace(n_ngrams=len(codes))
 
     def _with_cached(self, idx: Tensor, cache: Cache) -> Tensor:

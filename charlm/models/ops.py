@@ -1,8 +1,8 @@
 """What the layers compute: attention, norm, dropout and the feed-forward network, written plainly.
 
 `layers.py` holds the parameters and calls these. Four of them have a quicker way on a CPU, in
-`cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_by_hand` says where it
-may be taken, and each of the four what else it asks.
+`cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_kernel_applies` says
+where it may be taken, and each of the four what else it asks.
 Shapes: B batch, T time, C channels, H heads, D = C / H; S characters that may be looked at, of which the
 queries are the last T.
 """
@@ -128,7 +128,7 @@ def heads(
     qkv = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)
     qk, v = qkv[:2], qkv[2]  # (2, B, H, T, D) and (B, H, T, D)
     if qk_norm:
-        qk = F.rms_norm(qk, (qk.size(-1),), eps=1e-6)
+        qk = F.rms_norm(qk, (qk.size(-1),), eps=cpu_kernels.QK_EPS)
     if rotary is not None:
         qk = rotate(qk, *rotary)
     return qk[0], qk[1], v
@@ -158,7 +158,7 @@ def causal_attention(
     """
     B, T, _ = qkv.shape
     plain = qkv.device.type == "cpu" and T <= LONGEST_PLAIN
-    if plain and cache is None and dropout == 0 and _by_hand(qkv):
+    if plain and cache is None and dropout == 0 and _kernel_applies(qkv):
         return cpu_kernels.causal_attention(qkv, n_head, rotary, qk_norm=qk_norm)
     q, k, v = heads(qkv, n_head, rotary, qk_norm=qk_norm)  # (B, H, T, D) each
     if cache is not None:
@@ -170,14 +170,14 @@ def causal_attention(
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Return x (..., C) divided by the root mean square of its last dimension (arXiv:1910.07467)."""
-    if _by_hand(x):
+    if _kernel_applies(x):
         return cpu_kernels.rms_norm(x, eps)
     return F.rms_norm(x, (x.size(-1),), eps=eps)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Set a share p of the elements to zero, and scale the others up so that the mean stays."""
-    if p and _by_hand(x):
+    if p and _kernel_applies(x):
         return cpu_kernels.dropout(x, p)
     return F.dropout(x, p)
 
@@ -194,7 +194,7 @@ def feed_forward(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> 
     Returns:
         (B, T, C).
     """
-    if activation == "relu2" and _by_hand(x) and _is_matrix(up) and _is_matrix(down):
+    if activation == "relu2" and _kernel_applies(x) and _is_matrix(up) and _is_matrix(down):
         return cpu_kernels.relu_squared_mlp(x, up.weight, down.weight)
     x = up(x)  # (B, T, F)
     if activation == "relu":
@@ -212,7 +212,7 @@ def feed_forward(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> 
     return out
 
 
-def _by_hand(x: Tensor) -> bool:
+def _kernel_applies(x: Tensor) -> bool:
     """Return whether `cpu_kernels` stands in for the plain bodies: on a CPU, and not inside a transform.
 
     `torch.compile` fuses the plain code itself, and `torch.func` cannot look into a derivative given there.
@@ -225,11 +225,14 @@ def _by_hand(x: Tensor) -> bool:
 
 
 def _is_matrix(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a layer is a matrix alone: no bias, no adapter in its place, no hook."""
+    """Return whether a layer is a matrix alone: no bias, no adapter in its place, nobody who listens."""
+    hooks = (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
     return (
         type(layer) is nn.Linear
         and layer.bias is None
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
+        and not hooks
+        and not nn.modules.module._has_any_global_hook()
         and "forward" not in layer.__dict__
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from charlm.errors import InputError, shown
 from charlm.generation.engine import Engine
 from charlm.generation.options import SamplingOptions
 from charlm.generation.sampling import nothing_to_draw
@@ -54,13 +55,17 @@ class NativeEngine(Engine):
         return self._choice
 
     @override
-    def choose(self, logits: Tensor, options: SamplingOptions, numbers: NDArray[np.float64] | None) -> Tensor:
+    def choose(
+        self, logits: Tensor, options: SamplingOptions, uniforms: NDArray[np.float64] | None
+    ) -> Tensor:
         logits, n, V = logits.contiguous(), logits.shape[0], self.vocab_size
+        if logits.dtype != torch.float32 or logits.shape != (n, V) or logits.device.type != "cpu":
+            raise InputError(f"logits must be float32 of shape (n, {V}) on the CPU, got {shown(logits)}")
         chosen = torch.empty(n, dtype=torch.int64, device="cpu")
-        numbers_at = None if numbers is None else numbers.ctypes.data
+        uniforms_at = None if uniforms is None else uniforms.ctypes.data
         row: int = self._kernel.charlm_choose(
             *(logits.data_ptr(), n, V, V),
-            *(self._choice_of(options), numbers_at, chosen.data_ptr(), *self._scratch_at),
+            *(self._choice_of(options), uniforms_at, chosen.data_ptr(), *self._scratch_at),
         )
         if row >= 0:
             raise nothing_to_draw(row, float(logits[row].max()))

@@ -20,7 +20,7 @@ from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
 from charlm.generation.sampling import nothing_to_draw
 from charlm.native.engine import NativeEngine
-from charlm.native.library import PassStruct, library, why_no_library
+from charlm.native.library import ModelStruct, PassStruct, library, why_no_library
 from charlm.native.untouched import first_change, hooks_on_all_modules
 from charlm.native.weights import PANEL, Rotary, Weights
 
@@ -74,6 +74,23 @@ def why_not_gpt(model: GPT) -> str | None:
     return None
 
 
+class _Caches:
+    """Keys and values of the positions of some rows, in the kernel's order, and where they lie.
+
+    Args:
+        sizes: of the model.
+        rows: B.
+        panels: room for 64 positions each.
+    """
+
+    def __init__(self, sizes: ModelStruct, rows: int, panels: int) -> None:
+        L, H, D, Dp = sizes.n_layer, sizes.H, sizes.D, sizes.Dp
+        self.panels, self.positions = panels, panels * PANEL
+        self.keys = np.zeros((L, rows, H, panels, D, PANEL), np.float32)
+        self.values = np.zeros((L, rows, H, panels * PANEL, Dp), np.float32)
+        self.keys_at, self.values_at = self.keys.ctypes.data, self.values.ctypes.data
+
+
 class NativeGPT(NativeEngine):
     """See the head of this file.
 
@@ -88,24 +105,23 @@ class NativeGPT(NativeEngine):
         super().__init__(weights.kernel, rows, vocab_size=sizes.V, block_size=block_size)
         self._weights = weights
         self._window = block_size
-        self._keys = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.D, PANEL), np.float32)
-        self._values = np.zeros((sizes.n_layer, rows, sizes.H, 0, sizes.Dp), np.float32)
-        self._keys_at = self._values_at = 0  # where they lie
+        self._caches = _Caches(sizes, rows, 0)
         self._work = torch.empty(0, dtype=torch.float32, device="cpu")
         # What every single step uses.
         self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
         self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
         self._places = np.zeros(rows, np.int64)  # where in the window it stands
         self._logits = torch.empty(rows, sizes.Vp, dtype=torch.float32, device="cpu")
-        self._numbers = np.zeros(rows)
-        self._numbers_at = self._numbers.ctypes.data
+        self._uniforms = np.zeros(rows)
+        self._uniforms_at = self._uniforms.ctypes.data
         self._step = PassStruct()
 
     @override
     def fork(self, rows: Sequence[int]) -> Self:
         twin = type(self)(self._weights, self._window, len(rows))
-        # take, as the kernel needs it: what indexing gives may lie in memory in another order.
-        twin._hold(self._keys.take(rows, axis=1), self._values.take(rows, axis=1))
+        twin._caches = _Caches(self._weights.packed.struct, len(rows), self._caches.panels)
+        twin._caches.keys[:] = self._caches.keys.take(rows, axis=1)
+        twin._caches.values[:] = self._caches.values.take(rows, axis=1)
         return twin
 
     @override
@@ -147,13 +163,13 @@ class NativeGPT(NativeEngine):
             return None
         left, state.steps_left = state.steps_left, 0  # until all has gone well: an interrupt may come
         self._weights.refresh()
-        numbers = options.numbers(addresses, state.lengths)
-        if numbers is not None:
-            self._numbers[:] = numbers
+        uniforms = options.uniforms(addresses, state.lengths)
+        if uniforms is not None:
+            self._uniforms[:] = uniforms
         chosen = torch.empty(self.rows, dtype=torch.int64, device="cpu")
         row: int = self._kernel.charlm_turn(
             *(self._weights.packed.struct, self._step, self._choice_of(options)),
-            *(self._numbers_at, chosen.data_ptr(), *self._scratch_at),
+            *(self._uniforms_at, chosen.data_ptr(), *self._scratch_at),
         )
         if row >= 0:
             raise nothing_to_draw(row, float(self._logits[row, : self.vocab_size].max()))
@@ -163,11 +179,11 @@ class NativeGPT(NativeEngine):
 
     def _set_up(self, state: PredictionState) -> bool:
         """Prepare what single steps share, and return whether the next turn is one."""
-        if (places := state.single_steps()) is None:
+        if (steps := state.single_steps()) is None:
             return False
+        places, turns = steps
         most = int(places.max())
         self._make_room(most + 1)
-        state.steps_left = min(state.steps_left, self._values.shape[3] - most)
         self._places[:] = places
         self._ids[:] = [row[n - 1] for row, n in zip(state.texts, state.lengths, strict=True)]
         self._step = self._call(
@@ -178,23 +194,19 @@ class NativeGPT(NativeEngine):
             want=self._one_each[:-1],
             logits=self._logits,
         )
+        state.steps_left = min(turns, self._caches.positions - most)  # last: from here on it may be done
         return True
 
     def _make_room(self, positions: int) -> None:
         """Make the caches hold so many positions of each row."""
-        old = self._keys.shape[3]  # panels
-        if positions <= old * PANEL:
+        old = self._caches
+        if positions <= old.positions:
             return
-        panels = max(-(-positions // PANEL), min(2 * old, -(-self._window // PANEL)))
-        keys = np.zeros((*self._keys.shape[:3], panels, *self._keys.shape[4:]), np.float32)
-        values = np.zeros((*self._values.shape[:3], panels * PANEL, self._values.shape[4]), np.float32)
-        keys[:, :, :, :old] = self._keys
-        values[:, :, :, : old * PANEL] = self._values
-        self._hold(keys, values)
-
-    def _hold(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
-        self._keys, self._values = keys, values
-        self._keys_at, self._values_at = keys.ctypes.data, values.ctypes.data
+        panels = max(-(-positions // PANEL), min(2 * old.panels, -(-self._window // PANEL)))
+        new = _Caches(self._weights.packed.struct, self.rows, panels)
+        new.keys[:, :, :, : old.panels] = old.keys
+        new.values[:, :, :, : old.positions] = old.values
+        self._caches = new
 
     def _call(
         self,
@@ -207,9 +219,9 @@ class NativeGPT(NativeEngine):
         logits: Tensor,
     ) -> PassStruct:
         """Return what the kernel is told for one pass; it points to these arrays."""
-        packed, capacity, n = self._weights.packed, self._values.shape[3], len(ids)
+        packed, caches, n = self._weights.packed, self._caches, len(ids)
         threads = min(torch.get_num_threads(), 1 + n * packed.multiplications // _WORTH_A_THREAD)
-        needed = self._kernel.charlm_work(packed.struct, n, threads, capacity)
+        needed = self._kernel.charlm_work(packed.struct, n, threads, caches.positions)
         if needed > len(self._work):
             self._work = torch.empty(needed, dtype=torch.float32, device="cpu")
         return PassStruct(
@@ -217,14 +229,14 @@ class NativeGPT(NativeEngine):
             n=n,
             wanted=len(want),
             threads=threads,
-            capacity=capacity,
+            capacity=caches.positions,
             begin=begin.ctypes.data,
             slot=slot.ctypes.data,
             id=ids.ctypes.data,
             position=places.ctypes.data,
             want=want.ctypes.data,
-            keys=self._keys_at,
-            values=self._values_at,
+            keys=caches.keys_at,
+            values=caches.values_at,
             slots=self.rows,
             logits=logits.data_ptr(),
             work=self._work.data_ptr(),

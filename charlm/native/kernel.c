@@ -2,8 +2,8 @@
 
    `charlm/models/layers.py` is what is computed, to be read; this file computes the same for a model of a few
    million parameters, where the calls of a framework cost more than the arithmetic. `library.py` compiles it,
-   `weights.py` packs the weights, and `gpt.py` calls `charlm_pass`; nothing else does. The threads are in pool.h,
-   the choice of an id in choose.h, n-grams in ngrams.h.
+   `weights.py` packs the weights, and `gpt.py` calls `charlm_pass` and `charlm_turn`; nothing else does. The threads
+   are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h.
 
    One rule holds everywhere: a number is the result of the same operations in the same order, however many
    other rows, characters or threads take part. So a text does not depend on what it is generated beside, and a
@@ -264,7 +264,7 @@ static void linear(struct worker *me, const struct model *m, const struct matrix
 /* ---- attention ---- */
 
 /* Normalise and turn one head's query or key in place. */
-static void place(const struct model *m, float *head, int64_t position) {
+static void norm_and_rotate(const struct model *m, float *head, int64_t position) {
     int64_t D = m->D, half = D / 2;
     if (m->qk_norm) {
         float scale = (float)(1.0 / sqrt(sum_of_squares(head, D) / D + m->qk_eps));
@@ -312,7 +312,7 @@ static void attend(const struct model *m, const struct pass *p, int64_t layer, i
     for (int64_t t = p->begin[row]; t < p->begin[row + 1]; t++) {
         int64_t s = p->position[t];
         float *k = kv + t * 2 * HD + head * Dp;
-        place(m, k, s);
+        norm_and_rotate(m, k, s);
         float *column = keys + s / PANEL * D * PANEL + s % PANEL;
         for (int64_t d = 0; d < D; d++) column[d * PANEL] = k[d];
         memcpy(values + s * Dp, k + HD, Dp * sizeof(float));
@@ -324,7 +324,7 @@ static void attend(const struct model *m, const struct pass *p, int64_t layer, i
         for (int64_t r = 0; r < R; r++) {
             int64_t s = p->position[want ? want[i + r] : i + r];
             float *one = q + (i + r) * HD + head * Dp;
-            place(m, one, s);
+            norm_and_rotate(m, one, s);
             for (int64_t d = 0; d < D; d++) one[d] *= scale;
             if (s + 1 > longest) longest = s + 1;
         }

@@ -21,9 +21,9 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 
 from charlm.files.folders import cache_folder
+from charlm.locks import ForkLock
 
 __all__ = [
     "ChoiceStruct",
@@ -101,7 +101,7 @@ class NGramStruct(ctypes.Structure):
     )
 
 
-_lock = Lock()
+_lock = ForkLock()
 _tried: list[ctypes.CDLL | str] = []
 """Empty until it was tried; then the library, or why there is none."""
 

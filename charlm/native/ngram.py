@@ -22,7 +22,7 @@ from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
 from charlm.native.engine import NativeEngine
 from charlm.native.library import NGramStruct, library, why_no_library
-from charlm.native.untouched import hooks_on_all_modules
+from charlm.native.untouched import has_its_own_forward, hooks_on_all_modules
 
 if TYPE_CHECKING:
     from charlm.generation.state import PredictionState
@@ -50,23 +50,30 @@ def why_not_ngram(model: NGramLM) -> str | None:
         return reason
     if (change := hooks_on_all_modules()) is not None:
         return change
-    if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    if hooked or "forward" in vars(model) or not has_its_own_forward(type(model)):
         return "a part of the model was changed: the model itself"
-    return None if _readable(model) else "its tables are not as `fit` makes them on a CPU"
+    if not _readable(_tables_of(model), model.order):
+        return "its tables are not as `fit` makes them on a CPU"
+    return None
 
 
-def _readable(model: NGramLM) -> bool:
+def _readable(tables: _Tables, order: int) -> bool:
+    codes, counts, discounts = tables
     return (
-        (model.codes.dtype, model.counts.dtype, model.discounts.dtype)
-        == (torch.int64, torch.int32, torch.float32)
-        and all(t.device.type == "cpu" and t.is_contiguous() for t in _tables_of(model))
-        and model.codes.shape == model.counts.shape == (len(model.codes),)
-        and model.discounts.shape == (model.order, 3)
+        (codes.dtype, counts.dtype, discounts.dtype) == (torch.int64, torch.int32, torch.float32)
+        and all(table.device.type == "cpu" and table.is_contiguous() for table in tables)
+        and codes.shape == counts.shape == (codes.numel(),)
+        and discounts.shape == (order, 3)
     )
 
 
-def _tables_of(model: NGramLM) -> tuple[Tensor, Tensor, Tensor]:
+def _tables_of(model: NGramLM) -> _Tables:
     return model.codes, model.counts, model.discounts
+
+
+_Tables = tuple[Tensor, Tensor, Tensor]
+"""Codes, counts and discounts."""
 
 
 class NativeNGram(NativeEngine):
@@ -81,8 +88,7 @@ class NativeNGram(NativeEngine):
     def __init__(self, kernel: ctypes.CDLL, model: NGramLM, rows: int) -> None:
         super().__init__(kernel, rows, vocab_size=model.vocab_size, block_size=None)
         self._model = model
-        self._tables: tuple[Tensor, ...] = ()  # those that the structure points to
-        self._addresses: list[int] = []
+        self._places: list[tuple[int, torch.Size]] = []  # where they lie
         self._struct = NGramStruct()
 
     @override
@@ -99,35 +105,39 @@ class NativeNGram(NativeEngine):
     ) -> Tensor | None:
         if options.filters:
             return None
-        if not state.steps_left and state.single_steps() is None:
-            return None
+        if not state.steps_left:
+            if (steps := state.single_steps()) is None:
+                return None
+            state.steps_left = steps[1]
         lengths = state.lengths
         logits = [self._predict(state.texts, row, n, n + 1) for row, n in enumerate(lengths)]
-        ids = self.choose(torch.cat(logits), options, options.numbers(addresses, lengths))
+        ids = self.choose(torch.cat(logits), options, options.uniforms(addresses, lengths))
         state.took(ids.numpy())
+        state.steps_left -= 1
         return ids
 
     def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
         """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""
         tables = _tables_of(self._model)
-        if [table.data_ptr() for table in tables] != self._addresses:  # fitted anew, perhaps
+        if [(table.data_ptr(), table.shape) for table in tables] != self._places:  # fitted anew, perhaps
             self._look_at(tables)
         logits = torch.empty(end - first, self.vocab_size, dtype=torch.float32, device="cpu")
         ids = texts.ctypes.data + row * texts.strides[0]
         self._kernel.charlm_ngrams(self._struct, ids, first, end, logits.data_ptr())
         return logits
 
-    def _look_at(self, tables: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _look_at(self, tables: _Tables) -> None:
         """Point the structure to tables, and keep their memory."""
-        if not _readable(self._model):
+        if not _readable(tables, self._model.order):
             raise InputError("the tables must keep their types during a generation. Begin a new one.")
-        codes, counts, discounts = self._tables = tuple(table.detach() for table in tables)
-        self._addresses = [table.data_ptr() for table in tables]
+        codes, counts, discounts = kept = tuple(table.detach() for table in tables)
         self._struct = NGramStruct(
             V=self.vocab_size,
-            M=len(codes),
+            M=codes.numel(),
             order=len(discounts),
             codes=codes.data_ptr(),
             counts=counts.data_ptr(),
             discounts=discounts.data_ptr(),
         )
+        self._struct.kept = kept  # as long as somebody has the structure
+        self._places = [(table.data_ptr(), table.shape) for table in tables]

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["first_change", "hooks_on_all_modules"]
+__all__ = ["first_change", "has_its_own_forward", "hooks_on_all_modules"]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
-_Looks = tuple[type[nn.Module], Mapping[str, Any], Mapping[str, torch.Size]]
+_Looks = tuple[type[nn.Module], Mapping[str, Any], Mapping[str, torch.Size], list[str]]
+"""Class, plain attributes, shapes of the own parameters, and names of the children."""
 
 
 def hooks_on_all_modules() -> str | None:
@@ -39,17 +40,18 @@ def first_change(model: nn.Module, config: object) -> str | None:
         A name as in `named_modules`, or "the model itself"; None if all parts are as they should be.
     """
     expected = _new_looks(type(model), config)  # type: ignore[arg-type]  # a class has a hash
-    parts = dict(model.named_modules())  # others may have been added, which nothing asks
-    patched = {cls for cls, _, _ in expected.values() if not _has_its_own_forward(cls)}
+    parts = dict(model.named_modules())  # some may have been added to it, which nothing asks
+    patched = {cls for cls, *_ in expected.values() if not has_its_own_forward(cls)}
     for name, looks in expected.items():
         if name not in parts or looks[0] in patched or not _looks_like(parts[name], looks):
             return name or "the model itself"
     return None
 
 
-def _has_its_own_forward(cls: type[nn.Module]) -> bool:
+def has_its_own_forward(cls: type[nn.Module]) -> bool:
     """Return whether `forward` is defined where the class or a base of it is, not put there by somebody."""
-    return cls.forward.__module__ in {base.__module__ for base in cls.__mro__}
+    wrapped = hasattr(cls.forward, "__wrapped__")  # functools.wraps gives a wrapper the other's module
+    return not wrapped and cls.forward.__module__ in {base.__module__ for base in cls.__mro__}
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,21 +67,23 @@ def _new_looks(cls: type[nn.Module], config: object) -> dict[str, _Looks]:
                 if type(value) in _PLAIN and key != "training" and not key.startswith("_")
             },
             _shapes(part),
+            list(part._modules),
         )
         for name, part in twin.named_modules()
     }
 
 
 def _looks_like(part: nn.Module, looks: _Looks) -> bool:
-    cls, values, shapes = looks
+    cls, values, shapes, children = looks
     own = vars(part)
     return (
         type(part) is cls
         and not part._forward_hooks
         and not part._forward_pre_hooks
         and "forward" not in own
-        and all(type(own.get(key)) is type(value) and own[key] == value for key, value in values.items())
+        and all(type(own.get(key, ...)) is type(value) and own[key] == value for key, value in values.items())
         and _shapes(part) == shapes
+        and (cls is not nn.ModuleList or list(part._modules) == children)
     )
 
 

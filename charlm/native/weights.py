@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.errors import InputError
+from charlm.locks import ForkLock
 from charlm.native.library import LayerStruct, MatrixStruct, ModelStruct
 
 if TYPE_CHECKING:
@@ -137,11 +137,12 @@ class PackedWeights:
         )
 
 
-_Seen = tuple[object, list[tuple[torch.dtype, torch.Size, tuple[int, ...], int]]]
-"""The settings of a model and, of each parameter, its form and the digest of its values."""
+_Form = list[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]]]
+_Seen = tuple[object, _Form, list[int]]
+"""The settings of a model, and of its parameters the forms and digests."""
 
 _packed: WeakKeyDictionary[nn.Module, tuple[_Seen, PackedWeights]] = WeakKeyDictionary()
-_packing = Lock()
+_packing = ForkLock()
 
 
 class Weights:
@@ -160,8 +161,7 @@ class Weights:
     def __init__(self, kernel: ctypes.CDLL, model: GPT, rotary: Rotary) -> None:
         self.kernel = kernel
         self._model, self._rotary = model, rotary
-        self._parameters = list(model.parameters())
-        self.packed: PackedWeights = self._look()
+        self._look()
 
     def refresh(self) -> None:
         """Look at the values if there was a write to them.
@@ -170,31 +170,30 @@ class Weights:
             InputError: the weights are no longer of the sizes and the type with which the generation began.
         """
         if [p._version for p in self._parameters] != self._versions:
-            now = [(p.dtype, p.device, p.shape, p.stride()) for p in self._model.parameters()]
-            if now != self._form:
+            if _form(self._model) != self._form:
                 raise InputError(
                     "the model's weights must keep their type and shape during a generation. Begin a new one."
                 )
-            self.packed = self._look()
+            self._look()
 
-    def _look(self) -> PackedWeights:
-        """Return the weights as they are, packed before or now."""
-        self._parameters = list(self._model.parameters())
-        self._form = [(p.dtype, p.device, p.shape, p.stride()) for p in self._parameters]
-        self._versions = [p._version for p in self._parameters]
+    def _look(self) -> None:
+        """Take the weights as they are, packed before or now."""
+        parameters, form = list(self._model.parameters()), _form(self._model)
+        versions = [p._version for p in parameters]
         digest = self.kernel.charlm_digest
-        looks = (
-            self._model.config,
-            [
-                (p.dtype, p.shape, p.stride(), digest(p.data_ptr(), p.numel() * p.element_size()))
-                for p in self._parameters
-            ],
-        )
+        values = [digest(p.data_ptr(), p.numel() * p.element_size()) for p in parameters]
+        seen = self._model.config, form, values
         with _packing:
             known = _packed.get(self._model)
-            if known is None or known[0] != looks:
-                known = _packed[self._model] = looks, PackedWeights(self._model, self._rotary)
-            return known[1]
+            if known is None or known[0] != seen:
+                known = _packed[self._model] = seen, PackedWeights(self._model, self._rotary)
+        self.packed: PackedWeights = known[1]
+        self._parameters, self._form = parameters, form
+        self._versions = versions  # last: whatever interrupts this, the next refresh looks again
+
+
+def _form(model: GPT) -> _Form:
+    return [(p.dtype, p.device, p.shape, p.stride()) for p in model.parameters()]
 
 
 def padded(width: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,11 @@ import pytest
 import torch
 from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from torch import Tensor, nn
+from typing_extensions import override
 
 from charlm.generation import Overflow
 from charlm.models.gpt import GPT
+from charlm.modes import evaluation_mode
 
 W = 16
 NAN = math.nan
@@ -162,3 +165,35 @@ def test_threads_that_share_a_model_in_training_mode_get_the_right_texts() -> No
     for text, alone in zip(texts, expected, strict=True):
         assert torch.equal(text, alone)
     assert all(module.training for module in model.modules())
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, at a place where a test wants it."""
+
+
+@pytest.mark.parametrize("at", range(2))
+def test_an_interrupt_at_any_module_leaves_dropout_as_it_was(mixed: GPT, at: int) -> None:
+    """While the flags are taken away, and while they are given back."""
+    count = [0]
+
+    class Fragile(nn.Dropout):
+        """A part that is interrupted when its flag is set for the first time."""
+
+        @override
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "training" and "ready" in self.__dict__:
+                count[0] += 1
+                if count[0] == at + 1:
+                    raise Interrupted
+            super().__setattr__(name, value)
+
+    fragile = Fragile(0.1)
+    fragile.__dict__["ready"] = True
+    mixed.transformer.h[0].drop = fragile
+    before = [module.training for module in mixed.modules()]
+    with contextlib.suppress(Interrupted), evaluation_mode(mixed):
+        pass
+    with evaluation_mode(mixed):
+        assert not any(module.training for module in mixed.modules())
+    assert count[0] > at + 1
+    assert [module.training for module in mixed.modules()] == before

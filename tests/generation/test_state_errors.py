@@ -95,6 +95,12 @@ def test_a_state_has_at_least_one_row(model: LanguageModel, rows: Any) -> None:
         model.new_state(rows)
 
 
+@pytest.mark.parametrize("use_cache", [1, None, "yes"])
+def test_use_cache_is_a_bool(model: LanguageModel, use_cache: Any) -> None:
+    with pytest.raises(InputError, match="use_cache must be True or False, got "):
+        model.new_state(use_cache=use_cache)
+
+
 @pytest.mark.parametrize("overflow", ["crop", "", None, 1, ["slide"]])
 def test_another_overflow_is_refused(model: LanguageModel, overflow: Any) -> None:
     for call in (
@@ -105,7 +111,7 @@ def test_another_overflow_is_refused(model: LanguageModel, overflow: Any) -> Non
             call()
 
 
-@pytest.mark.parametrize("rows", [[], [2], [0, 2], [-1], [0.0], ["a"], [None]])
+@pytest.mark.parametrize("rows", [[], [2], [0, 2], [-1], [0.0], ["a"], [None], [True, False]])
 def test_rows_that_are_not_there_cannot_be_forked(model: LanguageModel, rows: Any) -> None:
     state = state_of(model, [[1, 2, 3], [4]])
     with pytest.raises(InputError, match="rows must be one or more of 0 to 1, got "):

@@ -14,7 +14,7 @@ import charlm
 
 PACKAGE = Path(charlm.__file__).parent
 ORDER = [
-    {"errors", "config", "randomness", "modes"},
+    {"errors", "config", "randomness", "locks", "modes"},
     {"files"},
     {"text"},
     {"backends", "data"},

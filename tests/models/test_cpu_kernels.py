@@ -248,3 +248,20 @@ def test_a_layer_that_was_replaced_or_hooked_is_asked_itself(
     hidden = F.relu(mlp.c_fc(x)).square()
     assert torch.equal(mlp(x), mlp.c_proj(hidden))
     assert not torch.allclose(mlp(x), before, atol=1e-4)
+
+
+def test_hooks_on_gradients_of_a_layer_and_on_all_modules_are_called() -> None:
+    model = tiny_gpt(tiny_config("cpu-1min"))
+    mlp = model.get_submodule("transformer.h.0.mlp")
+    assert isinstance(mlp, FeedForward)
+    called: list[str] = []
+    mlp.c_fc.register_full_backward_hook(lambda *_: called.append("one"))
+    model(random_ids(model.config, 1, 4), random_ids(model.config, 1, 4))[1].backward()
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: called.append("all") if module is mlp.c_proj else None
+    )
+    try:
+        model(random_ids(model.config, 1, 4), random_ids(model.config, 1, 4))[1].backward()
+    finally:
+        handle.remove()
+    assert called == ["one", "all", "one"]

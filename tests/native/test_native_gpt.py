@@ -7,6 +7,7 @@ are the same whatever stands beside it, however its text arrives, and however ma
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from reference.states import torch_state
 from reference.tiny_models import VARIANTS, tiny_config, tiny_gpt
 from torch import Tensor
 
+from charlm.errors import InputError
 from charlm.generation import Overflow, PredictionState, SamplingOptions, next_ids
 from charlm.models.gpt import GPT
 from charlm.native.gpt import NativeGPT
@@ -289,3 +291,84 @@ def test_an_interrupt_in_the_middle_of_a_turn_loses_nothing(
             next_ids(state, options)
     for row, before in enumerate((3, 5)):
         assert state.text(row)[before : before + 60].tolist() == [int(ids[row]) for ids in wanted]
+
+
+@pytest.mark.parametrize("at", ["charlm.native.gpt._Caches", "charlm.native.gpt.PassStruct"])
+def test_an_interrupt_while_a_turn_is_prepared_is_made_up_for(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a full memory, or a signal: caches grow at 64 positions, and at 128."""
+    model = tiny_gpt(tiny_config("cpu-10s", block_size=140))
+    options = SamplingOptions(seed=5)
+    undisturbed = fast(model, random_rows([3, 5]))
+    wanted = torch.stack([next_ids(undisturbed, options) for _ in range(130)])
+    state, clock = fast(model, random_rows([3, 5])), [0]
+    module, name = at.rsplit(".", 1)
+    original = getattr(sys.modules[module], name)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        clock[0] += 1
+        if clock[0] % 2:
+            raise Interrupted
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(at, failing)
+    got: list[Tensor] = []
+    while len(got) < 130:
+        with contextlib.suppress(Interrupted):
+            got.append(next_ids(state, options))
+    assert clock[0] >= 4
+    assert torch.equal(torch.stack(got), wanted)
+
+
+def test_an_interrupt_while_changed_weights_are_packed_is_made_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_gpt(tiny_config())
+    state = fast(model, random_rows([3, 5]))
+    state.predict()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    state.observe(torch.tensor([1, 2]))
+    with monkeypatch.context() as patch:
+        patch.setattr("charlm.native.weights.PackedWeights", interrupt)
+        with pytest.raises(Interrupted):
+            state.predict()
+    twin = plain(model, [state.text(row) for row in range(2)])
+    torch.testing.assert_close(state.predict(), twin.predict(), rtol=1e-5, atol=1e-4)
+
+
+def interrupt(*_args: Any, **_kwargs: Any) -> Any:
+    raise Interrupted
+
+
+def test_an_interrupt_of_a_pass_leaves_no_keys_of_another_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_gpt(tiny_config(block_size=8))
+    (row,) = random_rows([9])
+    state = fast(model, [row[:8]])
+    state.predict()
+    state.observe(row[None, 8:])
+    logits = state.engine.logits
+
+    def interrupted(*args: Any) -> Any:
+        logits(*args)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.engine, "logits", interrupted)
+        with pytest.raises(Interrupted):
+            state.predict()
+    state.retract(1)
+    assert torch.equal(state.predict(), fast(model, [row[:8]]).predict())
+
+
+def test_only_logits_that_the_kernel_can_read_are_chosen_from() -> None:
+    engine = fast(tiny_gpt(tiny_config()), random_rows([3])).engine
+    for logits in (
+        torch.zeros(1, 13).half(),
+        torch.zeros(1, 12),
+        torch.zeros(13),
+        torch.zeros(1, 13).double(),
+    ):
+        with pytest.raises(InputError, match=r"logits must be float32 of shape \(n, 13\) on the CPU"):
+            engine.choose(logits, SamplingOptions(seed=1), None)

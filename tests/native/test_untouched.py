@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -166,6 +167,10 @@ def made_in_inference_mode(model: GPT) -> None:
     assert model.lm_head.weight.is_inference()
 
 
+def add_a_block(model: GPT) -> None:
+    model.transformer.h.append(tiny_gpt(model.config, seed=7).transformer.h[0])
+
+
 def drop_a_block(model: GPT) -> None:
     model.transformer.h = model.transformer.h[:1]
 
@@ -175,6 +180,7 @@ FALLBACKS = (
     *(kind_of_weight, transposed_weight, mixed_types, wider_network_in_one_block, one_layer_for_a_network),
     *(linear_for_a_norm, another_norm, another_epsilon, another_activation, more_heads),
     *(larger_vocabulary_at_the_end, embedding_with_a_limit, made_in_inference_mode, drop_a_block),
+    add_a_block,
 )
 
 
@@ -219,6 +225,15 @@ def test_a_class_that_was_given_another_forward_is_asked_itself(
     monkeypatch.setattr(FeedForward, "forward", halved)
     assert kind_of_state(model) == "readable"
     assert_says_what_it_computes(model)
+    monkeypatch.setattr(FeedForward, "forward", functools.wraps(forward)(halved))
+    assert kind_of_state(model) == "readable"
+
+
+def test_positions_added_to_a_rotary_model_are_no_error() -> None:
+    rotary = tiny_gpt(tiny_config("cpu-1min", block_size=16))
+    rotary.transformer.wpe = nn.Embedding(16, rotary.config.n_embd)
+    assert kind_of_state(rotary) == "readable"
+    assert_says_what_it_computes(rotary)
 
 
 @pytest.fixture

@@ -1,0 +1,36 @@
+"""`ForkLock`: a lock that a forked process finds open.
+
+The child of `os.fork` has none of its parent's other threads, so a lock that one of them held would stay shut
+in it for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from threading import Lock
+
+__all__ = ["ForkLock"]
+
+
+class ForkLock:
+    """A `threading.Lock` for `with`, made anew in each forked process.
+
+    Example:
+        >>> lock = ForkLock()
+        >>> with lock:
+        ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
