@@ -233,7 +233,7 @@ def keep_docstring(app: Sphinx, what: str, name: str, obj: object, options: obje
     if what == "data" and name.startswith("charlm."):
         lines[:] = data_docstring(name) or lines
         if isinstance(obj, Mapping):
-            lines += ["", *table(obj)]
+            lines += ["", *table(columns_of(obj))]
     if name in LIMITS:
         lines[:] = [*lines[:-1], LIMITS[name], ""]
     if what in {"attribute", "data", "property"}:
@@ -256,6 +256,18 @@ def data_docstring(name: str) -> list[str]:
         if ("", short) in docs.attr_docs:
             return docs.attr_docs["", short]
     return []
+
+
+def columns_of(
+    values: Mapping[str, Mapping[str, object]] | Mapping[str, TrainerConfig],
+) -> dict[str, dict[str, object]]:
+    """Return the fields of presets; of recipes those in which one of them differs from the defaults."""
+    fields = {name: v.to_dict() if isinstance(v, TrainerConfig) else dict(v) for name, v in values.items()}
+    if all(isinstance(v, TrainerConfig) for v in values.values()):
+        defaults = TrainerConfig().to_dict()
+        changed = [key for key in defaults if any(f[key] != defaults[key] for f in fields.values())]
+        fields = {name: {key: f[key] for key in changed} for name, f in fields.items()}
+    return fields
 
 
 def table(columns: Mapping[str, Mapping[str, object]]) -> Iterator[str]:

@@ -38,7 +38,7 @@ def main(source: str = "python-docs", steps: str = "1000") -> None:
             print(f"    {lm.generate('', 80, seed=1)!r}")
             if mean > 0.97 * before:
                 print("the loss hardly falls any more")
-                trainer.stop()  # ends the loop after this step
+                trainer.finish()  # ends the loop after this step
             before = mean
     print(
         f"{trainer.result().steps} steps, validation {trainer.evaluate(val).loss_nats:.4f} nats per character"

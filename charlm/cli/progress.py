@@ -97,7 +97,7 @@ class Progress(Callback):
                 "validation, spread over them; charlm eval scores all"
             )
         self._started = trainer.seconds
-        self._signals.stop_gently(trainer.request_stop, self._announce_stop)
+        self._signals.stop_gently(trainer.interrupt, self._announce_stop)
 
     @override
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:

@@ -159,8 +159,7 @@ def nearest_name(name: str) -> str | None:
 
 def preset_values(preset: PresetName) -> dict[str, object]:
     """Return every setting of a preset and its recipe."""
-    defaults = TrainerConfig().to_dict()
-    return {**PRESETS[preset], **defaults, **RECIPES[preset]}
+    return {**PRESETS[preset], **RECIPES[preset].to_dict()}
 
 
 def gather(

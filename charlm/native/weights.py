@@ -54,7 +54,7 @@ class PackedWeights:
         norm = model.get_submodule("transformer.ln_f")
         cos, sin = rotary() if config.position == "rotary" else (None, None)
         self.multiplications: int = sum(p.numel() for p in model.parameters())  # about, for one id
-        self.struct = ModelStruct(
+        self.struct: ModelStruct = ModelStruct(
             C=C,
             Cp=padded(C),
             H=H,

@@ -172,25 +172,28 @@ def checkpoint_names(run: RunDirectory) -> set[str]:
     return {path.name for path in present if _NAME.fullmatch(path.name)}
 
 
-def list_checkpoints(run: RunDirectory) -> list[CheckpointInfo]:
+def list_checkpoints(run: str | Path) -> list[CheckpointInfo]:
     """Return the checkpoints whose manifest is whole, in order of their steps; contents are not read.
 
     Directories of other names, and damaged manifests, are passed over.
 
     Args:
-        run: the run, for example `RunDirectory.open(Path("runs/first"))`.
+        run: its directory.
+
+    Raises:
+        CheckpointError: there is no run.
 
     Example:
         >>> import tempfile
         >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
-        >>> folder = Path(tempfile.mkdtemp(), "run")
+        >>> folder = tempfile.mkdtemp() + "/run"
         >>> data = BlockDataset.from_text("to be or not to be " * 9, CharTokenizer("benort "), block_size=8)
         >>> config = TrainerConfig(max_steps=4, save_interval=2, keep_last=2)
         >>> result = Trainer(BigramLM(7), data, config, out_dir=folder, device="cpu").fit()
-        >>> [info.step for info in list_checkpoints(RunDirectory.open(folder))]
+        >>> [info.step for info in list_checkpoints(folder)]
         [2, 4]
     """
-    return scan_checkpoints(run)[0]
+    return scan_checkpoints(RunDirectory.open(Path(run)))[0]
 
 
 def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, OSError]]:
@@ -209,7 +212,7 @@ def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path
             return found, problems
 
 
-def verify_checkpoint(path: Path) -> CheckpointInfo:
+def verify_checkpoint(path: str | Path) -> CheckpointInfo:
     """Check every byte of a checkpoint and return what it is.
 
     Args:
@@ -228,7 +231,7 @@ def verify_checkpoint(path: Path) -> CheckpointInfo:
         >>> verify_checkpoint(trainer.fit().checkpoint).step
         4
     """
-    return read_checkpoint(path).info
+    return read_checkpoint(Path(path)).info
 
 
 def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from charlm.files.atomic import is_left_behind, remove_directory, remove_file
-from charlm.runs.checkpoint import MANIFEST_FILE, CheckpointInfo, list_checkpoints
+from charlm.runs.checkpoint import MANIFEST_FILE, CheckpointInfo, scan_checkpoints
 from charlm.runs.directory import RunDirectory
 
 __all__ = ["prune_checkpoints", "remove_leftovers"]
@@ -36,7 +36,7 @@ def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_b
     Raises:
         OSError: one could not be deleted.
     """
-    checkpoints = list_checkpoints(run)
+    checkpoints = scan_checkpoints(run)[0]
     current = [info for info in checkpoints if info.path == newest]
     if not current:
         return

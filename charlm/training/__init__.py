@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from charlm.training.config import TrainerConfig, TrainerConfigFields
+from charlm.training.config import TrainerConfig
 from charlm.training.recipes import RECIPES, Recommendation, recommend
 from charlm.training.schedules import learning_rate_at
 from charlm.training.timetable import Timetable
@@ -34,7 +34,6 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "TrainerConfig",
-    "TrainerConfigFields",
     "build_optimizers",
     "learning_rate_at",
     "list_checkpoints",

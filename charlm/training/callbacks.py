@@ -1,7 +1,7 @@
 """`Callback`: what a caller may do at the turning points of a run.
 
 Callbacks run in the order of the list, after the step is done, so that what they draw or print never
-changes the training. They act on a run by `trainer.stop()`, `trainer.evaluate()` and `trainer.save()`.
+changes the training. They act on a run by `trainer.finish()`, `trainer.evaluate()` and `trainer.save()`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Callback:
         >>> class StopBelow(Callback):
         ...     def on_evaluate(self, trainer, evaluation):
         ...         if evaluation.result.loss_nats < 1.5:
-        ...             trainer.stop()
+        ...             trainer.finish()
     """
 
     def on_train_start(self, trainer: Trainer) -> None:

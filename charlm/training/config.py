@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypedDict
+from typing import Annotated, ClassVar, Literal
 
 from charlm.config import Config, Range
 
-__all__ = ["MOST_STEPS", "TrainerConfig", "TrainerConfigFields"]
+__all__ = ["MOST_STEPS", "TrainerConfig"]
 
 MOST_STEPS = 999_999_999_999
 """The most steps that a run can have: as good as no limit."""
@@ -130,38 +130,3 @@ class TrainerConfig(Config):
     max_seconds: Annotated[float, Range(above=0, maximum=1e9)] | None = None
     """Stop after this time in seconds, counted from the first step of this process; it moves no schedule.
     None: no limit."""
-
-
-class TrainerConfigFields(TypedDict, total=False):
-    """The fields of `TrainerConfig` as a mapping, in which any may be left out."""
-
-    max_steps: int
-    minutes: float | None
-    batch_size: int
-    accumulate: int
-    seed: int
-    replacement: bool
-    optimizer: Literal["muon", "adamw"]
-    learning_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    momentum: float
-    grad_clip: float | None
-    nonfinite: Literal["raise", "skip"]
-    schedule: Literal["wsd", "cosine", "linear", "constant"]
-    warmup_steps: int
-    cooldown: float
-    min_lr_ratio: float
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    compile: bool
-    eval_interval: int | None
-    eval_chars: int | None
-    log_interval: int
-    save_interval: int | None
-    sample_interval: int | None
-    sample_chars: int
-    keep_last: int
-    keep_best: int
-    patience: int | None
-    restore_best: bool
-    max_seconds: float | None

@@ -8,50 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from charlm.models.config import PRESETS, PresetName
-from charlm.training.config import TrainerConfigFields
+from charlm.training.config import TrainerConfig
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
 
-_OURS: TrainerConfigFields = {
-    "replacement": False,
-    "optimizer": "muon",
-    "weight_decay": 0.1,
-    "betas": (0.8, 0.95),
-    "momentum": 0.85,
-    "grad_clip": None,
-    "schedule": "wsd",
-    "warmup_steps": 20,
-    "cooldown": 0.6,
-}
+_OURS = TrainerConfig(
+    batch_size=16,
+    replacement=False,
+    optimizer="muon",
+    weight_decay=0.1,
+    betas=(0.8, 0.95),
+    momentum=0.85,
+    grad_clip=None,
+    schedule="wsd",
+    warmup_steps=20,
+    cooldown=0.6,
+)
 
-RECIPES: Mapping[PresetName, TrainerConfigFields] = {
-    "lecture": {
-        "max_steps": 5_000,
-        "batch_size": 64,
-        "learning_rate": 3e-4,
-        "weight_decay": 0.01,
-        "betas": (0.9, 0.999),
-        "grad_clip": None,
-        "schedule": "constant",
-        "warmup_steps": 0,
-        "eval_interval": 500,
-    },
-    "gpt2": {
-        "max_steps": 5_000,
-        "batch_size": 12,
-        "learning_rate": 6e-4,
-        "betas": (0.9, 0.95),
-        "schedule": "cosine",
-        "warmup_steps": 100,
-        "min_lr_ratio": 0.1,
-    },
-    "cpu-10s": {**_OURS, "max_steps": 500, "batch_size": 16, "learning_rate": 0.015},
-    "cpu-1min": {**_OURS, "max_steps": 1_200, "batch_size": 16, "learning_rate": 0.007},
-    "cpu-5min": {**_OURS, "max_steps": 2_000, "batch_size": 8, "learning_rate": 0.006},
-}
-"""How to train each preset of `charlm.models.config.PRESETS`; other fields keep their defaults."""
+RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
+    {
+        "lecture": TrainerConfig(
+            max_steps=5_000,
+            batch_size=64,
+            learning_rate=3e-4,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            grad_clip=None,
+            schedule="constant",
+            warmup_steps=0,
+            eval_interval=500,
+        ),
+        "gpt2": TrainerConfig(
+            max_steps=5_000,
+            batch_size=12,
+            learning_rate=6e-4,
+            betas=(0.9, 0.95),
+            schedule="cosine",
+            warmup_steps=100,
+            min_lr_ratio=0.1,
+        ),
+        "cpu-10s": _OURS.replace(max_steps=500, learning_rate=0.015),
+        "cpu-1min": _OURS.replace(max_steps=1_200, learning_rate=0.007),
+        "cpu-5min": _OURS.replace(max_steps=2_000, batch_size=8, learning_rate=0.006),
+    }
+)
+"""How to train each preset of `charlm.models.config.PRESETS`; `RECIPES[name].replace(...)` changes fields."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ from charlm.runs.checkpoint import (
     TRAIN_FILE,
     Checkpoint,
     checkpoint_names,
-    list_checkpoints,
     read_checkpoint,
     scan_checkpoints,
 )
@@ -312,7 +311,7 @@ def _best_weights(
     if best is None:
         return {}
     kept = current if best.step == current.info.step else None
-    for info in list_checkpoints(run):
+    for info in scan_checkpoints(run)[0]:
         if kept is None and info.step == best.step:
             with contextlib.suppress(OSError):  # damaged, or deleted by a process that trains there
                 kept = read_checkpoint(info.path, run.run_id)

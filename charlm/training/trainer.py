@@ -258,7 +258,7 @@ class Trainer:
             evaluation.
 
         Raises:
-            TrainingInterrupted: `request_stop` was called; all is saved.
+            TrainingInterrupted: `interrupt` was called; all is saved.
             NonFiniteError: the loss or a gradient is not finite (with `nonfinite="skip"`: ten times in a
                 row); the weights are those before that step.
             CheckpointWriteError: saving failed three times in a row.
@@ -361,14 +361,14 @@ class Trainer:
             callback.on_save(self, self.checkpoint)
         return self.checkpoint
 
-    def stop(self) -> None:
-        """Let the run end by itself after the current step: evaluated, saved, without an error."""
+    def finish(self) -> None:
+        """Let the run come to its end after the step under way: evaluated, saved, without an error."""
         self._reason = self._reason or "callback"
 
-    def request_stop(self) -> None:
-        """Ask from outside, for example from a signal handler, to save and raise TrainingInterrupted.
+    def interrupt(self) -> None:
+        """Ask the run to save after the step under way, and to raise TrainingInterrupted.
 
-        The step under way is finished first. Sets a flag and returns.
+        Sets a flag and returns, so a signal handler or another thread may call it.
         """
         self._interrupted = True
 

@@ -115,7 +115,7 @@ def settings_of(preset: str, changes: Sequence[str]) -> Settings:
     """Return a preset with its recipe, changed by `FIELD=VALUE`, where a value is written as in Python."""
     name = cast("PresetName", preset)
     model: Json = dict(PRESETS[name])
-    training: Json = {**TrainerConfig().to_dict(), **RECIPES.get(name, {})}
+    training: Json = RECIPES.get(name, TrainerConfig()).to_dict()
     given = set()
     for change in changes:
         field, _, text = change.partition("=")

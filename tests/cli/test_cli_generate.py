@@ -17,7 +17,6 @@ from charlm.cli.__main__ import main
 from charlm.cli.options import text_argument
 from charlm.files import strict_json
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
-from charlm.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_info_on_a_run(command: Command, run: Path) -> None:
 
 
 def test_info_on_a_checkpoint_and_on_a_saved_model(command: Command, run: Path, tmp_path: Path) -> None:
-    checkpoint = list_checkpoints(RunDirectory.open(run))[0].path
+    checkpoint = list_checkpoints(run)[0].path
     assert command("info", checkpoint, "--verify") == 0
     assert command.out.startswith("checkpoint: ")
     assert "training: 10 of 20 steps" in command.out
@@ -202,7 +201,7 @@ def test_info_on_a_checkpoint_and_on_a_saved_model(command: Command, run: Path, 
 def test_verify_finds_one_changed_bit(command: Command, run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     (copy / "checkpoints" / "notes").mkdir()
-    first, second = list_checkpoints(RunDirectory.open(copy))
+    first, second = list_checkpoints(copy)
     weights = bytearray((first.path / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (first.path / "model.safetensors").write_bytes(weights)
@@ -224,7 +223,7 @@ def test_info_does_not_call_a_newer_charlm_s_checkpoint_damaged(
     command: Command, run: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    *_, newest = list_checkpoints(RunDirectory.open(copy))
+    *_, newest = list_checkpoints(copy)
     reseal(newest.path, version=2)
     assert command("info", copy) == 0
     assert command.out.splitlines()[-1].endswith("not readable by this charlm")
@@ -240,7 +239,7 @@ def test_info_on_a_checkpoint_that_lacks_a_file_is_an_error(
     command: Command, run: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    (list_checkpoints(RunDirectory.open(copy))[-1].path / "state.json").unlink()
+    (list_checkpoints(copy)[-1].path / "state.json").unlink()
     assert command("info", copy) == 1
     assert command.err.startswith("charlm: error: No such file or directory: ")
 
@@ -250,7 +249,7 @@ def test_a_checkpoint_that_a_run_deletes_meanwhile_is_no_damage(
 ) -> None:
     for at in (0, -1):
         copy = Path(shutil.copytree(run, tmp_path / str(at)))
-        deleted = list_checkpoints(RunDirectory.open(copy))[at]
+        deleted = list_checkpoints(copy)[at]
 
         def verify(path: Path, gone: Path = deleted.path) -> object:
             if path == gone:
@@ -273,7 +272,7 @@ def test_info_escapes_what_a_vocabulary_holds(command: Command, tmp_path: Path) 
 def test_info_escapes_the_names_of_settings_and_refuses_a_number_of_steps_that_is_none(
     command: Command, run: Path, tmp_path: Path
 ) -> None:
-    newest = list_checkpoints(RunDirectory.open(run))[-1].path
+    newest = list_checkpoints(run)[-1].path
     checkpoint = shutil.copytree(newest, tmp_path / newest.name)
     state = json_of(checkpoint / "state.json")
     config = state["config"]

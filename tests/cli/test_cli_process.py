@@ -24,7 +24,6 @@ from charlm.cli.output import Console, _discard
 from charlm.cli.progress import wants_bar
 from charlm.cli.signals import Interrupted, Signals
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
-from charlm.runs.directory import RunDirectory
 
 ENDLESS = (*TINY, "--max-steps", "100000000", "--eval-interval", "50")
 
@@ -78,7 +77,7 @@ def test_a_signal_saves_and_resume_goes_on(
     assert stderr.decode().endswith(f"To go on: charlm train --resume -o {out}\n")
     said = re.search(rb"stopped after step ([\d,]+) of", stderr)
     assert said is not None
-    newest = list_checkpoints(RunDirectory.open(out))[-1]
+    newest = list_checkpoints(out)[-1]
     assert newest.step == int(said[1].replace(b",", b""))
     command = Command(capsys)
     assert command("train", "--resume", "-o", out, "--max-steps", str(newest.step + 1)) == 0
@@ -100,7 +99,7 @@ def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path) -> None:
         assert time.monotonic() - second_at < 1
     assert process.returncode == 130
     assert b"saved" not in stderr
-    checkpoints = list_checkpoints(RunDirectory.open(out))
+    checkpoints = list_checkpoints(out)
     assert checkpoints
     assert all(verify_checkpoint(info.path) == info for info in checkpoints)
     assert charlm.load(out).tokenizer.vocab_size > 9
@@ -337,7 +336,7 @@ def test_the_library_s_warnings_are_lines(
 ) -> None:
     command = Command(capsys)
     assert command.train(folder / "text.txt", "-o", tmp_path / "run", "--keep-last", "2", "-q") == 0
-    best = min(list_checkpoints(RunDirectory.open(tmp_path / "run")), key=lambda info: info.val_loss or 9)
+    best = min(list_checkpoints(tmp_path / "run"), key=lambda info: info.val_loss or 9)
     (best.path / "model.safetensors").write_bytes(b"")
     assert command("generate", tmp_path / "run", "-n", "5") == 0
     assert command.err.startswith("charlm: warning: ")

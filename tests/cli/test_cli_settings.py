@@ -14,7 +14,6 @@ from charlm.cli.output import UsageError
 from charlm.cli.settings import FIELDS, gather, preset_values, variable_of
 from charlm.errors import ConfigError
 from charlm.models.config import PRESETS, PresetName
-from charlm.training.config import TrainerConfig
 from charlm.training.recipes import RECIPES
 
 
@@ -22,7 +21,7 @@ def test_without_anything_else_the_preset_and_its_recipe_hold() -> None:
     for preset in PRESETS:
         settings = gather(preset, file=None, environment={}, flags={})
         assert settings.model == PRESETS[preset]
-        assert settings.training == TrainerConfig(**RECIPES[preset])
+        assert settings.training == RECIPES[preset]
         assert not settings.given
 
 

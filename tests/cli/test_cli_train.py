@@ -122,7 +122,7 @@ def test_a_budget_in_minutes_becomes_steps(command: Command, text: Path, run: Pa
     record, timetable = record_of(run), read_timetable(run)
     assert (record["training"]["minutes"], record["training"]["eval_interval"]) == (0.04, None)
     assert f"done    {timetable.end:,} steps in 0:0" in command.err
-    assert list_checkpoints(RunDirectory.open(run))[-1].step == timetable.end == timetable.evaluations[-1]
+    assert list_checkpoints(run)[-1].step == timetable.end == timetable.evaluations[-1]
     assert command.err.count("val loss") == len(timetable.evaluations) <= 5
 
 
@@ -209,7 +209,7 @@ def test_a_directory_in_use_is_refused_and_overwritten_only_on_request(
     assert command.train(text, "-o", run, "--overwrite", "--block-size", "8") == 0
     assert RunDirectory.open(run).run_id != run_id
     assert record_of(run)["model"]["block_size"] == 8
-    assert len(list_checkpoints(RunDirectory.open(run))) == 1
+    assert len(list_checkpoints(run)) == 1
     assert {entry.name for entry in run.iterdir()} == {
         ".lock",
         "checkpoints",

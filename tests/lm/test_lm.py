@@ -29,7 +29,6 @@ from charlm.errors import (
     UnknownCharacterError,
 )
 from charlm.runs.checkpoint import read_checkpoint
-from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints
 
 LETTERS = "\nabcdefghijkl"
@@ -373,7 +372,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def paths_of(run: Path) -> list[Path]:
-    return [info.path for info in list_checkpoints(RunDirectory.open(run))]
+    return [info.path for info in list_checkpoints(run)]
 
 
 def test_a_run_is_loaded_with_its_best_weights(run: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints, verify_checkpoint
 
 __all__ = ["FLAGS", "LAST_STEP", "check_whole", "newest_step", "next_command", "stopped_after", "write_text"]
@@ -33,7 +32,7 @@ def newest_step(run: Path) -> int:
     """Return the step of the newest checkpoint; 0 if there is none."""
     if not (run / "run.json").exists():
         return 0
-    return max((info.step for info in list_checkpoints(RunDirectory.open(run))), default=0)
+    return max((info.step for info in list_checkpoints(run)), default=0)
 
 
 def next_command(run: Path, text: Path, *flags: str) -> list[str]:
@@ -48,7 +47,7 @@ def check_whole(run: Path) -> int:
     """Verify every checkpoint of a run and return how many there are."""
     if not (run / "run.json").exists():
         return 0
-    infos = list_checkpoints(RunDirectory.open(run))
+    infos = list_checkpoints(run)
     names = {path.name for path in (run / "checkpoints").glob("step-*")}
     assert {info.path.name for info in infos} == names, "a checkpoint's manifest is damaged"
     for info in infos:

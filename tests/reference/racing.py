@@ -134,7 +134,7 @@ def read(folder: str) -> dict[str, int]:
     while True:
         done = (path / "done").exists()
         seen.add(_only_value(charlm.load(path, device="cpu").model))
-        assert list_checkpoints(run), "an instant without a checkpoint"
+        assert list_checkpoints(run.path), "an instant without a checkpoint"
         checkpoint = newest_whole_checkpoint(run)
         weights, _ = safetensors.loads(checkpoint.files[WEIGHTS_FILE], path=WEIGHTS_FILE)
         assert all((tensor == checkpoint.info.step).all() for tensor in weights.values())

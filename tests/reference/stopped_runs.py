@@ -29,7 +29,6 @@ from charlm import BigramLM, BlockDataset, DeviceBackend, LanguageModel, Trainer
 from charlm.backends.base import Precision
 from charlm.files import safetensors
 from charlm.runs.checkpoint import read_checkpoint
-from charlm.runs.directory import RunDirectory
 from charlm.runs.log import read_metrics
 from charlm.training import Callback, StepRecord, list_checkpoints
 
@@ -85,7 +84,7 @@ class StopAt(Callback):
     @override
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
         if record.step == self.step:
-            trainer.request_stop()
+            trainer.interrupt()
 
 
 def callbacks() -> tuple[Noise, Numbers, StopAt]:
@@ -183,7 +182,7 @@ def outcome_on_disk(run: Path, *, generators: bool = True) -> dict[str, Any]:
         run: its directory.
         generators: whether the states of the caller's own generators belong to it.
     """
-    last = read_checkpoint(list_checkpoints(RunDirectory.open(run))[-1].path)
+    last = read_checkpoint(list_checkpoints(run)[-1].path)
     state = {key: value for key, value in last.state.items() if key not in {"run_id", "save_id", "seconds"}}
     for name in ("best", "last"):
         evaluation = state[name]

@@ -32,7 +32,6 @@ from reference.tiny_training import (
 import charlm
 from charlm import GPT, GPTConfig, Trainer
 from charlm.errors import CheckpointCorruptError, CheckpointError
-from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints, verify_checkpoint
 
 FILES = (
@@ -71,7 +70,7 @@ def run() -> Iterator[Path]:
 def checkpoint(run: Path) -> Iterator[Path]:
     """A copy of the newest checkpoint that may be damaged."""
     folder = fast_folder()
-    newest = list_checkpoints(RunDirectory.open(run))[-1].path
+    newest = list_checkpoints(run)[-1].path
     yield shutil.copytree(newest, folder / newest.name)
     shutil.rmtree(folder)
 
@@ -194,8 +193,8 @@ def test_parts_of_two_saves_are_found_even_under_a_new_manifest(
     run: Path, checkpoint: Path, tmp_path: Path, campaign: Campaign
 ) -> None:
     own = {name: (checkpoint / name).read_bytes() for name in FILES}
-    earlier = list_checkpoints(RunDirectory.open(run))[0].path
-    other_run = list_checkpoints(RunDirectory.open(trained(tmp_path / "other")))[-1].path
+    earlier = list_checkpoints(run)[0].path
+    other_run = list_checkpoints(trained(tmp_path / "other"))[-1].path
     for source in (earlier, other_run):
         for count in range(1, len(PARTS) + 1):
             for mixed in itertools.combinations(PARTS, count):
@@ -216,7 +215,7 @@ def test_damage_changes_no_live_object_and_an_older_checkpoint_takes_over(
     run: Path, tmp_path: Path, campaign: Campaign
 ) -> None:
     train, val = tiny_split()
-    older, newest = (info.path for info in list_checkpoints(RunDirectory.open(run)))
+    older, newest = (info.path for info in list_checkpoints(run))
     two = shutil.copytree(run, tmp_path / "two") / "checkpoints"
     only = shutil.copytree(run, tmp_path / "only") / "checkpoints"
     shutil.rmtree(only / older.name)

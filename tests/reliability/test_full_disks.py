@@ -75,7 +75,7 @@ class FailingRun:
     def check(self, save: PreparedSave, returned: bool, where: str) -> None:
         """Check that the new save stands, or else the one before it: the new one may stand beside it."""
         found = {
-            info.step: read_checkpoint(info.path, self.run.run_id) for info in list_checkpoints(self.run)
+            info.step: read_checkpoint(info.path, self.run.run_id) for info in list_checkpoints(self.run.path)
         }
         newest = newest_whole_checkpoint(self.run).info.step
         if returned:

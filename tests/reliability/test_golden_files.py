@@ -16,7 +16,6 @@ from reference.golden import GOLDEN, digests, end_of, expected, ids_of
 
 from charlm import load
 from charlm.files import safetensors
-from charlm.runs.directory import RunDirectory
 from charlm.training import list_checkpoints, verify_checkpoint
 
 NAMES = sorted(path.name for path in (GOLDEN / "v1").iterdir())
@@ -27,7 +26,7 @@ MODELS = [name for name in NAMES if not name.startswith("run-")]
 def model_directory(name: str) -> Path:
     """Return where a kept model's three files lie."""
     folder = GOLDEN / "v1" / name
-    return folder if name in MODELS else list_checkpoints(RunDirectory.open(folder))[-1].path
+    return folder if name in MODELS else list_checkpoints(folder)[-1].path
 
 
 def test_all_kept_directories_are_known() -> None:

@@ -117,7 +117,7 @@ class KilledRun:
         for step in range(before + 1, before + acknowledged + 1):
             self.seen[step] = self.save_of(key, step)
         run = RunDirectory.open(self.run.path)
-        present = {info.step: info for info in list_checkpoints(run)}
+        present = {info.step: info for info in list_checkpoints(run.path)}
         in_flight = self.save_of(key, before + acknowledged + 1)
         if in_flight.step in present:
             self.seen[in_flight.step] = in_flight
@@ -229,7 +229,7 @@ def test_a_run_killed_at_any_call_of_its_first_save_has_it_or_can_begin_again(
             trainer_in(place).save()  # nothing is in the way of a new beginning
             run = RunDirectory.open(place / "run")
         else:
-            present = list_checkpoints(run)
+            present = list_checkpoints(run.path)
             assert len(present) <= 1
             if present:
                 assert newest_whole_checkpoint(run).info == present[0]
@@ -263,7 +263,7 @@ def test_a_run_killed_at_any_call_of_a_save_with_pruning_has_the_old_or_the_new(
         ended, names = killed_at(at, trainer.save)
         run = RunDirectory.open(place / "run")
         newest = newest_whole_checkpoint(run)  # a damaged one would be a warning, so an error
-        for info in list_checkpoints(run):
+        for info in list_checkpoints(run.path):
             read_checkpoint(info.path)
         is_new = newest.info.path != old
         resumed = Trainer.resume(place / "run", trainer.train_data, device="cpu")
@@ -299,7 +299,7 @@ def test_a_deletion_killed_at_any_call_is_finished_by_one_of_the_next_trainers(
         for again in range(at % 7, 1_000):  # a cleaning up may be killed, too
             done, _ = killed_at(again, lambda: remove_leftovers(run))  # noqa: B023 - called at once
             assert saves[-1].is_what(newest_whole_checkpoint(run), run), f"call {at}, then {again}"
-            for info in list_checkpoints(run):
+            for info in list_checkpoints(run.path):
                 assert saves[info.step - 1].is_what(read_checkpoint(info.path), run), f"call {at}"
             campaign.counted("kills")
             if done:

@@ -27,7 +27,6 @@ from torch import Tensor
 from charlm import GPT, BigramLM, Trainer
 from charlm.backends.cpu import CPUBackend
 from charlm.errors import NonFiniteError
-from charlm.runs.directory import RunDirectory
 from charlm.runs.log import read_metrics
 from charlm.training import list_checkpoints
 
@@ -143,7 +142,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_nothing_moved(
         assert f"step {at}:" in str(caught)
         assert "learning rate" in str(caught)
         assert f"seed {trainer.config.seed}" in str(caught)
-        assert list_checkpoints(RunDirectory.open(tmp_path / str(trial))) == [], told
+        assert list_checkpoints(tmp_path / str(trial)) == [], told
         assert trainer.fit().steps == STEPS
         assert same_tensors(tensors_of(trainer), whole[number]), told
         campaign.counted("injections, the run ends")

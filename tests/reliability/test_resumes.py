@@ -1,7 +1,7 @@
 """A run of 200 steps that is stopped and resumed comes to the same as one that is not: 0 bits differ.
 
 Each configuration is trained once without a stop, and once by a trainer that is stopped at every k that is
-tried: in turns by `request_stop()`, which saves and raises, and by `save()` and leaving the loop. At each
+tried: in turns by `interrupt()`, which saves and raises, and by `save()` and leaving the loop. At each
 stop the run's directory is copied as it is, and a new trainer (now and then in a new process) resumes the
 copy and goes on to the end. Compared are: loss, learning rate and gradient norm of every step; the model at
 the end; the last checkpoint's tensors (weights, moments, generators) and state (counters, best and last
@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(
         else:
             found = resumed(kind, copies[k])
             campaign.counted("resumes in the same process")
-        campaign.counted(f"of them after {'request_stop' if (i + campaign.seed) % 2 == 0 else 'save'}")
+        campaign.counted(f"of them after {'interrupt' if (i + campaign.seed) % 2 == 0 else 'save'}")
         found["steps"] = whole["steps"][:k] + found["steps"]  # the first k were compared above
         assert_equal(found, whole, f"{kind}: resumed after step {k}, seed {campaign.seed}")
         shutil.rmtree(copies[k])

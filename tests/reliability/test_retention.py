@@ -209,7 +209,7 @@ class CheckpointDirectory(RuleBasedStateMachine):
                     read_checkpoint(path)
             else:
                 assert save.is_what(read_checkpoint(path), self.run)
-        listed = {info.path.name for info in list_checkpoints(self.run)}
+        listed = {info.path.name for info in list_checkpoints(self.run.path)}
         assert listed == self.present.keys() - self.unlisted
         for path, content in self.foreign.items():
             assert path.read_bytes() == content

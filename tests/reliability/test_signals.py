@@ -204,7 +204,7 @@ def test_another_thread_may_request_the_stop_at_any_moment(tmp_path: Path, campa
         seed_generators()
         trainer, steps = kind_trainer("gpt", run, listeners), listeners[1].steps
         while True:
-            timer = threading.Timer(draw.uniform(0, seconds / 3), trainer.request_stop)
+            timer = threading.Timer(draw.uniform(0, seconds / 3), trainer.interrupt)
             timer.start()
             stopped: TrainingInterrupted | None = None
             try:

@@ -57,7 +57,7 @@ def run_of_bigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkpoint(run_of_bigram: Path, tmp_path: Path) -> Path:
     """A copy of the newest checkpoint that may be damaged."""
-    newest = list_checkpoints(RunDirectory.open(run_of_bigram))[-1].path
+    newest = list_checkpoints(run_of_bigram)[-1].path
     return shutil.copytree(newest, tmp_path / newest.name)
 
 
@@ -163,7 +163,7 @@ def test_parts_of_another_save_or_run_are_found_even_under_a_new_manifest(
     run_of_bigram: Path, checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
     other_run = Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "other").save()
-    earlier = list_checkpoints(RunDirectory.open(run_of_bigram))[0].path
+    earlier = list_checkpoints(run_of_bigram)[0].path
     reseal(checkpoint)
     verify_checkpoint(checkpoint)
     for source in (earlier, other_run):
@@ -253,7 +253,7 @@ def prepared(run: RunDirectory, step: int, val_loss: float | None = None) -> Pat
 
 
 def steps(run: RunDirectory) -> list[int]:
-    return [info.step for info in list_checkpoints(run)]
+    return [info.step for info in list_checkpoints(run.path)]
 
 
 def test_a_prepared_checkpoint_is_whole(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_pruning_replaces_its_own_step_and_leaves_later_ones(tmp_path: Path) -> 
     old, other, later = prepared(run, 3, 2.0), prepared(run, 5, 0.5), prepared(run, 9, 0.1)
     newest = prepared(run, 5, 3.0)
     prune_checkpoints(run, newest, keep_last=1, keep_best=1)
-    assert {info.path for info in list_checkpoints(run)} == {old, newest, later}
+    assert {info.path for info in list_checkpoints(run.path)} == {old, newest, later}
     assert not other.exists()
 
 
@@ -528,7 +528,7 @@ def test_a_state_that_could_not_be_read_back_is_refused_before_anything_is_prune
     with pytest.raises(InputError, match=r"a callback's state\(\) cannot be saved"):
         trainer.save()
     steps.close()  # type: ignore[attr-defined]  # steps() is a generator
-    kept = list_checkpoints(RunDirectory.open(tmp_path))
+    kept = list_checkpoints(tmp_path)
     assert [info.step for info in kept] == [4]
     verify_checkpoint(kept[0].path)
 

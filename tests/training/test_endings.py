@@ -14,7 +14,6 @@ from typing_extensions import override
 from charlm import BigramLM, EvalResult, Trainer
 from charlm.errors import InputError
 from charlm.models.saving import load_model
-from charlm.runs.directory import RunDirectory
 from charlm.training import (
     Callback,
     Evaluation,
@@ -108,7 +107,7 @@ def test_time_ends_a_run_with_its_evaluation_and_checkpoint(tmp_path: Path) -> N
     result = trainer.fit()
     assert (result.steps, result.reason) == (1, "max_seconds")
     assert [e.step for e in result.history] == [1]
-    assert [info.step for info in list_checkpoints(RunDirectory.open(tmp_path))] == [1]
+    assert [info.step for info in list_checkpoints(tmp_path)] == [1]
 
 
 def test_the_time_of_the_run_leaves_out_what_the_caller_does() -> None:
@@ -189,7 +188,7 @@ class Stopper(Callback):
 
     def _at(self, where: str, trainer: Trainer) -> None:
         if self.where == where and trainer.step in {0, 3, 4}:
-            trainer.stop()
+            trainer.finish()
 
     @override
     def on_train_start(self, trainer: Trainer) -> None:
@@ -234,12 +233,12 @@ def test_stop_ends_the_run_evaluated_and_saved_wherever_it_is_called(
     )
     for record in trainer.steps():
         if where == "loop" and record.step == 3:
-            trainer.stop()
+            trainer.finish()
     result = trainer.result()
     assert (result.steps, result.reason) == (step, "callback")
     assert trainer.last is not None
     assert trainer.last.step == step
-    newest = list_checkpoints(RunDirectory.open(tmp_path))[-1]
+    newest = list_checkpoints(tmp_path)[-1]
     assert (newest.step, newest.path) == (step, result.checkpoint)
     assert newest.val_loss == trainer.last.result.loss_nats
     assert diary[-1] == f"a end {step} callback"
@@ -270,7 +269,7 @@ def test_callbacks_may_evaluate_and_save(tmp_path: Path) -> None:
     result = trainer.fit()
     assert [e.step for e in result.history] == [4, 8, 12]  # evaluations of its own are not the run's
     assert busy.results[1] == result.history[0].result
-    infos = list_checkpoints(RunDirectory.open(tmp_path))
+    infos = list_checkpoints(tmp_path)
     assert [info.step for info in infos] == [1, 4, 8, 12]  # the later save of one step replaces the earlier
     assert infos[1].val_loss == result.history[0].result.loss_nats
 
@@ -319,7 +318,7 @@ def test_a_stopped_run_goes_on_from_its_last_step_not_from_its_best() -> None:
     whole, stopped = scripted((1.0, 2.0)), scripted((1.0, 2.0))
     for record in stopped.steps():
         if record.step == 5:
-            stopped.stop()
+            stopped.finish()
     at_the_best = {k: t.clone() for k, t in stopped.model.state_dict().items()}
     rest = list(stopped.steps())
     whole.fit()
@@ -337,7 +336,7 @@ def test_patience_counts_the_scheduled_evaluations_only(tmp_path: Path) -> None:
         @override
         def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
             if record.step in (6, 7):
-                trainer.stop()
+                trainer.finish()
 
     train, val = tiny_split()
     config = quick_config(patience=3, eval_interval=4, max_steps=40)

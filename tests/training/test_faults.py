@@ -77,7 +77,7 @@ def test_a_save_that_succeeds_starts_the_count_anew(tmp_path: Path, monkeypatch:
                 with no_renames(monkeypatch):
                     next(steps), next(steps)
     assert len(caught) == 4
-    assert [info.step for info in list_checkpoints(RunDirectory.open(tmp_path))] == [6, 12]
+    assert [info.step for info in list_checkpoints(tmp_path)] == [6, 12]
 
 
 def test_a_failure_to_save_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_failure_to_save_after_a_request_to_stop_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(tmp_path, save_interval=100)
-    trainer.request_stop()
+    trainer.interrupt()
     with no_renames(monkeypatch), pytest.raises(CheckpointWriteError, match="step 1 "):
         trainer.fit()
 
@@ -105,7 +105,7 @@ def test_a_full_disk_does_not_touch_the_training_or_older_checkpoints(tmp_path: 
     trainer.callbacks = (numbers[1],)
     steps = trainer.steps()
     next(steps), next(steps)
-    (kept,) = list_checkpoints(RunDirectory.open(tmp_path / "full"))
+    (kept,) = list_checkpoints(tmp_path / "full")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -157,14 +157,14 @@ def test_every_failing_call_of_a_save_leaves_a_run_that_goes_on(tmp_path: Path) 
     run = RunDirectory.open(tmp_path)
     for at in range(len(calls.names)):
         trainer.step += 1
-        before = {info.step for info in list_checkpoints(run)}
+        before = {info.step for info in list_checkpoints(run.path)}
         with warnings.catch_warnings(), failing(at, how="always"):
             warnings.simplefilter("ignore")
             try:
                 trainer.save()
             except CheckpointWriteError as error:
                 assert error.errno == errno.EIO  # noqa: PT017 - it may also succeed
-        left = list_checkpoints(run)
+        left = list_checkpoints(run.path)
         assert left
         assert {info.step for info in left} <= {*before, trainer.step}
         verify_checkpoint(left[-1].path)
@@ -255,7 +255,7 @@ def test_a_trainer_does_not_go_back_behind_what_another_has_done_since(tmp_path:
     first = trainer_of(tmp_path)
     steps = first.steps()
     next(steps), next(steps)
-    first.stop()
+    first.finish()
     list(steps)
     late = Trainer.resume(tmp_path, train, device="cpu", max_steps=12)
     assert Trainer.resume(tmp_path, train, device="cpu").fit().steps == 12

@@ -144,7 +144,7 @@ class StopAt(Callback):
     @override
     def on_step_end(self, trainer: Trainer, record: Any) -> None:
         if record.step == self.step:
-            trainer.request_stop()
+            trainer.interrupt()
 
 
 def _stops() -> list[int]:
@@ -385,7 +385,7 @@ def test_patience_counts_in_a_repetition_what_it_counted_in_the_run(tmp_path: Pa
         @override
         def on_step_end(self, trainer: Trainer, record: Any) -> None:
             if record.step in {25, 35}:
-                trainer.stop()
+                trainer.finish()
 
     def resumed() -> Trainer:
         device = SlowDevice(0.1)

@@ -79,7 +79,7 @@ class Interrupt(Callback):
     @override
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
         if record.step == self.step:
-            trainer.request_stop()
+            trainer.interrupt()
 
 
 class BestAtFour(Trainer):
@@ -211,7 +211,7 @@ def test_lost_best_weights_are_warned_about_and_the_run_goes_on(tmp_path: Path, 
         if record.step == 8:
             break
     if how == "damaged":
-        best, _ = list_checkpoints(RunDirectory.open(tmp_path))
+        best, _ = list_checkpoints(tmp_path)
         flip(best.path / "model.safetensors", -1)
     with pytest.warns(RuntimeWarning, match="the weights of the best evaluation, at step 4, are not on disk"):
         again = resumed(tmp_path, cls=BestAtFour)
@@ -250,7 +250,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     whole.fit()
     trainer_of(out_dir=tmp_path, keep_last=3, callbacks=[Callback()]).fit()
     run = RunDirectory.open(tmp_path)
-    path = list_checkpoints(run)[-1].path / file
+    path = list_checkpoints(run.path)[-1].path / file
     if how == "flip":
         flip(path, path.stat().st_size // 2)
     elif how == "delete":
@@ -280,7 +280,7 @@ def resumed_quietly(out_dir: Path) -> Trainer:
 def test_what_is_saved_after_a_fall_back_is_never_pruned_for_the_damaged_one(tmp_path: Path) -> None:
     trainer_of(out_dir=tmp_path, keep_last=2, keep_best=0).fit()
     run = RunDirectory.open(tmp_path)
-    damaged = list_checkpoints(run)[-1]
+    damaged = list_checkpoints(run.path)[-1]
     flip(damaged.path / "model.safetensors", -1)
     with pytest.warns(RuntimeWarning, match="has changed since it was saved"):
         again = resumed(tmp_path)
@@ -288,7 +288,7 @@ def test_what_is_saved_after_a_fall_back_is_never_pruned_for_the_damaged_one(tmp
     for record in again.steps():
         assert again.checkpoint is not None
         assert again.checkpoint.is_dir()
-        steps = [info.step for info in list_checkpoints(run)]
+        steps = [info.step for info in list_checkpoints(run.path)]
         assert steps == ([record.step, 12] if record.step < 12 else [12])
     assert not damaged.path.exists()
 
@@ -333,7 +333,7 @@ def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_newer_charlm_is_refused_and_not_fallen_back_from(tmp_path: Path) -> None:
     trainer_of(out_dir=tmp_path, keep_last=2).fit()
-    *_, newest = list_checkpoints(RunDirectory.open(tmp_path))
+    *_, newest = list_checkpoints(tmp_path)
     reseal(newest.path, version=2)
     with pytest.raises(CheckpointError, match=r"has version 2 of charlm.checkpoint; .* Update charlm\."):
         resumed(tmp_path)
@@ -524,7 +524,7 @@ def test_a_loss_that_is_not_finite_survives_the_log_and_the_resume(tmp_path: Pat
     assert again.last is not None
     assert again.last.result == first.final
     assert again.best is None
-    (info,) = list_checkpoints(RunDirectory.open(tmp_path))
+    (info,) = list_checkpoints(tmp_path)
     assert info.val_loss is None
 
 
@@ -627,9 +627,9 @@ def test_a_dangling_link_in_place_of_a_checkpoint_is_passed_over(tmp_path: Path)
 def resealed(run: Path, name: str, **changes: object) -> Path:
     """Return a copy of the run whose only checkpoint says something else in state.json."""
     copy = shutil.copytree(run, run.with_name(name))
-    for info in list_checkpoints(RunDirectory.open(copy))[:-1]:
+    for info in list_checkpoints(copy)[:-1]:
         shutil.rmtree(info.path)
-    checkpoint = list_checkpoints(RunDirectory.open(copy))[-1].path
+    checkpoint = list_checkpoints(copy)[-1].path
     (checkpoint / "state.json").write_bytes(
         strict_json.dumps({**json_of(checkpoint / "state.json"), **changes})
     )

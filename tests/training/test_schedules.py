@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.plain_schedules import plain_learning_rate
 
-from charlm.training import TrainerConfig, TrainerConfigFields, learning_rate_at
+from charlm.training import TrainerConfig, learning_rate_at
 
-SCHEDULES = get_args(get_type_hints(TrainerConfigFields)["schedule"])
+SCHEDULES = get_args(get_type_hints(TrainerConfig)["schedule"])
 
 
 def config_of(**fields: object) -> TrainerConfig:

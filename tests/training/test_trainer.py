@@ -420,9 +420,8 @@ def test_the_defaults_train_and_evaluating_needs_data() -> None:
 
 @pytest.mark.parametrize("preset", get_args(PresetName))
 def test_every_recipe_trains_its_preset(preset: PresetName) -> None:
-    recipe: dict[str, object] = dict(RECIPES[preset])
     model = GPT(tiny_config(preset, vocab_size=V))
-    config = TrainerConfig.from_dict({**recipe, "max_steps": 4, "warmup_steps": 1, "batch_size": 2})
+    config = RECIPES[preset].replace(max_steps=4, warmup_steps=1, batch_size=2)
     numbers = Numbers()
     Trainer(model, tiny_split()[0], config, device="cpu", callbacks=[numbers]).fit()
     assert all(math.isfinite(loss) for _, loss, _, _ in numbers.steps)
@@ -485,7 +484,7 @@ def test_a_request_to_stop_saves_first(tmp_path: Path) -> None:
         @override
         def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
             if record.step == 7:
-                trainer.request_stop()
+                trainer.interrupt()
 
     train, val = tiny_split()
     trainer = Trainer(
@@ -502,7 +501,7 @@ def test_a_request_to_stop_saves_first(tmp_path: Path) -> None:
 
 def test_a_request_that_comes_before_the_start_is_not_lost() -> None:
     trainer = trainer_of()
-    trainer.request_stop()
+    trainer.interrupt()
     with pytest.raises(TrainingInterrupted, match=r"training stopped after step 1$") as caught:
         trainer.fit()
     assert caught.value.checkpoint is None
@@ -513,10 +512,10 @@ def test_a_request_in_the_last_step_lets_the_run_end() -> None:
     trainer = trainer_of()
     for record in trainer.steps():
         if record.step == 11:
-            trainer.request_stop()
+            trainer.interrupt()
             break
     steps = trainer.steps()
-    trainer.request_stop()
+    trainer.interrupt()
     assert [record.step for record in steps] == [12]
     assert trainer.result().reason == "max_steps"
     assert trainer.last is not None
