@@ -10,14 +10,13 @@ training or torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from charlm.errors import ConfigError, quoted, shown
+from charlm.errors import ConfigError, nearest, quoted, shown
 
 __all__ = ["Config", "Range"]
 
@@ -166,9 +165,7 @@ def _unknown_fields(cls: type[Config], values: Mapping[str, object]) -> Iterator
     known = _hints(cls)
     unknown = [name for name in values if name not in known]
     for name in unknown[:_MOST_UNKNOWN]:
-        near = cls._other_names.get(name) or next(
-            iter(difflib.get_close_matches(str(name), known, n=1)), None
-        )
+        near = cls._other_names.get(name) or nearest(str(name), known)
         hint = f"; did you mean {near!r}?" if near else f"; the fields are {', '.join(known)}"
         yield f"unknown field {quoted(str(name), 40)}{hint}"
     if len(unknown) > _MOST_UNKNOWN:

@@ -29,8 +29,9 @@ The pattern is httpx's `_exceptions.py`.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = [
@@ -53,8 +54,6 @@ __all__ = [
     "TextError",
     "TrainingInterrupted",
     "UnknownCharacterError",
-    "quoted",
-    "shown",
 ]
 
 
@@ -91,6 +90,27 @@ def shown(value: object) -> str:
         return repr(value)
     text = reprlib.repr(value)[:200]  # lists of lists of lists take more
     return f"{text if text.isprintable() else quoted(text)} ({type(value).__name__})"
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known name that somebody who wrote `name` may have meant, or None.
+
+    Example:
+        >>> nearest("cpu-1mn", ["cpu-10s", "cpu-1min"])
+        'cpu-1min'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the hint behind an unknown name: the known one that was meant, else what `otherwise` says.
+
+    Example:
+        >>> did_you_mean("temprature", ["temperature"], "the options are temperature")
+        "did you mean 'temperature'?"
+    """
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else otherwise
 
 
 def _escaped(character: str) -> str:

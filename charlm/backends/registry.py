@@ -9,7 +9,6 @@ package that names one in the entry-point group "charlm.backends":
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
@@ -18,7 +17,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.backends.cpu import CPUBackend
 from charlm.backends.cuda import CUDABackend
 from charlm.backends.mps import MPSBackend
-from charlm.errors import BackendError, InputError
+from charlm.errors import BackendError, InputError, did_you_mean
 
 __all__ = ["ENTRY_POINT_GROUP", "get_backend", "register_backend"]
 
@@ -90,8 +89,8 @@ def _named(name: str) -> DeviceBackend:
     if name in plugins.names:
         return _made(name, plugins[name].load())
     known = {*_registered, *_BUILTIN, *plugins.names}
-    near = ["cuda"] if name == "gpu" else difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are 'auto', {_listed(known)}"
+    meant = "cuda" if name == "gpu" else name
+    hint = did_you_mean(meant, known, f"known are 'auto', {_listed(known)}")
     raise BackendError(f"unknown device {name!r}; {hint}")
 
 

@@ -6,7 +6,6 @@ The options of each are declared in `charlm.cli.options`. No torch here, so `--h
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
@@ -17,6 +16,7 @@ from charlm import __version__
 from charlm.cli import options
 from charlm.cli.output import UsageError
 from charlm.cli.settings import DEFAULT_PRESET, flag_of, nearest_name
+from charlm.errors import nearest
 from charlm.models.config import PresetName
 
 __all__ = ["COMMANDS", "parse"]
@@ -167,10 +167,6 @@ def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     meant = nearest_name(name.lstrip("-").replace("-", "_"))
-    near = (
-        [flag_of(meant)]
-        if meant is not None and flag_of(meant) in known
-        else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    )
-    hint = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists all"
+    near = flag_of(meant) if meant and flag_of(meant) in known else nearest(name, known, cutoff=0.75)
+    hint = f"did you mean {near}?" if near else f"`{parser.prog} --help` lists all"
     return f"unknown option '{name}'; {hint}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import itertools
 import sys
@@ -24,7 +23,7 @@ from typing import Annotated, Literal, Union, cast, get_args, get_origin, get_ty
 
 from charlm.cli.output import UsageError
 from charlm.config import Config
-from charlm.errors import ConfigError, quoted
+from charlm.errors import ConfigError, nearest, quoted
 from charlm.models.config import PRESETS, GPTConfig, PresetName
 from charlm.training.config import TrainerConfig
 from charlm.training.recipes import RECIPES
@@ -154,7 +153,7 @@ def nearest_name(name: str) -> str | None:
     for cls in _TABLES.values():
         if name in cls._other_names:
             return cls._other_names[name]
-    return next(iter(difflib.get_close_matches(name, FIELDS, n=1)), None)
+    return nearest(name, FIELDS)
 
 
 def preset_values(preset: PresetName) -> dict[str, object]:

@@ -6,7 +6,6 @@ temperature 1 and no filter sample from the model's own distribution.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self, TypedDict, cast, get_args
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charlm import randomness
-from charlm.errors import InputError, shown
+from charlm.errors import InputError, did_you_mean, shown
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
 
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
@@ -131,8 +130,7 @@ class SamplingOptions:
         known = [field.name for field in fields(cls)]
         for name in sampling:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(known)}"
+                hint = did_you_mean(name, known, f"the options are {', '.join(known)}")
                 raise TypeError(f"unknown option {name!r}; {hint}")
         return cls(**sampling).seeded()
 

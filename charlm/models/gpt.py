@@ -6,7 +6,6 @@ layout and the parameter names are those of GPT-2 as nanoGPT writes it, for ever
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import ClassVar, Self, cast, get_args
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
-from charlm.errors import ConfigError, InputError
+from charlm.errors import ConfigError, InputError, did_you_mean
 from charlm.generation.cache import Cache, KVCache
 from charlm.generation.engine import Engine
 from charlm.models.base import LanguageModel, cross_entropy
@@ -259,6 +258,5 @@ def _preset(name: str) -> GPTConfigFields:
     for known in get_args(PresetName):
         if known == name:
             return PRESETS[known]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, PRESETS))}"
+    hint = did_you_mean(name, PRESETS, f"there are {', '.join(map(repr, PRESETS))}")
     raise ConfigError(f"unknown preset {name!r}; {hint} (to read a saved model: charlm.load(path))")

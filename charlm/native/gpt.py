@@ -75,20 +75,24 @@ def why_not_gpt(model: GPT) -> str | None:
 
 
 class _Caches:
-    """Keys and values of the positions of some rows, in the kernel's order, and where they lie.
+    """Keys and values of the positions of B rows, in the kernel's order, and where they lie.
 
     Args:
-        sizes: of the model.
-        rows: B.
-        panels: room for 64 positions each.
+        keys: (n_layer, B, H, panels, D, 64).
+        values: (n_layer, B, H, 64 panels, Dp).
     """
 
-    def __init__(self, sizes: ModelStruct, rows: int, panels: int) -> None:
+    def __init__(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        self.keys, self.values = keys, values
+        self.keys_at, self.values_at = keys.ctypes.data, values.ctypes.data
+        self.panels: int = keys.shape[3]
+        self.positions: int = PANEL * self.panels
+
+    @classmethod
+    def empty(cls, sizes: ModelStruct, rows: int, panels: int) -> _Caches:
         L, H, D, Dp = sizes.n_layer, sizes.H, sizes.D, sizes.Dp
-        self.panels, self.positions = panels, panels * PANEL
-        self.keys = np.zeros((L, rows, H, panels, D, PANEL), np.float32)
-        self.values = np.zeros((L, rows, H, panels * PANEL, Dp), np.float32)
-        self.keys_at, self.values_at = self.keys.ctypes.data, self.values.ctypes.data
+        keys = np.zeros((L, rows, H, panels, D, PANEL), np.float32)
+        return cls(keys, np.zeros((L, rows, H, PANEL * panels, Dp), np.float32))
 
 
 class NativeGPT(NativeEngine):
@@ -105,7 +109,7 @@ class NativeGPT(NativeEngine):
         super().__init__(weights.kernel, rows, vocab_size=sizes.V, block_size=block_size)
         self._weights = weights
         self._window = block_size
-        self._caches = _Caches(sizes, rows, 0)
+        self._caches = _Caches.empty(sizes, rows, 0)
         self._work = torch.empty(0, dtype=torch.float32, device="cpu")
         # What every single step uses.
         self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
@@ -119,9 +123,9 @@ class NativeGPT(NativeEngine):
     @override
     def fork(self, rows: Sequence[int]) -> Self:
         twin = type(self)(self._weights, self._window, len(rows))
-        twin._caches = _Caches(self._weights.packed.struct, len(rows), self._caches.panels)
-        twin._caches.keys[:] = self._caches.keys.take(rows, axis=1)
-        twin._caches.values[:] = self._caches.values.take(rows, axis=1)
+        # take, as the kernel needs it: what indexing gives may lie in memory in another order.
+        old = self._caches
+        twin._caches = _Caches(old.keys.take(rows, axis=1), old.values.take(rows, axis=1))
         return twin
 
     @override
@@ -203,7 +207,7 @@ class NativeGPT(NativeEngine):
         if positions <= old.positions:
             return
         panels = max(-(-positions // PANEL), min(2 * old.panels, -(-self._window // PANEL)))
-        new = _Caches(self._weights.packed.struct, self.rows, panels)
+        new = _Caches.empty(self._weights.packed.struct, self.rows, panels)
         new.keys[:, :, :, : old.panels] = old.keys
         new.values[:, :, :, : old.positions] = old.values
         self._caches = new

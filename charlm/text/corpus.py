@@ -9,7 +9,6 @@ the right bytes or none. Knows nothing of tokenizers.
 from __future__ import annotations
 
 import codecs
-import difflib
 import errno
 import gzip
 import os
@@ -18,7 +17,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, quoted
+from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, did_you_mean, quoted
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
 from charlm.text.download import Download, fetch
@@ -103,8 +102,7 @@ def _one_corpus(source: str | Path) -> str:
     except CorpusError as error:
         if error.errno != errno.ENOENT or isinstance(source, Path):
             raise
-        near = difflib.get_close_matches(source, _NAMES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the named corpora are {' and '.join(_NAMES)}"
+        hint = did_you_mean(source, _NAMES, f"the named corpora are {' and '.join(_NAMES)}")
         raise _error(f"{quoted(source)} is neither a file nor a named corpus; {hint}", error) from None
 
 

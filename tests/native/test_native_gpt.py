@@ -7,7 +7,6 @@ are the same whatever stands beside it, however its text arrives, and however ma
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from charlm.errors import InputError
 from charlm.generation import Overflow, PredictionState, SamplingOptions, next_ids
 from charlm.models.gpt import GPT
+from charlm.native import gpt
 from charlm.native.gpt import NativeGPT
 
 pytestmark = needs_kernel
@@ -293,9 +293,9 @@ def test_an_interrupt_in_the_middle_of_a_turn_loses_nothing(
         assert state.text(row)[before : before + 60].tolist() == [int(ids[row]) for ids in wanted]
 
 
-@pytest.mark.parametrize("at", ["charlm.native.gpt._Caches", "charlm.native.gpt.PassStruct"])
+@pytest.mark.parametrize(("owner", "name"), [(gpt._Caches, "empty"), (gpt, "PassStruct")])
 def test_an_interrupt_while_a_turn_is_prepared_is_made_up_for(
-    at: str, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a full memory, or a signal: caches grow at 64 positions, and at 128."""
     model = tiny_gpt(tiny_config("cpu-10s", block_size=140))
@@ -303,8 +303,7 @@ def test_an_interrupt_while_a_turn_is_prepared_is_made_up_for(
     undisturbed = fast(model, random_rows([3, 5]))
     wanted = torch.stack([next_ids(undisturbed, options) for _ in range(130)])
     state, clock = fast(model, random_rows([3, 5])), [0]
-    module, name = at.rsplit(".", 1)
-    original = getattr(sys.modules[module], name)
+    original = getattr(owner, name)
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         clock[0] += 1
@@ -312,7 +311,7 @@ def test_an_interrupt_while_a_turn_is_prepared_is_made_up_for(
             raise Interrupted
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(at, failing)
+    monkeypatch.setattr(owner, name, failing)
     got: list[Tensor] = []
     while len(got) < 130:
         with contextlib.suppress(Interrupted):
