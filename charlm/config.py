@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 from charlm.errors import ConfigError, nearest, quoted, shown
 
@@ -151,9 +152,15 @@ class Config:
         return type(self).from_dict({**self.to_dict(), **changes})
 
 
+_known_hints: WeakKeyDictionary[type[Config], dict[str, Any]] = WeakKeyDictionary()
+
+
 def _hints(cls: type[Config]) -> dict[str, Any]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    """Return the type of each field: not to be changed. typing takes a millisecond to find them, so once."""
+    if cls not in _known_hints:
+        hints = get_type_hints(cls, include_extras=True)
+        _known_hints[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _known_hints[cls]
 
 
 def _config_error(cls: type[Config], problems: Sequence[str]) -> ConfigError:

@@ -88,18 +88,24 @@ def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions
     Returns:
         From 1 to t + 1 ids, now observed.
     """
-    position, text = state.lengths[0], state.text(0) if options.filters else None
+    position, t = state.lengths[0], len(guesses)
+    logits = state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device))  # (t + 1, V)
     chosen: list[int] = []
-    for z in state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device)):  # t + 1 of (V,)
-        texts = None if text is None else [torch.cat([text, text.new_tensor(chosen)])]
+    if not options.filters:
+        with suppress(NonFiniteError):  # which matters only where the guesses before it are right: see below
+            uniforms = options.uniforms([0] * (t + 1), range(position, position + t + 1))
+            chosen = state.engine.choose(logits, options, uniforms).tolist()
+            right = next((i for i in range(t) if chosen[i] != guesses[i]), t)
+            del chosen[right + 1 :]
+    while len(chosen) <= t and chosen == guesses[: len(chosen)]:  # one by one
+        text = [torch.cat([state.text(0), logits.new_tensor(chosen, dtype=torch.int64)])]
+        uniform = options.uniforms([0], [position + len(chosen)])
         try:
-            uniform = options.uniforms([0], [position + len(chosen)])
-            chosen += filter_and_draw(state.engine, z[None], options, uniform, texts).tolist()
+            z = logits[len(chosen)][None]  # (1, V)
+            chosen += filter_and_draw(state.engine, z, options, uniform, text).tolist()
         except NonFiniteError:
-            if chosen:
-                break  # the next call will meet it
-            raise
-        if chosen != guesses[: len(chosen)]:
-            break
+            if not chosen:
+                raise
+            break  # the next call will meet it
     state.observe(torch.tensor([chosen], device=state.device))
     return chosen

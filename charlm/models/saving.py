@@ -7,14 +7,12 @@ values. Nothing in a file is executed, so models of strangers can be opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from typing_extensions import override
 
 from charlm.errors import (
     CheckpointError,
@@ -29,6 +27,7 @@ from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
 from charlm.files.reading import read_file, refusal
 from charlm.models.registry import class_of, known_kinds
+from charlm.modes import without_draws
 from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
 
 if TYPE_CHECKING:
@@ -59,32 +58,9 @@ MODEL_FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE)
 FORMAT, VERSION = "charlm.model", 1
 
 _MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters
-_DRAWING = {"normal_", "uniform_", "kaiming_uniform_"}  # of torch.nn.init, and of tensors
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ModelT = TypeVar("ModelT", bound="LanguageModel")
-
-
-class _NoDraws(TorchFunctionMode):
-    """Leaves parameters as they were allocated where a constructor would fill them with random numbers.
-
-    That is most of the time which a model takes to build. The idea is torch.nn.utils.skip_init's.
-    """
-
-    @override
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call a function of torch, unless it is one of the three."""
-        named = kwargs or {}
-        filled = args[0] if args else named.get("tensor")  # torch.nn.init passes it by name
-        if func.__name__ in _DRAWING and isinstance(filled, nn.Parameter):
-            return filled
-        return func(*args, **named)
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -217,7 +193,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
     # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _NoDraws():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
     model.to(check_tensors(header, unique_tensors(model), weights))
     tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)

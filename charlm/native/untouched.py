@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from charlm.modes import without_draws
+
 __all__ = ["first_change", "has_its_own_forward", "hooks_on_all_modules"]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
@@ -56,7 +58,7 @@ def has_its_own_forward(cls: type[nn.Module]) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _new_looks(cls: type[nn.Module], config: object) -> dict[str, _Looks]:
-    with torch.device("meta"):  # without values, which takes no memory and draws no numbers
+    with torch.device("meta"), without_draws():  # which takes no memory and next to no time
         twin = cls(config)
     return {
         name: (

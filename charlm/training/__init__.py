@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from charlm.training.config import TrainerConfig
 from charlm.training.recipes import RECIPES, Recommendation, recommend
 from charlm.training.schedules import learning_rate_at
-from charlm.training.timetable import Timetable
 
 if TYPE_CHECKING:
     from charlm.runs.checkpoint import CheckpointInfo, list_checkpoints, verify_checkpoint
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
     from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
     from charlm.training.resume import read_timetable
+    from charlm.training.timetable import Timetable
     from charlm.training.trainer import Trainer
 
 __all__ = [
@@ -55,6 +55,7 @@ _HOMES = {
     "SampleRecord": "charlm.training.records",
     "StepRecord": "charlm.training.records",
     "StepsEstimate": "charlm.training.budget",
+    "Timetable": "charlm.training.timetable",
     "TrainResult": "charlm.training.records",
     "Trainer": "charlm.training.trainer",
     "build_optimizers": "charlm.training.optimizers",
