@@ -211,9 +211,14 @@ def test_a_narrow_terminal_shows_fewer_numbers_and_none_of_them_cut(
     args = ("train", str(folder / "text.txt"), "-o", str(folder / f"bar {columns}"), *TINY)
     code, written = on_a_terminal(*args, columns=columns)
     assert code == 0
-    (last,) = re.findall(r"\r(20/20 [^\r]*)", written)
-    assert re.fullmatch(r"20/20 \d\d:\d\d<\d\d:\d\d" + (shown and f", {shown}") + r"( \|?#*\|?)?", last), last
-    assert len(last) < columns
+    lines = re.findall(
+        r"\r(20/20 [^\r]*)", written
+    )  # on a busy machine the bar is drawn once more at the end
+    assert 1 <= len(lines) <= 2
+    for line in lines:
+        bar = r"20/20 \d\d:\d\d<\d\d:\d\d" + (shown and f", {shown}") + r"( \|?#*\|?)?"
+        assert re.fullmatch(bar, line), line
+        assert len(line) < columns
 
 
 def test_without_tqdm_a_terminal_gets_lines(
