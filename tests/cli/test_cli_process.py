@@ -211,9 +211,7 @@ def test_a_narrow_terminal_shows_fewer_numbers_and_none_of_them_cut(
     args = ("train", str(folder / "text.txt"), "-o", str(folder / f"bar {columns}"), *TINY)
     code, written = on_a_terminal(*args, columns=columns)
     assert code == 0
-    lines = re.findall(
-        r"\r(20/20 [^\r]*)", written
-    )  # on a busy machine the bar is drawn once more at the end
+    lines = re.findall(r"\r(20/20 [^\r]*)", written)  # a busy machine may draw the end twice
     assert 1 <= len(lines) <= 2
     for line in lines:
         bar = r"20/20 \d\d:\d\d<\d\d:\d\d" + (shown and f", {shown}") + r"( \|?#*\|?)?"

@@ -87,3 +87,11 @@ def test_an_unknown_option_is_a_type_error_as_for_any_function() -> None:
 @pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64 - 1, -(2**64) + 1])
 def test_any_seed_of_64_bits_can_be_used(seed: int) -> None:
     assert MODELS["bigram"](torch.float32).generate(prompt(1, 3), 5, seed=seed).shape == (1, 8)
+
+
+def test_filters_of_the_caller_s_need_the_text() -> None:
+    options = SamplingOptions(filters=[lambda logits, _: logits])
+    with pytest.raises(InputError, match="ids must be given: filters are shown the texts so far"):
+        options.filter(torch.zeros(1, 3))
+    assert options.filter(torch.zeros(1, 3), torch.tensor([[1]])).tolist() == [[0, 0, 0]]
+    assert SamplingOptions().filter(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from reference.own_model import HiddenCache
 from reference.plain_gpt import plain_logits, plain_loss, plain_weights
 from reference.tiny_models import VARIANTS, random_ids, tiny_config, tiny_gpt
 from torch import Tensor
@@ -301,3 +302,28 @@ def test_a_cache_starts_empty_and_belongs_to_one_generation() -> None:
     assert (first.length, second.length) == (5, 0)
     assert isinstance(first, KVCache)
     assert all(isinstance(layer, LayerCache) and layer.length == 5 for layer in first.layers)
+
+
+def test_a_cache_has_no_subclasses_and_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="any class with truncate and fork"):
+
+        class Mine(KVCache):  # type: ignore[misc]  # that it is final is the point
+            pass
+
+    model = tiny_gpt(tiny_config())
+    with pytest.raises(InputError, match=r"cache must be from new_cache\(\), got a HiddenCache"):
+        model(torch.tensor([[1]]), cache=HiddenCache())
+
+
+def test_a_pass_that_was_interrupted_leaves_nothing_in_the_cache() -> None:
+    model = tiny_gpt(tiny_config())
+    idx = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        wanted = model(idx)[0]
+        cache = model.new_cache()
+        handle = model.transformer.h[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(idx, cache=cache)
+        handle.remove()
+        assert torch.equal(model(idx, cache=cache)[0], model(idx, cache=model.new_cache())[0])
+        torch.testing.assert_close(model(idx)[0], wanted)
