@@ -15,7 +15,7 @@ from reference.states import torch_state
 from reference.tiny_models import MODELS, prompt
 from torch import Tensor, nn
 
-from charlm.generation import Cache, Overflow, SamplingOptions, context_start, stream_ids
+from charlm.generation import Cache, Overflow, SamplingOptions, context_start, next_ids, stream_ids
 from charlm.models.base import LanguageModel
 
 W = 16
@@ -218,3 +218,27 @@ def test_more_than_a_thousand_characters_are_generated_in_one_piece() -> None:
 def test_no_new_ids_give_the_prompt_back() -> None:
     model = MODELS["lecture"](torch.float32)
     assert torch.equal(model.generate(prompt(2, 40), 0, seed=1), prompt(2, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fast", "readable"])
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_seed_of_none_is_drawn_from_torch_s_generator_everywhere(
+    dtype: torch.dtype, one_by_one: bool
+) -> None:
+    model, options = MODELS["lecture"](dtype), SamplingOptions()
+
+    def text() -> list[int]:
+        state = model.new_state()
+        state.observe(prompt(1, 3))
+        if one_by_one:
+            return [int(next_ids(state, options)) for _ in range(40)]
+        return [int(ids) for ids in stream_ids(state, 40, options)]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first, second = text(), text()
+        torch.manual_seed(1)
+        assert text() == first
+        assert first != second
+        torch.manual_seed(2)
+        assert text() not in (first, second)
