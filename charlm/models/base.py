@@ -254,7 +254,7 @@ class LanguageModel(nn.Module, ABC):
     def why_not_native(self) -> str | None:
         """Return why this model, as it is now, generates in PyTorch; None: the compiled engine does it.
 
-        The first call on a machine compiles the engine, which takes about two seconds.
+        The first call on a machine compiles the engine, which takes about a second.
 
         Example:
             >>> from charlm import BigramLM

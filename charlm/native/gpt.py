@@ -32,7 +32,7 @@ __all__ = ["NativeGPT", "gpt_engine", "why_not_gpt"]
 
 _LONGEST = 65_536  # positions whose angles are kept
 _AT_ONCE = 1024  # ids in one call, which bounds the work space
-_WORTH_A_THREAD = 200_000  # multiplications: about 10 microseconds of one thread, as long as two barriers
+_WORTH_A_THREAD = 200_000  # multiplications: about 10 microseconds of one thread
 
 
 def gpt_engine(model: GPT, rows: int, rotary: Rotary) -> NativeGPT | None:
@@ -55,7 +55,7 @@ def why_not_gpt(model: GPT) -> str | None:
     if (reason := why_no_library()) is not None:
         return reason
     if any(p.device.type != "cpu" for p in parameters):
-        return f"the model lies on {first.device}"
+        return f"the model lies on {next(p.device for p in parameters if p.device.type != 'cpu')}"
     if first.dtype not in {torch.float32, torch.bfloat16} or any(p.dtype != first.dtype for p in others):
         return f"its weights are {first.dtype}, and not all float32 or all bfloat16"
     # Not what only looks like a tensor, such as a quantised one.

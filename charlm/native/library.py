@@ -109,7 +109,7 @@ _tried: list[ctypes.CDLL | str] = []
 def library() -> ctypes.CDLL | None:
     """Return the compiled library; None where `why_no_library` says why.
 
-    The first call on a machine compiles, which takes about two seconds; the first of a process loads.
+    The first call on a machine compiles, which takes about a second; the first of a process loads.
     """
     found = _library_or_reason()
     return None if isinstance(found, str) else found

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["NativeNGram", "ngram_engine", "why_not_ngram"]
 
 
+_Tables = tuple[Tensor, Tensor, Tensor]
+"""Codes, counts and discounts."""
+
+
 def ngram_engine(model: NGramLM, rows: int) -> NativeNGram | None:
     """Return an engine of a model that it applies to, or None.
 
@@ -70,10 +74,6 @@ def _readable(tables: _Tables, order: int) -> bool:
 
 def _tables_of(model: NGramLM) -> _Tables:
     return model.codes, model.counts, model.discounts
-
-
-_Tables = tuple[Tensor, Tensor, Tensor]
-"""Codes, counts and discounts."""
 
 
 class NativeNGram(NativeEngine):

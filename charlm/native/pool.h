@@ -15,13 +15,13 @@ enum {
     /* The most threads of a pass. */
     MOST_THREADS = 64,
     /* Looks at a barrier before the core is offered to others at each look: 100 microseconds, longer than any wait
-       between two threads that both have a core (a whole pass of 0.8M parameters takes 27 to 90). */
+       between two threads that both have a core (a whole pass of 0.8M parameters takes 27 to 54). */
     SPINS_AT_A_BARRIER = 4000,
     /* Looks for the next pass before a helper sleeps: 8 milliseconds, nearly all of them looks that offer the core.
        To be woken takes 22 microseconds, about as long as a small pass with both threads. */
     SPINS_BEFORE_SLEEP = 20000,
-    /* Multiplications of a pass below which its helpers are not asked right after other work: one to two
-       milliseconds alone. A longer pass is worth the risk. */
+    /* Multiplications of a pass below which its helpers are not asked right after other work: one to two and
+       a half milliseconds alone. A longer pass is worth the risk. */
     SHORT_PASS = 20000000,
     /* Multiplications that one thread makes in a nanosecond: 19 to 20 with weights in its cache, 8 without. */
     PER_NANOSECOND = 20,
