@@ -293,7 +293,7 @@ class NonFiniteError(CharLMError, ArithmeticError):
     """A NaN or an infinity stands where a finite number is needed.
 
     Attributes:
-        step: the training step, from 0, or None outside training.
+        step: the training step, counted from 1, or None outside training.
         parameter: name of the first parameter with a bad gradient, where there is one.
         loss: the loss of that step in nats.
         grad_norm: the global norm of its gradient.

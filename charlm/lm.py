@@ -7,9 +7,7 @@ This is what most users hold. It adds no options of its own: sampling is `charlm
 from __future__ import annotations
 
 import dataclasses
-import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -30,11 +28,8 @@ from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
-from charlm.runs.checkpoint import (
-    is_checkpoint_name,
-    read_checkpoint,
-    scan_checkpoints,
-)
+from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
+from charlm.runs.choosing import best_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.text.streaming import StreamDecoder, start_ids
 from charlm.text.tokenizer import ByteTokenizer, Tokenizer
@@ -380,7 +375,8 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
         raise CheckpointError(f"cannot load {quoted(str(path))}: it {what}")
     backend = get_backend(device)
     if (directory / "run.json").exists():
-        files, where = _best_of_run(directory)
+        best = best_whole_checkpoint(RunDirectory.open(directory))
+        files, where = best.files, best.info.path
     elif is_checkpoint_name(directory.name):  # without its manifest it is damaged, and no saved model
         files, where = read_checkpoint(directory).files, directory
     else:
@@ -394,26 +390,3 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
     model = build_model(files, where, LanguageModel)
     backend.prepare(model)
     return CharLM(model.eval(), tokenizer)
-
-
-def _best_of_run(directory: Path) -> tuple[Mapping[str, bytearray], Path]:
-    """Read the checkpoint with the lowest validation loss, else the newest, that verifies."""
-    run = RunDirectory.open(directory)
-    problems: dict[Path, str] = {}
-    while True:
-        whole, damaged = scan_checkpoints(run)
-        problems.update({path: str(error) for path, error in damaged.items()})
-        newest_first = [info for info in reversed(whole) if info.path not in problems]
-        if not newest_first:
-            found = "; ".join(problems.values()) or "none was saved yet"
-            raise CheckpointError(f"no whole checkpoint in {quoted(str(directory))}: {found}")
-        path = min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0)).path
-        try:
-            files = read_checkpoint(path, run.run_id).files
-        except OSError as error:
-            if os.path.lexists(path):  # else the run, still in training, has deleted it: look again
-                problems[path] = str(error)
-            continue
-        for problem in problems.values():
-            warnings.warn(f"{problem}; loading {quoted(path.name)} instead", RuntimeWarning, stacklevel=3)
-        return files, path

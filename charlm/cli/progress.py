@@ -25,7 +25,7 @@ from charlm.training.callbacks import Callback
 from charlm.training.timetable import evaluation_interval_seconds
 
 if TYPE_CHECKING:
-    from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.records import EvalRecord, SampleRecord, StepRecord, TrainResult
     from charlm.training.trainer import Trainer
 
 __all__ = ["Progress", "clock", "speed", "wants_bar"]
@@ -133,7 +133,7 @@ class Progress(Callback):
             self._line(trainer, record.step, "")
 
     @override
-    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         """Write a line."""
         result = evaluation.result
         self._val = [f"val {result.loss_nats:.4f}"]

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from charlm.errors import (
@@ -41,16 +41,14 @@ from charlm.runs.directory import RunDirectory
 __all__ = [
     "Checkpoint",
     "CheckpointInfo",
-    "checkpoint_name",
+    "SaveIdentity",
     "checkpoint_names",
     "is_checkpoint_name",
     "list_checkpoints",
-    "new_save_id",
-    "part_metadata",
     "read_checkpoint",
-    "save_checkpoint",
     "scan_checkpoints",
     "verify_checkpoint",
+    "write_checkpoint",
 ]
 
 STATE_FILE = "state.json"
@@ -92,78 +90,85 @@ class Checkpoint:
     """state.json."""
 
 
-def save_checkpoint(
+@dataclass(frozen=True)
+class SaveIdentity:
+    """Names one save of one run; every part of it says so, and parts of two saves cannot be mixed."""
+
+    run_id: str
+    """The run."""
+    step: int
+    """How many steps are done."""
+    save_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Random, so that a step can be saved twice."""
+
+    @property
+    def name(self) -> str:
+        """The name of the checkpoint's directory."""
+        return f"step-{self.step:012d}-{self.save_id}"
+
+    @property
+    def values(self) -> dict[str, str | int]:
+        """What JSON files say of it."""
+        return {"run_id": self.run_id, "save_id": self.save_id, "step": self.step}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What safetensors files say of it, whose metadata are strings."""
+        return {name: str(value) for name, value in self.values.items()}
+
+
+def write_checkpoint(
     run: RunDirectory,
-    step: int,
+    identity: SaveIdentity,
     files: Mapping[str, Content],
     state: Mapping[str, object],
     *,
     val_loss: float | None,
-    save_id: str | None = None,
 ) -> Path:
     """Write a checkpoint. When this returns, it survives a loss of power.
 
     Args:
         run: where.
-        step: how many steps are done.
+        identity: names this save.
         files: contents of the model's files and of train.safetensors; the safetensors files carry
-            `part_metadata`.
-        state: what state.json holds; ids and step are added.
+            `identity.metadata`.
+        state: what state.json holds; the identity is added.
         val_loss: validation loss at this step, in nats, if known; finite.
-        save_id: names this save, also inside the parts; None: a new random one.
+
+    Returns:
+        The checkpoint's directory.
 
     Raises:
         CheckpointWriteError: it could not be written. Older checkpoints are intact.
         InputError: the state is not JSON, or more than is read back.
     """
-    save_id = save_id or new_save_id()
-    identity = {"run_id": run.run_id, "save_id": save_id, "step": step}
 
     def manifest(digests: Mapping[str, FileDigest]) -> tuple[str, bytes]:
         listed = {name: {"size": d.size, "sha256": d.sha256} for name, d in digests.items()}
-        values = {"format": FORMAT, "version": VERSION, **identity, "val_loss": val_loss, "files": listed}
+        head = {"format": FORMAT, "version": VERSION, **identity.values}
+        values = {**head, "val_loss": val_loss, "files": listed}
         return MANIFEST_FILE, strict_json.dumps({**values, "sha256": _own_digest(values)})
 
-    target = run.checkpoints / checkpoint_name(step, save_id)
+    target = run.checkpoints / identity.name
     try:  # what cannot be read back must not be written, and older checkpoints not be pruned for it
-        state_data = strict_json.dumps({**identity, **state})
+        state_data = strict_json.dumps({**identity.values, **state})
         strict_json.loads(state_data, path=STATE_FILE)
     except (TypeError, FileFormatError) as error:
         raise InputError(f"a callback's state() cannot be saved: {error}") from error
     try:
-        write_directory(
-            target,
-            {**files, STATE_FILE: state_data},
-            seal=manifest,
-            temporary=save_id,
-        )
+        write_directory(target, {**files, STATE_FILE: state_data}, seal=manifest, temporary=identity.save_id)
     except OSError as error:
         raise CheckpointWriteError(
-            f"cannot save the checkpoint of step {step} in {quoted(str(run.path))}: {error}. "
+            f"cannot save the checkpoint of step {identity.step} in {quoted(str(run.path))}: {error}. "
             "Older checkpoints are intact.",
             errno=error.errno,
         ) from error
     return target
 
 
-def new_save_id() -> str:
-    """Return a random name for one save."""
-    return secrets.token_hex(4)
-
-
-def checkpoint_name(step: int, save_id: str) -> str:
-    """Return the name of the directory of one save."""
-    return f"step-{step:012d}-{save_id}"
-
-
 def is_checkpoint_name(name: str) -> bool:
     """Return whether a directory of that name can be a checkpoint."""
     return _NAME.fullmatch(name) is not None
-
-
-def part_metadata(run: RunDirectory, step: int, save_id: str) -> dict[str, str]:
-    """Return what the safetensors files of a checkpoint say of where they belong."""
-    return {"run_id": run.run_id, "save_id": save_id, "step": str(step)}
 
 
 def checkpoint_names(run: RunDirectory) -> set[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from charlm.training.budget import StepsEstimate, steps_within
     from charlm.training.callbacks import Callback
     from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
-    from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.records import EvalRecord, SampleRecord, StepRecord, TrainResult
     from charlm.training.resume import read_timetable
     from charlm.training.timetable import Timetable
     from charlm.training.trainer import Trainer
@@ -22,7 +22,7 @@ __all__ = [
     "AdamW",
     "Callback",
     "CheckpointInfo",
-    "Evaluation",
+    "EvalRecord",
     "Muon",
     "OptimizerFactory",
     "Recommendation",
@@ -48,7 +48,7 @@ _HOMES = {
     "AdamW": "charlm.training.optimizers",
     "Callback": "charlm.training.callbacks",
     "CheckpointInfo": "charlm.runs.checkpoint",
-    "Evaluation": "charlm.training.records",
+    "EvalRecord": "charlm.training.records",
     "Muon": "charlm.training.optimizers",
     "OptimizerFactory": "charlm.training.optimizers",
     "RunHistory": "charlm.runs.history",

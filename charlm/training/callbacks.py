@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from charlm.training.records import Evaluation, SampleRecord, StepRecord, TrainResult
+    from charlm.training.records import EvalRecord, SampleRecord, StepRecord, TrainResult
     from charlm.training.trainer import Trainer
 
 __all__ = ["Callback"]
@@ -41,7 +41,7 @@ class Callback:
             record: what the step did. Asking for `record.loss` waits for the device.
         """
 
-    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         """Run after each evaluation that the schedule of the run asks for.
 
         Args:

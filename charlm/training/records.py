@@ -1,4 +1,8 @@
-"""What training tells: a record for each step, evaluation and sample, and the result at the end."""
+"""What training tells: a record for each step, evaluation and sample, and a result at the end.
+
+A record says what happened at a step of a run; a result is what a function returns (`EvalResult` of
+`evaluate`, `TrainResult` of `fit`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from charlm.evaluation.evaluate import EvalResult
 
-__all__ = ["Evaluation", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
+__all__ = ["EvalRecord", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
 
 StopReason = Literal["max_steps", "minutes", "max_seconds", "patience", "callback", "interrupted"]
 """Why a run ended: all steps done, its minutes used, max_seconds over, no better evaluation, a callback; or
@@ -32,18 +36,20 @@ class StepRecord:
     """Characters that were predicted in this step."""
     seconds: float
     """What the step took, without evaluation, saving and callbacks."""
-    _loss: Tensor = field(repr=False)
-    _grad_norm: Tensor = field(repr=False)
+    loss_tensor: Tensor = field(repr=False)
+    """The same as `loss`, a scalar on the device: not waited for until it is read."""
+    grad_norm_tensor: Tensor = field(repr=False)
+    """The same as `grad_norm`, on the device."""
 
     @cached_property
     def loss(self) -> float:
         """Mean loss of the step's batch in nats, before the update. Read from the device when asked."""
-        return self._loss.item()
+        return self.loss_tensor.item()
 
     @cached_property
     def grad_norm(self) -> float:
         """Global norm of the gradient before clipping. Read from the device when asked."""
-        return self._grad_norm.item()
+        return self.grad_norm_tensor.item()
 
     @property
     def skipped(self) -> bool:
@@ -57,7 +63,7 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalRecord:
     """One evaluation over the validation text, or over what `eval_chars` leaves of it."""
 
     step: int
@@ -96,7 +102,7 @@ class TrainResult:
     """The evaluation with the lowest loss."""
     best_step: int | None
     """The step after which that was."""
-    history: Sequence[Evaluation]
+    history: Sequence[EvalRecord]
     """All evaluations of this process, in order."""
     reason: StopReason
     """Why it ended."""

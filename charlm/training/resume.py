@@ -1,4 +1,4 @@
-"""From a run's newest whole checkpoint to a trainer that goes on.
+"""From a run's newest whole checkpoint to a trainer that goes on: read, check, apply.
 
 All of a checkpoint is read and checked before the first live object changes: a resume succeeds whole, or
 leaves everything as it was.
@@ -7,15 +7,16 @@ leaves everything as it was.
 from __future__ import annotations
 
 import contextlib
-import os
 import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
@@ -50,63 +51,89 @@ from charlm.runs.checkpoint import (
     read_checkpoint,
     scan_checkpoints,
 )
+from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
-from charlm.text.tokenizer import Tokenizer
+from charlm.runs.writer import RunWriter
 from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
 from charlm.training.optimizers import OptimizerFactory
-from charlm.training.records import Evaluation
-from charlm.training.state import (
+from charlm.training.saving import (
     environment,
     fingerprint,
     optimizer_names,
     optimizer_state,
-    read_evaluation,
     restore_generators,
-    take_seconds,
 )
+from charlm.training.state import RunState
 from charlm.training.timetable import Timetable
-from charlm.training.writer import RunWriter
 
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
-__all__ = ["newest_whole_checkpoint", "read_timetable", "resume", "warn_if_different"]
+__all__ = ["read_timetable", "resume", "warn_if_different"]
 
 TrainerT = TypeVar("TrainerT", bound="Trainer")
 
 
-def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
-    """Read the newest checkpoint that verifies; a damaged newer one is warned about.
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """The newest whole checkpoint of a run, with each value of its state.json in its type."""
+
+    run: RunDirectory
+    names: frozenset[str]
+    """The checkpoints that lay there before this one was read."""
+    checkpoint: Checkpoint
+    where: str
+    """Path of state.json, for messages."""
+    config: TrainerConfig
+    state: RunState
+    timetable: Timetable | None
+    repeats: bool
+    optimizers: Sequence[object]
+    callbacks: Sequence[Mapping[str, object]]
+    data: Mapping[str, object]
+    block_size: Mapping[str, object]
+    environment: Mapping[str, object]
+    generators: Mapping[str, object]
+    scaler: dict[str, object] | None
+
+
+def _read(out_dir: Path) -> _Saved:
+    """Read the newest whole checkpoint; changes nothing.
 
     Raises:
-        CheckpointError: there is none, or a newer charlm wrote the newest.
+        CheckpointError: there is no run, or no whole checkpoint in it.
+        FileFormatError: state.json holds something else than it should.
     """
-    deleted = True
-    while deleted:  # by a process that trains there, which has saved a newer one before: look again
-        deleted = False
-        whole, damaged = scan_checkpoints(run)
-        problems: list[OSError] = []
-        for path in sorted([*(info.path for info in whole), *damaged], reverse=True):  # names sort by step
-            try:
-                if path in damaged:
-                    raise damaged[path]
-                checkpoint = read_checkpoint(path, run.run_id)
-            except OSError as error:
-                deleted = not os.path.lexists(path)
-                if deleted:
-                    break
-                if isinstance(error, CheckpointError) and not isinstance(error, CheckpointCorruptError):
-                    raise  # it is whole, and what came before it is not what the caller means
-                problems.append(error)
-                continue
-            for problem in problems:
-                warnings.warn(
-                    f"{problem}; going on from step {checkpoint.info.step}", RuntimeWarning, stacklevel=4
-                )
-            return checkpoint
-    found = "; ".join(map(str, problems)) or "none was saved. Delete the directory and begin anew"
-    raise CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
+    run = RunDirectory.open(out_dir)
+    names = frozenset(checkpoint_names(run))
+    checkpoint = newest_whole_checkpoint(run)
+    values, where = checkpoint.state, str(checkpoint.info.path / STATE_FILE)
+
+    def table(name: str) -> dict[str, object]:
+        return take(values, name, dict, path=where)
+
+    timetable, repeats = None, False
+    if values.get("timetable") is not None:
+        timetable = Timetable.from_dict(table("timetable"), path=where)
+        repeats = take(table("timetable"), "repeats", bool, path=where)
+    return _Saved(
+        run=run,
+        names=names,
+        checkpoint=checkpoint,
+        where=where,
+        config=TrainerConfig.from_dict(table("config")),
+        state=RunState.from_dict(values, path=where),
+        timetable=timetable,
+        repeats=repeats,
+        optimizers=take(values, "optimizers", list, path=where),
+        callbacks=take(values, "callbacks", list, path=where),
+        data=table("data"),
+        block_size=table("block_size"),
+        environment=table("environment"),
+        generators=table("rng"),
+        scaler=None if values.get("scaler") is None else table("scaler"),
+    )
 
 
 def read_timetable(run: str | Path) -> Timetable:
@@ -131,18 +158,13 @@ def read_timetable(run: str | Path) -> Timetable:
         >>> again.steps == first.steps
         True
     """
-    directory = RunDirectory.open(Path(run))
-    checkpoint = newest_whole_checkpoint(directory)
-    name, where = quoted(str(run)), str(checkpoint.info.path / STATE_FILE)
-    if checkpoint.state.get("timetable") is None:
+    saved, name = _read(Path(run)), quoted(str(run))
+    config, timetable = saved.config, saved.timetable
+    if timetable is None:
         raise CheckpointError(f"{name} holds a run that did not depend on the clock: its settings repeat it")
-    values = take(checkpoint.state, "timetable", dict, path=where)
-    timetable = Timetable.from_dict(values, path=where)
-    config = TrainerConfig.from_dict(take(checkpoint.state, "config", dict, path=where))
-    since_best = take(checkpoint.state, "evaluations_since_best", int, path=where)
     last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
-    lost_patience = config.patience is not None and since_best >= config.patience
-    if checkpoint.info.step < last and not lost_patience:
+    lost_patience = config.patience is not None and saved.state.evaluations_since_best >= config.patience
+    if saved.state.step < last and not lost_patience:
         raise CheckpointError(f"the run in {name} has not come to its end yet: go on with it first")
     return timetable
 
@@ -155,17 +177,15 @@ def warn_if_different(
     Raises:
         CheckpointError: there is no run, or no whole checkpoint in it.
     """
-    checkpoint = newest_whole_checkpoint(RunDirectory.open(Path(run)))
-    where = str(checkpoint.info.path / STATE_FILE)
-    saved = take(checkpoint.state, "data", dict, path=where)
+    saved = _read(Path(run))
     for name, data in (("train", train_data), ("val", val_data)):
-        if saved.get(name) != (None if data is None else fingerprint(data)):
+        if saved.data.get(name) != (None if data is None else fingerprint(data)):
             warnings.warn(
                 f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    _warn_if_elsewhere(take(checkpoint.state, "environment", dict, path=where), backend)
+    _warn_if_elsewhere(saved.environment, backend)
 
 
 def resume(
@@ -181,51 +201,14 @@ def resume(
     max_steps: int | None,
 ) -> TrainerT:
     """Build the trainer that goes on from the newest whole checkpoint; see `Trainer.resume`."""
-    run = RunDirectory.open(out_dir)
-    known = checkpoint_names(run)
-    checkpoint = newest_whole_checkpoint(run)
-    path, state = checkpoint.info.path, checkpoint.state
-    where = str(path / STATE_FILE)
-    config = TrainerConfig.from_dict(take(state, "config", dict, path=where))
-    timetable, repeats = None, False
-    if state.get("timetable") is not None:
-        values = take(state, "timetable", dict, path=where)
-        timetable, repeats = (
-            Timetable.from_dict(values, path=where),
-            take(values, "repeats", bool, path=where),
-        )
-    new_end = False
-    if max_steps is not None:
-        if type(max_steps) is int and 0 < max_steps < checkpoint.info.step:
-            raise ConfigError(
-                f"max_steps must be at least the {checkpoint.info.step} steps done, got {max_steps}"
-            )
-        new_end = max_steps != config.max_steps or timetable is not None
-        config = config.replace(max_steps=max_steps)
-        if timetable is not None:  # from here on the clock decides nothing; what it chose to score stays
-            by_the_clock = config.eval_interval is None
-            config = config.replace(
-                minutes=None,
-                eval_chars=timetable.eval_chars,
-                eval_interval=-(-config.max_steps // 5) if by_the_clock else config.eval_interval,
-            )
-            timetable, repeats = None, False
-    _check_data(state, train_data, val_data, where)
-    tokenizer: Tokenizer | None = None
-    if TOKENIZER_FILE in checkpoint.files:
-        tokenizer = build_tokenizer(checkpoint.files, path)
-    if model is None:
-        if CONFIG_FILE not in checkpoint.files:
-            raise CheckpointError(f"{quoted(str(path))} does not say how to build its model; pass model=")
-        model = build_model(checkpoint.files, path, LanguageModel)
-    elif isinstance(model, LanguageModel) and CONFIG_FILE in checkpoint.files:
-        kind, saved = model_settings(checkpoint.files, path)
-        if (kind, saved) != (type(model), model.config):
-            raise CheckpointMismatchError(
-                f"{quoted(str(path))} holds a {kind.__name__} with {saved}, not the model given: {model!r}"
-            )
-    weights = _weights(checkpoint, model)
-
+    saved = _read(out_dir)
+    config = saved.config if max_steps is None else _with_another_end(saved, max_steps)
+    timetable = saved.timetable if max_steps is None else None
+    _check_data(saved, train_data, val_data)
+    files, path = saved.checkpoint.files, saved.checkpoint.info.path
+    tokenizer = build_tokenizer(files, path) if TOKENIZER_FILE in files else None
+    model = _model(saved, model)
+    weights = _weights(saved.checkpoint, model)
     trainer = cls(
         model,
         train_data,
@@ -235,60 +218,67 @@ def resume(
         device=device,
         callbacks=callbacks,
         optimizer=optimizer,
-        timetable=timetable if repeats else None,
+        timetable=timetable if saved.repeats else None,
     )
-    names = optimizer_names(trainer)
-    if take(state, "optimizers", list, path=where) != names:
-        raise CheckpointMismatchError(
-            f"the run was trained with {reprlib.repr(state['optimizers'])[:200]}, got {names}; "
-            "pass the same optimizer="
-        )
-    tensors, _ = safetensors.loads(checkpoint.files[TRAIN_FILE], path=str(path / TRAIN_FILE))
-    moments = optimizer_state(tensors, trainer, str(path / TRAIN_FILE), own=optimizer is not None)
-    best = read_evaluation(state, "best", where)
-    last = read_evaluation(state, "last", where)
-    states = take(state, "callbacks", list, path=where)
-    if len(states) != len(trainer.callbacks) and any(states):  # those that remember nothing may stay away
-        raise CheckpointMismatchError(
-            f"the run was saved with {len(states)} callbacks, got {len(trainer.callbacks)}; pass the same"
-        )
-    best_weights = _best_weights(run, checkpoint, best, model) if config.restore_best else {}
-    chars_seen = take(state, "chars_seen", int, path=where)
-    seconds = take_seconds(state, where)
-    evaluations_since_best = take(state, "evaluations_since_best", int, path=where)
-    scaler_state = None if state.get("scaler") is None else take(state, "scaler", dict, path=where)
-    generators = take(state, "rng", dict, path=where)
-
-    if trainer.scaler is not None and scaler_state is not None:
-        try:
-            trainer.scaler.load_state_dict(scaler_state)
-        except (RuntimeError, KeyError, TypeError) as error:
-            raise CheckpointCorruptError(f"{quoted(where)} holds no state of a gradient scaler") from error
-    _warn_if_elsewhere(take(state, "environment", dict, path=where), trainer.backend)
+    tensors = safetensors.loads(files[TRAIN_FILE], path=str(path / TRAIN_FILE))[0]
+    moments = _moments(saved, trainer, tensors, own=optimizer is not None)
+    _check_callbacks(saved, trainer.callbacks)
+    best_weights = _best_weights(saved, model) if config.restore_best else None
+    _load_scaler(saved, trainer)
+    _warn_if_elsewhere(saved.environment, trainer.backend)
 
     # All is read and checked: from here on live objects change, first those that may refuse.
-    if len(states) == len(trainer.callbacks):
-        for callback, callback_state in zip(trainer.callbacks, states, strict=True):
+    if len(saved.callbacks) == len(trainer.callbacks):
+        for callback, callback_state in zip(trainer.callbacks, saved.callbacks, strict=True):
             callback.load_state(callback_state)
-    restore_generators(generators, tensors, where)
+    restore_generators(saved.generators, tensors, saved.where)
     with torch.no_grad():
         for name, tensor in unique_tensors(model).items():
             tensor.copy_(weights[name])
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
-    if timetable is not None:
-        trainer._timekeeper.timetable = timetable
-    trainer.out_dir = out_dir
-    trainer.step = checkpoint.info.step
-    trainer.chars_seen = chars_seen
-    trainer.seconds = seconds
-    trainer.best, trainer.last = best, last
-    trainer.checkpoint = path
-    trainer._writer = RunWriter(out_dir, run, checkpoint.info, known)
-    trainer._evaluations_since_best = evaluations_since_best
-    trainer._other_weights = best_weights
-    trainer._new_end = new_end
+    trainer._restore(
+        saved.state,
+        checkpoint=path,
+        writer=RunWriter(out_dir, saved.run, saved.checkpoint.info, saved.names),
+        timetable=timetable,
+        best_weights=best_weights,
+        new_end=config != saved.config,
+    )
     return trainer
+
+
+def _with_another_end(saved: _Saved, max_steps: int) -> TrainerConfig:
+    """Return the run's settings with a new end, which is one of steps and not of time."""
+    done = saved.state.step
+    if type(max_steps) is int and 0 < max_steps < done:
+        raise ConfigError(f"max_steps must be at least the {done} steps done, got {max_steps}")
+    config = saved.config.replace(max_steps=max_steps)
+    if saved.timetable is None:
+        return config
+    # From here on the clock decides nothing; what it chose to score stays.
+    by_the_clock = config.eval_interval is None
+    return config.replace(
+        minutes=None,
+        eval_chars=saved.timetable.eval_chars,
+        eval_interval=-(-config.max_steps // 5) if by_the_clock else config.eval_interval,
+    )
+
+
+def _model(saved: _Saved, given: nn.Module | None) -> nn.Module:
+    """Return the model that was given, if it can take the weights, or build the one that was saved."""
+    files, path = saved.checkpoint.files, saved.checkpoint.info.path
+    if given is None:
+        if CONFIG_FILE not in files:
+            raise CheckpointError(f"{quoted(str(path))} does not say how to build its model; pass model=")
+        return build_model(files, path, LanguageModel)
+    if isinstance(given, LanguageModel) and CONFIG_FILE in files:
+        kind, config = model_settings(files, path)
+        if (kind, config) != (type(given), given.config):
+            raise CheckpointMismatchError(
+                f"{quoted(str(path))} holds a {kind.__name__} with {config}, not the model given: {given!r}"
+            )
+    return given
 
 
 def _weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
@@ -304,17 +294,48 @@ def _weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
     return safetensors.loads(data, path=path)[0]
 
 
-def _best_weights(
-    run: RunDirectory, current: Checkpoint, best: Evaluation | None, model: nn.Module
-) -> dict[str, Tensor]:
+def _moments(
+    saved: _Saved, trainer: Trainer, tensors: Mapping[str, Tensor], *, own: bool
+) -> list[tuple[nn.Parameter, Optimizer, dict[str, Tensor]]]:
+    """Return what each optimizer kept for each parameter."""
+    names = optimizer_names(trainer.optimizers)
+    if saved.optimizers != names:
+        raise CheckpointMismatchError(
+            f"the run was trained with {reprlib.repr(saved.optimizers)[:200]}, got {names}; "
+            "pass the same optimizer="
+        )
+    where = str(saved.checkpoint.info.path / TRAIN_FILE)
+    return optimizer_state(tensors, trainer.model, trainer.optimizers, where, own=own)
+
+
+def _load_scaler(saved: _Saved, trainer: Trainer) -> None:
+    """Give the gradient scaler of a new trainer its state back."""
+    if trainer.scaler is None or saved.scaler is None:
+        return
+    try:
+        trainer.scaler.load_state_dict(saved.scaler)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointCorruptError(f"{quoted(saved.where)} holds no state of a gradient scaler") from error
+
+
+def _check_callbacks(saved: _Saved, callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks that cannot get their states back; those that remember nothing may stay away."""
+    if len(saved.callbacks) != len(callbacks) and any(saved.callbacks):
+        raise CheckpointMismatchError(
+            f"the run was saved with {len(saved.callbacks)} callbacks, got {len(callbacks)}; pass the same"
+        )
+
+
+def _best_weights(saved: _Saved, model: nn.Module) -> Mapping[str, Tensor] | None:
     """Return the weights of the best evaluation so far, from the checkpoint that was kept for it."""
+    best, current = saved.state.best, saved.checkpoint
     if best is None:
-        return {}
+        return None
     kept = current if best.step == current.info.step else None
-    for info in scan_checkpoints(run)[0]:
+    for info in scan_checkpoints(saved.run)[0]:
         if kept is None and info.step == best.step:
             with contextlib.suppress(OSError):  # damaged, or deleted by a process that trains there
-                kept = read_checkpoint(info.path, run.run_id)
+                kept = read_checkpoint(info.path, saved.run.run_id)
     if kept is None:
         warnings.warn(
             f"the weights of the best evaluation, at step {best.step}, are not on disk; they cannot be "
@@ -322,30 +343,23 @@ def _best_weights(
             RuntimeWarning,
             stacklevel=4,
         )
-        return {}
-    device = next(model.parameters()).device
-    return {name: tensor.clone().to(device) for name, tensor in _weights(kept, model).items()}
+        return None
+    return _weights(kept, model)
 
 
-def _check_data(
-    state: Mapping[str, object], train_data: BlockDataset, val_data: BlockDataset | None, path: str
-) -> None:
-    saved = take(state, "data", dict, path=path)
+def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset | None) -> None:
     for name, data in (("train", train_data), ("val", val_data)):
         if not isinstance(data, BlockDataset) and not (data is None and name == "val"):
             raise InputError(f"{name}_data must be a BlockDataset, got {shown(data)}")
-        now = None if data is None else fingerprint(data)
-        if saved.get(name) != now:
+        if saved.data.get(name) != (None if data is None else fingerprint(data)):
             raise CheckpointMismatchError(
                 f"{name}_data is not the text that the run was trained with; pass the same corpus, encoded "
                 "with the same tokenizer and split at the same place"
             )
-    sizes = take(state, "block_size", dict, path=path)
-    for name, data in (("train", train_data), ("val", val_data)):
-        if data is not None and sizes.get(name) != data.block_size:
+        if data is not None and saved.block_size.get(name) != data.block_size:
             raise CheckpointMismatchError(
                 f"{name}_data has blocks of {data.block_size}, the run was trained with "
-                f"{shown(sizes.get(name))}"
+                f"{shown(saved.block_size.get(name))}"
             )
 
 

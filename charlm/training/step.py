@@ -2,15 +2,11 @@
 
 It knows a model, its batches and its optimizers, and nothing of runs, logs or checkpoints. Everything
 random in a step is drawn at the step's own address, so a step needs no memory of those before it but the
-weights and the optimizers' state.
-
-Nothing here waits for a device that works on its own: whether a step was finite stays there, and keeps the
-step (and all later ones, where the run is to end) from changing anything, until `check` asks.
+weights and the optimizers' state. Whether a step may move the weights, guard.py decides.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +24,11 @@ from charlm.data.order import EpochOrder
 from charlm.errors import InputError, NonFiniteError
 from charlm.randomness import derive_seed
 from charlm.training.config import TrainerConfig
+from charlm.training.guard import SkippedStep, guard_for
 from charlm.training.optimizers import OptimizerFactory, build_optimizers
 from charlm.training.records import StepRecord
 
 __all__ = ["Stepper"]
-
-# After so many steps in a row that were not finite a run ends: then it is not the batch.
-_MOST_IN_A_ROW = {"raise": 1, "skip": 10}
 
 
 class Stepper:
@@ -88,18 +82,7 @@ class Stepper:
         self._generator = torch.Generator()  # re-seeded for each batch
         self._batches = batches_on(data, backend)
         self._order = None if config.replacement else EpochOrder(data, config.batch_size, config.seed)
-        # On the CPU the answer is there at once. fp16 skips steps of its own, and an optimizer of the
-        # caller's may know nothing of `found_inf`: these wait.
-        self._masked = (
-            backend.asynchronous
-            and self.scaler is None
-            and all(getattr(made, "_step_supports_amp_scaling", False) for made in self.optimizers)
-        )
-        self._limit = _MOST_IN_A_ROW[config.nonfinite]
-        self._in_a_row = 0  # steps up to now that were not finite, where each is asked
-        # The same on the device; and 1 from the step on at which the run is to end, and that step's number.
-        self._noted: tuple[Tensor, Tensor, Tensor] | None = None
-        self._maybe_skipped: list[tuple[int, Tensor, Tensor]] = []  # step, loss, norm of the gradient
+        self._guard = guard_for(config, backend, scaler=self.scaler, optimizers=self.optimizers)
 
     def take(self, step: int) -> StepRecord:
         """Move the parameters once.
@@ -120,9 +103,10 @@ class Stepper:
                 group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         with self._unscaled(active):
             norm = self._gradient_norm()
-            if self._masked:
-                self._note(step, loss, norm, active)
-            if self._masked or self._is_finite(step, loss, norm, learning_rate):
+            verdict = self._guard.judge(step, loss, norm, active)
+            if verdict == "end":
+                self._refuse(step, loss, norm, learning_rate)
+            if verdict == "move":
                 if config.grad_clip is not None:
                     torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
                 for optimizer in active:
@@ -133,8 +117,8 @@ class Stepper:
             learning_rate=learning_rate,
             chars=self.chars_per_step,
             seconds=time.perf_counter() - began,
-            _loss=loss,
-            _grad_norm=norm,
+            loss_tensor=loss,
+            grad_norm_tensor=norm,
         )
 
     def check(self) -> None:
@@ -143,45 +127,16 @@ class Stepper:
         Raises:
             NonFiniteError: it is; nothing has moved since that step, and its number is in the error.
         """
-        if self._noted is None or not bool(self._noted[1]):
+        step = self._guard.ended_at()
+        if step is None:
             return
-        step = int(self._noted[2])
-        self._noted = None
         # Every step has an address, and the weights are still those before it: take it again, to look.
         loss = self._accumulate_gradients(step)
         self._refuse(step, loss, self._gradient_norm(), self._learning_rate(step))
 
-    def skipped(self, before: int) -> list[tuple[int, float, float]]:
-        """Return step, loss and gradient norm of those left out since the last call; waits for the device.
-
-        Args:
-            before: only steps before this one count; later ones are to be taken again.
-        """
-        noted, self._maybe_skipped = self._maybe_skipped, []
-        if not noted:
-            return []
-        read = torch.stack([torch.stack((loss, norm)) for _, loss, norm in noted]).tolist()  # (N, 2)
-        steps = [(step, loss, norm) for (step, _, _), (loss, norm) in zip(noted, read, strict=True)]
-        return [(n, loss, norm) for n, loss, norm in steps if n < before and not math.isfinite(loss + norm)]
-
-    def _note(self, step: int, loss: Tensor, norm: Tensor, active: Sequence[Optimizer]) -> None:
-        """Tell the optimizers, on the device, whether they may move."""
-        bad = (~torch.isfinite(loss + norm)).float()
-        if self._noted is None:
-            self._noted = (
-                torch.zeros_like(bad),
-                torch.zeros_like(bad),
-                torch.zeros_like(bad, dtype=torch.int64),
-            )
-        in_a_row, ended, last = self._noted
-        in_a_row = (in_a_row + 1) * bad
-        last = torch.where(ended > 0, last, step)
-        ended = torch.maximum(ended, (in_a_row >= self._limit).float())
-        self._noted = in_a_row, ended, last
-        for optimizer in active:
-            optimizer.found_inf = torch.maximum(bad, ended)  # type: ignore[attr-defined]
-        if self._limit > 1:
-            self._maybe_skipped.append((step, loss, norm))
+    def skipped(self, done: int) -> list[SkippedStep]:
+        """Return those of the steps done that were left out since the last call; waits for the device."""
+        return self._guard.skipped(done)
 
     def _drop_gradients(self) -> None:
         for parameter in self._all_parameters:  # model.zero_grad would look for them again, in each step
@@ -221,24 +176,6 @@ class Stepper:
         finally:
             self.scaler.update()
 
-    def _is_finite(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> bool:
-        """Return whether the update may be made; raise where that is not the scaler's business.
-
-        In fp16 gradients overflow now and then: then no optimizer moves, and the scaler lowers its factor.
-        A factor below 1 has nothing left to lower. Weights and moments stay in each case.
-        """
-        if bool(torch.isfinite(loss + norm)):
-            self._in_a_row = 0
-            return True
-        if self.scaler is not None and bool(torch.isfinite(loss)) and self.scaler.get_scale() >= 1:
-            return False
-        self._in_a_row += 1
-        if self._in_a_row >= self._limit:
-            self._in_a_row = 0
-            self._refuse(step, loss, norm, learning_rate)
-        self._maybe_skipped.append((step, loss, norm))
-        return False
-
     def _refuse(self, step: int, loss: Tensor, norm: Tensor, learning_rate: float) -> NoReturn:
         """Raise NonFiniteError, with the first parameter whose gradient is not finite."""
         bad = next(
@@ -251,12 +188,12 @@ class Stepper:
         )
         self._drop_gradients()
         raise NonFiniteError(
-            f"step {step}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
+            f"step {step + 1}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
             f"rate {learning_rate:g}; batch seed {self._config.seed}, "
             + (f"first bad gradient: {bad}. " if bad else "all gradients are finite. ")
-            + ("" if self._limit == 1 else f"It is the {self._limit}th in a row. ")
+            + ("" if self._guard.limit == 1 else f"It is the {self._guard.limit}th in a row. ")
             + "The weights are those before this step. Lower the learning rate, or set grad_clip.",
-            step=step,
+            step=step + 1,
             parameter=bad,
             loss=loss.item(),
             grad_norm=norm.item(),

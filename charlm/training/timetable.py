@@ -174,6 +174,10 @@ class Timekeeper:
         """Return what a checkpoint keeps."""
         return {**self.timetable.to_dict(), "repeats": self.repeats}
 
+    def choose_eval_chars(self, chars: int | None) -> None:
+        """Write down how much of the validation text each evaluation scores; None: all."""
+        self.timetable = replace(self.timetable, eval_chars=chars)
+
     def start(self, step: int, now: float, evaluation_seconds: float) -> None:
         """Begin to measure, or begin again after a resume.
 

@@ -1,24 +1,22 @@
 """`Trainer`: the loop, to read from top to bottom.
 
-`fit` is a for-loop over `steps`; a step is arithmetic (step.py), and then whatever is due: evaluation, a
-sample, a checkpoint (`_after_step`). What goes to disk, writer.py writes. Where a run has a time,
-timetable.py decides which steps are evaluated and which is the last. What is random has an address (see
-`charlm.randomness`), so nothing here depends on what ran before: a resumed run, a run with other intervals
-and a run with noisy callbacks train alike, bit for bit. The trainer prints nothing.
+`fit` is a for-loop over `steps`; a step is arithmetic (step.py), and then whatever is due (due.py):
+evaluation, a sample, a checkpoint (`_after_step`). What must survive is a `RunState` and what saving.py
+gathers; runs/ writes it. Where a run has a time, timetable.py decides which steps are evaluated and which is
+the last. What is random has an address (see `charlm.randomness`), so nothing here depends on what ran
+before: a resumed run, a run with other intervals and a run with noisy callbacks train alike, bit for bit.
+The trainer prints nothing.
 """
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -28,25 +26,26 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
-from charlm.models.saving import unique_tensors
 from charlm.randomness import derive_seed
 from charlm.runs.directory import RunDirectory
-from charlm.runs.log import eval_values
+from charlm.runs.writer import RunWriter
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments
 from charlm.training.config import TrainerConfig
+from charlm.training.due import due_after
+from charlm.training.evaluations import Evaluations
 from charlm.training.memory import check_memory
 from charlm.training.optimizers import OptimizerFactory
-from charlm.training.records import Evaluation, SampleRecord, StepRecord, StopReason, TrainResult
+from charlm.training.records import EvalRecord, SampleRecord, StepRecord, StopReason, TrainResult
+from charlm.training.reporting import Reporter
 from charlm.training.resume import resume
+from charlm.training.saving import fingerprint, gather
 from charlm.training.schedules import learning_rate_at
-from charlm.training.state import fingerprint
+from charlm.training.state import RunState
 from charlm.training.step import Stepper
-from charlm.training.timetable import LONGEST_EVALUATION, Timekeeper, Timetable
-from charlm.training.timing import chars_within, evaluation_seconds
-from charlm.training.writer import RunWriter
+from charlm.training.timetable import Timekeeper, Timetable
 
 __all__ = ["Trainer"]
 
@@ -70,13 +69,7 @@ class Trainer:
             of the clock.
 
     Attributes:
-        step: how many steps are done.
-        best: the evaluation with the lowest loss so far, or None.
-        last: the last evaluation, or None.
-        history: the evaluations of this process, in order.
-        chars_seen: characters predicted in training.
-        seconds: time spent in the run so far. What a program adds before the first step, for reading its
-            text, counts towards `minutes`.
+        state: how far the run has come: what of it must survive, beside tensors.
 
     Raises:
         DataError: the data has ids that the model lacks, or longer blocks than it sees.
@@ -107,12 +100,7 @@ class Trainer:
     precision: Precision
     optimizers: list[Optimizer]
     scaler: GradScaler | None
-    step: int
-    chars_seen: int
-    seconds: float
-    best: Evaluation | None
-    last: Evaluation | None
-    history: list[Evaluation]
+    state: RunState
     checkpoint: Path | None
 
     def __init__(
@@ -169,24 +157,16 @@ class Trainer:
         )
         self.optimizers, self.scaler = self._stepper.optimizers, self._stepper.scaler
 
-        self.step = 0
-        self.best = self.last = None
-        self.history = []
-        self.chars_seen = 0
-        self.seconds = 0.0
+        self.state = RunState()
         self.checkpoint = None
-        self._evaluations_since_best = 0
-        # The best weights; or those of the last step, while the model holds the best.
-        self._other_weights: dict[str, torch.Tensor] = {}
-        self._holds_best = False
-        self._writer = None if self.out_dir is None else RunWriter(self.out_dir)
+        self._evaluations = Evaluations(model, val_data, self.config, self.backend)
+        self._begin_writing(None if self.out_dir is None else RunWriter(self.out_dir))
         self._reason: StopReason | None = None
         self._interrupted = False
         self._running = False
         self._new_end = False  # a resume has changed max_steps
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
-        self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
 
     @classmethod
     def resume(
@@ -297,7 +277,7 @@ class Trainer:
             self._begin()
             while self._reason is None:
                 record = self._take_step()
-                self.step, self.chars_seen = record.step, self.chars_seen + record.chars
+                self.state.step, self.state.chars_seen = record.step, self.chars_seen + record.chars
                 self._after_step(record)
                 yield record
                 self._counted_at = time.perf_counter()  # the caller's own time is not the run's
@@ -307,6 +287,40 @@ class Trainer:
             for module in was_training:
                 module.training = True
             self._end()
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.state.step
+
+    @property
+    def chars_seen(self) -> int:
+        """Characters predicted in training."""
+        return self.state.chars_seen
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the run so far. What a program adds for reading its text counts towards `minutes`."""
+        return self.state.seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self.state.seconds = seconds
+
+    @property
+    def best(self) -> EvalRecord | None:
+        """The evaluation with the lowest loss so far, or None."""
+        return self.state.best
+
+    @property
+    def last(self) -> EvalRecord | None:
+        """The last evaluation, or None."""
+        return self.state.last
+
+    @property
+    def history(self) -> list[EvalRecord]:
+        """The evaluations of this process, in order."""
+        return self._evaluations.history
 
     @property
     def expected_steps(self) -> int | None:
@@ -353,12 +367,14 @@ class Trainer:
         """
         if self._writer is None:
             raise InputError("out_dir must be given to save: Trainer(..., out_dir='runs/one')")
-        if self._holds_best and self.checkpoint is not None:
+        if self._evaluations.best_in_model and self.checkpoint is not None:
             return self.checkpoint  # the last step is saved, and the model holds other weights now
         self._check_steps()
-        self.checkpoint = self._writer.save(self)
-        for callback in self.callbacks:
-            callback.on_save(self, self.checkpoint)
+        identity = self._writer.identify(self.step)
+        files, state = gather(self, identity)
+        self.checkpoint = self._writer.write(identity, files, state, val_loss=self.state.val_loss)
+        self._writer.prune(self.checkpoint, keep_last=self.config.keep_last, keep_best=self.config.keep_best)
+        self._reporter.saved(self.checkpoint)
         return self.checkpoint
 
     def finish(self) -> None:
@@ -386,21 +402,41 @@ class Trainer:
             checkpoint=self.checkpoint,
         )
 
+    def _restore(
+        self,
+        state: RunState,
+        *,
+        checkpoint: Path,
+        writer: RunWriter,
+        timetable: Timetable | None,
+        best_weights: Mapping[str, Tensor] | None,
+        new_end: bool,
+    ) -> None:
+        """Stand where a checkpoint was saved; weights, moments and generators are restored already."""
+        self.state, self.checkpoint, self._new_end = state, checkpoint, new_end
+        self.out_dir = checkpoint.parent.parent
+        self._begin_writing(writer)
+        if timetable is not None:
+            self._timekeeper.timetable = timetable
+        if best_weights is not None:
+            self._evaluations.keep_weights(best_weights)
+
+    def _begin_writing(self, writer: RunWriter | None) -> None:
+        self._writer, self._reporter = writer, Reporter(self, writer)
+
     def _begin(self) -> None:
         if self._writer is not None:
             self._writer.begin(self.step)
-        if self._holds_best:
-            self._exchange_weights()
+        if self._evaluations.best_in_model:
+            self._evaluations.exchange_weights()
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
         self._reason = None
         self._began_at = self._counted_at = time.perf_counter()
         self._start_timekeeper()
-        if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
+        if self._evaluations.patience_is_lost(self.state):
             self._reason = self._reason or "patience"  # what has ended stays ended
-        self._logged_at = (self.chars_seen, self.seconds)
-        for callback in self.callbacks:
-            callback.on_train_start(self)
+        self._reporter.began()
         if self._new_end:  # or it would be forgotten by a kill before the next checkpoint
             self._save_if_possible()
             self._new_end = False
@@ -413,39 +449,22 @@ class Trainer:
         if self.timetable is not None and not keeper.repeats:
             if self.out_dir is not None:  # for a long text it takes seconds, which no evaluation is to pay
                 fingerprint(self.train_data)
-            if self.val_data is not None:
-                evaluation = self._evaluation_seconds(self.val_data)
+            evaluation = self._evaluations.measure(self.state, keeper)
             self._count_seconds()
         keeper.start(self.step, self.seconds, evaluation)
         before = self.timetable
-        if self.step > 0 and self._is_the_last():
-            self._reason = self._reason_of_end()
+        if self.step > 0:
+            self._note_the_end()
         self._new_end = self._new_end or self.timetable != before
-
-    def _evaluation_seconds(self, val_data: BlockDataset) -> float:
-        """Measure what an evaluation takes, and choose how much of the text it scores, if nothing has yet."""
-        keeper, longest = self._timekeeper, LONGEST_EVALUATION * 60 * (self.config.minutes or 0.0)
-        if self.last is not None:
-            return self.last.seconds
-        if self.step > 0 or keeper.timetable.eval_chars is not None:
-            return evaluation_seconds(
-                self.model, val_data, backend=self.backend, max_chars=keeper.timetable.eval_chars
-            )
-        chars, seconds = chars_within(longest, self.model, val_data, backend=self.backend)
-        keeper.timetable = replace(keeper.timetable, eval_chars=chars)
-        return seconds
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate_at(step, self.config, self._timekeeper.learning_rate_ends)
-
-    def _reason_of_end(self) -> StopReason:
-        return "max_steps" if self.step >= self.config.max_steps else "minutes"
 
     def _take_step(self) -> StepRecord:
         try:
             return self._stepper.take(self.step)
         except NonFiniteError as error:
-            self._log_bad_steps(error)
+            self._fail(error)
             raise
 
     def _check_steps(self) -> None:
@@ -456,117 +475,78 @@ class Trainer:
         try:
             self._stepper.check()
         except NonFiniteError as error:
-            undone = self.step - (error.step or 0)
-            self.chars_seen -= undone * self._stepper.chars_per_step
-            self.step -= undone
-            self._log_bad_steps(error)
+            self._fail(error)
             raise
-        self._log_bad_steps(None)
+        self._reporter.skipped(self._stepper.skipped(self.step))
 
-    def _log_bad_steps(self, last: NonFiniteError | None) -> None:
-        """Log the steps that were left out, and the one that ends the run."""
-        for step, loss, norm in self._stepper.skipped(self.step):
-            self._log("skip", {"loss": loss, "grad_norm": norm}, step=step + 1)
-            warnings.warn(
-                f"step {step} was skipped: its loss is {loss}, its gradient's norm {norm}; the weights are "
-                "those before it",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        if last is not None:
-            self._log("step", {"loss": last.loss, "grad_norm": last.grad_norm}, step=self.step + 1)
+    def _fail(self, error: NonFiniteError) -> None:
+        """Stand before the step that ends the run with an error, and log it."""
+        if error.step is not None:
+            self.state.chars_seen -= (self.step - (error.step - 1)) * self._stepper.chars_per_step
+            self.state.step = error.step - 1
+        self._reporter.skipped(self._stepper.skipped(self.step))
+        self._reporter.failed(error)
 
     def _after_step(self, record: StepRecord) -> None:
-        """Log, tell the callbacks, evaluate, sample and save: whatever is due after a step."""
-        config, step = self.config, self.step
+        """Log, tell the callbacks, sample, evaluate and save: whatever is due after a step."""
+        config = self.config
         if config.minutes is not None and self.backend.asynchronous:
             self.backend.synchronize()  # or the clock would time how steps are handed over
         self._count_seconds()
-        for callback in self.callbacks:
-            callback.on_step_end(self, record)
-        if self._is_the_last():
-            self._reason = self._reason_of_end()
-        elif config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
+        self._reporter.stepped(record)
+        self._note_the_end()
+        if config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
             self._reason = self._reason or "max_seconds"
         ending = self._reason is not None
-        if step % config.log_interval == 0 or ending:
+        scheduled = self._timekeeper.is_evaluation_due(self.step)
+        due = due_after(self.step, config, scheduled=scheduled, ending=ending)
+        if due.log:
             self._check_steps()
-            self._log_step(record)
-        if config.sample_interval is not None and step % config.sample_interval == 0:
+            self._reporter.log_step(record)
+        if due.sample:
             self._sample()
-        scheduled = self._timekeeper.is_evaluation_due(step)
-        evaluated = self.val_data is not None and ((scheduled and not self._interrupted) or ending)
+        evaluated = self.val_data is not None and due.evaluate and (ending or not self._interrupted)
         if evaluated:  # last, since after a stop it is the first that is made up for
             self._evaluate(scheduled=scheduled)
         self._count_seconds()
-        due = scheduled if config.save_interval is None else step % config.save_interval == 0
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0
-        if self._interrupted or self._reason is not None or due or is_best:
+        if due.save or is_best or self._reason is not None or self._interrupted:
             self._save_if_possible()
         self._count_seconds()
         self._timekeeper.after_pause(self.seconds, evaluated=evaluated or scheduled)
         if self._interrupted and self._reason is None:
             where = f"; the state is saved in {self.checkpoint}" if self.checkpoint else ""
             raise TrainingInterrupted(
-                f"training stopped after step {step}{where}",
-                step=step,
+                f"training stopped after step {self.step}{where}",
+                step=self.step,
                 checkpoint=str(self.checkpoint) if self.checkpoint else None,
             )
 
-    def _is_the_last(self) -> bool:
-        """Tell the timekeeper of a step; log what it has decided."""
+    def _note_the_end(self) -> None:
+        """Tell the timekeeper of a step, log the end that it has fixed, and note the reason if it is here."""
         before = self._timekeeper.timetable.ends
-        last = self._timekeeper.after_step(self.step, self.seconds)
+        is_last = self._timekeeper.after_step(self.step, self.seconds)
         if self._timekeeper.timetable.ends != before:
-            self._log("end", {"end": self._timekeeper.end})
-        return last
+            self._reporter.log_end(self._timekeeper.end)
+        if is_last:
+            self._reason = "max_steps" if self.step >= self.config.max_steps else "minutes"
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
-        self.seconds += now - self._counted_at
+        self.state.seconds += now - self._counted_at
         self._counted_at = now
-
-    def _log(self, kind: str, values: Mapping[str, object], *, step: int | None = None) -> None:
-        if self._writer is not None:
-            self._writer.log(kind, step or self.step, {**values, "seconds": self.seconds})
-
-    def _log_step(self, record: StepRecord) -> None:
-        if self._writer is None:
-            return  # and the device is not asked
-        chars, seconds = self.chars_seen - self._logged_at[0], self.seconds - self._logged_at[1]
-        self._logged_at = (self.chars_seen, self.seconds)
-        self._log(
-            "step",
-            {
-                "loss": record.loss,
-                "learning_rate": record.learning_rate,
-                "grad_norm": record.grad_norm,
-                "chars_per_second": chars / max(seconds, 1e-9),
-            },
-        )
 
     def _evaluate(self, *, scheduled: bool) -> None:
         self._check_steps()
-        began = time.perf_counter()
-        self._timekeeper.record_evaluation(self.step, scheduled=scheduled)
-        result = self.evaluate(max_chars=self._timekeeper.timetable.eval_chars)
-        lowest = math.inf if self.best is None else self.best.result.loss_nats
-        is_best = result.loss_nats < lowest  # never if it is not finite
-        self.last = Evaluation(self.step, result, is_best, time.perf_counter() - began)
-        self.history.append(self.last)
-        if is_best:
-            self.best, self._evaluations_since_best = self.last, 0
-            if self.config.restore_best:
-                self._other_weights = {k: t.detach().clone() for k, t in unique_tensors(self.model).items()}
-        elif scheduled and self._timekeeper.is_counted(self.step):
-            # Scheduled evaluations only: others come with stops, and must not bring the end of a run nearer.
-            self._evaluations_since_best += 1
-            if self.config.patience is not None and self._evaluations_since_best >= self.config.patience:
-                self._reason = self._reason or "patience"
+        began, keeper = time.perf_counter(), self._timekeeper
+        keeper.record_evaluation(self.step, scheduled=scheduled)
+        result = self.evaluate(max_chars=keeper.timetable.eval_chars)
+        seconds, counted = time.perf_counter() - began, scheduled and keeper.is_counted(self.step)
+        record = self._evaluations.add(self.state, result, seconds=seconds, counted=counted)
+        if counted and self._evaluations.patience_is_lost(self.state):
+            self._reason = self._reason or "patience"
         self._count_seconds()
-        self._log("eval", eval_values(result))
-        for callback in self.callbacks:
-            callback.on_evaluate(self, self.last)
+        self._reporter.evaluated(record)
 
     def _sample(self) -> None:
         if not isinstance(self.model, LanguageModel) or self.tokenizer is None:
@@ -578,10 +558,7 @@ class Trainer:
             seed=derive_seed(self.config.seed, "sample", self.step),
             overflow="restart",
         )
-        sample = SampleRecord(self.step, self.tokenizer.decode(ids[0, prompt.size(1) :]))
-        self._log("sample", {"text": sample.text})
-        for callback in self.callbacks:
-            callback.on_sample(self, sample)
+        self._reporter.sampled(SampleRecord(self.step, self.tokenizer.decode(ids[0, prompt.size(1) :])))
 
     def _save_if_possible(self) -> None:
         if self._writer is not None:
@@ -591,7 +568,7 @@ class Trainer:
 
     def _catch_up(self) -> None:
         """Evaluate and save the last step where that was not done, as after a stop between two steps."""
-        missing = self.val_data is not None and (self.last is None or self.last.step != self.step)
+        missing = self._evaluations.is_missing(self.state)
         if missing:
             self._evaluate(scheduled=self._timekeeper.is_evaluation_due(self.step))
         if missing or (self._writer is not None and self._writer.saved_step != self.step):
@@ -602,19 +579,8 @@ class Trainer:
     def _finish(self) -> None:
         """Put the best weights back, and tell the callbacks that the run has ended by itself."""
         self._catch_up()
-        if self._other_weights and self.best is not None and self.best.step != self.step:
-            self._exchange_weights()
-        for callback in self.callbacks:
-            callback.on_train_end(self, self.result())
-
-    def _exchange_weights(self) -> None:
-        """Swap the model's weights with those that were put aside."""
-        with torch.no_grad():
-            for name, tensor in unique_tensors(self.model).items():
-                held = tensor.detach().clone()
-                tensor.copy_(self._other_weights[name])
-                self._other_weights[name] = held
-        self._holds_best = not self._holds_best
+        self._evaluations.put_best_back(self.state)
+        self._reporter.ended()
 
     def _end(self) -> None:
         self._interrupted = self._running = False

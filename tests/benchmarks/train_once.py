@@ -64,10 +64,10 @@ def _train(spec: Spec) -> Json:
     import torch
 
     from charlm import GPT, BlockDataset, CharTokenizer, GPTConfig, Trainer, TrainerConfig, load_corpus
-    from charlm.training import Callback, Evaluation
+    from charlm.training import Callback, EvalRecord
 
     class Clock(Callback):
-        def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
             history.append(
                 {
                     "step": evaluation.step,

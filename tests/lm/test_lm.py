@@ -434,7 +434,7 @@ def test_a_checkpoint_that_a_run_deletes_meanwhile_is_no_damage(
             shutil.rmtree(best)
         return real(path, run_id)
 
-    monkeypatch.setattr("charlm.lm.read_checkpoint", read)
+    monkeypatch.setattr("charlm.runs.choosing.read_checkpoint", read)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lm = load(run, device="cpu")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from charlm.runs.checkpoint import Checkpoint, part_metadata, save_checkpoint
+from charlm.runs.checkpoint import Checkpoint, SaveIdentity, write_checkpoint
 from charlm.runs.directory import RunDirectory
 
 __all__ = ["PreparedSave", "fast_directory", "to_be_kept"]
@@ -50,9 +50,7 @@ class PreparedSave:
     def write(self, run: RunDirectory) -> None:
         """Save it."""
         files = {name: [data[:100], data[100:]] for name, data in self.files(run).items()}
-        save_checkpoint(
-            run, self.step, files, {"key": self.key}, val_loss=self.val_loss, save_id=self.save_id
-        )
+        write_checkpoint(run, self._identity(run), files, {"key": self.key}, val_loss=self.val_loss)
 
     def is_what(self, checkpoint: Checkpoint, run: RunDirectory) -> bool:
         """Say whether a checkpoint that was read holds exactly this save."""
@@ -64,9 +62,12 @@ class PreparedSave:
             and checkpoint.info.val_loss == self.val_loss
         )
 
+    def _identity(self, run: RunDirectory) -> SaveIdentity:
+        return SaveIdentity(run.run_id, self.step, self.save_id)
+
     def _part(self, run: RunDirectory, data: bytes) -> bytes:
         header = {
-            "__metadata__": part_metadata(run, self.step, self.save_id),
+            "__metadata__": self._identity(run).metadata,
             "w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
         }
         text = json.dumps(header).encode()

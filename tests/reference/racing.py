@@ -22,9 +22,9 @@ from charlm.cli.__main__ import main
 from charlm.errors import RunExistsError, RunLockedError
 from charlm.files import safetensors
 from charlm.models.saving import WEIGHTS_FILE
+from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.training import Callback, StepRecord, list_checkpoints
-from charlm.training.resume import newest_whole_checkpoint
 
 __all__ = ["finish", "leave", "prepare", "race", "read", "write"]
 

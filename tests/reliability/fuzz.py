@@ -87,7 +87,8 @@ def target_function(target: str, folder: Path) -> Callable[[bytes], None]:
     from charlm.models.saving import model_settings
     from charlm.runs import checkpoint
     from charlm.text.tokenizer import tokenizer_from_dict
-    from charlm.training.state import read_evaluation, restore_generators
+    from charlm.training.saving import restore_generators
+    from charlm.training.state import RunState
 
     def weights(data: bytes) -> None:
         if data[:1] == b"1":  # the length of the header is put right
@@ -141,8 +142,8 @@ def target_function(target: str, folder: Path) -> Callable[[bytes], None]:
                 checkpoint._read_manifest(sealed, None)
             if sealed != place:
                 shutil.rmtree(sealed)
-            read_evaluation(values, "best", "s")
-            read_evaluation(values, "last", "s")
+            counters = {"step": 1, "chars_seen": 1, "seconds": 1.0, "evaluations_since_best": 0}
+            RunState.from_dict({**counters, **values}, path="s")
             restore_generators(strict_json.take(values, "rng", dict, path="s"), states, "s")
             np.random.rand(2), torch.rand(2)  # noqa: NPY002 - the generators that were set
 

@@ -30,9 +30,9 @@ from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tenso
 from charlm import BigramLM, Trainer
 from charlm.errors import CheckpointWriteError
 from charlm.runs.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
-from charlm.training.resume import newest_whole_checkpoint
 
 TESTS = Path(__file__).parents[1]
 CODES = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT}

@@ -31,9 +31,9 @@ from charlm.errors import CheckpointError
 from charlm.files.log import Appender, keep_lines
 from charlm.models.saving import load_model, save_model
 from charlm.runs.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
-from charlm.training.resume import newest_whole_checkpoint
 
 TESTS = Path(__file__).parents[1]
 V = TOKENIZER.vocab_size
@@ -210,7 +210,7 @@ def trainer_in(place: Path) -> Trainer:
 
 def changed(trainer: Trainer, step: int) -> Trainer:
     """Give the trainer other weights and a step, as a training step does."""
-    trainer.step = step
+    trainer.state.step = step
     torch.nn.init.constant_(next(trainer.model.parameters()), step + 0.5)
     return trainer
 

@@ -135,11 +135,11 @@ def test_a_step_that_is_not_finite_ends_the_run_with_nothing_moved(
             caught = error_of(trainer, steps)
         told = f"trial {trial}, step {at}, {name}"
         assert unmoved(trainer, before), told
-        assert (caught.step, trainer.step) == (at, at), told
+        assert (caught.step, trainer.step) == (at + 1, at), told
         # With another micro-batch the loss alone tells; asked later, the bad pass is not seen again.
         if name is not None and not kind.far:
             assert caught.parameter == name, told
-        assert f"step {at}:" in str(caught)
+        assert f"step {at + 1}:" in str(caught)
         assert "learning rate" in str(caught)
         assert f"seed {trainer.config.seed}" in str(caught)
         assert list_checkpoints(tmp_path / str(trial)) == [], told
@@ -177,7 +177,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_logged(campaign: Campaign, tm
         skipped = [record for record in log if record["kind"] == "skip"]
         assert [record["step"] for record in skipped] == [step + 1 for step in bad], f"trial {trial}"
         assert all(record["nonfinite"] for record in skipped)
-        assert [f"step {step} was skipped" in str(w.message) for step, w in zip(bad, told, strict=True)]
+        assert all(
+            f"step {step + 1} was skipped" in str(w.message) for step, w in zip(bad, told, strict=True)
+        )
         assert trainer.best is not None
         assert math.isfinite(trainer.best.result.loss_nats)
         campaign.counted("injections, the step is skipped", len(bad))
@@ -200,7 +202,7 @@ def test_ten_in_a_row_end_a_run_that_skips(kind: Kind) -> None:
         next(steps)
     with pytest.raises(NonFiniteError, match="the 10th in a row") as caught:
         next(steps)
-    assert (caught.value.step, trainer.step) == (19, 19)
+    assert (caught.value.step, trainer.step) == (20, 19)
     assert unmoved(trainer, before)
     hook.remove()
     assert trainer.fit().steps == 40

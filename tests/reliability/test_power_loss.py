@@ -27,10 +27,10 @@ from charlm.errors import CheckpointError, FileFormatError, RunExistsError
 from charlm.files import strict_json
 from charlm.models.saving import load_model, read_model_files, save_model
 from charlm.runs.checkpoint import read_checkpoint, scan_checkpoints
+from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.log import MetricsLog, read_metrics
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
-from charlm.training.resume import newest_whole_checkpoint
 
 RECORDINGS = 12  # at least
 MOST_OF_ONE = 250  # crashes of one recording

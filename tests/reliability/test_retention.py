@@ -29,9 +29,9 @@ from typing_extensions import override
 
 from charlm.errors import CheckpointCorruptError, CheckpointError
 from charlm.runs.checkpoint import list_checkpoints, read_checkpoint
+from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
-from charlm.training.resume import newest_whole_checkpoint
 
 FOREIGN = [  # names of files, or of directories with a file in them
     *("notes.txt", "best/notes.txt", ".trash-mine/notes.txt", ".tmp-1-0123ABCD/notes.txt"),

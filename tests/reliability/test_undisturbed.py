@@ -22,7 +22,7 @@ from reference.tiny_training import Numbers, global_generators, tensors_of
 from typing_extensions import override
 
 from charlm import LanguageModel, Trainer
-from charlm.training import Callback, Evaluation, SampleRecord, StepRecord, TrainResult
+from charlm.training import Callback, EvalRecord, SampleRecord, StepRecord, TrainResult
 
 STEPS = 12
 
@@ -78,7 +78,7 @@ class Noise(Callback):
         self.turn(trainer)
 
     @override
-    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         self.turn(trainer)
 
     @override

@@ -29,7 +29,7 @@ from charlm.errors import (
 )
 from charlm.files import safetensors
 from charlm.files.reading import read_file
-from charlm.runs.checkpoint import new_save_id, part_metadata, read_checkpoint, save_checkpoint
+from charlm.runs.checkpoint import SaveIdentity, read_checkpoint, write_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints
 from charlm.training import Callback, list_checkpoints, verify_checkpoint
@@ -246,10 +246,10 @@ def test_what_is_not_there_is_no_checkpoint(tmp_path: Path) -> None:
 
 def prepared(run: RunDirectory, step: int, val_loss: float | None = None) -> Path:
     """Save a checkpoint of a few bytes."""
-    save_id = new_save_id()
-    part = safetensors.dumps({"w": torch.zeros(2)}, part_metadata(run, step, save_id))
+    identity = SaveIdentity(run.run_id, step)
+    part = safetensors.dumps({"w": torch.zeros(2)}, identity.metadata)
     files = {"model.safetensors": part, "train.safetensors": part}
-    return save_checkpoint(run, step, files, {"x": 1}, val_loss=val_loss, save_id=save_id)
+    return write_checkpoint(run, identity, files, {"x": 1}, val_loss=val_loss)
 
 
 def steps(run: RunDirectory) -> list[int]:

@@ -90,7 +90,7 @@ def test_on_the_cpu_and_with_a_strangers_optimizer_every_step_is_checked_at_once
         steps = trainer.steps()
         next(steps), next(steps)
         before = tensors_of(trainer)
-        with poisoned(trainer, "lm_head.weight"), pytest.raises(NonFiniteError, match="step 2:"):
+        with poisoned(trainer, "lm_head.weight"), pytest.raises(NonFiniteError, match="step 3:"):
             next(steps)
         assert same_tensors(tensors_of(trainer), before)
 
@@ -109,9 +109,9 @@ def test_from_the_first_bad_step_nothing_moves_and_the_error_names_it(
         for _ in range(5):
             next(steps)
         assert same_tensors(tensors_of(trainer), before)
-        with pytest.raises(NonFiniteError, match=rf"step 4: .*first bad gradient: {name}") as caught:
+        with pytest.raises(NonFiniteError, match=rf"step 5: .*first bad gradient: {name}") as caught:
             next(steps)
-    assert (caught.value.step, caught.value.parameter) == (4, name)
+    assert (caught.value.step, caught.value.parameter) == (5, name)
     assert same_tensors(tensors_of(trainer), before)
     assert (trainer.step, trainer.chars_seen) == (4, chars)
     logged = [entry for entry in read_metrics(tmp_path / "run" / "metrics.jsonl") if entry["kind"] == "step"]
@@ -132,7 +132,7 @@ def test_one_bad_step_is_enough_to_stop_those_after_it() -> None:
     for _ in range(4):
         next(steps)  # good ones, but a run does not go on over a hole
     assert same_tensors(tensors_of(trainer), before)
-    with pytest.raises(NonFiniteError, match=r"step 4: .*all gradients are finite"):
+    with pytest.raises(NonFiniteError, match=r"step 5: .*all gradients are finite"):
         next(steps)  # what was bad has gone when the step is taken again
     assert trainer.step == 4
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_is_never_written_of_a_run_that_has_gone_bad(tmp_path: Path
     next(steps)
     with poisoned(trainer, "lm_head.weight"):
         next(steps)
-        with pytest.raises(NonFiniteError, match="step 1:"):
+        with pytest.raises(NonFiniteError, match="step 2:"):
             trainer.save()
     assert trainer.step == 1
     trainer.save()

@@ -16,7 +16,7 @@ from charlm.errors import InputError
 from charlm.models.saving import load_model
 from charlm.training import (
     Callback,
-    Evaluation,
+    EvalRecord,
     SampleRecord,
     StepRecord,
     TrainResult,
@@ -134,7 +134,7 @@ class Diary(Callback):
         self.diary.append(f"{self.name} step {record.step}")
 
     @override
-    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         self.diary.append(f"{self.name} evaluate {evaluation.step}")
 
     @override
@@ -199,7 +199,7 @@ class Stopper(Callback):
         self._at("step", trainer)
 
     @override
-    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+    def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         self._at("evaluate", trainer)
 
     @override

@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_is_skipped_where_that_is_wanted() -> None:
     assert next(steps).skipped
     hook.remove()
     assert same_tensors(tensors_of(trainer), before)
-    with pytest.warns(RuntimeWarning, match="step 2 was skipped: its loss is nan"):
+    with pytest.warns(RuntimeWarning, match="step 3 was skipped: its loss is nan"):
         assert not any(record.skipped for record in steps)
     assert trainer.step == 6
     assert not same_tensors(tensors_of(trainer), before)

@@ -348,10 +348,10 @@ def test_a_damaged_timetable_is_refused_before_anything_changes(tmp_path: Path) 
         bad = {**Timetable().to_dict(), "ends": [[5, 1]], "repeats": False}
         return dataclasses.replace(found, state={**found.state, "timetable": bad})
 
-    from charlm.training import resume as resuming
+    from charlm.runs import choosing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resuming, "read_checkpoint", with_other_state)
+        patch.setattr(choosing, "read_checkpoint", with_other_state)
         with pytest.raises(FileFormatError, match="holds no timetable"):
             Trainer.resume(tmp_path / "run", train, val_data=val, device=SlowDevice())
 

@@ -27,7 +27,7 @@ from reference.tiny_training import (
 )
 from typing_extensions import override
 
-import charlm.training.resume as resume_module
+import charlm.runs.choosing as choosing_module
 from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer, load
 from charlm.cli.__main__ import main
 from charlm.errors import (
@@ -309,10 +309,10 @@ def test_a_checkpoint_that_a_run_deletes_meanwhile_is_no_damage(
             trainer.save()  # of the same step, so it takes the other's place
         return real(path, run_id)
 
-    monkeypatch.setattr(resume_module, "read_checkpoint", read)
+    monkeypatch.setattr(choosing_module, "read_checkpoint", read)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = resume_module.newest_whole_checkpoint(RunDirectory.open(tmp_path))
+        again = choosing_module.newest_whole_checkpoint(RunDirectory.open(tmp_path))
     assert not replaced[0].exists()
     assert again.info.path == trainer.checkpoint
 

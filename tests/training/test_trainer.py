@@ -447,9 +447,9 @@ def test_a_bad_gradient_changes_nothing_and_is_named(optimizer: str, grad_clip: 
         for _ in range(5):
             next(steps)
         before = tensors_of(trainer)
-        with pytest.raises(NonFiniteError, match=rf"step 5: .* learning rate 0\.\d+; .*{name}") as caught:
+        with pytest.raises(NonFiniteError, match=rf"step 6: .* learning rate 0\.\d+; .*{name}") as caught:
             next(steps)
-    assert (caught.value.step, caught.value.parameter) == (5, name)
+    assert (caught.value.step, caught.value.parameter) == (6, name)
     assert "nan" in str(caught.value)
     assert same_tensors(tensors_of(trainer), before)
     assert all(p.grad is None for p in model.parameters())

@@ -1,8 +1,8 @@
 """`RunWriter`: everything of a run that goes to disk, and what happens when the disk refuses.
 
-It knows where and when to write; what a checkpoint holds is `state.py`'s business, how it is written
-`checkpoint.py`'s. Training does not end for a log line, an old checkpoint that cannot be deleted, or a
-save that fails once; it ends when saving fails three times in a row.
+It knows where and when to write, not what: whoever trains gathers that. Training does not end for a log
+line, an old checkpoint that cannot be deleted, or a save that fails once; it ends when saving fails three
+times in a row.
 """
 
 from __future__ import annotations
@@ -11,24 +11,13 @@ import contextlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from charlm.errors import CheckpointWriteError, RunLockedError, quoted
-from charlm.runs.checkpoint import (
-    CheckpointInfo,
-    checkpoint_name,
-    checkpoint_names,
-    new_save_id,
-    part_metadata,
-    save_checkpoint,
-)
+from charlm.files.atomic import Content
+from charlm.runs.checkpoint import CheckpointInfo, SaveIdentity, checkpoint_names, write_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.log import MetricsLog
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
-from charlm.training import state
-
-if TYPE_CHECKING:
-    from charlm.training.trainer import Trainer
 
 __all__ = ["RunWriter"]
 
@@ -37,6 +26,8 @@ _MOST_FAILED_SAVES = 3
 
 class RunWriter:
     """Writes the log and the checkpoints of one run.
+
+    A save is `identify`, then `write` of what was gathered under that identity, then `prune`.
 
     Args:
         directory: where. Made at the first need.
@@ -91,35 +82,35 @@ class RunWriter:
             with _warning("cannot write metrics.jsonl"):
                 self._log.write(kind, step, values)
 
-    def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint, then delete what need not be kept.
+    def identify(self, step: int) -> SaveIdentity:
+        """Return what the next save is called, after so many steps."""
+        return SaveIdentity(self._opened().run_id, step)
+
+    def write(
+        self,
+        identity: SaveIdentity,
+        files: Mapping[str, Content],
+        state: Mapping[str, object],
+        *,
+        val_loss: float | None,
+    ) -> Path:
+        """Make the log durable and write a checkpoint, as `write_checkpoint` does.
 
         Raises:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
         """
-        if self._run is None:
-            self._run = RunDirectory.create(self._directory)
-        run = self._run
         if self._log is not None:
             with _warning("cannot write metrics.jsonl"):
                 self._log.flush()
-        step, save_id = trainer.step, new_save_id()
-        self._known.add(checkpoint_name(step, save_id))  # a save may stand though its last fsync failed
-        at_this_step = trainer.last if trainer.last is not None and trainer.last.step == step else None
-        checkpoint = save_checkpoint(
-            run,
-            step,
-            state.files(trainer, part_metadata(run, step, save_id)),
-            state.values(trainer),
-            val_loss=state.finite_loss(at_this_step),
-            save_id=save_id,
-        )
-        self.saved_step = step
-        with _warning("cannot delete an old checkpoint (the new one is safe)"):
-            prune_checkpoints(
-                run, checkpoint, keep_last=trainer.config.keep_last, keep_best=trainer.config.keep_best
-            )
+        self._known.add(identity.name)  # a save may stand though its last fsync failed
+        checkpoint = write_checkpoint(self._opened(), identity, files, state, val_loss=val_loss)
+        self.saved_step = identity.step
         return checkpoint
+
+    def prune(self, newest: Path, *, keep_last: int, keep_best: int) -> None:
+        """Delete what need not be kept, as `prune_checkpoints` does; that it fails is only warned of."""
+        with _warning("cannot delete an old checkpoint (the new one is safe)"):
+            prune_checkpoints(self._opened(), newest, keep_last=keep_last, keep_best=keep_best)
 
     @contextlib.contextmanager
     def may_fail(self, *, must_succeed: bool) -> Iterator[None]:
@@ -142,6 +133,11 @@ class RunWriter:
         finally:
             if self._run is not None:
                 self._run.unlock()
+
+    def _opened(self) -> RunDirectory:
+        if self._run is None:
+            self._run = RunDirectory.create(self._directory)
+        return self._run
 
 
 @contextlib.contextmanager

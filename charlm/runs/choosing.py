@@ -1,0 +1,80 @@
+"""Which checkpoint of a run is meant: the newest to go on from, the best to load.
+
+A damaged checkpoint is passed over with a warning, and the next one takes its place. A process that trains
+in the run meanwhile may delete one just before it is read; then there is a newer one, so the search begins
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from charlm.errors import CheckpointCorruptError, CheckpointError, quoted
+from charlm.runs.checkpoint import Checkpoint, read_checkpoint, scan_checkpoints
+from charlm.runs.directory import RunDirectory
+
+__all__ = ["best_whole_checkpoint", "newest_whole_checkpoint"]
+
+
+def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
+    """Read the newest checkpoint that verifies; a damaged newer one is warned about.
+
+    Raises:
+        CheckpointError: there is none, or a newer charlm wrote the newest.
+    """
+    while True:
+        whole, damaged = scan_checkpoints(run)
+        problems: dict[Path, OSError] = {}
+        for path in sorted([*(info.path for info in whole), *damaged], reverse=True):  # names sort by step
+            try:
+                if path in damaged:
+                    raise damaged[path]
+                checkpoint = read_checkpoint(path, run.run_id)
+            except OSError as error:
+                if not os.path.lexists(path):
+                    break
+                if isinstance(error, CheckpointError) and not isinstance(error, CheckpointCorruptError):
+                    raise  # it is whole, and an older one is not what the caller means
+                problems[path] = error
+                continue
+            _warn(problems, f"going on from step {checkpoint.info.step}", stacklevel=6)
+            return checkpoint
+        else:
+            raise _none_is_whole(run, problems, "none was saved. Delete the directory and begin anew")
+
+
+def best_whole_checkpoint(run: RunDirectory) -> Checkpoint:
+    """Read the checkpoint with the lowest validation loss, else the newest, that verifies.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    problems: dict[Path, OSError] = {}
+    while True:
+        whole, damaged = scan_checkpoints(run)
+        problems.update(damaged)
+        newest_first = [info for info in reversed(whole) if info.path not in problems]
+        if not newest_first:
+            raise _none_is_whole(run, problems, "none was saved yet")
+        path = min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0)).path
+        try:
+            checkpoint = read_checkpoint(path, run.run_id)
+        except OSError as error:
+            if os.path.lexists(path):
+                problems[path] = error
+            continue
+        _warn(problems, f"loading {quoted(path.name)} instead", stacklevel=4)
+        return checkpoint
+
+
+def _warn(problems: Mapping[Path, OSError], instead: str, *, stacklevel: int) -> None:
+    for problem in problems.values():
+        warnings.warn(f"{problem}; {instead}", RuntimeWarning, stacklevel=stacklevel)
+
+
+def _none_is_whole(run: RunDirectory, problems: Mapping[Path, OSError], none: str) -> CheckpointError:
+    found = "; ".join(map(str, problems.values())) or none
+    return CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")

@@ -1,0 +1,114 @@
+"""`Evaluations`: what a run's evaluations came to, which was the best, and the weights it had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from charlm.backends.base import DeviceBackend
+from charlm.data.blocks import BlockDataset
+from charlm.evaluation.evaluate import EvalResult
+from charlm.models.saving import unique_tensors
+from charlm.training.config import TrainerConfig
+from charlm.training.records import EvalRecord
+from charlm.training.state import RunState
+from charlm.training.timetable import LONGEST_EVALUATION, Timekeeper
+from charlm.training.timing import chars_within, evaluation_seconds
+
+__all__ = ["Evaluations"]
+
+
+class Evaluations:
+    """Keeps the books of the evaluations of a run, and the weights of the best.
+
+    Args:
+        model: on the backend's device.
+        data: the validation text; None: there are no evaluations.
+        config: of the run; eval_chars, patience, restore_best and minutes are used.
+        backend: the device.
+
+    Attributes:
+        history: the evaluations of this process, in order.
+        best_in_model: the model holds the best weights, and those of the last step are kept here.
+    """
+
+    history: list[EvalRecord]
+    best_in_model: bool
+
+    def __init__(
+        self, model: nn.Module, data: BlockDataset | None, config: TrainerConfig, backend: DeviceBackend
+    ) -> None:
+        self._model, self._data, self._config, self._backend = model, data, config, backend
+        self._weights: Mapping[str, Tensor] = {}  # the best, or the last while the model holds the best
+        self.best_in_model = False
+        self.history = []
+
+    def measure(self, state: RunState, keeper: Timekeeper) -> float:
+        """Return the seconds of an evaluation, from the last one or a trial; 0 without a validation text.
+
+        A run within minutes that has scored nothing yet chooses here how much of the text it scores.
+        """
+        chars = keeper.timetable.eval_chars
+        if self._data is None:
+            return 0.0
+        if state.last is not None:
+            return state.last.seconds
+        if state.step > 0 or chars is not None:
+            return evaluation_seconds(self._model, self._data, backend=self._backend, max_chars=chars)
+        longest = LONGEST_EVALUATION * 60 * (self._config.minutes or 0.0)
+        chars, seconds = chars_within(longest, self._model, self._data, backend=self._backend)
+        keeper.choose_eval_chars(chars)
+        return seconds
+
+    def is_missing(self, state: RunState) -> bool:
+        """Return whether the last step was not evaluated, as after a stop between two steps."""
+        return self._data is not None and (state.last is None or state.last.step != state.step)
+
+    def add(self, state: RunState, result: EvalResult, *, seconds: float, counted: bool) -> EvalRecord:
+        """Keep in the state what an evaluation came to, and the weights if it is the best.
+
+        Args:
+            state: of the run; its step was just done.
+            result: of the evaluation.
+            seconds: what it took.
+            counted: the interval or the clock asked for it. Others come with stops; they do not count for
+                `patience`, and so do not bring the end of a run nearer.
+        """
+        lowest = math.inf if state.best is None else state.best.result.loss_nats
+        is_best = result.loss_nats < lowest  # never if it is not finite
+        state.last = EvalRecord(state.step, result, is_best, seconds)
+        self.history.append(state.last)
+        if is_best:
+            state.best, state.evaluations_since_best = state.last, 0
+            if self._config.restore_best:
+                self.keep_weights(unique_tensors(self._model))
+        elif counted:
+            state.evaluations_since_best += 1
+        return state.last
+
+    def patience_is_lost(self, state: RunState) -> bool:
+        """Return whether as many evaluations in a row as `patience` says were no better."""
+        patience = self._config.patience
+        return patience is not None and state.evaluations_since_best >= patience
+
+    def keep_weights(self, best: Mapping[str, Tensor]) -> None:
+        """Keep a copy of the best weights, on the model's device."""
+        own = unique_tensors(self._model)
+        self._weights = {name: best[name].detach().to(own[name].device, copy=True) for name in own}
+
+    def put_best_back(self, state: RunState) -> None:
+        """Put the best weights into the model, if they are others than those of the last step."""
+        if self._weights and state.best is not None and state.best.step != state.step:
+            self.exchange_weights()
+
+    def exchange_weights(self) -> None:
+        """Swap the model's weights with those that are kept."""
+        kept = {}
+        with torch.no_grad():
+            for name, tensor in unique_tensors(self._model).items():
+                kept[name] = tensor.detach().clone()
+                tensor.copy_(self._weights[name])
+        self._weights, self.best_in_model = kept, not self.best_in_model

@@ -1,0 +1,106 @@
+"""`Reporter`: what a run tells, to its log and to its callbacks. It decides nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charlm.errors import NonFiniteError
+from charlm.runs.log import eval_values
+from charlm.training.guard import SkippedStep
+from charlm.training.records import EvalRecord, SampleRecord, StepRecord
+
+if TYPE_CHECKING:
+    from charlm.runs.writer import RunWriter
+    from charlm.training.callbacks import Callback
+    from charlm.training.trainer import Trainer
+
+__all__ = ["Reporter"]
+
+
+class Reporter:
+    """Writes records into metrics.jsonl and calls the callbacks, in their order.
+
+    Args:
+        trainer: has the callbacks, and is passed to them; its step and seconds stand in each record.
+        writer: has the log; None: the run has no directory.
+    """
+
+    def __init__(self, trainer: Trainer, writer: RunWriter | None) -> None:
+        self._trainer = trainer
+        self._writer = writer
+        self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
+
+    def began(self) -> None:
+        """Tell that the first step of this process is next."""
+        self._logged_at = (self._trainer.chars_seen, self._trainer.seconds)
+        self._call(lambda callback: callback.on_train_start(self._trainer))
+
+    def stepped(self, record: StepRecord) -> None:
+        """Tell of a step."""
+        self._call(lambda callback: callback.on_step_end(self._trainer, record))
+
+    def log_step(self, record: StepRecord) -> None:
+        """Log a step; without a log the device is not asked for its loss."""
+        if self._writer is None:
+            return
+        now = (self._trainer.chars_seen, self._trainer.seconds)
+        chars, seconds = now[0] - self._logged_at[0], now[1] - self._logged_at[1]
+        self._logged_at = now
+        self._log(
+            "step",
+            {
+                "loss": record.loss,
+                "learning_rate": record.learning_rate,
+                "grad_norm": record.grad_norm,
+                "chars_per_second": chars / max(seconds, 1e-9),
+            },
+        )
+
+    def log_end(self, end: int) -> None:
+        """Log the end that the clock has fixed."""
+        self._log("end", {"end": end})
+
+    def evaluated(self, record: EvalRecord) -> None:
+        """Log an evaluation and tell of it."""
+        self._log("eval", eval_values(record.result))
+        self._call(lambda callback: callback.on_evaluate(self._trainer, record))
+
+    def sampled(self, record: SampleRecord) -> None:
+        """Log a sample and tell of it."""
+        self._log("sample", {"text": record.text})
+        self._call(lambda callback: callback.on_sample(self._trainer, record))
+
+    def saved(self, checkpoint: Path) -> None:
+        """Tell of a checkpoint."""
+        self._call(lambda callback: callback.on_save(self._trainer, checkpoint))
+
+    def ended(self) -> None:
+        """Tell that the run has ended by itself."""
+        self._call(lambda callback: callback.on_train_end(self._trainer, self._trainer.result()))
+
+    def skipped(self, steps: Sequence[SkippedStep]) -> None:
+        """Log and warn of steps that were left out."""
+        for bad in steps:
+            self._log("skip", {"loss": bad.loss, "grad_norm": bad.grad_norm}, step=bad.step)
+            warnings.warn(
+                f"step {bad.step} was skipped: its loss is {bad.loss}, its gradient's norm {bad.grad_norm}; "
+                "the weights are those before it",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def failed(self, error: NonFiniteError) -> None:
+        """Log the step that ends the run with an error."""
+        self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=error.step)
+
+    def _call(self, tell: Callable[[Callback], None]) -> None:
+        for callback in self._trainer.callbacks:
+            tell(callback)
+
+    def _log(self, kind: str, values: Mapping[str, object], *, step: int | None = None) -> None:
+        if self._writer is not None:
+            seconds = self._trainer.seconds
+            self._writer.log(kind, step or self._trainer.step, {**values, "seconds": seconds})

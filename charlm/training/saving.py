@@ -1,0 +1,219 @@
+"""What a trainer puts into a checkpoint (`gather`), and how each part comes back.
+
+Everything that the next step depends on is here: weights (the model's files), optimizer state by
+parameter name, the gradient scaler, the `RunState`. Batches and dropout need nothing, they have addresses.
+The states of torch's, numpy's and Python's own generators are kept for callbacks that draw from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from charlm.backends.base import DeviceBackend
+from charlm.data.blocks import BlockDataset
+from charlm.errors import CheckpointCorruptError, CheckpointMismatchError, InputError, quoted
+from charlm.files import safetensors, strict_json
+from charlm.files.atomic import Content
+from charlm.models.base import LanguageModel
+from charlm.models.saving import TOKENIZER_FILE, WEIGHTS_FILE, model_files, unique_tensors
+from charlm.runs.checkpoint import TRAIN_FILE, SaveIdentity
+
+if TYPE_CHECKING:
+    from charlm.training.trainer import Trainer
+
+__all__ = [
+    "environment",
+    "fingerprint",
+    "gather",
+    "optimizer_names",
+    "optimizer_state",
+    "restore_generators",
+]
+
+
+def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content], dict[str, object]]:
+    """Return the contents of a checkpoint's files, and what state.json holds beside the identity.
+
+    Args:
+        trainer: between two steps.
+        identity: of the save.
+
+    Returns:
+        The model's files and train.safetensors, which are views of live tensors and so are to be written
+        before the next step; and values that JSON has.
+
+    Raises:
+        InputError: an optimizer of the caller's keeps something other than tensors for a parameter.
+    """
+    files = _model_files(trainer, identity.metadata)
+    tensors = {**_generator_tensors(), **_optimizer_tensors(trainer.model, trainer.optimizers)}
+    files[TRAIN_FILE] = safetensors.dumps(tensors, identity.metadata)
+    train, val = trainer.train_data, trainer.val_data
+    state: dict[str, object] = {
+        "config": trainer.config.to_dict(),
+        **trainer.state.to_dict(),
+        "optimizers": optimizer_names(trainer.optimizers),
+        "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
+        "callbacks": [dict(callback.state()) for callback in trainer.callbacks],
+        "data": {"train": fingerprint(train), "val": None if val is None else fingerprint(val)},
+        "block_size": {"train": train.block_size, "val": None if val is None else val.block_size},
+        "environment": environment(trainer.backend),
+        "rng": _generator_scalars(),
+    }
+    if trainer.timetable is not None:
+        state["timetable"] = trainer._timekeeper.to_dict()
+    return files, state
+
+
+def _model_files(trainer: Trainer, metadata: Mapping[str, str]) -> dict[str, Content]:
+    if isinstance(trainer.model, LanguageModel):
+        return dict(model_files(trainer.model, trainer.tokenizer, metadata))
+    files: dict[str, Content] = {}
+    if trainer.tokenizer is not None:
+        files[TOKENIZER_FILE] = strict_json.dumps(trainer.tokenizer.to_dict())
+    files[WEIGHTS_FILE] = safetensors.dumps(unique_tensors(trainer.model), metadata)
+    return files
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Return what the optimizers keep for each parameter, as "optimizer.KEY.PARAMETER"."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{key}.{name}"] = value
+                elif value is not None:
+                    raise InputError(
+                        f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key!r} of {name}; a "
+                        "checkpoint holds tensors alone. Use another optimizer, or train without out_dir."
+                    )
+    return tensors
+
+
+def optimizer_names(optimizers: Sequence[Optimizer]) -> list[str]:
+    """Return the classes of the optimizers, by which a resume knows them again."""
+    return [type(optimizer).__name__ for optimizer in optimizers]
+
+
+def optimizer_state(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizers: Sequence[Optimizer], path: str, *, own: bool
+) -> list[tuple[nn.Parameter, Optimizer, dict[str, Tensor]]]:
+    """Return each parameter with its optimizer and what that kept for it, on the parameter's device.
+
+    Args:
+        tensors: of train.safetensors.
+        model: whose parameters they belong to.
+        optimizers: each parameter is in one of them.
+        path: names the file in messages.
+        own: the optimizer is the caller's and may keep tensors of any shape; else shapes are checked.
+
+    Raises:
+        CheckpointMismatchError: they do not belong to this model.
+    """
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            key, _, parameter_name = rest.partition(".")
+            by_parameter.setdefault(parameter_name, {})[key] = tensor
+    owners = {
+        id(p): (optimizer, bool(group.get("fused") or group.get("capturable")))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    states = []
+    for name, parameter in model.named_parameters():
+        saved = by_parameter.pop(name, None)
+        if saved is None:
+            continue
+        fits = own or all(t.shape in {parameter.shape, ()} for t in saved.values())
+        if id(parameter) not in owners or not fits:
+            raise CheckpointMismatchError(f"{quoted(path)}: the optimizer state of {name} does not fit")
+        optimizer, counts_on_device = owners[id(parameter)]
+        moved = {
+            # A scalar is a step counter, which torch keeps on the CPU unless the optimizer is fused.
+            key: (tensor.to(parameter.device) if tensor.dim() or counts_on_device else tensor).clone()
+            for key, tensor in saved.items()
+        }
+        states.append((parameter, optimizer, moved))
+    if by_parameter:
+        raise CheckpointMismatchError(
+            f"{quoted(path)}: the model has no parameter {quoted(min(by_parameter), 80)}"
+        )
+    return states
+
+
+_FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()
+
+
+def fingerprint(data: BlockDataset) -> str:
+    """Return the sha256 of the ids, whatever integer type they are kept in; computed once for a data set."""
+    if data not in _FINGERPRINTS:
+        ids, digest = data.ids.numpy(), hashlib.sha256()
+        for start in range(0, len(ids), 1 << 20):
+            digest.update(ids[start : start + (1 << 20)].astype("<i8").tobytes())
+        _FINGERPRINTS[data] = digest.hexdigest()
+    return _FINGERPRINTS[data]
+
+
+def environment(backend: DeviceBackend) -> dict[str, object]:
+    """Return what must be the same for a resumed run to be equal bit for bit."""
+    return {
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": backend.name,
+    }
+
+
+def _generator_tensors() -> dict[str, Tensor]:
+    """Return the large parts of the global generators' states."""
+    _, keys, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the caller's own
+    return {
+        "rng.torch": torch.get_rng_state(),
+        "rng.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),  # (624,)
+        "rng.python": torch.tensor(random.getstate()[1], dtype=torch.int64, device="cpu"),  # (625,)
+    }
+
+
+def _generator_scalars() -> dict[str, object]:
+    """Return the small parts of the global generators' states."""
+    _, _, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002 - the caller's own
+    version, _, gauss_next = random.getstate()
+    return {"numpy": [position, has_gauss, gauss], "python": [version, gauss_next]}
+
+
+def restore_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> None:
+    """Set the global generators to the states that `gather` kept, or leave them all.
+
+    Raises:
+        CheckpointCorruptError: they are no such states; `path` names the file.
+    """
+    before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - the caller's
+    try:
+        position, has_gauss, gauss = scalars["numpy"]
+        version, gauss_next = scalars["python"]
+        if type(position) is not int or not 0 <= position <= 624:  # numpy would read beyond its keys
+            raise ValueError(position)
+        keys = tensors["rng.numpy"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own
+        random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
+        torch.set_rng_state(tensors["rng.torch"].clone())
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        np.random.set_state(before[0])  # noqa: NPY002 - the caller's own
+        random.setstate(before[1])
+        torch.set_rng_state(before[2])
+        raise CheckpointCorruptError(f"{quoted(path)} holds no valid generator states") from error
