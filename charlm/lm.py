@@ -45,6 +45,7 @@ class CharLM:
     Args:
         model: any `LanguageModel`.
         tokenizer: the one that the model was trained with.
+        backend: what the model was prepared with, as `load` does; None: a plain one for the model's device.
 
     Raises:
         InputError: their vocabularies differ in size.
@@ -56,7 +57,9 @@ class CharLM:
         12
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, *, backend: DeviceBackend | None = None
+    ) -> None:
         if not isinstance(model, LanguageModel) or not isinstance(tokenizer, Tokenizer):
             raise InputError(
                 f"CharLM takes a LanguageModel and a tokenizer, got {shown(model)} and {shown(tokenizer)}"
@@ -68,6 +71,15 @@ class CharLM:
             )
         self.model = model
         self.tokenizer = tokenizer
+        self._backend = backend
+
+    @property
+    def backend(self) -> DeviceBackend:
+        """The device on which it evaluates; where the model was moved since, a plain one for that place."""
+        device, kept = self.model.device, self._backend
+        if kept is None or kept.device.type != device.type or kept.device.index not in {None, device.index}:
+            return DeviceBackend(device)
+        return kept
 
     def __repr__(self) -> str:
         return f"CharLM({self.model!r}, {self.tokenizer!r})"
@@ -215,7 +227,7 @@ class CharLM:
             3
         """
         data = self._windows(text, block_size)
-        result = evaluate(self.model, data, backend=DeviceBackend(self._device))
+        result = evaluate(self.model, data, backend=self.backend)
         return dataclasses.replace(result, n_bytes=self._predicted_bytes(text))
 
     def surprisal(self, text: str, *, block_size: int | None = None, top: int = 0) -> Surprisal:
@@ -246,7 +258,7 @@ class CharLM:
             ((4,), [0, 1, 2, 3])
         """
         data = self._windows(text, block_size)
-        found = surprisal(self.model, data, top=top, backend=DeviceBackend(self._device))
+        found = surprisal(self.model, data, top=top, backend=self.backend)
         result = dataclasses.replace(found.result, n_bytes=self._predicted_bytes(text))
         return dataclasses.replace(found, result=result)
 
@@ -276,10 +288,6 @@ class CharLM:
         first = 1 if isinstance(self.tokenizer, ByteTokenizer) else len(text[0].encode())
         return len(text.encode()) - first
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.device
-
     def _contexts(self, prompts: Sequence[str]) -> list[list[int]]:
         if not isinstance(prompts, list | tuple) or not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError("prompt must be a str, or a list or tuple of str")
@@ -291,7 +299,9 @@ class CharLM:
         return SamplingOptions.from_keywords({"overflow": "restart", **sampling})
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        return [torch.tensor(ids, dtype=torch.int64, device=self._device) for ids in contexts]  # (t,) each
+        return [
+            torch.tensor(ids, dtype=torch.int64, device=self.model.device) for ids in contexts
+        ]  # (t,) each
 
     def _continued(
         self,
@@ -389,4 +399,4 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
     tokenizer = build_tokenizer(files, where)
     model = build_model(files, where, LanguageModel)
     backend.prepare(model)
-    return CharLM(model.eval(), tokenizer)
+    return CharLM(model.eval(), tokenizer, backend=backend)

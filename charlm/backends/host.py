@@ -71,9 +71,8 @@ def processors() -> int | None:
         own = Path(path.lstrip("/"))
         for group in (root / own, *(root / parent for parent in own.parents)):
             words = " ".join(_text(group / name) for name in files).split()
-            if (
-                len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0
-            ):  # no "max", -1
+            # "max" and -1 stand for no limit.
+            if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0:
                 shares.append(int(words[0]) / int(words[1]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(shares))) if shares and min(shares) <= cores - 1 else None

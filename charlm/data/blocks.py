@@ -46,7 +46,6 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             that holds them, on the CPU. What has that type already is shared, not copied: leave it as
             it is from then on.
         block_size: T, characters in a block.
-        name: what error messages call this text.
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
@@ -64,18 +63,12 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     ids: Tensor
     max_id: int
 
-    def __init__(self, ids: Tensor | NDArray[Any], block_size: int, *, name: str = "the text") -> None:
+    def __init__(self, ids: Tensor | NDArray[Any], block_size: int) -> None:
         if type(block_size) is not int or block_size < 1:
             raise InputError(f"block_size must be a positive int, got {shown(block_size)}")
         self.block_size = block_size
-        self.name = name
-        self.ids, self.max_id = _smallest(ids, name)
-        N = len(self.ids)
-        if block_size >= N:
-            raise DataError(
-                f"{name} has {N} characters; block_size {block_size} needs at least {block_size + 1}: "
-                "a block and the character after it. Use a longer text or a smaller block_size."
-            )
+        self.ids, self.max_id = _smallest(ids)
+        _check_length("the text", len(self.ids), block_size)
         self._windows = self.ids.unfold(0, block_size + 1, 1)  # (N - T, T + 1), a view
 
     @classmethod
@@ -109,13 +102,9 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         if not isinstance(fraction, float) or not 0 < fraction < 1:
             raise InputError(f"fraction must be a float between 0 and 1, got {shown(fraction)}")
         cut = int(fraction * len(self.ids))
-        first = type(self)(
-            self.ids[:cut], self.block_size, name=f"the first part of {self.name} (for training)"
-        )
-        second = type(self)(
-            self.ids[cut:], self.block_size, name=f"the second part of {self.name} (for validation)"
-        )
-        return first, second
+        _check_length("the first part of the text (for training)", cut, self.block_size)
+        _check_length("the second part of the text (for validation)", len(self.ids) - cut, self.block_size)
+        return type(self)(self.ids[:cut], self.block_size), type(self)(self.ids[cut:], self.block_size)
 
     def __len__(self) -> int:
         """Return the number of starts, N - block_size."""
@@ -133,7 +122,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out the view of all windows: pickled, it would be T + 1 times the text."""
-        return {"ids": self.ids.numpy(), "block_size": self.block_size, "name": self.name}
+        return {"ids": self.ids.numpy(), "block_size": self.block_size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # rebuilds the view from the ids
@@ -218,7 +207,15 @@ def _check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
 
 
-def _smallest(ids: Tensor | NDArray[Any], name: str) -> tuple[Tensor, int]:
+def _check_length(name: str, N: int, block_size: int) -> None:
+    if block_size >= N:
+        raise DataError(
+            f"{name} has {N} characters; block_size {block_size} needs at least {block_size + 1}: "
+            "a block and the character after it. Use a longer text or a smaller block_size."
+        )
+
+
+def _smallest(ids: Tensor | NDArray[Any]) -> tuple[Tensor, int]:
     """Return the ids in the smallest unsigned type that holds them, and the largest id."""
     if not isinstance(ids, Tensor | np.ndarray):
         raise InputError(f"ids must be a tensor or an array, got {type(ids).__name__}")

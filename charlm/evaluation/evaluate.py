@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from charlm.backends.base import DeviceBackend
+from charlm.backends.traits import has_float64
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
@@ -105,7 +106,7 @@ def evaluate(
         model, data, batch_size=batch_size, backend=backend, max_chars=max_chars
     ):
         losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
-        nats += losses.sum(dtype=torch.float64 if logits.device.type != "mps" else None).item()
+        nats += losses.sum(dtype=torch.float64 if has_float64(logits.device) else None).item()
         hits += int((logits.argmax(dim=-1) == targets).sum())
         count += len(targets)
     left_out = len(data.ids) - 1 - count

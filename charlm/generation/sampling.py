@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from charlm.backends.traits import has_float64
 from charlm.errors import NonFiniteError
 
 __all__ = ["nothing_to_draw", "sample"]
@@ -41,9 +42,9 @@ def sample(logits: Tensor, uniforms: NDArray[np.float64] | None) -> Tensor:
         raise nothing_to_draw(row, best[row].item())
     if uniforms is None:
         return logits.argmax(dim=-1)
-    # float64, so that a probability's rounding is far below what a sample could show. MPS has none, and
-    # draws there have given ids out of range elsewhere, so the CPU does it.
-    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    # float64, so that a probability's rounding is far below what a sample could show. A device without it
+    # leaves it to the CPU. (On MPS, which is one, draws in float32 have given ids out of range elsewhere.)
+    device = logits.device if has_float64(logits.device) else torch.device("cpu")
     cumulated = logits.to(device).double().softmax(dim=-1).cumsum(dim=-1)  # (B, V)
     total = cumulated[:, -1:]  # (B, 1), 1 up to rounding
     threshold = torch.from_numpy(uniforms).to(device)[:, None] * total  # (B, 1)

@@ -218,7 +218,7 @@ class LanguageModel(nn.Module, ABC):
             >>> next(steps).shape, len(list(steps))
             (torch.Size([1]), 99)
         """
-        self.check_idx(idx)
+        self._check_idx(idx)
         self._check_range("idx", idx, lowest=0)
         if type(max_new_tokens) is not int or max_new_tokens < 0:
             raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
@@ -286,7 +286,7 @@ class LanguageModel(nn.Module, ABC):
             >>> BigramLM(65).log_probs(torch.tensor([[24, 43, 58]])).shape
             torch.Size([1, 2])
         """
-        self.check_idx(idx)
+        self._check_idx(idx)
         self._check_range("idx", idx, lowest=0)
         state = self.new_state(idx.size(0), overflow=overflow)
         state.observe(idx[:, :1])
@@ -336,13 +336,13 @@ class LanguageModel(nn.Module, ABC):
         fields = ", ".join(f"{name}={value!r}" for name, value in self.config.to_dict().items())
         return f"{type(self).__name__}({fields})  # {self.num_parameters():,} parameters"
 
-    def check_values(self) -> None:
+    def _check_values(self) -> None:
         """Raise InputError if the tensors hold values that cannot be the model's: asked after loading.
 
         Here all are accepted. For subclasses whose tensors index one another.
         """
 
-    def check_idx(self, idx: Tensor, targets: Tensor | None = None) -> None:
+    def _check_idx(self, idx: Tensor, targets: Tensor | None = None) -> None:
         """Refuse ids that do not have the type, shape and device that `forward` needs.
 
         Their range is not looked at: that would make a GPU wait.

@@ -74,7 +74,7 @@ class BigramLM(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        self.check_idx(idx, targets)
+        self._check_idx(idx, targets)
         logits = self.token_embedding_table(idx)  # (B, T, V)
         if isinstance(cache, KVCache):
             cache.advance(idx.size(1))

@@ -165,7 +165,7 @@ class GPT(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        self.check_idx(idx, targets)
+        self._check_idx(idx, targets)
         if cache is not None and not isinstance(cache, KVCache):
             raise InputError(f"cache must be from new_cache(), got a {type(cache).__name__}")
         self._check_length(idx.size(1), 0 if cache is None else cache.length)
@@ -193,7 +193,7 @@ class GPT(LanguageModel):
             >>> model.attention(torch.tensor([[18, 47, 56, 57]])).shape
             torch.Size([2, 1, 3, 4, 4])
         """
-        self.check_idx(idx)
+        self._check_idx(idx)
         self._check_range("idx", idx, lowest=0)
         self._check_length(idx.size(1))
         weights = []
@@ -244,9 +244,8 @@ class GPT(LanguageModel):
                     zero = residual or (name == "lm_head" and not self.config.tie_weights)
                     std = 0.0 if zero else 0.5 / math.sqrt(module.in_features)
                 else:
-                    scaled = (
-                        residual and init == "gpt2"
-                    )  # so that the stream's variance does not grow with depth
+                    # Scaled so that the stream's variance does not grow with depth.
+                    scaled = residual and init == "gpt2"
                     std = 0.02 / math.sqrt(2 * self.config.n_layer) if scaled else 0.02
                 if not (name == "lm_head" and self.config.tie_weights):
                     nn.init.normal_(module.weight, std=std)

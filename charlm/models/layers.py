@@ -94,8 +94,8 @@ class CausalSelfAttention(nn.Module):
             qk_norm=self.qk_norm,
             dropout=self.dropout if self.training else 0.0,
             cache=cache,
-        )  # (B, T, C)
-        out: Tensor = self.c_proj(y)
+        )
+        out: Tensor = self.c_proj(y)  # (B, T, C), as y is
         return out
 
     def weights(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:

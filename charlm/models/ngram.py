@@ -140,7 +140,7 @@ class NGramLM(LanguageModel):
         See `LanguageModel.forward`. A position that has fewer than order - 1 ids before it in `idx` and the
         cache is predicted from those.
         """
-        self.check_idx(idx, targets)
+        self._check_idx(idx, targets)
         self._check_range("idx", idx, lowest=0)
         B, T = idx.shape
         context = idx
@@ -197,7 +197,7 @@ class NGramLM(LanguageModel):
         return self
 
     @override
-    def check_values(self) -> None:
+    def _check_values(self) -> None:
         """Raise InputError unless codes, counts and discounts are such as `fit` can make."""
         M, V = len(self.codes), self.vocab_size
         if (self.codes[:1] < 0).any() or (self.codes[1:] <= self.codes[:-1]).any():
@@ -269,9 +269,8 @@ class NGramLM(LanguageModel):
         first = torch.searchsorted(self.codes, nodes * self.vocab_size)  # (R,)
         number = torch.searchsorted(self.codes, (nodes + 1) * self.vocab_size) - first  # (R,)
         rows = torch.repeat_interleave(number)  # (F,)
-        place = (
-            torch.arange(len(rows), device=rows.device) + (first + number - number.cumsum(0))[rows]
-        )  # (F,)
+        began = first + number - number.cumsum(0)  # (R,)
+        place = torch.arange(len(rows), device=rows.device) + began[rows]  # (F,)
         ids = self.codes[place] - nodes[rows] * self.vocab_size
         return rows, ids, self.counts[place].long()
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from charlm.backends.traits import has_float64, is_host
 from charlm.generation.cache import LayerCache
 from charlm.models import cpu_kernels
 
@@ -44,7 +45,7 @@ def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> t
     Pair i of a head turns by `position / 10000 ** (2 i / D)`: RoFormer, arXiv:2104.09864. Made anew in each
     pass, which costs next to nothing, so that a long window takes no memory before it is used.
     """
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    dtype = torch.float64 if has_float64(device) else torch.float32
     speeds = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=dtype, device=device) / head_size)  # (D / 2,)
     positions = torch.arange(start, start + T, dtype=dtype, device=device)  # (T,)
     angles = positions[:, None] * speeds  # (T, D / 2)
@@ -157,7 +158,7 @@ def causal_attention(
         (B, T, C), what each character gathered from itself and those before it.
     """
     B, T, _ = qkv.shape
-    plain = qkv.device.type == "cpu" and T <= LONGEST_PLAIN
+    plain = is_host(qkv.device) and T <= LONGEST_PLAIN
     if plain and cache is None and dropout == 0 and _kernel_applies(qkv):
         return cpu_kernels.causal_attention(qkv, n_head, rotary, qk_norm=qk_norm)
     q, k, v = heads(qkv, n_head, rotary, qk_norm=qk_norm)  # (B, H, T, D) each
@@ -218,7 +219,7 @@ def _kernel_applies(x: Tensor) -> bool:
     `torch.compile` fuses the plain code itself, and `torch.func` cannot look into a derivative given there.
     """
     return (
-        x.device.type == "cpu"
+        is_host(x.device)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )

@@ -201,7 +201,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
         for name, tensor in unique_tensors(model).items():
             tensor.copy_(tensors[name])
     try:
-        model.check_values()
+        model._check_values()
     except InputError as error:
         raise refusal(weights, f"holds what no {cls.__name__} can: {error}") from error
     return model

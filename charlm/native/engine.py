@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from charlm.backends.traits import is_host
 from charlm.errors import InputError, shown
 from charlm.generation.engine import Engine
 from charlm.generation.options import SamplingOptions
@@ -59,7 +60,7 @@ class NativeEngine(Engine):
         self, logits: Tensor, options: SamplingOptions, uniforms: NDArray[np.float64] | None
     ) -> Tensor:
         logits, n, V = logits.contiguous(), logits.shape[0], self.vocab_size
-        if logits.dtype != torch.float32 or logits.shape != (n, V) or logits.device.type != "cpu":
+        if logits.dtype != torch.float32 or logits.shape != (n, V) or not is_host(logits.device):
             raise InputError(f"logits must be float32 of shape (n, {V}) on the CPU, got {shown(logits)}")
         chosen = torch.empty(n, dtype=torch.int64, device="cpu")
         uniforms_at = None if uniforms is None else uniforms.ctypes.data

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
+from charlm.backends.traits import is_host
 from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
 from charlm.generation.sampling import nothing_to_draw
@@ -54,8 +55,8 @@ def why_not_gpt(model: GPT) -> str | None:
     first, *others = parameters = list(model.parameters())
     if (reason := why_no_library()) is not None:
         return reason
-    if any(p.device.type != "cpu" for p in parameters):
-        return f"the model lies on {next(p.device for p in parameters if p.device.type != 'cpu')}"
+    if any(not is_host(p.device) for p in parameters):
+        return f"the model lies on {next(p.device for p in parameters if not is_host(p.device))}"
     if first.dtype not in {torch.float32, torch.bfloat16} or any(p.dtype != first.dtype for p in others):
         return f"its weights are {first.dtype}, and not all float32 or all bfloat16"
     # Not what only looks like a tensor, such as a quantised one.

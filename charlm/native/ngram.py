@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from charlm.backends.traits import is_host
 from charlm.errors import InputError
 from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
@@ -66,7 +67,7 @@ def _readable(tables: _Tables, order: int) -> bool:
     codes, counts, discounts = tables
     return (
         (codes.dtype, counts.dtype, discounts.dtype) == (torch.int64, torch.int32, torch.float32)
-        and all(table.device.type == "cpu" and table.is_contiguous() for table in tables)
+        and all(is_host(table.device) and table.is_contiguous() for table in tables)
         and codes.shape == counts.shape == (codes.numel(),)
         and discounts.shape == (order, 3)
     )

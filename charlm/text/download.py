@@ -75,9 +75,8 @@ def fetch(wanted: Download) -> bytes:
     if isinstance(data, urllib.error.HTTPError):
         data.close()
         raise _failed(wanted, f"the server answered {data.code} {quoted(str(data.reason))}") from data
-    if isinstance(
-        data, (OSError, http.client.HTTPException, ValueError)
-    ):  # ValueError: a bad redirect address
+    # A ValueError is a bad redirect address.
+    if isinstance(data, (OSError, http.client.HTTPException, ValueError)):
         reason = getattr(data, "reason", data)
         raise _failed(wanted, quoted(str(reason))[1:-1], getattr(reason, "errno", None)) from data
     if isinstance(data, BaseException):

@@ -57,9 +57,8 @@ def find_overlap(text: Ids, other: Ids, width: int) -> Overlap:
     """
     if min(len(text), len(other)) < width:
         return Overlap(0, text[:0])
-    attempts = (
-        itertools.count()
-    )  # a second one is needed after a collision of hashes, which is hardly ever seen
+    # A second attempt is needed after a collision of hashes, which is hardly ever seen.
+    attempts = itertools.count()
     while (found := _attempt(text, other, width, next(attempts))) is None:
         pass
     return found
@@ -176,9 +175,8 @@ def _longest(text: Ids, other: Ids, found: tuple[Ints, Bools], width: int, hashi
             other = _cut(other, *_covered(others, low), end + 1)
         else:
             high = guess
-        if (
-            high - low == 1
-        ):  # hashes that differ are of windows that differ, so only the last find is in doubt
+        # Hashes that differ are of windows that differ, so only the last find is in doubt.
+        if high - low == 1:
             return run if np.array_equal(run, twin) else None
         guess = min(2 * low, (low + high) // 2) if whole_tried else high - 1
         whole_tried = True

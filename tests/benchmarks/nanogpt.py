@@ -160,7 +160,7 @@ def _evaluated(copy: Path) -> Json:
         model = code.GPT(code.GPTConfig(**checkpoint["model_args"]))
     model.load_state_dict(checkpoint["model"])
     val = np.fromfile(copy / _DATA / "val.bin", dtype=np.uint16)
-    result = evaluate(model, BlockDataset(val, checkpoint["model_args"]["block_size"], name="val.bin"))
+    result = evaluate(model, BlockDataset(val, checkpoint["model_args"]["block_size"]))
     return {
         "steps": checkpoint["iter_num"],
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -145,11 +145,11 @@ def test_a_data_loader_gives_the_same_batches_with_any_number_of_workers(workers
 
 
 def test_a_pickled_dataset_is_the_same_and_no_larger_than_its_ids() -> None:
-    data = BlockDataset(torch.arange(5000) % 200, 512, name="my text")
+    data = BlockDataset(torch.arange(5000) % 200, 512)
     stored = pickle.dumps(data)
     assert len(stored) < 5000 + 1000
     again = pickle.loads(stored)
-    assert (again.block_size, again.name, again.max_id) == (512, "my text", 199)
+    assert (again.block_size, again.max_id) == (512, 199)
     assert torch.equal(again.ids, data.ids)
     assert torch.equal(again[7][1], data[7][1])
     first, _ = data.split(0.5)
@@ -262,9 +262,9 @@ def test_every_length_gives_data_or_says_what_is_missing(block_size: int) -> Non
                 data.split(fraction)
 
 
-def test_the_name_of_the_text_stands_in_its_errors() -> None:
-    with pytest.raises(DataError, match="my novel has 3 characters; block_size 8 needs at least 9"):
-        BlockDataset(torch.zeros(3, dtype=torch.long), 8, name="my novel")
+def test_a_text_that_is_too_short_for_a_block_is_refused_with_both_lengths() -> None:
+    with pytest.raises(DataError, match="the text has 3 characters; block_size 8 needs at least 9"):
+        BlockDataset(torch.zeros(3, dtype=torch.long), 8)
 
 
 BAD_IDS: dict[str, tuple[object, type[CharLMError], str]] = {

@@ -29,6 +29,7 @@ from charlm.errors import (
     UnknownCharacterError,
 )
 from charlm.runs.checkpoint import read_checkpoint
+from charlm.testing import RecordingBackend
 from charlm.training import list_checkpoints
 
 LETTERS = "\nabcdefghijkl"
@@ -459,3 +460,23 @@ def test_a_checkpoint_without_its_manifest_is_no_saved_model(run: Path) -> None:
     (best / "manifest.json").unlink()
     with pytest.raises(CheckpointCorruptError, match=r"has no manifest\.json: the save did not end"):
         load(best, device="cpu")
+
+
+def test_it_keeps_the_backend_that_it_was_loaded_with_and_asks_it(tmp_path: Path) -> None:
+    LM.save(tmp_path / "model")
+    backend = RecordingBackend()
+    lm = load(tmp_path / "model", device=backend)
+    backend.calls.clear()
+    assert lm.evaluate("abcabc").loss_nats == LM.evaluate("abcabc").loss_nats
+    assert backend.calls == ["to_device"]
+    assert lm.backend is backend
+    lm.surprisal("abcabc")
+    assert len(backend.calls) == 2
+
+
+def test_a_model_that_was_moved_since_is_used_where_it_is_now() -> None:
+    backend = RecordingBackend()
+    lm = CharLM(gpt(), CharTokenizer(LETTERS), backend=backend)
+    assert lm.backend is backend
+    lm.model.to("meta")
+    assert (type(lm.backend).__name__, lm.backend.device.type) == ("DeviceBackend", "meta")

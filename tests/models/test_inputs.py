@@ -204,7 +204,7 @@ class Uniform(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        self.check_idx(idx, targets)
+        self._check_idx(idx, targets)
         logits = self.level.expand(*idx.shape, self.vocab_size)
         return logits, None if targets is None else cross_entropy(logits, targets)
 

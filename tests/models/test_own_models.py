@@ -52,7 +52,7 @@ class Unigram(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        self.check_idx(idx, targets)
+        self._check_idx(idx, targets)
         logits = self.logits.expand(*idx.shape, -1)  # (B, T, V)
         return logits, None if targets is None else cross_entropy(logits, targets)
 

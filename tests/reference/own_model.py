@@ -75,7 +75,7 @@ class Recurrent(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        self.check_idx(idx, targets)
+        self._check_idx(idx, targets)
         self._check_range("idx", idx, lowest=0)
         B, T = idx.shape
         start = cache.length if isinstance(cache, HiddenCache) else 0
