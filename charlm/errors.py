@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -100,6 +100,12 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
         'cpu-1min'
     """
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def renamed(owner: str, name: str, new_names: Mapping[str, str]) -> AttributeError:
+    """Return the error for a name that an owner lacks; a former name is answered with the present one."""
+    now = f": it is called {new_names[name]} now" if name in new_names else ""
+    return AttributeError(f"{owner} has no attribute {name!r}{now}", name=name)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

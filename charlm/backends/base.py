@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from charlm.backends.traits import is_host
 from charlm.errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class DeviceBackend:
         Raises:
             BackendError: torch does not tell it for this kind of device; a subclass must.
         """
-        if self.device.type == "cpu":
+        if self.is_host:
             return torch.default_generator
         try:
             generators = getattr(torch.get_device_module(self.device), "default_generators", ())
@@ -188,9 +189,14 @@ class DeviceBackend:
             generator.set_state(before)
 
     @property
+    def is_host(self) -> bool:
+        """Whether it is the processor that Python runs on, with tensors in main memory."""
+        return is_host(self.device)
+
+    @property
     def asynchronous(self) -> bool:
         """Whether the device works on while Python goes on, so that reading a number from it is waiting."""
-        return self.device.type != "cpu"
+        return not self.is_host
 
     def synchronize(self) -> None:
         """Wait until the device has done all that it was given."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from charlm.backends.traits import is_host
 from charlm.data.blocks import BlockDataset, draw_starts, in_order
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def batches_on(data: BlockDataset, backend: DeviceBackend) -> Batches:
         >>> x.shape, y.shape
         (torch.Size([3, 4]), torch.Size([3, 4]))
     """
-    if is_host(backend.device) or type(data) is not BlockDataset:
+    if backend.is_host or type(data) is not BlockDataset:
         return HostBatches(data, backend)
     memory = backend.memory()
     room = _UNTOLD if memory is None else memory.free // _MOST_OF_FREE

@@ -1,5 +1,8 @@
 """From a prompt to more text: prediction states, the decoding loop, sampling options, filters, the cache."""
 
+from typing import TYPE_CHECKING
+
+from charlm.errors import renamed
 from charlm.generation.cache import Cache, KVCache, LayerCache
 from charlm.generation.decode import next_ids, stream_ids
 from charlm.generation.engine import Engine, Predictor, TorchEngine
@@ -34,3 +37,9 @@ __all__ = [
     "scale_temperature",
     "stream_ids",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        former = {"PlainState": "PredictionState(TorchEngine(model, rows))"}
+        raise renamed("module 'charlm.generation'", name, former)

@@ -66,13 +66,16 @@ _HOMES = {
     "verify_checkpoint": "charlm.runs.checkpoint",
 }
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> object:
-    """Load what needs torch when it is first used, so that `charlm train --help` does not."""
-    import importlib  # noqa: PLC0415 - only when a name is missing
+    def __getattr__(name: str) -> object:
+        """Load what needs torch when it is first used, so that `charlm train --help` does not."""
+        import importlib  # noqa: PLC0415 - only when a name is missing
 
-    if name not in _HOMES:
-        raise AttributeError(f"module 'charlm.training' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+        if name not in _HOMES:
+            from charlm.errors import renamed  # noqa: PLC0415 - only when a name is missing
+
+            raise renamed("module 'charlm.training'", name, {"Evaluation": "EvalRecord"})
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted
+from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted, renamed
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
 from charlm.randomness import derive_seed
@@ -401,6 +401,11 @@ class Trainer:
             reason=self._reason or "interrupted",
             checkpoint=self.checkpoint,
         )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            raise renamed("Trainer", name, {"stop": "finish", "request_stop": "interrupt"})
 
     def _restore(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,26 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Gpt'"):
-        _ = charlm.Gpt
+        _ = charlm.Gpt  # type: ignore[attr-defined]  # so says the type checker, too
+
+
+@pytest.mark.parametrize(
+    ("owner", "former", "now"),
+    [
+        ("charlm.training", "Evaluation", "EvalRecord"),
+        ("charlm.generation", "PlainState", "PredictionState"),
+        ("charlm.training.trainer.Trainer", "stop", "finish"),
+        ("charlm.training.trainer.Trainer", "request_stop", "interrupt"),
+    ],
+)
+def test_a_former_name_is_answered_with_the_present_one(owner: str, former: str, now: str) -> None:
+    found = pkgutil.resolve_name(owner)
+    holder = found.__new__(found) if isinstance(found, type) else found
+    assert hasattr(holder, now)
+    with pytest.raises(AttributeError, match=f"no attribute '{former}': it is called {now}"):
+        getattr(holder, former)
+    with pytest.raises(AttributeError, match="no attribute 'anything'$"):
+        _ = holder.anything
 
 
 if __name__ == "__main__":
