@@ -2,7 +2,7 @@
 
 RUN/run.json         run id, format, creation time; written once
 RUN/.lock            held while a process trains here; a courtesy, correctness never depends on it
-RUN/metrics.jsonl    see metrics.py
+RUN/metrics.jsonl    see log.py
 RUN/checkpoints/     see checkpoint.py
 RUN/train.json       what `charlm train` was asked for; cli/rundir.py writes it
 RUN/ngram/           a saved model: the baseline that the command line counts

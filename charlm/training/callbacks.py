@@ -45,7 +45,7 @@ class Callback:
         """Run after each evaluation that the schedule of the run asks for.
 
         Args:
-            trainer: may be told to `stop()`, or to `save()`.
+            trainer: may be told to `finish()`, or to `save()`.
             evaluation: the losses, and whether no others were as low.
         """
 
