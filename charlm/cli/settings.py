@@ -92,8 +92,28 @@ class Settings:
     """Every field of `GPTConfig` but vocab_size."""
     training: TrainerConfig
     """Complete and checked."""
-    given: frozenset[str]
-    """Names of the fields that a file, a variable or a flag decided."""
+    below: Mapping[str, object]
+    """What a file and the variables set."""
+    flags: Mapping[str, object]
+    """What flags set, which wins."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the fields that a file, a variable or a flag decided."""
+        return frozenset({*self.below, *self.flags})
+
+    def over(self, preset: PresetName, changes: Mapping[str, object] = MappingProxyType({})) -> Settings:
+        """Return what was set on top of another preset.
+
+        Args:
+            preset: where the values begin.
+            changes: which fields of the preset differ, by name.
+
+        Raises:
+            UsageError: a flag does not go together with the rest.
+            ConfigError: the rest does not go together.
+        """
+        return _combined(preset, changes, self.below, self.flags)
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -167,7 +187,6 @@ def gather(
     file: str | None,
     environment: Mapping[str, str],
     flags: Mapping[str, object],
-    changes: Mapping[str, object] = MappingProxyType({}),
 ) -> Settings:
     """Return the settings that preset, file, variables and flags make together.
 
@@ -176,7 +195,6 @@ def gather(
         file: path of a TOML file, or None.
         environment: the process's variables; only those of a field are looked at.
         flags: texts (a sequence of texts for a tuple; bools are bools) by field name.
-        changes: what of the preset is to differ, by field name.
 
     Raises:
         UsageError: a flag is wrong, or does not go together with the rest.
@@ -192,18 +210,7 @@ def gather(
     _refuse(in_file, ConfigError, lambda name: name, f"{quoted(str(file))}: ")
     _refuse(in_environment, ConfigError, variable_of)
 
-    below = {**preset_values(preset), **changes, **in_file, **in_environment}
-    given = frozenset({*in_file, *in_environment, *in_flags})
-    conflict = _conflict(below)
-    if conflict is not None and not in_flags:
-        raise conflict
-    values = {**below, **in_flags}
-    own_conflict = _conflict(values)
-    if own_conflict is not None:
-        raise own_conflict if conflict is not None else UsageError(str(own_conflict))
-    model = {name: values[name] for name, field in FIELDS.items() if field.table == "model"}
-    training = {name: values[name] for name, field in FIELDS.items() if field.table == "training"}
-    return Settings(preset, model, TrainerConfig.from_dict(training), given)
+    return _combined(preset, {}, {**in_file, **in_environment}, in_flags)
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
@@ -290,12 +297,31 @@ def _refuse(
         raise error(where + "; ".join(problems))
 
 
+def _combined(
+    preset: PresetName,
+    changes: Mapping[str, object],
+    below: Mapping[str, object],
+    flags: Mapping[str, object],
+) -> Settings:
+    """Return the settings, or raise what does not go together: against the flags, if it is due to them."""
+    without_flags = {**preset_values(preset), **changes, **below}
+    values = {**without_flags, **flags}
+    conflict, own_conflict = _conflict(without_flags), _conflict(values)
+    if own_conflict is not None:
+        raise own_conflict if conflict is not None else UsageError(str(own_conflict))
+    training = TrainerConfig.from_dict(_part(values, "training"))
+    return Settings(preset, _part(values, "model"), training, below, flags)
+
+
+def _part(values: Mapping[str, object], table: str) -> dict[str, object]:
+    return {name: values[name] for name, field in FIELDS.items() if field.table == table}
+
+
 def _conflict(values: Mapping[str, object]) -> ConfigError | None:
     """Return the error of fields that do not go together, or None."""
     try:
-        for table, cls in _TABLES.items():
-            own = {name: values[name] for name, field in FIELDS.items() if field.table == table}
-            cls.from_dict({**own, "vocab_size": 1} if table == "model" else own)
+        GPTConfig.from_dict({**_part(values, "model"), "vocab_size": 1})
+        TrainerConfig.from_dict(_part(values, "training"))
     except ConfigError as error:
         return error
     return None
