@@ -8,19 +8,14 @@ and their sentences name the source. No torch here.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import itertools
-import sys
 import tomllib
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import cast
 
+from charlm.cli.fields import Field, fields_of, flag_of
 from charlm.cli.output import UsageError
 from charlm.config import Config
 from charlm.errors import ConfigError, nearest, quoted
@@ -31,10 +26,7 @@ from charlm.training.recipes import RECIPES
 __all__ = [
     "DEFAULT_PRESET",
     "FIELDS",
-    "Field",
     "Settings",
-    "field_docs",
-    "flag_of",
     "from_flags",
     "gather",
     "nearest_name",
@@ -62,24 +54,6 @@ _CONVERTERS: Mapping[type, Callable[[str], object]] = {
     str: str,
 }
 _TABLES: Mapping[str, type[Config]] = {"model": GPTConfig, "training": TrainerConfig}
-
-
-@dataclass(frozen=True)
-class Field:
-    """One setting, as the command line sees it."""
-
-    name: str
-    """Of the field in its config class."""
-    table: str
-    """"model" or "training"."""
-    kind: type
-    """int, float, bool, str or tuple."""
-    choices: tuple[str, ...]
-    """What a str may be."""
-    optional: bool
-    """Whether "none" stands for None."""
-    doc: str
-    """The docstring below the field, in one line."""
 
 
 @dataclass(frozen=True)
@@ -116,51 +90,13 @@ class Settings:
         return _combined(preset, changes, self.below, self.flags)
 
 
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a class, in one line; none where the source is missing."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
-    except (OSError, TypeError):
-        return {}
-    body = next(
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    )
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-        and isinstance(doc.value.value, str)
-    }
-
-
-def _fields() -> dict[str, Field]:
-    found = {}
-    for table, cls in _TABLES.items():
-        docs, hints = field_docs(cls), get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            hint, optional = hints[field.name], False
-            if get_origin(hint) in (Union, types.UnionType):  # X | None
-                hint, optional = next(a for a in get_args(hint) if a is not type(None)), True
-            if get_origin(hint) is Annotated:
-                hint = get_args(hint)[0]
-            origin = get_origin(hint)
-            choices = get_args(hint) if origin is Literal else ()
-            kind = str if origin is Literal else origin or hint
-            found[field.name] = Field(field.name, table, kind, choices, optional, docs.get(field.name, ""))
-    del found["vocab_size"]
-    return found
-
-
-FIELDS: Mapping[str, Field] = _fields()
+FIELDS: Mapping[str, Field] = {
+    name: field
+    for table, cls in _TABLES.items()
+    for name, field in fields_of(cls, table).items()
+    if name != "vocab_size"
+}
 """Every setting by its name: those of the model, then those of the training."""
-
-
-def flag_of(name: str) -> str:
-    """Return how a field is called on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def variable_of(name: str) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import cast
 
 from charlm.cli.encoded import encode_corpus
+from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import (
     DEFAULT_PRESET,
     FIELDS,
-    flag_of,
     from_flags,
     gather,
     nearest_name,
