@@ -197,7 +197,8 @@ def _prepare(
     train, val = _split(encoded, plan.model.block_size, val_fraction)
     if args.repeat is not None:
         warn_if_different(args.repeat, train, val, backend)
-    check_memory(  # before the model is built, and before an old run is deleted
+    # Before the model is built, and before an old run is deleted.
+    check_memory(
         plan.model,
         plan.training,
         block_size=plan.model.block_size,
@@ -288,11 +289,7 @@ def _within_minutes(
 
 
 def _record(
-    args: argparse.Namespace,
-    kind: str,
-    plan: Plan,
-    training: TrainerConfig,
-    baseline: Baseline | None,
+    args: argparse.Namespace, kind: str, plan: Plan, training: TrainerConfig, baseline: Baseline | None
 ) -> dict[str, object]:
     """Return what train.json keeps."""
     return {

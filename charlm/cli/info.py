@@ -142,7 +142,8 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     run = RunDirectory.open(path)
     while True:
         whole, others = scan_checkpoints(run)
-        best = min(  # as `load`
+        # The best is the one that `load` takes.
+        best = min(
             reversed(whole), key=lambda info: (info.val_loss is None, info.val_loss or 0.0), default=None
         )
         try:

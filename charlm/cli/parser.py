@@ -364,40 +364,38 @@ _COMMANDS = {
     "inspect": _Command(
         "FILE...",
         "show what to know of a text before training",
-        """\
-Show what to know of a text before training on it: its characters, its line ends, how well the last one or two
-characters tell the next, whether validation repeats what is trained on, and what a training may come to.""",
+        "Show what to know of a text before training on it: its characters, its line ends, how well the last "
+        "one or two characters tell the next, whether validation repeats what is trained on, and what a "
+        "training may come to.",
         _declare_inspect,
     ),
     "train": _Command(
         "FILE... -o RUN",
         "train a model on text",
-        """\
-Train a GPT on text. The settings are those of the preset, changed by the file, then by environment variables
-(CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; --resume goes on.""",
+        "Train a GPT on text. The settings are those of the preset, changed by the file, then by environment "
+        "variables (CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; "
+        "--resume goes on.",
         _declare_train,
     ),
     "generate": _Command(
         "RUN [-p TEXT | --prompt-file F | -]",
         "write text with a trained model",
-        """\
-Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text goes to
-standard output.""",
+        "Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text "
+        "goes to standard output.",
         _declare_generate,
     ),
     "eval": _Command(
         "RUN FILE...",
         "measure how well a model predicts a text",
-        """\
-Score a text exactly: every character but the first is predicted once, and no random number is drawn.""",
+        "Score a text exactly: every character but the first is predicted once, and no random number is "
+        "drawn.",
         _declare_eval,
     ),
     "plot": _Command(
         "RUN [--attention TEXT | --bigram] [-o FILE]",
         "draw a training or a model",
-        """\
-Draw the training of a run: loss, learning rate and speed. Or draw what its model, at the best checkpoint,
-expects after each character, or where it looks. Needs matplotlib.""",
+        "Draw the training of a run: loss, learning rate and speed. Or draw what its model, at the best "
+        "checkpoint, expects after each character, or where it looks. Needs matplotlib.",
         _declare_plot,
     ),
     "info": _Command(

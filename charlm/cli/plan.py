@@ -92,10 +92,7 @@ def plan_training(
     most_chars = None
     if choose:
         advice = recommend(
-            train_chars,
-            val_chars if val_fraction else None,
-            minutes=settings.training.minutes,
-            on_gpu=on_gpu,
+            train_chars, val_chars if val_fraction else None, minutes=settings.training.minutes, on_gpu=on_gpu
         )
         settings = settings.over(advice.preset, advice.changes)
         reasons = advice.reasons

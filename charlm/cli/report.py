@@ -32,10 +32,7 @@ __all__ = [
     "text_line",
 ]
 
-_REASONS = {
-    "max_seconds": ", as max_seconds is over",
-    "patience": ", as the validation loss no longer falls",
-}
+_REASONS = {"max_seconds": ", as max_seconds is over", "patience": ", as the validation loss no longer falls"}
 
 
 def text_line(sources: Sequence[str], encoded: Encoded, train: BlockDataset, val: BlockDataset | None) -> str:

@@ -37,16 +37,7 @@ __all__ = [
 DEFAULT_PRESET: PresetName = "cpu-1min"
 """What `charlm train` trains unless it is told otherwise."""
 
-_YES_NO = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+_YES_NO = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _CONVERTERS: Mapping[type, Callable[[str], object]] = {
     int: int,
     float: float,
@@ -118,11 +109,7 @@ def preset_values(preset: PresetName) -> dict[str, object]:
 
 
 def gather(
-    preset: PresetName,
-    *,
-    file: str | None,
-    environment: Mapping[str, str],
-    flags: Mapping[str, object],
+    preset: PresetName, *, file: str | None, environment: Mapping[str, str], flags: Mapping[str, object]
 ) -> Settings:
     """Return the settings that preset, file, variables and flags make together.
 

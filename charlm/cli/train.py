@@ -16,14 +16,7 @@ from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
-from charlm.cli.settings import (
-    DEFAULT_PRESET,
-    FIELDS,
-    from_flags,
-    gather,
-    nearest_name,
-    variable_of,
-)
+from charlm.cli.settings import DEFAULT_PRESET, FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
 from charlm.errors import CorpusError
 from charlm.files.folders import cache_folder
@@ -68,13 +61,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     return begin(
-        args,
-        settings,
-        encoded,
-        val_fraction=val_fraction,
-        console=console,
-        signals=signals,
-        began=began,
+        args, settings, encoded, val_fraction=val_fraction, console=console, signals=signals, began=began
     )
 
 
