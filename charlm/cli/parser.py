@@ -278,9 +278,10 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     _add(parser, "stdin", "read the prompt from standard input", nargs="?", metavar="-")
     text = (
-        "the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins where a new "
+        "the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins where a "
+        "new line begins)"
     )
-    _add(parser, "-p --prompt", text + "line begins)", type=text_argument, metavar="TEXT")
+    _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
     text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
@@ -295,19 +296,15 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
     fields = sampling_fields()
     for name, (short, metavar, default) in _SAMPLING.items():
         field = fields[name]
-        group.add_argument(
-            *short,
-            flag_of(name),
-            type=_reader(field),
-            choices=field.choices or None,
-            default=default,
-            metavar=metavar,
-            help=_help_of(field, default),
-        )
+        names = " ".join((*short, flag_of(name)))
+        read, choices = _reader(field), field.choices or None
+        text = _help_of(field, default)
+        _add(group, names, text, type=read, choices=choices, default=default, metavar=metavar)
     text = (
         "let the run's n-gram baseline guess ahead: the same text, sooner if the model's weights exceed the "
+        "processor's cache"
     )
-    _add_switch(group, "--draft", text + "processor's cache")
+    _add_switch(group, "--draft", text)
 
 
 def _reader(field: Field) -> Callable[[str], object]:
@@ -324,8 +321,11 @@ def _declare_eval(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     _add_files(parser, "+")
     _add_json(parser)
-    text = "write the text first, each character coloured by its surprisal; without colours (NO_COLOR, no "
-    _add_switch(parser, "--show", text + "terminal) with its bits below it")
+    text = (
+        "write the text first, each character coloured by its surprisal; without colours (NO_COLOR, no "
+        "terminal) with its bits below it"
+    )
+    _add_switch(parser, "--show", text)
     text = "also write a page that shows it, with the likeliest candidates for each character"
     _add(parser, "--html", text, metavar="OUT.html")
     _add_device(parser)
@@ -340,8 +340,8 @@ def _declare_plot(parser: argparse.ArgumentParser) -> None:
     _add_switch(kind, "--bigram", "draw how likely the model holds each character after each other one")
     text = (
         "the picture, .png or .svg; one that is there is replaced (default: NAME.png, NAME-attention.png or "
+        "NAME-bigram.png in the current directory, by the name of RUN)"
     )
-    text += "NAME-bigram.png in the current directory, by the name of RUN)"
     _add(parser, "-o --out", text, metavar="FILE")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference.command import Command, text_file
+from reference.command import Command, environment, text_file
 
 from charlm.cli import fit, guess
 from charlm.cli.output import UsageError
@@ -117,6 +119,11 @@ def test_what_was_set_goes_together_with_the_chosen_preset_or_is_refused() -> No
     with pytest.raises(UsageError, match="need an even n_embd / n_head, got 68 / 4"):
         plan_of(minutes="5", n_embd="68")  # two heads in cpu-1min, four in cpu-5min
     assert plan_of(minutes="1", n_embd="68").model.n_embd == 68
+
+
+def test_a_plan_needs_no_torch() -> None:
+    program = "import sys, charlm.cli.plan; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
 
 
 # Properties
