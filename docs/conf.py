@@ -36,7 +36,7 @@ from sphinx_autodoc_typehints import process_signature
 from typing_extensions import is_protocol
 
 import charlm
-from charlm.cli.arguments import parse
+from charlm.cli.parser import parse
 from charlm.config import Config
 from charlm.evaluation import Surprisal
 from charlm.models.config import BigramConfig, GPTConfig, ModelConfig, NGramConfig

@@ -15,8 +15,8 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from charlm.cli.arguments import COMMANDS, parse
 from charlm.cli.output import Console, UsageError, emit, product_and_messages
+from charlm.cli.parser import COMMANDS, parse
 from charlm.cli.signals import Interrupted, Signals
 from charlm.cli.threads import sharing_cores
 from charlm.errors import CharLMError, NotEnoughMemoryError, UnknownCharacterError

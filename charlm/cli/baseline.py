@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from charlm.cli.output import Console
+from charlm.cli.verdict import UNLIKE
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CharLMError
 from charlm.evaluation.evaluate import EvalResult, evaluate
@@ -24,7 +25,6 @@ from charlm.text.tokenizer import Tokenizer
 
 __all__ = [
     "BASELINE_FOLDER",
-    "COUNTING_SHARE",
     "Baseline",
     "Counted",
     "compared",
@@ -35,9 +35,6 @@ __all__ = [
 ]
 
 BASELINE_FOLDER = "ngram"
-COUNTING_SHARE = 0.06
-"""Of a run's minutes, for counting."""
-
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
 _LEAST_SCORED = 20_000  # characters
@@ -66,9 +63,17 @@ class Baseline:
     lm: CharLM
     unlike: bool
     """Whether the end of the text is unlike its beginning, as in a list that is sorted."""
+    line: str
+    """What it is and how well it does, for a person to read."""
     values: dict[str, object]
     """What train.json keeps: order, loss_nats or None, how many characters were counted and scored, and
     entropy_nats, the loss of one who knows how often each character occurs in the validation text."""
+
+    def show(self, console: Console) -> None:
+        """Say what it is, and warn of a text on which every loss will mislead."""
+        console.say(self.line)
+        if self.unlike:
+            console.complain(UNLIKE)
 
     def save(self, run: Path, console: Console) -> None:
         """Write it into a run; the training does not end if that fails."""
@@ -98,46 +103,40 @@ def score_baseline(
     train: BlockDataset,
     val: BlockDataset | None,
     tokenizer: Tokenizer,
-    console: Console,
-    *,
     eval_chars: int | None = None,
 ) -> Baseline:
-    """Score the validation text with a counted model, and say what came.
+    """Score the validation text with a counted model.
 
     Args:
         counted: the model.
         train: the training text.
         val: the validation text, if there is one.
         tokenizer: of both.
-        console: where it is said.
         eval_chars: how much of the validation text the training's evaluations score: so much is scored here,
             too. None: all of it, and here no more than is sensible.
     """
     began = time.perf_counter()
-    result = None
+    result, entropy, loss = None, None, ""
     if val is not None:
         most = max(_MOST_SCORED // tokenizer.vocab_size, _LEAST_SCORED, val.block_size + 1)
         result = evaluate(counted.model, val, max_chars=most if eval_chars is None else eval_chars)
+        entropy = entropy_nats(val)
+        loss = f": {result.loss_nats:.4f} nats ({result.bits_per_char:.4f} bits/char){scored_part(result)}"
+    seconds = counted.seconds + time.perf_counter() - began
+    part = "" if counted.chars == len(train.ids) else f" from the last {counted.chars:,} characters"
+    line = f"n-gram  baseline of order {counted.model.order}, counted{part} in {seconds:.1f} s{loss}"
+    left_out = 0 if result is None else result.n_left_out
+    scored = 0 if result is None or val is None else result.n_chars if left_out else len(val.ids)
     values: dict[str, object] = {
         "order": counted.model.order,
         "loss_nats": None if result is None else result.loss_nats,
         "counted": counted.chars,
-        "n_left_out": 0 if result is None else result.n_left_out,
-        "scored": 0
-        if val is None or result is None
-        else result.n_chars
-        if result.n_left_out
-        else len(val.ids),
-        "entropy_nats": None if val is None else entropy_nats(val),
+        "n_left_out": left_out,
+        "scored": scored,
+        "entropy_nats": entropy,
     }
-    seconds = counted.seconds + time.perf_counter() - began
-    part = "" if counted.chars == len(train.ids) else f" from the last {counted.chars:,} characters"
-    line = f"n-gram  baseline of order {counted.model.order}, counted{part} in {seconds:.1f} s"
-    if result is not None:
-        line += f": {result.loss_nats:.4f} nats ({result.bits_per_char:.4f} bits/char){scored_part(result)}"
-    console.say(line)
     unlike = val is not None and result is not None and _is_unlike(train, val, tokenizer, result)
-    return Baseline(CharLM(counted.model, tokenizer), unlike, values)
+    return Baseline(CharLM(counted.model, tokenizer), unlike, line, values)
 
 
 def _is_unlike(train: BlockDataset, val: BlockDataset, tokenizer: Tokenizer, result: EvalResult) -> bool:

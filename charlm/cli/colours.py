@@ -17,17 +17,8 @@ from charlm.cli.output import escaped
 __all__ = ["annotated", "coloured", "wants_colour"]
 
 _LEVELS = (0.5, 1, 2, 3, 4, 6, 8, 12)  # bits at which the next colour begins, as on the page
-_COLOURS = (
-    "",
-    "30;48;5;230",
-    "30;48;5;223",
-    "30;48;5;221",
-    "30;48;5;215",
-    "30;48;5;209",
-    "30;48;5;167",
-    "97;48;5;125",
-    "97;48;5;53",
-)
+_ON_LIGHT, _ON_DARK = "30;48;5;{}".format, "97;48;5;{}".format
+_COLOURS = ("", *map(_ON_LIGHT, (230, 223, 221, 215, 209, 167)), *map(_ON_DARK, (125, 53)))
 _RESET = "\x1b[0m"
 
 

@@ -38,22 +38,33 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         raise UsageError("--show writes a text and --json an object; give one of them")
     text = load_corpus(args.files)
     lm = load(args.run, device=args.device)
-    found = None
     if args.html is not None or args.show:
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
-    result = lm.evaluate(text) if found is None else found.result
-    if found is not None and args.html is not None:
+        result = found.result
+        _show(args, text, found, lm, console)
+    else:
+        result = lm.evaluate(text)
+    baseline = _baseline(Path(args.run), text, lm, console)
+    unit = "byte" if isinstance(lm.tokenizer, ByteTokenizer) else "character"
+    emit(_json(result, baseline, unit) if args.json else _table(result, baseline, unit))
+    return 0
+
+
+def _show(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM, console: Console) -> None:
+    """Write the page, and the text with its surprisal to standard output, as far as each is asked for."""
+    if args.html is not None:
         title = f"{Path(args.run).name} reads {', '.join(Path(file).name for file in args.files)}"
         page = surprisal_page(text, found, lm.tokenizer, title=title)
         with writing(args.html):
             write_file(Path(args.html), page.encode())
         console.say(f"page    {args.html}")
-    if found is not None and args.show:
+    if args.show:
         for line in _shown(text, found, lm):
             emit(line, flush=False)
         emit("\n")
-    baseline = _baseline(Path(args.run), text, lm, console)
-    unit = "byte" if isinstance(lm.tokenizer, ByteTokenizer) else "character"
+
+
+def _json(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
     values = {
         "loss_nats": result.loss_nats,
         "bits_per_char": result.bits_per_char,
@@ -64,16 +75,17 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         "unit": unit,
         "baseline_loss_nats": None if baseline is None else baseline.loss_nats,
     }
-    if args.json:
-        # JSON has no infinity, which the loss is if the model held a character of the text impossible.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        emit(json.dumps(finite) + "\n")
-        return 0
-    per_byte = result.bits_per_byte
+    # JSON has no infinity, which the loss is if the model held a character of the text impossible.
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(finite) + "\n"
+
+
+def _table(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
+    per_byte = math.nan if result.bits_per_byte is None else result.bits_per_byte
     rows = [
         ("loss", f"{result.loss_nats:.4f}", f"nats per {unit}"),
         ("", f"{result.bits_per_char:.4f}", f"bits per {unit}"),
-        ("", f"{math.nan if per_byte is None else per_byte:.4f}", "bits per byte of UTF-8"),
+        ("", f"{per_byte:.4f}", "bits per byte of UTF-8"),
         ("perplexity", f"{result.perplexity:.4f}", f"per {unit}"),
         ("accuracy", f"{100 * result.accuracy:.2f}", "% predicted as the likeliest"),
         ("predicted", f"{result.n_chars:,}", f"{unit}s, all but the first"),
@@ -82,8 +94,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         ahead = baseline.loss_nats - result.loss_nats
         verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"{-ahead:.4f} better than the model"
         rows.append(("n-gram", f"{baseline.loss_nats:.4f}", f"nats per {unit}, the baseline: {verdict}"))
-    emit(aligned(rows))
-    return 0
+    return aligned(rows)
 
 
 def _shown(text: str, found: Surprisal, lm: CharLM) -> Iterator[str]:

@@ -14,18 +14,17 @@ from typing import Any, cast
 
 import torch
 
+from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
-from charlm.cli.baseline import COUNTING_SHARE, count_within, score_baseline
-from charlm.cli.output import Console
-from charlm.cli.settings import gather
+from charlm.cli.baseline import count_within, score_baseline
+from charlm.cli.plan import Plan, plan_training
+from charlm.cli.settings import DEFAULT_PRESET, gather
 from charlm.cli.verdict import FEW_STEPS
 from charlm.data.blocks import BlockDataset
-from charlm.models.config import GPTConfig, PresetName
+from charlm.models.config import PresetName
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import CharTokenizer
 from charlm.training.budget import steps_within
-from charlm.training.recipes import recommend
-from charlm.training.timetable import EVALUATION_SHARE, evaluation_interval_seconds
 from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Guess", "guess"]
@@ -148,63 +147,68 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         minutes: what `--minutes` would be.
         began: `time.perf_counter()` at the start of the command; what was done since, a training does, too.
     """
-    cut = int((1 - val_fraction) * len(text)) if val_fraction else len(text)
-    backend = get_backend("auto")
-    advice = recommend(
-        cut,
-        len(text) - cut if val_fraction else None,
-        minutes=minutes,
-        on_gpu=backend.device.type != "cpu",
+    settings = gather(DEFAULT_PRESET, file=None, environment=os.environ, flags={"minutes": repr(minutes)})
+    backend, tokenizer = get_backend("auto"), CharTokenizer.from_text(text)
+    plan = plan_training(
+        settings,
+        len(text),
+        tokenizer.vocab_size,
+        val_fraction=val_fraction,
+        choose=True,
+        on_gpu=not backend.is_host,
     )
-    settings = gather(advice.preset, file=None, environment=os.environ, flags={}, changes=advice.changes)
-    training = settings.training
-    tokenizer = CharTokenizer.from_text(text)
-    config = GPTConfig.from_dict({**settings.model, "vocab_size": tokenizer.vocab_size})
-    data = BlockDataset.from_text(text, tokenizer, config.block_size)
+    data = BlockDataset.from_text(text, tokenizer, plan.model.block_size)
     train, val = data.split(1 - val_fraction) if val_fraction else (data, None)
-    counted = count_within(train, tokenizer.vocab_size, COUNTING_SHARE * 60 * minutes)
-    baseline = score_baseline(counted, train, val, tokenizer, Console(quiet=True))
+    counted = count_within(train, tokenizer.vocab_size, plan.counting_seconds)
+    baseline = score_baseline(counted, train, val, tokenizer)
     ngram = cast("dict[str, Any]", baseline.values)
     start_seconds = time.perf_counter() - began
-    torch.manual_seed(training.seed)
-    model = GPT(config)
-    step_seconds = steps_within(_HOUR, model, train, training, device=backend).step_seconds
-    each = 0.0 if val is None else evaluation_seconds(backend.prepare(model), val, backend=backend)
-    spent = start_seconds + min(
-        60 * minutes / evaluation_interval_seconds(60 * minutes) * each, EVALUATION_SHARE * 60 * minutes
-    )
+    step_seconds, each = _timed(plan, train, val, backend)
+    spent = start_seconds + plan.evaluating_seconds(each)
     fitting = max(1, int((60 * minutes - spent) / step_seconds))
-    enough = max(1, advice.most_chars // (training.batch_size * training.accumulate * config.block_size))
-    steps = min(fitting, enough)
-    runs = [
-        run
-        for run in _MEASURED
-        if run.preset == advice.preset and 1 / _ALIKE <= run.train_chars / len(train.ids) <= _ALIKE
-    ]
-    runs = [run for run in runs if 1 / _AS_MANY <= run.steps / steps <= _AS_MANY] or runs
+    steps = min(fitting, plan.training.max_steps)
+    runs = _alike(plan.preset, len(train.ids), steps)
+    ahead = [run.ahead for run in runs]
     usual = min((run.steps for run in runs), default=None)
+    least = max(FEW_STEPS, int(_MANY_STEPS * (usual or 0)))
     return Guess(
-        preset=advice.preset,
-        reasons=advice.reasons,
+        preset=plan.preset,
+        reasons=plan.reasons,
         device=backend.name,
         step_seconds=step_seconds,
         evaluation_seconds=each,
         steps=steps,
         seconds=spent + steps * step_seconds,
-        text_is_short=enough < fitting,
+        text_is_short=plan.most_steps is not None and plan.most_steps < fitting,
         ngram_loss_nats=ngram["loss_nats"],
         ngram_order=ngram["order"],
         ngram_counted=ngram["counted"],
         ngram_scored=ngram["scored"],
-        ahead_nats=(min(r.ahead for r in runs) - _SPREAD, max(r.ahead for r in runs) + _SPREAD)
-        if runs
-        else None,
+        ahead_nats=(min(ahead) - _SPREAD, max(ahead) + _SPREAD) if ahead else None,
         usual_steps=usual,
         unlike=baseline.unlike,
-        enough_minutes=minutes
-        if enough < fitting
-        else _enough_minutes(minutes, max(FEW_STEPS, int(_MANY_STEPS * (usual or 0))), step_seconds, spent),
+        enough_minutes=minutes if steps < fitting else _enough_minutes(minutes, least, step_seconds, spent),
     )
+
+
+def _timed(
+    plan: Plan, train: BlockDataset, val: BlockDataset | None, backend: DeviceBackend
+) -> tuple[float, float]:
+    """Return how long a step of the planned training takes, and an evaluation over all of the text."""
+    torch.manual_seed(plan.training.seed)
+    model = GPT(plan.model)
+    step = steps_within(_HOUR, model, train, plan.training, device=backend).step_seconds
+    return step, 0.0 if val is None else evaluation_seconds(backend.prepare(model), val, backend=backend)
+
+
+def _alike(preset: PresetName, train_chars: int, steps: int) -> Sequence[_Measured]:
+    """Return a preset's runs on texts of about this length, those of about so many steps if there are any."""
+    runs = [
+        run
+        for run in _MEASURED
+        if run.preset == preset and 1 / _ALIKE <= run.train_chars / train_chars <= _ALIKE
+    ]
+    return [run for run in runs if 1 / _AS_MANY <= run.steps / steps <= _AS_MANY] or runs
 
 
 def _enough_minutes(minutes: float, steps: int, step_seconds: float, spent: float) -> float | None:

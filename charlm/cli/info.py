@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
@@ -36,169 +37,233 @@ from charlm.text.tokenizer import CharTokenizer, load_tokenizer
 __all__ = ["run"]
 
 
+@dataclass(frozen=True)
+class _Model:
+    kind: str
+    parameters: int
+    settings: Mapping[str, object]
+    flops_per_char: int | None
+    """None: not known for this kind."""
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    kind: str
+    vocab_size: int
+    vocab: str | None
+    """None: bytes."""
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How far a training was when it wrote a checkpoint."""
+
+    step: int
+    chars_seen: int
+    seconds: float
+    best: Mapping[str, object] | None
+    settings: Mapping[str, object]
+    length: str
+    """Its settings' max_steps or minutes, in words."""
+    part: str
+    """On how much of the validation text its losses were measured, in words; empty: on all."""
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint of a run."""
+
+    name: str
+    step: int
+    val_loss: float | None
+    bytes: int | None
+    best: bool
+    newest: bool
+    damaged: bool
+    problem: str | None
+    """Why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """The n-gram model of a run."""
+
+    damaged: bool
+    settings: Mapping[str, object] | None = None
+    loss_nats: float | None = None
+    part: tuple[int, int] | None = None
+    """How many characters the loss was measured on, and of how many; None: of all."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What lies in a directory."""
+
+    path: str
+    kind: str
+    """"run", "checkpoint" or "model"."""
+    run_id: str | None = None
+    model: _Model | None = None
+    tokenizer: _Tokenizer | None = None
+    training: _Training | None = None
+    checkpoints: Sequence[_Checkpoint] | None = None
+    baseline: _Baseline | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `--json` writes: without what there is not, and without sentences."""
+        values = asdict(self)
+        for part in (values, values["model"] or {}, values["tokenizer"] or {}):
+            for name in [name for name, value in part.items() if value is None]:
+                del part[name]
+        for name in ("length", "part"):
+            values.get("training", {}).pop(name, None)
+        return values
+
+
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Write what is known as text or as JSON; 1 if `--verify` finds damage."""
     path = Path(args.run)
-    found: dict[str, object] = {"path": str(path)}
     if (path / "run.json").exists():
-        found["kind"] = "run"
-        damaged = _describe_run(path, found, verify=args.verify)
+        found, problems = _run(path, verify=args.verify)
     elif (path / MANIFEST_FILE).exists():
-        found["kind"] = "checkpoint"
-        damaged = _describe_checkpoint(path, found, verify=args.verify)
+        found = _Found(str(path), "checkpoint", None, *_model_files(path), _training(path))
+        wrong = _problem(path) if args.verify else None
+        problems = [] if wrong is None else [str(wrong)]
     else:
-        found["kind"] = "model"
-        damaged = _describe_saved(path, found, verify=args.verify)
-    emit(json.dumps(found) + "\n" if args.json else _text(found))
-    for problem in damaged:
+        found, problems = _saved(path, verify=args.verify)
+    emit(json.dumps(found.to_dict()) + "\n" if args.json else _text(found))
+    for problem in problems:
         console.complain(f"error: {problem}")
-    return 1 if damaged else 0
+    return 1 if problems else 0
 
 
-def _describe_run(path: Path, found: dict[str, object], *, verify: bool) -> list[str]:
+def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
+    """Return what is known of a run, and what is wrong with it."""
     run = RunDirectory.open(path)
-    found["run_id"] = run.run_id
     while True:
         whole, others = scan_checkpoints(run)
+        # The best is the one that `load` takes.
+        best = min(
+            reversed(whole), key=lambda info: (info.val_loss is None, info.val_loss or 0.0), default=None
+        )
         try:
-            damaged = _describe_checkpoints(whole, others, found, verify=verify)
+            checkpoints, problems = _checkpoints(whole, others, best, verify=verify)
+            model, tokenizer = (None, None) if best is None else _model_files(best.path)
+            training = _training(whole[-1].path) if whole else None
             break
         except OSError:
             if all(os.path.lexists(info.path) for info in whole):
                 raise
             # else the run, still in training, has deleted one of them: look again
-    problem = _describe_baseline(path, found, verify=verify)
-    if problem is not None:
-        damaged.append(problem)
-    return damaged if verify else []
+    baseline, problem = _baseline(path, verify=verify)
+    problems += [] if problem is None else [problem]
+    found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline)
+    return found, problems if verify else []
 
 
-def _describe_checkpoints(
-    whole: Sequence[CheckpointInfo], others: Collection[Path], found: dict[str, object], *, verify: bool
-) -> list[str]:
-    """Add what a run's checkpoints say, and return what is wrong with them."""
-    newest = whole[-1] if whole else None
-    best = min(  # as `load`
-        reversed(whole), key=lambda info: (info.val_loss is None, info.val_loss or 0.0), default=None
-    )
+def _checkpoints(
+    whole: Sequence[CheckpointInfo], others: Collection[Path], best: CheckpointInfo | None, *, verify: bool
+) -> tuple[list[_Checkpoint], list[str]]:
+    """Return the checkpoints of a run, those that cannot be read too, and what is wrong with them."""
     infos = {info.path: info for info in whole}
-    damaged, listed = [], []
-    for entry in sorted([*infos, *others]):
-        problem = None
-        info = infos.get(entry)
-        if info is None or verify:
-            problem = _problem(entry)
-            if problem is not None and not os.path.lexists(entry):
-                continue  # the run, still in training, has deleted it
+    found, problems = [], []
+    for path in sorted([*infos, *others]):
+        info = infos.get(path)
+        problem = _problem(path) if info is None or verify else None
         if problem is not None:
-            damaged.append(str(problem))
-        listed.append(
-            {
-                "name": entry.name,
-                "step": int(entry.name.split("-")[1]),
-                "val_loss": None if info is None else info.val_loss,
-                "bytes": None if info is None else _size(info),
-                "best": info is not None and info == best,
-                "newest": info is not None and info == newest,
-                "damaged": isinstance(problem, CheckpointCorruptError),
-                "problem": None if problem is None else str(problem),
-            }
+            if not os.path.lexists(path):
+                continue  # the run, still in training, has deleted it
+            problems.append(str(problem))
+        found.append(
+            _Checkpoint(
+                name=path.name,
+                step=int(path.name.split("-")[1]),
+                val_loss=None if info is None else info.val_loss,
+                bytes=None if info is None else sum(digest.size for digest in info.files.values()),
+                best=info is not None and info == best,
+                newest=info is not None and info == whole[-1],
+                damaged=isinstance(problem, CheckpointCorruptError),
+                problem=None if problem is None else str(problem),
+            )
         )
-    if best is not None and newest is not None:
-        _describe_files(best.path, found)
-        found["training"] = _training(newest.path)
-    found["checkpoints"] = listed
-    return damaged
+    return found, problems
 
 
-def _describe_baseline(path: Path, found: dict[str, object], *, verify: bool) -> str | None:
-    """Add what is known of the run's n-gram model, if it has one, and return what is wrong with it."""
+def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, str | None]:
+    """Return what is known of a run's n-gram model, if it has one, and what is wrong with it."""
     folder = path / BASELINE_FOLDER
     if not folder.exists():
-        return None
-    baseline: dict[str, object] = {"damaged": False, "settings": None, "loss_nats": None, "part": None}
-    found["baseline"] = baseline
+        return None, None
+    found = _Baseline(damaged=False)
     try:
         data = read_file(folder / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
-        baseline["settings"] = model_settings({CONFIG_FILE: data}, folder)[1].to_dict()
+        found = replace(found, settings=model_settings({CONFIG_FILE: data}, folder)[1].to_dict())
         values = read_record(path).values.get("baseline")
         known: dict[str, object] = values if isinstance(values, dict) else {}
-        baseline["loss_nats"] = known.get("loss_nats")
-        scored, left_out = known.get("scored"), known.get("n_left_out")
+        loss, scored, left_out = known.get("loss_nats"), known.get("scored"), known.get("n_left_out")
+        found = replace(found, loss_nats=loss if isinstance(loss, float) else None)
         if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
-            baseline["part"] = [scored, scored + left_out]
+            found = replace(found, part=(scored, scored + left_out))
         if verify:
             load(folder, device="cpu")
     except (CharLMError, OSError) as error:
-        baseline["damaged"] = True
-        return str(error)
-    return None
+        return replace(found, damaged=True), str(error)
+    return found, None
 
 
-def _describe_checkpoint(path: Path, found: dict[str, object], *, verify: bool) -> list[str]:
-    _describe_files(path, found)
-    found["training"] = _training(path)
-    problem = _problem(path) if verify else None
-    return [] if problem is None else [str(problem)]
-
-
-def _describe_saved(path: Path, found: dict[str, object], *, verify: bool) -> list[str]:
+def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
+    """Return what is known of a saved model, and what is wrong with it."""
     if not (path / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{quoted(str(path))} is no run, no checkpoint and no saved model: it has neither run.json nor "
             f"{CONFIG_FILE}"
         )
-    _describe_files(path, found)
+    found = _Found(str(path), "model", None, *_model_files(path))
     if verify:  # a saved model has no checksums; what can be seen is whether every part fits
         try:
             load(path, device="cpu")
         except (CharLMError, OSError) as error:
-            return [str(error)]
-    return []
+            return found, [str(error)]
+    return found, []
 
 
-def _describe_files(path: Path, found: dict[str, object]) -> None:
-    """Add what config.json and tokenizer.json say; a checkpoint of a foreign module has neither."""
+def _model_files(path: Path) -> tuple[_Model | None, _Tokenizer | None]:
+    """Return what config.json and tokenizer.json say; a checkpoint of a foreign module has neither."""
+    model = tokenizer = None
     if (path / CONFIG_FILE).exists():
         data = read_file(path / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
         cls, config = model_settings({CONFIG_FILE: data}, path)
-        model: dict[str, object] = {
-            "kind": cls.kind,
-            "parameters": config.num_parameters(),
-            "settings": config.to_dict(),
-        }
-        if isinstance(config, GPTConfig):
-            model["flops_per_char"] = config.flops_per_char()
-        found["model"] = model
+        flops = config.flops_per_char() if isinstance(config, GPTConfig) else None
+        model = _Model(cls.kind, config.num_parameters(), config.to_dict(), flops)
     if (path / TOKENIZER_FILE).exists():
-        tokenizer = load_tokenizer(path / TOKENIZER_FILE)
-        is_char = isinstance(tokenizer, CharTokenizer)
-        found["tokenizer"] = {
-            "kind": "character" if is_char else "byte",
-            "vocab_size": tokenizer.vocab_size,
-            **({"vocab": "".join(tokenizer.vocab)} if isinstance(tokenizer, CharTokenizer) else {}),
-        }
+        read = load_tokenizer(path / TOKENIZER_FILE)
+        vocab = "".join(read.vocab) if isinstance(read, CharTokenizer) else None
+        tokenizer = _Tokenizer("byte" if vocab is None else "character", read.vocab_size, vocab)
+    return model, tokenizer
 
 
-def _training(path: Path) -> dict[str, object]:
+def _training(path: Path) -> _Training:
     """Return how far a training was when it wrote a checkpoint."""
     where = str(path / STATE_FILE)
     state = strict_json.loads(read_file(where, max_bytes=strict_json.MAX_BYTES), path=where)
-    best = state.get("best")
     settings = strict_json.take(state, "config", dict, path=where)
-    strict_json.take(settings, "max_steps", int, path=where)  # what is written with its digits grouped
+    length = f" of {strict_json.take(settings, 'max_steps', int, path=where):,} steps"
     if settings.get("minutes") is not None:
-        strict_json.take(settings, "minutes", float, path=where)
+        length = f" steps within {strict_json.take(settings, 'minutes', float, path=where):g} min"
+    best, part = state.get("best"), ""
     if isinstance(best, dict) and "n_left_out" in best:
-        strict_json.take(best, "n_left_out", int, path=where)
-        strict_json.take(best, "n_chars", int, path=where)
-    return {
-        "step": strict_json.take(state, "step", int, path=where),
-        "chars_seen": strict_json.take(state, "chars_seen", int, path=where),
-        "seconds": strict_json.take(state, "seconds", float, path=where),
-        "best": best if isinstance(best, dict) else None,
-        "settings": settings,
-    }
+        left_out = strict_json.take(best, "n_left_out", int, path=where)
+        scored = strict_json.take(best, "n_chars", int, path=where)
+        part = f", losses on {scored:,} of {scored + left_out:,} characters" if left_out else ""
+    return _Training(
+        step=strict_json.take(state, "step", int, path=where),
+        chars_seen=strict_json.take(state, "chars_seen", int, path=where),
+        seconds=strict_json.take(state, "seconds", float, path=where),
+        best=best if isinstance(best, dict) else None,
+        settings=settings,
+        length=length,
+        part=part,
+    )
 
 
 def _problem(path: Path) -> Exception | None:
@@ -209,52 +274,38 @@ def _problem(path: Path) -> Exception | None:
     return None
 
 
-def _size(info: CheckpointInfo) -> int:
-    return sum(digest.size for digest in info.files.values())
-
-
-def _text(found: Mapping[str, object]) -> str:
+def _text(found: _Found) -> str:
     """Return all that was found as lines to read."""
-    lines = [f"{found['kind']}: {found['path']}\n"]
-    model = found.get("model")
-    if isinstance(model, dict):
-        flops = f", {model['flops_per_char']:,} FLOPs per character" if "flops_per_char" in model else ""
-        lines.append(f"\nmodel: {model['kind']}, {model['parameters']:,} parameters{flops}\n")
-        lines.append(_settings(model["settings"]))
-    tokenizer = found.get("tokenizer")
-    if isinstance(tokenizer, dict):
-        vocab = f": {quoted(tokenizer['vocab'], 80)}" if "vocab" in tokenizer else ""
-        lines.append(f"\ntokenizer: {tokenizer['kind']}, vocabulary {tokenizer['vocab_size']:,}{vocab}\n")
-    training = found.get("training")
-    if isinstance(training, dict):
-        minutes, most = training["settings"].get("minutes"), training["settings"].get("max_steps")
-        of = f" of {most:,} steps" if minutes is None else f" steps within {minutes:g} min"
-        lines.append(
-            f"\ntraining: {training['step']:,}{of}, {training['chars_seen']:,} characters, "
-            f"{clock(training['seconds'])}\n"
-        )
-        lines.append(_settings(training["settings"]))
-    baseline = found.get("baseline")
-    if isinstance(baseline, dict):
-        lines.append(f"\nbaseline: {_baseline_line(baseline)}\n")
-    checkpoints = found.get("checkpoints")
-    if isinstance(checkpoints, list):
-        best = training.get("best") if isinstance(training, dict) else None
-        of = ""
-        if isinstance(best, dict) and best.get("n_left_out"):
-            of = f", losses on {best['n_chars']:,} of {best['n_chars'] + best['n_left_out']:,} characters"
-        lines.append(f"\ncheckpoints: {len(checkpoints)}{of}\n")
-        lines.append(aligned(map(_checkpoint_row, checkpoints), indent="  "))
+    lines = [f"{found.kind}: {found.path}\n"]
+    model, tokenizer, training = found.model, found.tokenizer, found.training
+    if model is not None:
+        per_char = model.flops_per_char
+        flops = "" if per_char is None else f", {per_char:,} FLOPs per character"
+        lines.append(f"\nmodel: {model.kind}, {model.parameters:,} parameters{flops}\n")
+        lines.append(_settings(model.settings))
+    if tokenizer is not None:
+        vocab = "" if tokenizer.vocab is None else f": {quoted(tokenizer.vocab, 80)}"
+        lines.append(f"\ntokenizer: {tokenizer.kind}, vocabulary {tokenizer.vocab_size:,}{vocab}\n")
+    if training is not None:
+        done = f"{training.step:,}{training.length}, {training.chars_seen:,} characters"
+        lines.append(f"\ntraining: {done}, {clock(training.seconds)}\n")
+        lines.append(_settings(training.settings))
+    if found.baseline is not None:
+        lines.append(f"\nbaseline: {_baseline_line(found.baseline)}\n")
+    if found.checkpoints is not None:
+        part = "" if training is None else training.part
+        lines.append(f"\ncheckpoints: {len(found.checkpoints)}{part}\n")
+        lines.append(aligned(map(_checkpoint_row, found.checkpoints), indent="  "))
     return "".join(lines)
 
 
-def _baseline_line(baseline: Mapping[str, object]) -> str:
-    settings, loss = baseline["settings"], baseline["loss_nats"]
-    if baseline["damaged"] or not isinstance(settings, dict):
+def _baseline_line(baseline: _Baseline) -> str:
+    settings, loss = baseline.settings, baseline.loss_nats
+    if baseline.damaged or settings is None:
         return "an n-gram model, damaged"
-    val = f", val loss {loss:.4f}" if isinstance(loss, float) else ""
-    if val and isinstance(baseline["part"], list):
-        val += " on {:,} of {:,} characters".format(*baseline["part"])
+    val = "" if loss is None else f", val loss {loss:.4f}"
+    if val and baseline.part is not None:
+        val += " on {:,} of {:,} characters".format(*baseline.part)
     return f"n-gram model of order {settings.get('order')}, {settings.get('n_ngrams', 0):,} n-grams{val}"
 
 
@@ -267,15 +318,13 @@ def _shown(value: object) -> str:
     return quoted(value, 80)[1:-1] if isinstance(value, str) else json.dumps(value)
 
 
-def _checkpoint_row(entry: Mapping[str, object]) -> list[str]:
-    marks = [mark for mark in ("best", "newest", "damaged") if entry[mark]]
-    if entry["problem"] is not None and not entry["damaged"]:
-        marks.append("not readable by this charlm")
-    loss, size = entry["val_loss"], entry["bytes"]
+def _checkpoint_row(found: _Checkpoint) -> list[str]:
+    marks = {"best": found.best, "newest": found.newest, "damaged": found.damaged}
+    marks["not readable by this charlm"] = found.problem is not None and not found.damaged
     return [
-        f"step {entry['step']:,}",
-        f"val loss {loss:.4f}" if isinstance(loss, float) else "val loss unknown",
-        f"{size / 1e6:.1f} MB" if isinstance(size, int) else "",
-        str(entry["name"]),
-        ", ".join(marks),
+        f"step {found.step:,}",
+        "val loss unknown" if found.val_loss is None else f"val loss {found.val_loss:.4f}",
+        "" if found.bytes is None else f"{found.bytes / 1e6:.1f} MB",
+        found.name,
+        ", ".join(mark for mark, holds in marks.items() if holds),
     ]

@@ -28,6 +28,12 @@ __all__ = ["run"]
 _VAL_FRACTION = 0.1
 _LISTED = 5, 100  # characters named, in text and in JSON
 _EXCERPT = 60, 1_000  # characters shown of the longest shared run
+_TRAINING = (
+    *("preset", "reasons", "device", "steps", "seconds", "step_seconds", "evaluation_seconds"),
+    *("text_is_short", "ahead_nats", "loss_nats", "usual_steps", "unlike", "enough_minutes"),
+)
+"""What the JSON has of a `Guess`, beside the n-gram model."""
+
 _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of other texts
 
 
@@ -88,10 +94,8 @@ def _counted(files: Sequence[str], report: TextReport) -> Iterator[tuple[str, st
         yield "shared", _shared(report)
     if report.longest_shared_lines is not None:
         there, here = report.longest_shared_lines
-        yield (
-            "",
-            f"the longest: {len(report.longest_shared):,} characters at line {here:,} and at line {there:,},",
-        )
+        lines = f"at line {here:,} and at line {there:,},"
+        yield "", f"the longest: {len(report.longest_shared):,} characters {lines}"
         yield "", quoted(report.longest_shared, _EXCERPT[0])
 
 
@@ -130,10 +134,8 @@ def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tup
     nats = guessed.ngram_loss_nats
     if nats is not None:
         bits = f"{nats / math.log(2):.3f} bits per character"
-        yield (
-            "n-gram",
-            f"{nats:.3f} nats = {bits} on the validation text: measured, with order {guessed.ngram_order}",
-        )
+        measured = f"on the validation text: measured, with order {guessed.ngram_order}"
+        yield "n-gram", f"{nats:.3f} nats = {bits} {measured}"
         if guessed.ngram_counted < report.train_chars:
             yield "", f"(counted in the last {guessed.ngram_counted:,} characters of training)"
         if guessed.ngram_scored < report.val_chars:
@@ -162,10 +164,8 @@ def _loss(report: TextReport, guessed: Guess) -> Iterator[tuple[str, str]]:
         yield "loss", f"no guess: {guessed.preset} was not measured on texts of about this length"
         return
     low, high = expected
-    yield (
-        "loss",
-        f"{low:.2f} to {high:.2f} nats, a guess: {guessed.preset} ended {_beside(*ahead)} its n-gram model",
-    )
+    usual = f"{guessed.preset} ended {_beside(*ahead)} its n-gram model"
+    yield "loss", f"{low:.2f} to {high:.2f} nats, a guess: {usual}"
     yield "", "on prose and source code of about this length; lists and other kinds of text may differ"
     if guessed.too_few:
         yield "", f"there it made {guessed.usual_steps:,} steps or more: expect a worse loss than that"
@@ -267,19 +267,5 @@ def _guessed_values(guessed: Guess | None) -> dict[str, object]:
             "counted_chars": guessed.ngram_counted,
             "scored_chars": guessed.ngram_scored,
         },
-        "training": {
-            "preset": guessed.preset,
-            "reasons": guessed.reasons,
-            "device": guessed.device,
-            "steps": guessed.steps,
-            "seconds": guessed.seconds,
-            "step_seconds": guessed.step_seconds,
-            "evaluation_seconds": guessed.evaluation_seconds,
-            "text_is_short": guessed.text_is_short,
-            "ahead_nats": guessed.ahead_nats,
-            "loss_nats": guessed.loss_nats,
-            "usual_steps": guessed.usual_steps,
-            "unlike": guessed.unlike,
-            "enough_minutes": guessed.enough_minutes,
-        },
+        "training": {name: getattr(guessed, name) for name in _TRAINING},
     }

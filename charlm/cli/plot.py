@@ -13,13 +13,7 @@ from charlm.cli.signals import Signals
 from charlm.errors import InputError, quoted
 from charlm.lm import load
 from charlm.models.gpt import GPT
-from charlm.plotting import (
-    plot_attention,
-    plot_bigram,
-    plot_run,
-    save_picture,
-    token_labels,
-)
+from charlm.plotting import plot_attention, plot_bigram, plot_run, save_picture, token_labels
 from charlm.plotting.figures import picture_format
 from charlm.runs.history import read_history
 

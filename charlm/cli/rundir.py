@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from charlm.cli.settings import FIELDS, Settings
+from charlm.cli.settings import Settings
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, quoted
 from charlm.files import strict_json
 from charlm.files.atomic import is_left_behind, write_file
@@ -62,7 +62,7 @@ class Origin:
             raise CheckpointError(
                 "the end of this run was moved by --resume --max-steps: no run from its beginning repeats it"
             )
-        return Settings(cast("PresetName", preset), model, training, frozenset(FIELDS))
+        return Settings(cast("PresetName", preset), model, training, {}, {**model, **training.to_dict()})
 
     def _table(self, name: str) -> dict[str, object]:
         return strict_json.take(self.values, name, dict, path=RECORD_FILE)

@@ -8,19 +8,14 @@ and their sentences name the source. No torch here.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import itertools
-import sys
 import tomllib
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import cast
 
+from charlm.cli.fields import Field, fields_of, flag_of
 from charlm.cli.output import UsageError
 from charlm.config import Config
 from charlm.errors import ConfigError, nearest, quoted
@@ -31,10 +26,7 @@ from charlm.training.recipes import RECIPES
 __all__ = [
     "DEFAULT_PRESET",
     "FIELDS",
-    "Field",
     "Settings",
-    "field_docs",
-    "flag_of",
     "from_flags",
     "gather",
     "nearest_name",
@@ -45,16 +37,7 @@ __all__ = [
 DEFAULT_PRESET: PresetName = "cpu-1min"
 """What `charlm train` trains unless it is told otherwise."""
 
-_YES_NO = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+_YES_NO = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _CONVERTERS: Mapping[type, Callable[[str], object]] = {
     int: int,
     float: float,
@@ -62,24 +45,6 @@ _CONVERTERS: Mapping[type, Callable[[str], object]] = {
     str: str,
 }
 _TABLES: Mapping[str, type[Config]] = {"model": GPTConfig, "training": TrainerConfig}
-
-
-@dataclass(frozen=True)
-class Field:
-    """One setting, as the command line sees it."""
-
-    name: str
-    """Of the field in its config class."""
-    table: str
-    """"model" or "training"."""
-    kind: type
-    """int, float, bool, str or tuple."""
-    choices: tuple[str, ...]
-    """What a str may be."""
-    optional: bool
-    """Whether "none" stands for None."""
-    doc: str
-    """The docstring below the field, in one line."""
 
 
 @dataclass(frozen=True)
@@ -92,55 +57,37 @@ class Settings:
     """Every field of `GPTConfig` but vocab_size."""
     training: TrainerConfig
     """Complete and checked."""
-    given: frozenset[str]
-    """Names of the fields that a file, a variable or a flag decided."""
+    below: Mapping[str, object]
+    """What a file and the variables set."""
+    flags: Mapping[str, object]
+    """What flags set, which wins."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the fields that a file, a variable or a flag decided."""
+        return frozenset({*self.below, *self.flags})
+
+    def over(self, preset: PresetName, changes: Mapping[str, object] = MappingProxyType({})) -> Settings:
+        """Return what was set on top of another preset.
+
+        Args:
+            preset: where the values begin.
+            changes: which fields of the preset differ, by name.
+
+        Raises:
+            UsageError: a flag does not go together with the rest.
+            ConfigError: the rest does not go together.
+        """
+        return _combined(preset, changes, self.below, self.flags)
 
 
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a class, in one line; none where the source is missing."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
-    except (OSError, TypeError):
-        return {}
-    body = next(
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    )
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-        and isinstance(doc.value.value, str)
-    }
-
-
-def _fields() -> dict[str, Field]:
-    found = {}
-    for table, cls in _TABLES.items():
-        docs, hints = field_docs(cls), get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            hint, optional = hints[field.name], False
-            if get_origin(hint) in (Union, types.UnionType):  # X | None
-                hint, optional = next(a for a in get_args(hint) if a is not type(None)), True
-            if get_origin(hint) is Annotated:
-                hint = get_args(hint)[0]
-            origin = get_origin(hint)
-            choices = get_args(hint) if origin is Literal else ()
-            kind = str if origin is Literal else origin or hint
-            found[field.name] = Field(field.name, table, kind, choices, optional, docs.get(field.name, ""))
-    del found["vocab_size"]
-    return found
-
-
-FIELDS: Mapping[str, Field] = _fields()
+FIELDS: Mapping[str, Field] = {
+    name: field
+    for table, cls in _TABLES.items()
+    for name, field in fields_of(cls, table).items()
+    if name != "vocab_size"
+}
 """Every setting by its name: those of the model, then those of the training."""
-
-
-def flag_of(name: str) -> str:
-    """Return how a field is called on the command line."""
-    return "--" + name.replace("_", "-")
 
 
 def variable_of(name: str) -> str:
@@ -162,12 +109,7 @@ def preset_values(preset: PresetName) -> dict[str, object]:
 
 
 def gather(
-    preset: PresetName,
-    *,
-    file: str | None,
-    environment: Mapping[str, str],
-    flags: Mapping[str, object],
-    changes: Mapping[str, object] = MappingProxyType({}),
+    preset: PresetName, *, file: str | None, environment: Mapping[str, str], flags: Mapping[str, object]
 ) -> Settings:
     """Return the settings that preset, file, variables and flags make together.
 
@@ -176,7 +118,6 @@ def gather(
         file: path of a TOML file, or None.
         environment: the process's variables; only those of a field are looked at.
         flags: texts (a sequence of texts for a tuple; bools are bools) by field name.
-        changes: what of the preset is to differ, by field name.
 
     Raises:
         UsageError: a flag is wrong, or does not go together with the rest.
@@ -192,18 +133,7 @@ def gather(
     _refuse(in_file, ConfigError, lambda name: name, f"{quoted(str(file))}: ")
     _refuse(in_environment, ConfigError, variable_of)
 
-    below = {**preset_values(preset), **changes, **in_file, **in_environment}
-    given = frozenset({*in_file, *in_environment, *in_flags})
-    conflict = _conflict(below)
-    if conflict is not None and not in_flags:
-        raise conflict
-    values = {**below, **in_flags}
-    own_conflict = _conflict(values)
-    if own_conflict is not None:
-        raise own_conflict if conflict is not None else UsageError(str(own_conflict))
-    model = {name: values[name] for name, field in FIELDS.items() if field.table == "model"}
-    training = {name: values[name] for name, field in FIELDS.items() if field.table == "training"}
-    return Settings(preset, model, TrainerConfig.from_dict(training), given)
+    return _combined(preset, {}, {**in_file, **in_environment}, in_flags)
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
@@ -290,12 +220,31 @@ def _refuse(
         raise error(where + "; ".join(problems))
 
 
+def _combined(
+    preset: PresetName,
+    changes: Mapping[str, object],
+    below: Mapping[str, object],
+    flags: Mapping[str, object],
+) -> Settings:
+    """Return the settings, or raise what does not go together: against the flags, if it is due to them."""
+    without_flags = {**preset_values(preset), **changes, **below}
+    values = {**without_flags, **flags}
+    conflict, own_conflict = _conflict(without_flags), _conflict(values)
+    if own_conflict is not None:
+        raise own_conflict if conflict is not None else UsageError(str(own_conflict))
+    training = TrainerConfig.from_dict(_part(values, "training"))
+    return Settings(preset, _part(values, "model"), training, below, flags)
+
+
+def _part(values: Mapping[str, object], table: str) -> dict[str, object]:
+    return {name: values[name] for name, field in FIELDS.items() if field.table == table}
+
+
 def _conflict(values: Mapping[str, object]) -> ConfigError | None:
     """Return the error of fields that do not go together, or None."""
     try:
-        for table, cls in _TABLES.items():
-            own = {name: values[name] for name, field in FIELDS.items() if field.table == table}
-            cls.from_dict({**own, "vocab_size": 1} if table == "model" else own)
+        GPTConfig.from_dict({**_part(values, "model"), "vocab_size": 1})
+        TrainerConfig.from_dict(_part(values, "training"))
     except ConfigError as error:
         return error
     return None

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from charlm.cli.encoded import encode_corpus
+from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
-from charlm.cli.settings import (
-    DEFAULT_PRESET,
-    FIELDS,
-    Settings,
-    flag_of,
-    from_flags,
-    gather,
-    nearest_name,
-    variable_of,
-)
+from charlm.cli.settings import DEFAULT_PRESET, FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
 from charlm.errors import CorpusError
 from charlm.files.folders import cache_folder
-from charlm.models.config import PresetName
 
 __all__ = ["run"]
 
@@ -55,13 +46,11 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
-
-    def gathered(preset: PresetName, changes: Mapping[str, object]) -> Settings:
-        if repeated is not None:
-            return repeated.settings()
-        return gather(preset, file=args.config, environment=os.environ, flags=flags, changes=changes)
-
-    settings = gathered(args.preset or DEFAULT_PRESET, {})  # finds what is wrong before the text is read
+    if repeated is None:
+        preset = args.preset or DEFAULT_PRESET
+        settings = gather(preset, file=args.config, environment=os.environ, flags=flags)
+    else:
+        settings = repeated.settings()
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
     encoded = encode_corpus(args.files, args.tokenizer or "char")
@@ -72,14 +61,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     return begin(
-        args,
-        gathered,
-        encoded,
-        minutes=settings.training.minutes,
-        val_fraction=val_fraction,
-        console=console,
-        signals=signals,
-        began=began,
+        args, settings, encoded, val_fraction=val_fraction, console=console, signals=signals, began=began
     )
 
 

@@ -79,19 +79,21 @@ class SamplingOptions:
     temperature: float = 1.0
     """Divides the logits, from 1e-6 to 1e6. 0 always takes the likeliest character."""
     top_k: int | None = None
-    """Keep the k likeliest characters, at least 1; more than there are keeps all."""
+    """Keep the k likeliest characters, 1 or more. None: all."""
     top_p: float | None = None
-    """Keep the likeliest characters that hold this probability together, in (0, 1]."""
+    """Keep the likeliest characters that together hold this probability, in (0, 1]. None: all."""
     min_p: float | None = None
-    """Keep characters at least this many times as likely as the likeliest, in [0, 1]."""
+    """Drop characters less likely than this share of the likeliest's probability, in [0, 1]. None: none."""
     filters: Sequence[Filter] = ()
     """Functions (logits (B, V), ids so far (B, t)) -> logits, applied last, in their order."""
     seed: int | None = None
-    """The same seed gives the same text. None: drawn from torch's global generator."""
+    """The same seed gives the same text. None: drawn from torch's global generator (`charlm generate` takes a
+    new one each time, which -v shows)."""
     use_cache: bool = True
     """Keep keys and values of what was read. Changes speed, never the result."""
     overflow: Overflow = "slide"
-    """Past the window, "slide" by one character each time or "restart" from the last half."""
+    """What happens once the text is longer than the block size. slide: the block moves on by a character each
+    time. restart: its last half is read again whenever it is full, which is much quicker."""
     draft: Draft | None = None
     """A quicker model that guesses ahead for a single text. Changes speed, and no more than rounding does."""
 

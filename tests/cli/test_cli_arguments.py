@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 from reference.command import Command, environment
 
 import charlm
-from charlm.cli import settings
-from charlm.cli.arguments import COMMANDS
-from charlm.cli.settings import FIELDS, flag_of
+from charlm.cli.fields import field_docs, fields_of, flag_of, sampling_fields
+from charlm.cli.parser import COMMANDS, parse
+from charlm.cli.settings import FIELDS
+from charlm.generation import SamplingOptions
 from charlm.models.config import GPTConfig
 from charlm.training.config import TrainerConfig
 
@@ -86,7 +88,40 @@ def test_help_shows_the_values_of_the_preset_that_is_asked_for(command: Command)
 
 
 def test_docstrings_are_not_needed() -> None:
-    assert settings.field_docs(type("NoSource", (), {"__module__": "builtins"})) == {}
+    assert field_docs(type("NoSource", (), {"__module__": "builtins"})) == {}
+
+
+def test_the_options_of_sampling_are_the_fields_of_its_class(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert command("generate", "--help") == 0
+    wanted, read = fields_of(SamplingOptions, "sampling"), sampling_fields()
+    args = parse(["generate", "run"])
+    changed = {"temperature": 0.8, "overflow": "restart"}
+    for field in dataclasses.fields(SamplingOptions):
+        if field.name in {"filters", "use_cache", "draft"}:
+            continue
+        assert read[field.name] == wanted[field.name]
+        assert wanted[field.name].doc
+        assert f"{flag_of(field.name)} " in command.out
+        assert wanted[field.name].doc in " ".join(command.out.split())
+        assert getattr(args, field.name) == changed.get(field.name, field.default)
+    words = ("--top-k", "none", "--top-p", "None", "--min-p", "0.1", "--seed", "-7", "-t", "0")
+    given = parse(["generate", "run", *words])
+    assert (given.top_k, given.top_p, given.min_p, given.seed, given.temperature) == (None, None, 0.1, -7, 0)
+
+
+def test_the_options_of_sampling_are_there_where_the_source_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str, resource: str) -> bytes:
+        raise FileNotFoundError
+
+    wanted = sampling_fields()
+    monkeypatch.setattr("pkgutil.get_data", missing)
+    found = sampling_fields()
+    assert {name: found[name] for name in ("temperature", "top_k", "overflow")} == {
+        name: wanted[name] for name in ("temperature", "top_k", "overflow")
+    }
 
 
 @pytest.mark.parametrize(
@@ -143,6 +178,9 @@ def test_docstrings_are_not_needed() -> None:
         ),
         (["inspect", "a.txt", "b.txt", "--max-steps", "3"], "unknown option '--max-steps'"),
         (["generate", "r", "-n", "x"], "argument -n/--max-new-tokens: invalid int value: 'x'"),
+        (["generate", "r", "--top-k", "x"], "argument --top-k: invalid int value: 'x'"),
+        (["generate", "r", "-t", "none"], "argument -t/--temperature: invalid float value: 'none'"),
+        (["generate", "r", "--overflow", "x"], "argument --overflow: invalid choice: 'x' (choose from"),
     ],
 )
 def test_a_wrong_command_line_is_said_in_one_line_with_exit_code_2(

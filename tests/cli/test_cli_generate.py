@@ -14,7 +14,7 @@ from reference.hostile_files import json_of, reseal
 
 import charlm
 from charlm.cli.__main__ import main
-from charlm.cli.options import text_argument
+from charlm.cli.parser import text_argument
 from charlm.files import strict_json
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,17 @@ def test_the_effective_settings_are_written_into_the_run(
     assert record["sources"] == [str(text)]
     assert (record["val_fraction"], record["tokenizer"], record["preset"]) == (0.1, "char", "cpu-10s")
     assert record["versions"].keys() == {"charlm", "python", "torch", "numpy"}
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the system shows no open files as files")
+def test_a_file_that_is_a_pipe_is_read_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without --preset, text and time choose one after the settings were read."""
+    reader, writer = os.pipe()
+    os.write(writer, b"learning_rate = 0.002\nmax_steps = 2\n")
+    os.close(writer)
+    run, config = tmp_path / "run", f"/dev/fd/{reader}"
+    words = ("-o", run, "--config", config, "--device", "cpu", "--no-baseline")
+    assert Command(capsys)("train", text_file(tmp_path), *words) == 0
+    os.close(reader)
+    training = json.loads((run / "train.json").read_bytes())["training"]
+    assert (training["learning_rate"], training["max_steps"]) == (0.002, 2)

@@ -22,7 +22,7 @@ from typing_extensions import is_protocol, is_typeddict
 
 import charlm
 from charlm import CharLMError, Config
-from charlm.cli.arguments import COMMANDS
+from charlm.cli.parser import COMMANDS
 
 PUBLIC = [
     (module, name, getattr(importlib.import_module(module), name))

@@ -1,0 +1,410 @@
+"""What the command line understands: the subcommands with their options, and how mistakes in it are answered.
+
+The options of a model, a training and of sampling are made from the settings classes: one for each field,
+with the field's docstring as its help. No torch here, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, get_args
+
+from typing_extensions import override
+
+from charlm import __version__
+from charlm.cli.fields import Field, flag_of, sampling_fields
+from charlm.cli.output import UsageError
+from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_values
+from charlm.errors import nearest
+from charlm.models.config import PresetName
+
+__all__ = ["COMMANDS", "parse", "text_argument"]
+
+_PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+
+_EXAMPLES = """\
+examples:
+  charlm inspect my.txt
+  charlm train my.txt -o runs/one --minutes 1
+  charlm train tinyshakespeare -o runs/two --preset lecture --max-steps 500
+  charlm generate runs/one -p "To be" -n 300
+  charlm eval runs/one other.txt --html other.html
+  charlm plot runs/one -o one.png
+  charlm info runs/one
+"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; `command` says which subcommand it is.
+
+    Raises:
+        UsageError: it is not understood.
+        SystemExit: help or version was asked for, and is written.
+    """
+    early = _Parser(add_help=False)
+    early.add_argument("--preset", choices=_PRESET_NAMES, default=DEFAULT_PRESET)
+    preset: PresetName = DEFAULT_PRESET
+    if "--help" in argv or "-h" in argv:  # the help of `train` shows the values of the preset
+        preset = early.parse_known_args(argv)[0].preset
+    parser, commands = _parsers(preset)
+    args, extra = parser.parse_known_args(argv)
+    for name in ("quiet", "verbose", "debug"):  # may stand before the command or behind it
+        setattr(args, name, getattr(args, name, False))
+    if args.command is None:
+        raise UsageError(f"a command is needed: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
+    for word in extra:
+        if word.startswith("-") and word != "-":
+            raise UsageError(_unknown_option(word, commands[args.command]))
+    # argparse takes positional words before the first option or behind the last, not both.
+    if args.command == "train":
+        args.files += extra
+    elif args.command == "generate" and len(extra) == 1 and args.stdin is None:
+        args.stdin = extra[0]
+    elif extra:
+        raise UsageError(f"unexpected argument '{extra[0]}'")
+    return args
+
+
+def text_argument(argument: str) -> str:
+    """Return a word of the command line as the UTF-8 that it is, also where the locale says ASCII."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return argument
+    return os.fsencode(argument).decode("utf-8", errors="surrogateescape")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Options in one column: "-n, --long N", "--[no-]flag"; words with hyphens stay whole."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    @override
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return "--[no-]" + action.option_strings[0].removeprefix("--")
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        names = ", ".join(action.option_strings)
+        return f"{names} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    @override
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    @override
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text == _EXAMPLES:
+            return text
+        words = " ".join(text.split())
+        return textwrap.fill(
+            words, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises instead of ending the process."""
+
+    def __init__(self, **given: object) -> None:
+        defaults = {"formatter_class": _Formatter, "allow_abbrev": False}
+        super().__init__(**{**defaults, **given})  # type: ignore[arg-type]  # argparse checks them
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parsers(preset: PresetName) -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of the command, and those of the subcommands; the preset is the one in the help."""
+    common = _Parser(add_help=False)
+    group = common.add_argument_group("messages")
+    _add_switch(group, "-q --quiet", "only errors and warnings", default=argparse.SUPPRESS)
+    _add_switch(group, "-v --verbose", "more details", default=argparse.SUPPRESS)
+    text = "show where an error arose; CHARLM_DEBUG=1 does too"
+    _add_switch(group, "--debug", text, default=argparse.SUPPRESS)
+    parser = _Parser(
+        prog="charlm",
+        description="Character-level language models: from raw text to a trained model, to text again.",
+        epilog=_EXAMPLES,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"charlm {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
+    )
+    for name, command in _COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            parents=[common],
+            help=command.summary,
+            usage=f"charlm {name} {command.usage} [options]",
+            description=command.description,
+        )
+        command.declare(own)
+    _declare_settings(commands.choices["train"], preset)
+    return parser, dict(commands.choices)
+
+
+def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
+    name = word.partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]
+    meant = nearest_name(name.lstrip("-").replace("-", "_"))
+    near = flag_of(meant) if meant and flag_of(meant) in known else nearest(name, known, cutoff=0.75)
+    hint = f"did you mean {near}?" if near else f"`{parser.prog} --help` lists all"
+    return f"unknown option '{name}'; {hint}"
+
+
+def _add(to: argparse._ActionsContainer, names: str, text: str, **options: Any) -> None:
+    """Declare an argument by its names, "-n --long", its help, and what argparse takes beside them."""
+    to.add_argument(*names.split(), help=text.replace("%", "%%"), **options)
+
+
+def _add_switch(to: argparse._ActionsContainer, names: str, text: str, **options: Any) -> None:
+    _add(to, names, text, action="store_true", **options)
+
+
+# What several commands have
+
+
+def _add_run(to: argparse._ActionsContainer) -> None:
+    _add(to, "run", "a run, one of its checkpoints, or a saved model", metavar="RUN")
+
+
+def _add_files(to: argparse._ActionsContainer, nargs: str) -> None:
+    named = "'python-docs' or 'tinyshakespeare' are texts with a name"
+    _add(to, "files", f"texts in UTF-8, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
+
+
+def _add_json(to: argparse._ActionsContainer, holding: str = "") -> None:
+    _add_switch(to, "--json", f"write one JSON object{holding}")
+
+
+def _add_device(to: argparse._ActionsContainer, default: str | None = "auto") -> None:
+    text = "auto, cpu, cuda, cuda:N, mps, or one of a plug-in (default: auto)"
+    _add(to, "--device", text, default=default, metavar="D")
+
+
+def _add_val_fraction(to: argparse._ActionsContainer, default: float | None) -> None:
+    text = "the end of the text that is kept for validation; 0: none (default: 0.1)"
+    _add(to, "--val-fraction", text, type=float, default=default, metavar="X")
+
+
+# The commands
+
+
+def _declare_inspect(parser: argparse.ArgumentParser) -> None:
+    _add_files(parser, "+")
+    _add_json(parser)
+    text = "how long the training may take that is guessed at (default: 1)"
+    _add(parser, "--minutes", text, type=float, default=1.0, metavar="M")
+    _add_val_fraction(parser, 0.1)
+
+
+def _declare_train(parser: argparse.ArgumentParser) -> None:
+    _add_files(parser, "*")
+    _add(parser, "-o --out", "directory of the run, missing or empty", required=True, metavar="RUN")
+    text = f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})"
+    _add(parser, "--preset", text, choices=_PRESET_NAMES)
+    _add_setting(parser, FIELDS["minutes"], None)
+    text = "go on with the run in RUN; FILE may be left out; --max-steps moves the end"
+    _add_switch(parser, "--resume", text)
+    text = (
+        "train as the ended run in OLD did, bit for bit, also where the clock decided; FILE may be left out"
+    )
+    _add(parser, "--repeat", text, metavar="OLD")
+    _add_switch(parser, "--overwrite", "delete the run in RUN first")
+    text = "settings by field name (learning_rate = 0.001), flat or in the tables [model] and [training]"
+    _add(parser, "--config", text, metavar="FILE.toml")
+    text = "one id per character of the text, or per byte of its UTF-8 (default: char)"
+    _add(parser, "--tokenizer", text, choices=("char", "byte"))
+    _add_val_fraction(parser, None)
+    _add_device(parser, None)
+    text = "do not count an n-gram model of the text first, which the losses are compared with"
+    _add(parser, "--no-baseline", text, dest="baseline", action="store_false")
+
+
+def _declare_settings(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    """Declare an option for each field of a model and a training; the help shows the values of the preset."""
+    values = preset_values(preset)
+    text = f"Defaults are those of the preset {preset}; --preset P --help shows another's."
+    for table in ("model", "training"):
+        group = parser.add_argument_group(table, text)
+        for field in FIELDS.values():
+            if field.table == table and field.name != "minutes":
+                _add_setting(group, field, values[field.name])
+
+
+def _add_setting(to: argparse._ActionsContainer, field: Field, default: object) -> None:
+    """Declare the option of a field: `charlm.cli.settings` reads what is given, the default is only shown."""
+    flag, text = flag_of(field.name), _help_of(field, default)
+    if field.kind is bool:
+        _add(to, flag, text, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
+        return
+    metavar: str | tuple[str, ...] = {int: "N", float: "X"}.get(field.kind, "")
+    if field.choices:
+        metavar = "{" + ",".join(field.choices) + "}"
+    elif field.kind is tuple:
+        metavar = ("X", "X")
+    nargs = 2 if field.kind is tuple else None
+    _add(to, flag, text, nargs=nargs, metavar=metavar, default=argparse.SUPPRESS)
+
+
+def _help_of(field: Field, default: object) -> str:
+    shown = str(default)
+    if default is None or isinstance(default, bool):
+        shown = {None: "none", True: "yes", False: "no"}[default]
+    elif isinstance(default, tuple | list):
+        shown = " ".join(f"{part:g}" for part in default)
+    elif isinstance(default, float):
+        shown = f"{default:g}"
+    return f"{field.doc} (default: {shown})"
+
+
+# Short form, metavar, and the command's default, which is the field's own but for temperature and overflow.
+_SAMPLING: Mapping[str, tuple[Sequence[str], str | None, object]] = {
+    "temperature": (("-t",), "X", 0.8),
+    "top_k": ((), "K", None),
+    "top_p": ((), "P", None),
+    "min_p": ((), "P", None),
+    "seed": ((), "S", None),
+    "overflow": ((), None, "restart"),
+}
+
+
+def _declare_generate(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add(parser, "stdin", "read the prompt from standard input", nargs="?", metavar="-")
+    text = (
+        "the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins where a "
+        "new line begins)"
+    )
+    _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
+    _add(parser, "--prompt-file", "a file with that text", metavar="F")
+    text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
+    _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
+    text = "how many texts, with a line of dashes between them (default: 1)"
+    _add(parser, "--num-samples", text, type=int, default=1, metavar="N")
+    text = "end before this string; may be given several times (--stop=STR if it begins with a dash)"
+    _add(parser, "--stop", text, action="append", type=text_argument, default=[], metavar="STR")
+    _add_switch(parser, "--keep-stop", "let the text end with that string instead")
+    _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")
+    _add_device(parser)
+    group = parser.add_argument_group("sampling")
+    fields = sampling_fields()
+    for name, (short, metavar, default) in _SAMPLING.items():
+        field = fields[name]
+        names = " ".join((*short, flag_of(name)))
+        read, choices = _reader(field), field.choices or None
+        text = _help_of(field, default)
+        _add(group, names, text, type=read, choices=choices, default=default, metavar=metavar)
+    text = (
+        "let the run's n-gram baseline guess ahead: the same text, sooner if the model's weights exceed the "
+        "processor's cache"
+    )
+    _add_switch(group, "--draft", text)
+
+
+def _reader(field: Field) -> Callable[[str], object]:
+    """Return what turns a word into the field's type, by whose name argparse calls it in its messages."""
+
+    def read(word: str) -> object:
+        return None if field.optional and word.lower() == "none" else field.kind(word)
+
+    read.__name__ = field.kind.__name__
+    return read
+
+
+def _declare_eval(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_files(parser, "+")
+    _add_json(parser)
+    text = (
+        "write the text first, each character coloured by its surprisal; without colours (NO_COLOR, no "
+        "terminal) with its bits below it"
+    )
+    _add_switch(parser, "--show", text)
+    text = "also write a page that shows it, with the likeliest candidates for each character"
+    _add(parser, "--html", text, metavar="OUT.html")
+    _add_device(parser)
+
+
+def _declare_plot(parser: argparse.ArgumentParser) -> None:
+    text = "a run; for a picture of its model also a checkpoint, or a saved model"
+    _add(parser, "run", text, metavar="RUN")
+    kind = parser.add_mutually_exclusive_group()
+    text = "draw where each layer and head of a GPT looks while it reads this text"
+    _add(kind, "--attention", text, type=text_argument, metavar="TEXT")
+    _add_switch(kind, "--bigram", "draw how likely the model holds each character after each other one")
+    text = (
+        "the picture, .png or .svg; one that is there is replaced (default: NAME.png, NAME-attention.png or "
+        "NAME-bigram.png in the current directory, by the name of RUN)"
+    )
+    _add(parser, "-o --out", text, metavar="FILE")
+
+
+def _declare_info(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_json(parser)
+    _add_switch(parser, "--verify", "read and check every byte; the exit code is 1 if something is damaged")
+
+
+class _Command(NamedTuple):
+    """A subcommand: what stands behind its name in a command line, what it does, and its arguments."""
+
+    usage: str
+    summary: str
+    description: str
+    declare: Callable[[argparse.ArgumentParser], None]
+
+
+_COMMANDS = {
+    "inspect": _Command(
+        "FILE...",
+        "show what to know of a text before training",
+        "Show what to know of a text before training on it: its characters, its line ends, how well the last "
+        "one or two characters tell the next, whether validation repeats what is trained on, and what a "
+        "training may come to.",
+        _declare_inspect,
+    ),
+    "train": _Command(
+        "FILE... -o RUN",
+        "train a model on text",
+        "Train a GPT on text. The settings are those of the preset, changed by the file, then by environment "
+        "variables (CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; "
+        "--resume goes on.",
+        _declare_train,
+    ),
+    "generate": _Command(
+        "RUN [-p TEXT | --prompt-file F | -]",
+        "write text with a trained model",
+        "Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text "
+        "goes to standard output.",
+        _declare_generate,
+    ),
+    "eval": _Command(
+        "RUN FILE...",
+        "measure how well a model predicts a text",
+        "Score a text exactly: every character but the first is predicted once, and no random number is "
+        "drawn.",
+        _declare_eval,
+    ),
+    "plot": _Command(
+        "RUN [--attention TEXT | --bigram] [-o FILE]",
+        "draw a training or a model",
+        "Draw the training of a run: loss, learning rate and speed. Or draw what its model, at the best "
+        "checkpoint, expects after each character, or where it looks. Needs matplotlib.",
+        _declare_plot,
+    ),
+    "info": _Command(
+        "RUN",
+        "show what a run or a model is",
+        "Show what lies in a directory: a run, a checkpoint or a saved model.",
+        _declare_info,
+    ),
+}
+
+COMMANDS = tuple(_COMMANDS)
+"""The subcommands, each a module of this package with `run(args, console, signals, began)`."""

@@ -1,0 +1,122 @@
+"""What a training is going to be: worked out once, for `charlm train` to do and `charlm inspect` to tell.
+
+It is pure: it reads no file and no clock, writes nothing, and knows neither the text itself nor the device.
+No torch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from charlm.cli.settings import Settings
+from charlm.models.config import GPTConfig, PresetName
+from charlm.training.config import MOST_STEPS, TrainerConfig
+from charlm.training.recipes import recommend
+from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, evaluation_interval_seconds
+
+__all__ = ["Plan", "plan_training"]
+
+_COUNTING_SHARE = 0.06  # of a run's minutes, for counting the n-gram model
+_SCORING_SHARE = 0.02  # of a run's minutes, for scoring with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training before its first step."""
+
+    preset: PresetName
+    """Where model and recipe come from."""
+    reasons: tuple[str, ...]
+    """Why this preset, each a clause for a person to read; empty: it was asked for."""
+    model: GPTConfig
+    """The model."""
+    training: TrainerConfig
+    """The recipe, with as many steps as the text and the time are good for."""
+    val_fraction: float
+    """Share of the text, at its end, that is kept for validation; 0: none."""
+    train_chars: int
+    """Characters to train on (bytes, with a byte tokenizer), from the beginning of the text."""
+    val_chars: int
+    """Characters for validation, from its end."""
+    most_steps: int | None
+    """With more steps the text would only be learnt by heart; None: a person has decided."""
+
+    @property
+    def seconds(self) -> float | None:
+        """The time for the whole run; None: its steps end it."""
+        return None if self.training.minutes is None else 60 * self.training.minutes
+
+    @property
+    def counting_seconds(self) -> float | None:
+        """The time for counting the n-gram model; None: no limit."""
+        return None if self.seconds is None else _COUNTING_SHARE * self.seconds
+
+    @property
+    def scoring_seconds(self) -> tuple[float, float] | None:
+        """The most time of an evaluation, by the model and by the n-gram model.
+
+        None: the whole validation text is scored, or a number of characters that a person has given.
+        """
+        if self.seconds is None or not self.val_chars or self.training.eval_chars is not None:
+            return None
+        return LONGEST_EVALUATION * self.seconds, _SCORING_SHARE * self.seconds
+
+    def evaluating_seconds(self, each: float) -> float:
+        """Return the time of all evaluations by the clock, of which one takes `each` seconds."""
+        if self.seconds is None:
+            return 0.0
+        number = self.seconds / evaluation_interval_seconds(self.seconds)
+        return min(number * each, EVALUATION_SHARE * self.seconds)
+
+
+def plan_training(
+    settings: Settings, n_chars: int, vocab_size: int, *, val_fraction: float, choose: bool, on_gpu: bool
+) -> Plan:
+    """Work out what a training of a text is going to be.
+
+    Args:
+        settings: what was set.
+        n_chars: length of the text (in bytes, with a byte tokenizer).
+        vocab_size: V of its tokenizer.
+        val_fraction: share of the text, at its end, that is kept for validation; 0: none.
+        choose: whether text, time and device choose the preset. Else it is that of the settings.
+        on_gpu: whether the training runs on one.
+
+    Raises:
+        UsageError: a flag does not go together with the chosen preset.
+        ConfigError: the rest does not.
+    """
+    train_chars = int((1 - val_fraction) * n_chars)
+    val_chars = n_chars - train_chars
+    reasons: tuple[str, ...] = ()
+    most_chars = None
+    if choose:
+        advice = recommend(
+            train_chars, val_chars if val_fraction else None, minutes=settings.training.minutes, on_gpu=on_gpu
+        )
+        settings = settings.over(advice.preset, advice.changes)
+        reasons = advice.reasons
+        most_chars = None if "max_steps" in settings.given else advice.most_chars
+    model = GPTConfig.from_dict({**settings.model, "vocab_size": vocab_size})
+    training = settings.training
+    most_steps = None
+    if most_chars is not None:
+        most_steps = max(1, most_chars // (training.batch_size * training.accumulate * model.block_size))
+    return Plan(
+        preset=settings.preset,
+        reasons=reasons,
+        model=model,
+        training=training.replace(**_ends(settings, most_steps)),
+        val_fraction=float(val_fraction),
+        train_chars=train_chars,
+        val_chars=val_chars,
+        most_steps=most_steps,
+    )
+
+
+def _ends(settings: Settings, most_steps: int | None) -> dict[str, object]:
+    """Return what differs from the recipe, so that text and time decide what nobody has set."""
+    if settings.training.minutes is None:
+        return {} if most_steps is None else {"max_steps": min(settings.training.max_steps, most_steps)}
+    by_time = {"max_steps": most_steps or MOST_STEPS, "eval_interval": None}
+    return {name: value for name, value in by_time.items() if name not in settings.given}

@@ -1,0 +1,134 @@
+"""What a training says before its first step and after its last: one label and one sentence a line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+import torch
+
+from charlm.backends.base import DeviceBackend
+from charlm.cli.baseline import compared, scored_part
+from charlm.cli.encoded import Encoded
+from charlm.cli.output import aligned, escaped
+from charlm.cli.plan import Plan
+from charlm.cli.progress import clock
+from charlm.cli.verdict import judged
+from charlm.data.blocks import BlockDataset
+from charlm.errors import quoted
+from charlm.models.gpt import GPT
+from charlm.training.config import MOST_STEPS, TrainerConfig
+from charlm.training.records import TrainResult
+from charlm.training.trainer import Trainer
+
+__all__ = [
+    "device_line",
+    "done_line",
+    "model_line",
+    "recipe_line",
+    "result_lines",
+    "steps_line",
+    "stopped_lines",
+    "text_line",
+]
+
+_REASONS = {"max_seconds": ", as max_seconds is over", "patience": ", as the validation loss no longer falls"}
+
+
+def text_line(sources: Sequence[str], encoded: Encoded, train: BlockDataset, val: BlockDataset | None) -> str:
+    """Return what is trained on."""
+    names = escaped(", ".join("standard input" if s == "-" else s for s in sources[:3]))
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    unit = "bytes" if encoded.kind == "byte" else "characters"
+    kept = f"{len(val.ids):,} for validation" if val is not None else "none for validation"
+    return (
+        f"text    {names}{more}: {encoded.n_chars:,} characters, vocabulary "
+        f"{encoded.tokenizer.vocab_size:,}; {len(train.ids):,} {unit} to train on, {kept}"
+    )
+
+
+def recipe_line(plan: Plan) -> str:
+    """Return the preset, and why it is this one."""
+    return f"recipe  {plan.preset}, {'; '.join(plan.reasons) or 'as given'}"
+
+
+def model_line(model: GPT) -> str:
+    """Return the model's sizes."""
+    config = model.config
+    return (
+        f"model   {config.n_layer} layers of {config.n_head} heads, width {config.n_embd}, "
+        f"block {config.block_size}; {model.num_parameters():,} parameters"
+    )
+
+
+def device_line(backend: DeviceBackend, training: TrainerConfig) -> str:
+    """Return where the training runs, and in which precision."""
+    count = torch.get_num_threads()
+    threads = f" with {count} thread{'s' * (count > 1)}" if backend.name == "cpu" else ""
+    return f"device  {backend.name}{threads}, {backend.precision(training.precision)}"
+
+
+def steps_line(training: TrainerConfig, block_size: int, most_steps: int | None, *, repeats: bool) -> str:
+    """Return how many steps are going to be made, of how much text each.
+
+    Args:
+        training: the settings of the run.
+        block_size: T of its blocks.
+        most_steps: as many as the text is good for; None: not asked.
+        repeats: whether another run has decided it.
+    """
+    each = f"; each {training.batch_size * training.accumulate} blocks of {block_size} characters"
+    if repeats:
+        return f"steps   those of the run that is repeated{each}"
+    if training.minutes is None:
+        enough = ", which is enough for so short a text" if training.max_steps == most_steps else ""
+        return f"steps   {training.max_steps:,}{enough}{each}"
+    limited = training.max_steps not in {most_steps, MOST_STEPS}
+    limit = f", at most {training.max_steps:,}" if limited else ""
+    return f"steps   as many as fit into {training.minutes:g} min{limit}{each}"
+
+
+def done_line(trainer: Trainer, *, end: int | None) -> str:
+    """Return how much of its training a resumed run has done; `end` is its last step, where that is known."""
+    if end is not None and trainer.step >= end:
+        return f"steps   all {end:,} are done; --max-steps N with a larger N goes on"
+    config = trainer.config
+    of = f" of {config.max_steps:,}" if trainer.timetable is None else ""
+    used = "" if config.minutes is None else f", {clock(trainer.seconds)} of {config.minutes:g} min are used"
+    return f"steps   {trainer.step:,}{of} are done{used}"
+
+
+def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
+    """Return what to say of a run that a signal has stopped after a step."""
+    expected, timetable = trainer.expected_steps, trainer.timetable
+    about = "about " if timetable is not None and timetable.end != expected else ""
+    of = "" if expected is None else f" of {about}{expected:,}"
+    return (
+        f"stopped after step {step:,}{of}; all is saved in {quoted(out)}\n"
+        f"To go on: charlm train --resume -o {shlex.quote(out)}"
+    )
+
+
+def result_lines(trainer: Trainer, result: TrainResult, out: str, baseline: object, *, enough: bool) -> str:
+    """Return what a training came to, and what comes next.
+
+    Args:
+        trainer: after its run.
+        result: of the run.
+        out: its directory.
+        baseline: what train.json holds of the n-gram model.
+        enough: whether its last step is the last that the text is good for.
+    """
+    why = _REASONS.get(result.reason, "")
+    if enough and result.reason == "max_steps":
+        why = ", as many as so short a text is good for"
+    rows = [("done", f"{result.steps:,} steps in {clock(result.seconds)}{why}")]
+    best, final = result.best, result.final
+    if best is not None and final is not None:
+        loss = f"best {best.loss_nats:.4f} nats ({best.bits_per_char:.4f} bits/char) at step "
+        loss += f"{result.best_step:,}, final {final.loss_nats:.4f}{scored_part(best)}"
+        said = [("loss", loss), ("n-gram", compared(baseline, best))]
+        said.append(("note", judged(trainer, result, baseline)))
+        rows += [(label, value) for label, value in said if value is not None]
+    rows += [("run", out), ("next", f"charlm generate {shlex.quote(out)}")]
+    return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")
