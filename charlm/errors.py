@@ -31,6 +31,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -100,6 +102,19 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
         'cpu-1min'
     """
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def warn(message: str) -> None:
+    """Warn with a RuntimeWarning that points at the line which called into charlm."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
+
+
+def _is_ours(module: object) -> bool:
+    # contextlib stands between a context manager of ours and the block that it is for.
+    return str(module).startswith("charlm.") or module == "contextlib"
 
 
 def renamed(owner: str, name: str, new_names: Mapping[str, str]) -> AttributeError:

@@ -71,15 +71,14 @@ class CharLM:
             )
         self.model = model
         self.tokenizer = tokenizer
-        self._backend = backend
+        self._backend, self._place = backend, model.device
 
     @property
     def backend(self) -> DeviceBackend:
         """The device on which it evaluates; where the model was moved since, a plain one for that place."""
-        device, kept = self.model.device, self._backend
-        if kept is None or kept.device.type != device.type or kept.device.index not in {None, device.index}:
-            return DeviceBackend(device)
-        return kept
+        if self._backend is None or self.model.device != self._place:
+            return DeviceBackend(self.model.device)
+        return self._backend
 
     def __repr__(self) -> str:
         return f"CharLM({self.model!r}, {self.tokenizer!r})"

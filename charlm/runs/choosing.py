@@ -8,15 +8,14 @@ again.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from charlm.errors import CheckpointCorruptError, CheckpointError, quoted
-from charlm.runs.checkpoint import Checkpoint, read_checkpoint, scan_checkpoints
+from charlm.errors import CheckpointCorruptError, CheckpointError, quoted, warn
+from charlm.runs.checkpoint import Checkpoint, CheckpointInfo, read_checkpoint, scan_checkpoints
 from charlm.runs.directory import RunDirectory
 
-__all__ = ["best_whole_checkpoint", "newest_whole_checkpoint"]
+__all__ = ["best_of", "best_whole_checkpoint", "newest_whole_checkpoint"]
 
 
 def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
@@ -40,7 +39,7 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
                     raise  # it is whole, and an older one is not what the caller means
                 problems[path] = error
                 continue
-            _warn(problems, f"going on from step {checkpoint.info.step}", stacklevel=6)
+            _warn(problems, f"going on from step {checkpoint.info.step}")
             return checkpoint
         else:
             raise _none_is_whole(run, problems, "none was saved. Delete the directory and begin anew")
@@ -59,20 +58,29 @@ def best_whole_checkpoint(run: RunDirectory) -> Checkpoint:
         newest_first = [info for info in reversed(whole) if info.path not in problems]
         if not newest_first:
             raise _none_is_whole(run, problems, "none was saved yet")
-        path = min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0)).path
+        path = best_of(newest_first).path
         try:
             checkpoint = read_checkpoint(path, run.run_id)
         except OSError as error:
             if os.path.lexists(path):
                 problems[path] = error
             continue
-        _warn(problems, f"loading {quoted(path.name)} instead", stacklevel=4)
+        _warn(problems, f"loading {quoted(path.name)} instead")
         return checkpoint
 
 
-def _warn(problems: Mapping[Path, OSError], instead: str, *, stacklevel: int) -> None:
+def best_of(newest_first: Sequence[CheckpointInfo]) -> CheckpointInfo:
+    """Return the checkpoint with the lowest validation loss, the newest of equals; without losses the newest.
+
+    Args:
+        newest_first: at least one.
+    """
+    return min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0))
+
+
+def _warn(problems: Mapping[Path, OSError], instead: str) -> None:
     for problem in problems.values():
-        warnings.warn(f"{problem}; {instead}", RuntimeWarning, stacklevel=stacklevel)
+        warn(f"{problem}; {instead}")
 
 
 def _none_is_whole(run: RunDirectory, problems: Mapping[Path, OSError], none: str) -> CheckpointError:

@@ -8,11 +8,10 @@ times in a row.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from charlm.errors import CheckpointWriteError, RunLockedError, quoted
+from charlm.errors import CheckpointWriteError, RunLockedError, quoted, warn
 from charlm.files.atomic import Content
 from charlm.runs.checkpoint import CheckpointInfo, SaveIdentity, checkpoint_names, write_checkpoint
 from charlm.runs.directory import RunDirectory
@@ -122,7 +121,7 @@ class RunWriter:
             self._failed_saves += 1
             if must_succeed or self._failed_saves >= _MOST_FAILED_SAVES:
                 raise
-            warnings.warn(f"{error} Training goes on.", RuntimeWarning, stacklevel=3)
+            warn(f"{error} Training goes on.")
 
     def end(self) -> None:
         """Close the log and give the lock back."""
@@ -145,4 +144,4 @@ def _warning(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        warnings.warn(f"{what}: {error}", RuntimeWarning, stacklevel=3)
+        warn(f"{what}: {error}")

@@ -1,4 +1,4 @@
-"""`Evaluations`: what a run's evaluations came to, which was the best, and the weights it had."""
+"""`Evaluations`: what a run's evaluations came to, and the weights of the best, to come back at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Evaluations"]
 
 
 class Evaluations:
-    """Keeps the books of the evaluations of a run, and the weights of the best.
+    """The evaluations of a run: their losses, `patience`, and the weights of the best.
 
     Args:
         model: on the backend's device.
@@ -32,7 +32,7 @@ class Evaluations:
 
     Attributes:
         history: the evaluations of this process, in order.
-        best_in_model: the model holds the best weights, and those of the last step are kept here.
+        best_in_model: the model holds the best weights, and those of the last step wait here.
     """
 
     history: list[EvalRecord]
@@ -42,12 +42,13 @@ class Evaluations:
         self, model: nn.Module, data: BlockDataset | None, config: TrainerConfig, backend: DeviceBackend
     ) -> None:
         self._model, self._data, self._config, self._backend = model, data, config, backend
-        self._weights: Mapping[str, Tensor] = {}  # the best, or the last while the model holds the best
+        self._best_weights: Mapping[str, Tensor] = {}
+        self._last_weights: Mapping[str, Tensor] = {}  # while the model holds the best
         self.best_in_model = False
         self.history = []
 
-    def measure(self, state: RunState, keeper: Timekeeper) -> float:
-        """Return the seconds of an evaluation, from the last one or a trial; 0 without a validation text.
+    def plan(self, state: RunState, keeper: Timekeeper) -> float:
+        """Return how long an evaluation takes: the last one, or a trial; 0 without a validation text.
 
         A run within minutes that has scored nothing yet chooses here how much of the text it scores.
         """
@@ -84,31 +85,33 @@ class Evaluations:
         if is_best:
             state.best, state.evaluations_since_best = state.last, 0
             if self._config.restore_best:
-                self.keep_weights(unique_tensors(self._model))
+                self.take_weights(unique_tensors(self._model), copy=True)
         elif counted:
             state.evaluations_since_best += 1
         return state.last
 
-    def patience_is_lost(self, state: RunState) -> bool:
-        """Return whether as many evaluations in a row as `patience` says were no better."""
-        patience = self._config.patience
-        return patience is not None and state.evaluations_since_best >= patience
-
-    def keep_weights(self, best: Mapping[str, Tensor]) -> None:
-        """Keep a copy of the best weights, on the model's device."""
-        own = unique_tensors(self._model)
-        self._weights = {name: best[name].detach().to(own[name].device, copy=True) for name in own}
+    def take_weights(self, best: Mapping[str, Tensor], *, copy: bool) -> None:
+        """Keep the best weights, or a copy of them; they lie on the model's device."""
+        self._best_weights = {name: t.detach().clone() if copy else t for name, t in best.items()}
 
     def put_best_back(self, state: RunState) -> None:
-        """Put the best weights into the model, if they are others than those of the last step."""
-        if self._weights and state.best is not None and state.best.step != state.step:
-            self.exchange_weights()
+        """Put the best weights into the model, if they are others than those of the last step.
 
-    def exchange_weights(self) -> None:
-        """Swap the model's weights with those that are kept."""
-        kept = {}
+        An interrupt at any place of it leaves the last ones to be found by `put_last_back`.
+        """
+        if self._best_weights and state.best is not None and state.best.step != state.step:
+            own = unique_tensors(self._model)
+            self._last_weights = {name: tensor.detach().clone() for name, tensor in own.items()}
+            self.best_in_model = True
+            self._load(self._best_weights)
+
+    def put_last_back(self) -> None:
+        """Put the weights of the last step into the model, if it holds the best."""
+        if self.best_in_model:
+            self._load(self._last_weights)
+            self.best_in_model, self._last_weights = False, {}
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in unique_tensors(self._model).items():
-                kept[name] = tensor.detach().clone()
-                tensor.copy_(self._weights[name])
-        self._weights, self.best_in_model = kept, not self.best_in_model
+                tensor.copy_(weights[name])

@@ -67,6 +67,14 @@ class Guard(ABC):
     def ended_at(self) -> int | None:
         """Return the step, counted from 0, at which the run is to end, where `judge` could not say so."""
 
+    @abstractmethod
+    def in_a_row(self) -> int:
+        """Return how many steps up to now, the last one included, were not finite; waits for the device."""
+
+    @abstractmethod
+    def begin(self, in_a_row: int = 0) -> None:
+        """Begin to count, anew or where a resumed run had come to."""
+
     def skipped(self, done: int) -> list[SkippedStep]:
         """Return the steps that were left out since the last call; waits for the device.
 
@@ -106,7 +114,6 @@ class WaitingGuard(Guard):
             return "skip"
         self._in_a_row += 1
         if self._in_a_row >= self.limit:
-            self._in_a_row = 0
             return "end"
         self._maybe_skipped.append((step, loss, norm))
         return "skip"
@@ -115,9 +122,19 @@ class WaitingGuard(Guard):
     def ended_at(self) -> None:
         return None
 
+    @override
+    def in_a_row(self) -> int:
+        return self._in_a_row
+
+    @override
+    def begin(self, in_a_row: int = 0) -> None:
+        self._in_a_row = in_a_row
+
 
 class MaskedGuard(Guard):
     """Tells the optimizers on the device whether they may move, and reads nothing until it is asked.
+
+    So `judge` always says "move"; what was not to move is found by `ended_at` and `skipped` later.
 
     Torch's own optimizers take the number for it, `found_inf`, from the gradient scaler's protocol: where it
     is not 0 they leave weights and moments as they are.
@@ -127,13 +144,14 @@ class MaskedGuard(Guard):
         super().__init__(limit)
         # On the device: bad steps in a row; 1 once the run is to end; the step at which it was to.
         self._noted: tuple[Tensor, Tensor, Tensor] | None = None
+        self._began_with = 0
 
     @override
     def judge(self, step: int, loss: Tensor, norm: Tensor, active: Sequence[Optimizer]) -> Verdict:
         bad = (~torch.isfinite(loss + norm)).float()
         if self._noted is None:
-            zero = torch.zeros_like(bad)
-            self._noted = zero, zero, torch.zeros_like(bad, dtype=torch.int64)
+            row = torch.full_like(bad, self._began_with)
+            self._noted = row, torch.zeros_like(bad), torch.zeros_like(bad, dtype=torch.int64)
         in_a_row, ended, last = self._noted
         in_a_row = (in_a_row + 1) * bad
         last = torch.where(ended > 0, last, step)
@@ -149,9 +167,15 @@ class MaskedGuard(Guard):
     def ended_at(self) -> int | None:
         if self._noted is None or not bool(self._noted[1]):
             return None
-        step = int(self._noted[2])
-        self._noted = None
-        return step
+        return int(self._noted[2])
+
+    @override
+    def in_a_row(self) -> int:
+        return self._began_with if self._noted is None else int(self._noted[0])
+
+    @override
+    def begin(self, in_a_row: int = 0) -> None:
+        self._noted, self._began_with = None, in_a_row
 
 
 def guard_for(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.errors import NonFiniteError
+from charlm.errors import NonFiniteError, warn
 from charlm.runs.log import eval_values
 from charlm.training.guard import SkippedStep
 from charlm.training.records import EvalRecord, SampleRecord, StepRecord
 
 if TYPE_CHECKING:
-    from charlm.runs.writer import RunWriter
     from charlm.training.callbacks import Callback
     from charlm.training.trainer import Trainer
 
@@ -25,12 +23,10 @@ class Reporter:
 
     Args:
         trainer: has the callbacks, and is passed to them; its step and seconds stand in each record.
-        writer: has the log; None: the run has no directory.
     """
 
-    def __init__(self, trainer: Trainer, writer: RunWriter | None) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._writer = writer
         self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
 
     def began(self) -> None:
@@ -44,7 +40,7 @@ class Reporter:
 
     def log_step(self, record: StepRecord) -> None:
         """Log a step; without a log the device is not asked for its loss."""
-        if self._writer is None:
+        if self._trainer.out_dir is None:
             return
         now = (self._trainer.chars_seen, self._trainer.seconds)
         chars, seconds = now[0] - self._logged_at[0], now[1] - self._logged_at[1]
@@ -59,7 +55,7 @@ class Reporter:
             },
         )
 
-    def log_end(self, end: int) -> None:
+    def log_planned_end(self, end: int) -> None:
         """Log the end that the clock has fixed."""
         self._log("end", {"end": end})
 
@@ -85,11 +81,9 @@ class Reporter:
         """Log and warn of steps that were left out."""
         for bad in steps:
             self._log("skip", {"loss": bad.loss, "grad_norm": bad.grad_norm}, step=bad.step)
-            warnings.warn(
+            warn(
                 f"step {bad.step} was skipped: its loss is {bad.loss}, its gradient's norm {bad.grad_norm}; "
-                "the weights are those before it",
-                RuntimeWarning,
-                stacklevel=5,
+                "the weights are those before it"
             )
 
     def failed(self, error: NonFiniteError) -> None:
@@ -101,6 +95,6 @@ class Reporter:
             tell(callback)
 
     def _log(self, kind: str, values: Mapping[str, object], *, step: int | None = None) -> None:
-        if self._writer is not None:
-            seconds = self._trainer.seconds
-            self._writer.log(kind, step or self._trainer.step, {**values, "seconds": seconds})
+        writer = self._trainer._writer
+        if writer is not None:
+            writer.log(kind, step or self._trainer.step, {**values, "seconds": self._trainer.seconds})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from charlm.errors import (
     InputError,
     quoted,
     shown,
+    warn,
 )
 from charlm.files import safetensors
 from charlm.files.strict_json import take
@@ -62,7 +62,7 @@ from charlm.training.saving import (
     fingerprint,
     optimizer_names,
     optimizer_state,
-    restore_generators,
+    restored_generators,
 )
 from charlm.training.state import RunState
 from charlm.training.timetable import Timetable
@@ -77,7 +77,7 @@ TrainerT = TypeVar("TrainerT", bound="Trainer")
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """The newest whole checkpoint of a run, with each value of its state.json in its type."""
+    """The newest whole checkpoint of a run, and the parts of its state.json, each of the right kind."""
 
     run: RunDirectory
     names: frozenset[str]
@@ -163,8 +163,7 @@ def read_timetable(run: str | Path) -> Timetable:
     if timetable is None:
         raise CheckpointError(f"{name} holds a run that did not depend on the clock: its settings repeat it")
     last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
-    lost_patience = config.patience is not None and saved.state.evaluations_since_best >= config.patience
-    if saved.state.step < last and not lost_patience:
+    if saved.state.step < last and not saved.state.has_lost(config.patience):
         raise CheckpointError(f"the run in {name} has not come to its end yet: go on with it first")
     return timetable
 
@@ -180,11 +179,7 @@ def warn_if_different(
     saved = _read(Path(run))
     for name, data in (("train", train_data), ("val", val_data)):
         if saved.data.get(name) != (None if data is None else fingerprint(data)):
-            warnings.warn(
-                f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn(f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition")
     _warn_if_elsewhere(saved.environment, backend)
 
 
@@ -228,10 +223,10 @@ def resume(
     _warn_if_elsewhere(saved.environment, trainer.backend)
 
     # All is read and checked: from here on live objects change, first those that may refuse.
-    if len(saved.callbacks) == len(trainer.callbacks):
-        for callback, callback_state in zip(trainer.callbacks, saved.callbacks, strict=True):
-            callback.load_state(callback_state)
-    restore_generators(saved.generators, tensors, saved.where)
+    with restored_generators(saved.generators, tensors, saved.where):
+        if len(saved.callbacks) == len(trainer.callbacks):
+            for callback, callback_state in zip(trainer.callbacks, saved.callbacks, strict=True):
+                callback.load_state(callback_state)
     with torch.no_grad():
         for name, tensor in unique_tensors(model).items():
             tensor.copy_(weights[name])
@@ -243,7 +238,7 @@ def resume(
         writer=RunWriter(out_dir, saved.run, saved.checkpoint.info, saved.names),
         timetable=timetable,
         best_weights=best_weights,
-        new_end=config != saved.config,
+        moved_end=config != saved.config or (max_steps is not None and saved.timetable is not None),
     )
     return trainer
 
@@ -327,7 +322,7 @@ def _check_callbacks(saved: _Saved, callbacks: Sequence[Callback]) -> None:
 
 
 def _best_weights(saved: _Saved, model: nn.Module) -> Mapping[str, Tensor] | None:
-    """Return the weights of the best evaluation so far, from the checkpoint that was kept for it."""
+    """Return the weights of the best evaluation so far, on the model's device, if they were kept."""
     best, current = saved.state.best, saved.checkpoint
     if best is None:
         return None
@@ -337,14 +332,13 @@ def _best_weights(saved: _Saved, model: nn.Module) -> Mapping[str, Tensor] | Non
             with contextlib.suppress(OSError):  # damaged, or deleted by a process that trains there
                 kept = read_checkpoint(info.path, saved.run.run_id)
     if kept is None:
-        warnings.warn(
+        warn(
             f"the weights of the best evaluation, at step {best.step}, are not on disk; they cannot be "
-            "restored at the end (keep_best is 0, or that checkpoint is damaged)",
-            RuntimeWarning,
-            stacklevel=4,
+            "restored at the end (keep_best is 0, or that checkpoint is damaged)"
         )
         return None
-    return _weights(kept, model)
+    weights, own = _weights(kept, model), unique_tensors(model)
+    return {name: weights[name].to(own[name].device) for name in own}
 
 
 def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset | None) -> None:
@@ -370,6 +364,4 @@ def _warn_if_elsewhere(then: Mapping[str, object], backend: DeviceBackend) -> No
         if then.get(name) != value
     ]
     if changed:
-        warnings.warn(
-            f"the run goes on, but not bit for bit: {'; '.join(changed)}", RuntimeWarning, stacklevel=3
-        )
+        warn(f"the run goes on, but not bit for bit: {'; '.join(changed)}")

@@ -1,4 +1,4 @@
-"""What a trainer puts into a checkpoint (`gather`), and how each part comes back.
+"""What a trainer puts into a checkpoint (`gather`), and how optimizers and generators take their parts back.
 
 Everything that the next step depends on is here: weights (the model's files), optimizer state by
 parameter name, the gradient scaler, the `RunState`. Batches and dropout need nothing, they have addresses.
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -37,7 +38,7 @@ __all__ = [
     "gather",
     "optimizer_names",
     "optimizer_state",
-    "restore_generators",
+    "restored_generators",
 ]
 
 
@@ -61,7 +62,7 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
     train, val = trainer.train_data, trainer.val_data
     state: dict[str, object] = {
         "config": trainer.config.to_dict(),
-        **trainer.state.to_dict(),
+        **trainer._state.to_dict(),
         "optimizers": optimizer_names(trainer.optimizers),
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "callbacks": [dict(callback.state()) for callback in trainer.callbacks],
@@ -196,24 +197,35 @@ def _generator_scalars() -> dict[str, object]:
     return {"numpy": [position, has_gauss, gauss], "python": [version, gauss_next]}
 
 
-def restore_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> None:
-    """Set the global generators to the states that `gather` kept, or leave them all.
+@contextmanager
+def restored_generators(
+    scalars: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str
+) -> Iterator[None]:
+    """Set the global generators to the states that `gather` kept; if they or the block fail, leave them all.
 
     Raises:
         CheckpointCorruptError: they are no such states; `path` names the file.
     """
     before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - the caller's
     try:
-        position, has_gauss, gauss = scalars["numpy"]
-        version, gauss_next = scalars["python"]
-        if type(position) is not int or not 0 <= position <= 624:  # numpy would read beyond its keys
-            raise ValueError(position)
-        keys = tensors["rng.numpy"].numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own
-        random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
-        torch.set_rng_state(tensors["rng.torch"].clone())
-    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        try:
+            _set_generators(scalars, tensors)
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise CheckpointCorruptError(f"{quoted(path)} holds no valid generator states") from error
+        yield
+    except BaseException:
         np.random.set_state(before[0])  # noqa: NPY002 - the caller's own
         random.setstate(before[1])
         torch.set_rng_state(before[2])
-        raise CheckpointCorruptError(f"{quoted(path)} holds no valid generator states") from error
+        raise
+
+
+def _set_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    position, has_gauss, gauss = scalars["numpy"]
+    version, gauss_next = scalars["python"]
+    if type(position) is not int or not 0 <= position <= 624:  # numpy would read beyond its keys
+        raise ValueError(position)
+    keys = tensors["rng.numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own
+    random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
+    torch.set_rng_state(tensors["rng.torch"].clone())

@@ -38,6 +38,12 @@ class RunState:
     """The evaluation with the lowest loss so far."""
     last: EvalRecord | None = None
     """The last evaluation."""
+    skipped_in_a_row: int = 0
+    """Steps up to the last one that were not finite and changed nothing."""
+
+    def has_lost(self, patience: int | None) -> bool:
+        """Return whether so many scheduled evaluations in a row were no better."""
+        return patience is not None and self.evaluations_since_best >= patience
 
     @property
     def val_loss(self) -> float | None:
@@ -47,18 +53,20 @@ class RunState:
         return self.last.result.loss_nats
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as values that JSON has; the step stands in the identity of a save."""
-        return {
+        """Return the fields as values that JSON has; `skipped_in_a_row` only if there are any."""
+        values: dict[str, object] = {
+            "step": self.step,
             "chars_seen": self.chars_seen,
             "seconds": self.seconds,
             "evaluations_since_best": self.evaluations_since_best,
             "best": _record_values(self.best),
             "last": _record_values(self.last),
         }
+        return {**values, "skipped_in_a_row": self.skipped_in_a_row} if self.skipped_in_a_row else values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], *, path: str) -> Self:
-        """Make a state from what `to_dict` returned, and the step.
+        """Make a state from what `to_dict` returned.
 
         Raises:
             FileFormatError: it holds something else; `path` names the file.
@@ -70,6 +78,7 @@ class RunState:
             evaluations_since_best=take(values, "evaluations_since_best", int, path=path),
             best=_read_record(values, "best", path),
             last=_read_record(values, "last", path),
+            skipped_in_a_row=take({"skipped_in_a_row": 0, **values}, "skipped_in_a_row", int, path=path),
         )
 
 

@@ -24,7 +24,7 @@ from charlm.data.order import EpochOrder
 from charlm.errors import InputError, NonFiniteError
 from charlm.randomness import derive_seed
 from charlm.training.config import TrainerConfig
-from charlm.training.guard import SkippedStep, guard_for
+from charlm.training.guard import Guard, guard_for
 from charlm.training.optimizers import OptimizerFactory, build_optimizers
 from charlm.training.records import StepRecord
 
@@ -46,11 +46,13 @@ class Stepper:
     Attributes:
         optimizers: each trained parameter is in exactly one of them.
         scaler: of the gradients, in fp16; else None.
+        guard: keeps steps that are not finite from moving anything.
         chars_per_step: characters predicted in one step.
     """
 
     optimizers: list[Optimizer]
     scaler: GradScaler | None
+    guard: Guard
     chars_per_step: int
 
     def __init__(
@@ -82,7 +84,7 @@ class Stepper:
         self._generator = torch.Generator()  # re-seeded for each batch
         self._batches = batches_on(data, backend)
         self._order = None if config.replacement else EpochOrder(data, config.batch_size, config.seed)
-        self._guard = guard_for(config, backend, scaler=self.scaler, optimizers=self.optimizers)
+        self.guard = guard_for(config, backend, scaler=self.scaler, optimizers=self.optimizers)
 
     def take(self, step: int) -> StepRecord:
         """Move the parameters once.
@@ -103,7 +105,7 @@ class Stepper:
                 group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         with self._unscaled(active):
             norm = self._gradient_norm()
-            verdict = self._guard.judge(step, loss, norm, active)
+            verdict = self.guard.judge(step, loss, norm, active)
             if verdict == "end":
                 self._refuse(step, loss, norm, learning_rate)
             if verdict == "move":
@@ -127,16 +129,12 @@ class Stepper:
         Raises:
             NonFiniteError: it is; nothing has moved since that step, and its number is in the error.
         """
-        step = self._guard.ended_at()
+        step = self.guard.ended_at()
         if step is None:
             return
         # Every step has an address, and the weights are still those before it: take it again, to look.
         loss = self._accumulate_gradients(step)
         self._refuse(step, loss, self._gradient_norm(), self._learning_rate(step))
-
-    def skipped(self, done: int) -> list[SkippedStep]:
-        """Return those of the steps done that were left out since the last call; waits for the device."""
-        return self._guard.skipped(done)
 
     def _drop_gradients(self) -> None:
         for parameter in self._all_parameters:  # model.zero_grad would look for them again, in each step
@@ -191,7 +189,7 @@ class Stepper:
             f"step {step + 1}: the loss is {loss.item()} and the gradient's norm {norm.item()} at learning "
             f"rate {learning_rate:g}; batch seed {self._config.seed}, "
             + (f"first bad gradient: {bad}. " if bad else "all gradients are finite. ")
-            + ("" if self._guard.limit == 1 else f"It is the {self._guard.limit}th in a row. ")
+            + ("" if self.guard.limit == 1 else f"It is the {self.guard.limit}th in a row. ")
             + "The weights are those before this step. Lower the learning rate, or set grad_clip.",
             step=step + 1,
             parameter=bad,

@@ -244,7 +244,7 @@ class Timekeeper:
     def record_evaluation(self, step: int, *, scheduled: bool) -> None:
         """Write down that the validation text is scored after a step."""
         known = self.timetable
-        if self._seconds is not None and step not in known.evaluations:
+        if self._seconds is not None and step > 0 and step not in known.evaluations:
             unscheduled = known.unscheduled if scheduled else (*known.unscheduled, step)
             self.timetable = replace(known, evaluations=(*known.evaluations, step), unscheduled=unscheduled)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -68,9 +69,6 @@ class Trainer:
         timetable: of a run with `minutes` that is to be repeated, see `read_timetable`; it takes the place
             of the clock.
 
-    Attributes:
-        state: how far the run has come: what of it must survive, beside tensors.
-
     Raises:
         DataError: the data has ids that the model lacks, or longer blocks than it sees.
         InputError: an argument is of the wrong kind, or the tokenizer does not fit the model.
@@ -100,7 +98,6 @@ class Trainer:
     precision: Precision
     optimizers: list[Optimizer]
     scaler: GradScaler | None
-    state: RunState
     checkpoint: Path | None
 
     def __init__(
@@ -157,14 +154,16 @@ class Trainer:
         )
         self.optimizers, self.scaler = self._stepper.optimizers, self._stepper.scaler
 
-        self.state = RunState()
+        self._state = RunState()
         self.checkpoint = None
         self._evaluations = Evaluations(model, val_data, self.config, self.backend)
-        self._begin_writing(None if self.out_dir is None else RunWriter(self.out_dir))
+        self._writer = None if self.out_dir is None else RunWriter(self.out_dir)
+        self._reporter = Reporter(self)
         self._reason: StopReason | None = None
         self._interrupted = False
         self._running = False
-        self._new_end = False  # a resume has changed max_steps
+        self._is_telling_of_a_save = False
+        self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
 
@@ -238,7 +237,7 @@ class Trainer:
             evaluation.
 
         Raises:
-            TrainingInterrupted: `interrupt` was called; all is saved.
+            TrainingInterrupted: `interrupt` was called; the step under way is done and saved.
             NonFiniteError: the loss or a gradient is not finite (with `nonfinite="skip"`: ten times in a
                 row); the weights are those before that step.
             CheckpointWriteError: saving failed three times in a row.
@@ -271,13 +270,12 @@ class Trainer:
             raise InputError(
                 "the trainer is running already: finish or close the first steps() before the next"
             )
-        self._running = True
         was_training = [module for module in self.model.modules() if module.training]
         try:
+            self._running = True
             self._begin()
             while self._reason is None:
                 record = self._take_step()
-                self.state.step, self.state.chars_seen = record.step, self.chars_seen + record.chars
                 self._after_step(record)
                 yield record
                 self._counted_at = time.perf_counter()  # the caller's own time is not the run's
@@ -291,31 +289,31 @@ class Trainer:
     @property
     def step(self) -> int:
         """How many steps are done."""
-        return self.state.step
+        return self._state.step
 
     @property
     def chars_seen(self) -> int:
         """Characters predicted in training."""
-        return self.state.chars_seen
+        return self._state.chars_seen
 
     @property
     def seconds(self) -> float:
         """Time spent in the run so far. What a program adds for reading its text counts towards `minutes`."""
-        return self.state.seconds
+        return self._state.seconds
 
     @seconds.setter
     def seconds(self, seconds: float) -> None:
-        self.state.seconds = seconds
+        self._state.seconds = seconds
 
     @property
     def best(self) -> EvalRecord | None:
         """The evaluation with the lowest loss so far, or None."""
-        return self.state.best
+        return self._state.best
 
     @property
     def last(self) -> EvalRecord | None:
         """The last evaluation, or None."""
-        return self.state.last
+        return self._state.last
 
     @property
     def history(self) -> list[EvalRecord]:
@@ -363,19 +361,16 @@ class Trainer:
 
         Raises:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
+            NonFiniteError: a device that works on its own tells only now that the run is to end.
+            RunExistsError: another run has begun in `out_dir` since.
+            RunLockedError: another process is beginning one there.
             InputError: the trainer has no `out_dir`.
         """
         if self._writer is None:
             raise InputError("out_dir must be given to save: Trainer(..., out_dir='runs/one')")
-        if self._evaluations.best_in_model and self.checkpoint is not None:
-            return self.checkpoint  # the last step is saved, and the model holds other weights now
-        self._check_steps()
-        identity = self._writer.identify(self.step)
-        files, state = gather(self, identity)
-        self.checkpoint = self._writer.write(identity, files, state, val_loss=self.state.val_loss)
-        self._writer.prune(self.checkpoint, keep_last=self.config.keep_last, keep_best=self.config.keep_best)
-        self._reporter.saved(self.checkpoint)
-        return self.checkpoint
+        checkpoint = self._write(self._writer)
+        self._tell_of_save(checkpoint)
+        return checkpoint
 
     def finish(self) -> None:
         """Let the run come to its end after the step under way: evaluated, saved, without an error."""
@@ -415,36 +410,32 @@ class Trainer:
         writer: RunWriter,
         timetable: Timetable | None,
         best_weights: Mapping[str, Tensor] | None,
-        new_end: bool,
+        moved_end: bool,
     ) -> None:
         """Stand where a checkpoint was saved; weights, moments and generators are restored already."""
-        self.state, self.checkpoint, self._new_end = state, checkpoint, new_end
-        self.out_dir = checkpoint.parent.parent
-        self._begin_writing(writer)
+        self._state, self._writer, self._has_unsaved_end = state, writer, moved_end
+        self.checkpoint, self.out_dir = checkpoint, checkpoint.parent.parent
+        self._stepper.guard.begin(state.skipped_in_a_row)
         if timetable is not None:
             self._timekeeper.timetable = timetable
         if best_weights is not None:
-            self._evaluations.keep_weights(best_weights)
-
-    def _begin_writing(self, writer: RunWriter | None) -> None:
-        self._writer, self._reporter = writer, Reporter(self, writer)
+            self._evaluations.take_weights(best_weights, copy=False)
 
     def _begin(self) -> None:
         if self._writer is not None:
             self._writer.begin(self.step)
-        if self._evaluations.best_in_model:
-            self._evaluations.exchange_weights()
+        self._evaluations.put_last_back()
         self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
         self._reason = None
         self._began_at = self._counted_at = time.perf_counter()
         self._start_timekeeper()
-        if self._evaluations.patience_is_lost(self.state):
+        if self._state.has_lost(self.config.patience):
             self._reason = self._reason or "patience"  # what has ended stays ended
         self._reporter.began()
-        if self._new_end:  # or it would be forgotten by a kill before the next checkpoint
+        if self._has_unsaved_end:  # or it would be forgotten by a kill before the next checkpoint
             self._save_if_possible()
-            self._new_end = False
+            self._has_unsaved_end = False
         if self.step > 0 and self._timekeeper.is_evaluation_due(self.step):
             self._catch_up()  # an interrupted run saves before the evaluation of its last step
 
@@ -454,56 +445,57 @@ class Trainer:
         if self.timetable is not None and not keeper.repeats:
             if self.out_dir is not None:  # for a long text it takes seconds, which no evaluation is to pay
                 fingerprint(self.train_data)
-            evaluation = self._evaluations.measure(self.state, keeper)
+            evaluation = self._evaluations.plan(self._state, keeper)
             self._count_seconds()
         keeper.start(self.step, self.seconds, evaluation)
         before = self.timetable
         if self.step > 0:
-            self._note_the_end()
-        self._new_end = self._new_end or self.timetable != before
+            self._ask_timekeeper()
+        self._has_unsaved_end = self._has_unsaved_end or self.timetable != before
 
     def _learning_rate(self, step: int) -> float:
         return learning_rate_at(step, self.config, self._timekeeper.learning_rate_ends)
 
     def _take_step(self) -> StepRecord:
-        try:
-            return self._stepper.take(self.step)
-        except NonFiniteError as error:
-            self._fail(error)
-            raise
+        with self._before_a_bad_step():
+            record = self._stepper.take(self.step)
+        self._state.step, self._state.chars_seen = record.step, self.chars_seen + record.chars
+        return record
 
     def _check_steps(self) -> None:
-        """Go back to before the step at which the run is to end, if there was one, and raise.
+        """Raise if the run is to end because of a step so far, and tell of steps that were left out.
 
         On a device that works on its own this is known only when it is asked for; nothing moved since.
         """
-        try:
+        with self._before_a_bad_step():
             self._stepper.check()
-        except NonFiniteError as error:
-            self._fail(error)
-            raise
-        self._reporter.skipped(self._stepper.skipped(self.step))
+        self._reporter.skipped(self._stepper.guard.skipped(self.step))
 
-    def _fail(self, error: NonFiniteError) -> None:
-        """Stand before the step that ends the run with an error, and log it."""
-        if error.step is not None:
-            self.state.chars_seen -= (self.step - (error.step - 1)) * self._stepper.chars_per_step
-            self.state.step = error.step - 1
-        self._reporter.skipped(self._stepper.skipped(self.step))
-        self._reporter.failed(error)
+    @contextmanager
+    def _before_a_bad_step(self) -> Iterator[None]:
+        """If the block ends the run because of a step, stand before that step, and log it."""
+        try:
+            yield
+        except NonFiniteError as error:
+            done, stepper = (error.step or self.step + 1) - 1, self._stepper
+            self._state.chars_seen -= (self.step - done) * stepper.chars_per_step
+            self._state.step, self._reason = done, None
+            stepper.guard.begin()  # whoever goes on begins a new row
+            self._reporter.skipped(stepper.guard.skipped(done))
+            self._reporter.failed(error)
+            raise
 
     def _after_step(self, record: StepRecord) -> None:
-        """Log, tell the callbacks, sample, evaluate and save: whatever is due after a step."""
+        """Tell the callbacks, log, sample, evaluate and save: whatever is due after a step."""
         config = self.config
         if config.minutes is not None and self.backend.asynchronous:
             self.backend.synchronize()  # or the clock would time how steps are handed over
         self._count_seconds()
         self._reporter.stepped(record)
-        self._note_the_end()
+        self._ask_timekeeper()
         if config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
             self._reason = self._reason or "max_seconds"
-        ending = self._reason is not None
-        scheduled = self._timekeeper.is_evaluation_due(self.step)
+        scheduled, ending = self._timekeeper.is_evaluation_due(self.step), self._reason is not None
         due = due_after(self.step, config, scheduled=scheduled, ending=ending)
         if due.log:
             self._check_steps()
@@ -515,11 +507,15 @@ class Trainer:
             self._evaluate(scheduled=scheduled)
         self._count_seconds()
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0
-        if due.save or is_best or self._reason is not None or self._interrupted:
-            self._save_if_possible()
+        interrupted = self._interrupted  # looked at once: what comes later is for the next step
+        stopping = interrupted or self._reason is not None
+        if stopping:
+            self._check_steps()
+        if due.save or is_best or stopping:
+            self._save_if_possible(must_succeed=stopping)
         self._count_seconds()
         self._timekeeper.after_pause(self.seconds, evaluated=evaluated or scheduled)
-        if self._interrupted and self._reason is None:
+        if interrupted and self._reason is None:
             where = f"; the state is saved in {self.checkpoint}" if self.checkpoint else ""
             raise TrainingInterrupted(
                 f"training stopped after step {self.step}{where}",
@@ -527,18 +523,18 @@ class Trainer:
                 checkpoint=str(self.checkpoint) if self.checkpoint else None,
             )
 
-    def _note_the_end(self) -> None:
-        """Tell the timekeeper of a step, log the end that it has fixed, and note the reason if it is here."""
+    def _ask_timekeeper(self) -> None:
+        """Let the timekeeper decide after a step, log the end if it has fixed one, and note if it is here."""
         before = self._timekeeper.timetable.ends
         is_last = self._timekeeper.after_step(self.step, self.seconds)
         if self._timekeeper.timetable.ends != before:
-            self._reporter.log_end(self._timekeeper.end)
+            self._reporter.log_planned_end(self._timekeeper.end)
         if is_last:
             self._reason = "max_steps" if self.step >= self.config.max_steps else "minutes"
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
-        self.state.seconds += now - self._counted_at
+        self._state.seconds += now - self._counted_at
         self._counted_at = now
 
     def _evaluate(self, *, scheduled: bool) -> None:
@@ -547,8 +543,8 @@ class Trainer:
         keeper.record_evaluation(self.step, scheduled=scheduled)
         result = self.evaluate(max_chars=keeper.timetable.eval_chars)
         seconds, counted = time.perf_counter() - began, scheduled and keeper.is_counted(self.step)
-        record = self._evaluations.add(self.state, result, seconds=seconds, counted=counted)
-        if counted and self._evaluations.patience_is_lost(self.state):
+        record = self._evaluations.add(self._state, result, seconds=seconds, counted=counted)
+        if counted and self._state.has_lost(self.config.patience):
             self._reason = self._reason or "patience"
         self._count_seconds()
         self._reporter.evaluated(record)
@@ -565,26 +561,48 @@ class Trainer:
         )
         self._reporter.sampled(SampleRecord(self.step, self.tokenizer.decode(ids[0, prompt.size(1) :])))
 
-    def _save_if_possible(self) -> None:
+    def _save_if_possible(self, *, must_succeed: bool = False) -> None:
         if self._writer is not None:
-            ending = self._reason is not None or self._interrupted
-            with self._writer.may_fail(must_succeed=ending):
-                self.save()
+            saved = None
+            with self._writer.may_fail(must_succeed=must_succeed):
+                saved = self._write(self._writer)
+            if saved is not None:
+                self._tell_of_save(saved)
+
+    def _write(self, writer: RunWriter) -> Path:
+        """Gather the run's state, write it as a checkpoint, and prune older ones."""
+        if self.checkpoint is not None and (self._evaluations.best_in_model or self._is_telling_of_a_save):
+            return self.checkpoint  # the last step is saved already
+        self._check_steps()
+        self._state.skipped_in_a_row = self._stepper.guard.in_a_row()
+        identity = writer.identify(self.step)
+        files, state = gather(self, identity)
+        self.checkpoint = writer.write(identity, files, state, val_loss=self._state.val_loss)
+        writer.prune(self.checkpoint, keep_last=self.config.keep_last, keep_best=self.config.keep_best)
+        return self.checkpoint
+
+    def _tell_of_save(self, checkpoint: Path) -> None:
+        if not self._is_telling_of_a_save:  # a callback that saves has nothing new to save
+            self._is_telling_of_a_save = True
+            try:
+                self._reporter.saved(checkpoint)
+            finally:
+                self._is_telling_of_a_save = False
 
     def _catch_up(self) -> None:
         """Evaluate and save the last step where that was not done, as after a stop between two steps."""
-        missing = self._evaluations.is_missing(self.state)
+        missing = self._evaluations.is_missing(self._state)
         if missing:
             self._evaluate(scheduled=self._timekeeper.is_evaluation_due(self.step))
         if missing or (self._writer is not None and self._writer.saved_step != self.step):
-            self._save_if_possible()
+            self._save_if_possible(must_succeed=self._reason is not None or self._interrupted)
         self._count_seconds()
         self._timekeeper.after_pause(self.seconds, evaluated=missing)
 
     def _finish(self) -> None:
         """Put the best weights back, and tell the callbacks that the run has ended by itself."""
         self._catch_up()
-        self._evaluations.put_best_back(self.state)
+        self._evaluations.put_best_back(self._state)
         self._reporter.ended()
 
     def _end(self) -> None:

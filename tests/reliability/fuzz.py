@@ -87,7 +87,7 @@ def target_function(target: str, folder: Path) -> Callable[[bytes], None]:
     from charlm.models.saving import model_settings
     from charlm.runs import checkpoint
     from charlm.text.tokenizer import tokenizer_from_dict
-    from charlm.training.saving import restore_generators
+    from charlm.training.saving import restored_generators
     from charlm.training.state import RunState
 
     def weights(data: bytes) -> None:
@@ -144,7 +144,8 @@ def target_function(target: str, folder: Path) -> Callable[[bytes], None]:
                 shutil.rmtree(sealed)
             counters = {"step": 1, "chars_seen": 1, "seconds": 1.0, "evaluations_since_best": 0}
             RunState.from_dict({**counters, **values}, path="s")
-            restore_generators(strict_json.take(values, "rng", dict, path="s"), states, "s")
+            with restored_generators(strict_json.take(values, "rng", dict, path="s"), states, "s"):
+                pass
             np.random.rand(2), torch.rand(2)  # noqa: NPY002 - the generators that were set
 
     return {"weights": weights, "tokenizer": tokenizer, "config": config, "manifest": manifest}[target]

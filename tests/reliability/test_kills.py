@@ -210,7 +210,7 @@ def trainer_in(place: Path) -> Trainer:
 
 def changed(trainer: Trainer, step: int) -> Trainer:
     """Give the trainer other weights and a step, as a training step does."""
-    trainer.state.step = step
+    trainer._state.step = step
     torch.nn.init.constant_(next(trainer.model.parameters()), step + 0.5)
     return trainer
 

@@ -134,7 +134,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
 ) -> None:
     trainer = trainer_of(tmp_path, keep_last=1)
     first = trainer.save()
-    trainer.state.step = 1  # as after a step
+    trainer._state.step = 1  # as after a step
     import shutil
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -152,11 +152,11 @@ def test_every_failing_call_of_a_save_leaves_a_run_that_goes_on(tmp_path: Path) 
     trainer = trainer_of(tmp_path, keep_last=1)
     trainer.save()
     with failing(-1) as calls:
-        trainer.state.step += 1
+        trainer._state.step += 1
         trainer.save()
     run = RunDirectory.open(tmp_path)
     for at in range(len(calls.names)):
-        trainer.state.step += 1
+        trainer._state.step += 1
         before = {info.step for info in list_checkpoints(run.path)}
         with warnings.catch_warnings(), failing(at, how="always"):
             warnings.simplefilter("ignore")

@@ -59,8 +59,7 @@ def test_the_masked_form_leaves_the_same_steps_out_and_knows_the_same_end(
         assert guard.judge(step, scalar(loss), scalar(1.0), [optimizer]) == "move"
         masked = bool(optimizer.found_inf)  # type: ignore[attr-defined]  # as torch's gradient scaler sets it
         assert masked == (not math.isfinite(loss) or (end is not None and step >= end))
-    assert guard.ended_at() == end
-    assert guard.ended_at() is None  # until the next one
+    assert guard.ended_at() == guard.ended_at() == end
     done = len(losses) if end is None else end
     skipped = [step + 1 for step, loss in enumerate(losses[:done]) if not math.isfinite(loss)]
     assert [bad.step for bad in guard.skipped(done)] == (skipped if limit > 1 else [])
@@ -75,3 +74,21 @@ def test_a_gradient_counts_like_a_loss_and_is_reported_with_it(norms: list[float
     assert [bad.loss for bad in found] == [2.0] * len(norms)
     assert [repr(bad.grad_norm) for bad in found] == [repr(norm) for norm in norms]
     assert all(b.step == a.step + 1 for a, b in pairwise(found))
+
+
+@settings(deadline=None)
+@given(series, st.sampled_from([2, 3, 10]), st.integers(0, 40), st.booleans())
+def test_a_row_goes_on_where_a_resumed_run_had_come_to(
+    losses: list[float], limit: int, at: int, masked: bool
+) -> None:
+    end = first_end(losses, limit)
+    at = min(at, len(losses) if end is None else end)
+    before, after = (
+        (MaskedGuard(limit), MaskedGuard(limit)) if masked else (WaitingGuard(limit), WaitingGuard(limit))
+    )
+    for step in range(at):
+        before.judge(step, scalar(losses[step]), scalar(1.0), [])
+    after.begin(before.in_a_row())
+    verdicts = [after.judge(step, scalar(losses[step]), scalar(1.0), []) for step in range(at, len(losses))]
+    found = after.ended_at() if masked else verdicts.index("end") + at if "end" in verdicts else None
+    assert found == end
