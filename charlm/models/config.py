@@ -62,7 +62,7 @@ class NGramConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """Settings of a `GPT`. The defaults are the lecture's model, but for the vocabulary.
+    """Settings of a `GPT`. The defaults are and stay the lecture's model, but for the vocabulary.
 
     Raises:
         ConfigError: lists every field that is missing, unknown or out of its limits, or says which two do not

@@ -15,28 +15,17 @@ from charlm.training.config import TrainerConfig
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
 
-_OURS = TrainerConfig(
-    batch_size=16,
-    replacement=False,
-    optimizer="muon",
-    weight_decay=0.1,
-    betas=(0.8, 0.95),
-    momentum=0.85,
-    grad_clip=None,
-    schedule="wsd",
-    warmup_steps=20,
-    cooldown=0.6,
-)
-
 RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
     {
         "lecture": TrainerConfig(
             max_steps=5_000,
             batch_size=64,
+            replacement=True,
+            optimizer="adamw",
             learning_rate=3e-4,
             weight_decay=0.01,
             betas=(0.9, 0.999),
-            grad_clip=None,
+            momentum=0.95,
             schedule="constant",
             warmup_steps=0,
             eval_interval=500,
@@ -44,15 +33,19 @@ RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
         "gpt2": TrainerConfig(
             max_steps=5_000,
             batch_size=12,
+            replacement=True,
+            optimizer="adamw",
             learning_rate=6e-4,
             betas=(0.9, 0.95),
+            momentum=0.95,
+            grad_clip=1.0,
             schedule="cosine",
             warmup_steps=100,
             min_lr_ratio=0.1,
         ),
-        "cpu-10s": _OURS.replace(max_steps=500, learning_rate=0.015),
-        "cpu-1min": _OURS.replace(max_steps=1_200, learning_rate=0.007),
-        "cpu-5min": _OURS.replace(max_steps=2_000, batch_size=8, learning_rate=0.006),
+        "cpu-10s": TrainerConfig(max_steps=500, learning_rate=0.015),
+        "cpu-1min": TrainerConfig(),
+        "cpu-5min": TrainerConfig(max_steps=2_000, batch_size=8, learning_rate=0.006),
     }
 )
 """How to train each preset of `charlm.models.config.PRESETS`; `RECIPES[name].replace(...)` changes fields."""

@@ -53,7 +53,7 @@ from charlm.runs.checkpoint import (
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
-from charlm.training.config import TrainerConfig
+from charlm.training.config import saved_config
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import Evaluation
 from charlm.training.state import (
@@ -138,7 +138,7 @@ def read_timetable(run: str | Path) -> Timetable:
         raise CheckpointError(f"{name} holds a run that did not depend on the clock: its settings repeat it")
     values = take(checkpoint.state, "timetable", dict, path=where)
     timetable = Timetable.from_dict(values, path=where)
-    config = TrainerConfig.from_dict(take(checkpoint.state, "config", dict, path=where))
+    config = saved_config(take(checkpoint.state, "config", dict, path=where))
     since_best = take(checkpoint.state, "evaluations_since_best", int, path=where)
     last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
     lost_patience = config.patience is not None and since_best >= config.patience
@@ -186,7 +186,7 @@ def resume(
     checkpoint = newest_whole_checkpoint(run)
     path, state = checkpoint.info.path, checkpoint.state
     where = str(path / STATE_FILE)
-    config = TrainerConfig.from_dict(take(state, "config", dict, path=where))
+    config = saved_config(take(state, "config", dict, path=where))
     timetable, repeats = None, False
     if state.get("timetable") is not None:
         values = take(state, "timetable", dict, path=where)

@@ -49,6 +49,11 @@ def estimate(config: TrainerConfig, model: GPTConfig = LECTURE, **changes: objec
     return training_bytes(model, config, **{**arguments, **changes})  # type: ignore[arg-type]
 
 
+def adamw(**fields: object) -> TrainerConfig:
+    """Return settings with the optimizer that has two moments."""
+    return TrainerConfig.from_dict({"optimizer": "adamw", **fields})
+
+
 def check(free: int | None, config: TrainerConfig, model: object = LECTURE) -> None:
     check_memory(
         model,  # type: ignore[arg-type]
@@ -61,7 +66,7 @@ def check(free: int | None, config: TrainerConfig, model: object = LECTURE) -> N
 
 
 def test_what_exceeds_the_free_memory_by_a_quarter_is_refused() -> None:
-    config = TrainerConfig(batch_size=64)
+    config = adamw(batch_size=64)
     needed = estimate(config)
     check(int(needed / 1.25) + 1, config)
     with pytest.raises(NotEnoughMemoryError):
@@ -70,7 +75,7 @@ def test_what_exceeds_the_free_memory_by_a_quarter_is_refused() -> None:
 
 
 def test_the_message_says_what_was_estimated_what_there_is_and_which_batch_would_fit() -> None:
-    config = TrainerConfig(batch_size=1000, accumulate=2)
+    config = adamw(batch_size=1000, accumulate=2)
     with pytest.raises(NotEnoughMemoryError) as caught:
         check(8 * 10**9, config)
     error = caught.value
@@ -93,7 +98,7 @@ def test_the_message_says_what_was_estimated_what_there_is_and_which_batch_would
 
 
 def test_the_batch_that_is_said_to_fit_has_the_margin_on_its_side() -> None:
-    config = TrainerConfig(batch_size=64)
+    config = adamw(batch_size=64)
     free = int(1.1 * estimate(config.replace(batch_size=16)))
     with pytest.raises(NotEnoughMemoryError) as caught:
         check(free, config)
@@ -104,7 +109,7 @@ def test_where_no_batch_fits_the_model_is_what_to_reduce() -> None:
     with pytest.raises(
         NotEnoughMemoryError, match=r"Even batch_size=1 is too much: reduce the model"
     ) as caught:
-        check(10 * P, TrainerConfig(batch_size=3))
+        check(10 * P, adamw(batch_size=3))
     assert caught.value.batch_size is None
 
 
@@ -113,7 +118,7 @@ def test_a_batch_of_a_million_is_refused_without_allocating_it() -> None:
     with pytest.raises(NotEnoughMemoryError):
         check_memory(
             LECTURE,
-            TrainerConfig(batch_size=1_000_000),
+            adamw(batch_size=1_000_000),
             block_size=256,
             backend=CPUBackend(),
             precision="fp32",
@@ -126,7 +131,7 @@ def test_a_batch_of_a_million_is_refused_without_allocating_it() -> None:
 
 
 def test_weights_that_lie_there_already_count_once() -> None:
-    config = TrainerConfig(batch_size=2)
+    config = adamw(batch_size=2)
     model = tiny_gpt(tiny_config(n_embd=128))
     needed = training_bytes(model, config, block_size=16, on_cpu=True, precision="fp32", evaluates=False)
     weights = 4 * model.num_parameters()
@@ -140,11 +145,11 @@ def test_weights_that_lie_there_already_count_once() -> None:
 
 
 def test_micro_batches_follow_one_another_and_cost_nothing_more() -> None:
-    assert estimate(TrainerConfig(accumulate=50)) == estimate(TrainerConfig())
+    assert estimate(adamw(accumulate=50)) == estimate(adamw())
 
 
 def test_the_settings_that_take_memory_are_counted() -> None:
-    config = TrainerConfig(batch_size=16)
+    config = adamw(batch_size=16)
     plain = estimate(config)
     assert estimate(config, evaluates=True) == plain + 4 * P
     assert estimate(config.replace(restore_best=False), evaluates=True) == plain
@@ -158,7 +163,7 @@ def test_the_settings_that_take_memory_are_counted() -> None:
 
 
 def test_the_first_evaluation_may_be_what_takes_the_most() -> None:
-    config = TrainerConfig(batch_size=1, restore_best=False)
+    config = adamw(batch_size=1, restore_best=False)
     model = LECTURE.replace(n_layer=1, n_embd=6)
     assert estimate(config, model, evaluates=True) > 3 * estimate(config, model)
     assert estimate(config, model, evaluates=True) < 5e8
@@ -168,7 +173,7 @@ def test_a_shorter_block_than_the_models_takes_less() -> None:
     model = tiny_gpt(tiny_config(block_size=16))
     sizes = [
         training_bytes(
-            model, TrainerConfig(batch_size=64), block_size=T, on_cpu=True, precision="fp32", evaluates=False
+            model, adamw(batch_size=64), block_size=T, on_cpu=True, precision="fp32", evaluates=False
         )
         for T in (4, 8, 16)
     ]
@@ -177,7 +182,7 @@ def test_a_shorter_block_than_the_models_takes_less() -> None:
 
 
 def test_of_other_models_parameters_and_logits_count() -> None:
-    config = TrainerConfig(batch_size=4)
+    config = adamw(batch_size=4)
     arguments = {"block_size": 8, "on_cpu": True, "precision": "fp32", "evaluates": False}
     assert training_bytes(BigramLM(10), config, **arguments) == 16 * 100 + 4 * 8 * (12 * 10 + 16)  # type: ignore[arg-type]
     plain = PlainModule(5)
@@ -199,7 +204,7 @@ def test_on_another_device_the_weights_are_still_to_come() -> None:
     with pytest.raises(NotEnoughMemoryError, match="available on meta"):
         check_memory(
             model,
-            TrainerConfig(batch_size=1),
+            adamw(batch_size=1),
             block_size=1,
             backend=Elsewhere("meta"),
             precision="fp32",
@@ -244,4 +249,4 @@ def test_a_trainer_refuses_before_anything_is_moved() -> None:
     model = BigramLM(50)
     backend = Given(4 * 2500)
     with pytest.raises(NotEnoughMemoryError, match="batch_size=4096"):
-        Trainer(model, BlockDataset(torch.arange(40), 8), TrainerConfig(batch_size=4096), device=backend)
+        Trainer(model, BlockDataset(torch.arange(40), 8), adamw(batch_size=4096), device=backend)
