@@ -42,6 +42,7 @@ from charlm.models.saving import (
     model_settings,
     unique_tensors,
 )
+from charlm.plain import as_int
 from charlm.runs.checkpoint import (
     STATE_FILE,
     TRAIN_FILE,
@@ -196,7 +197,7 @@ def resume(
         )
     new_end = False
     if max_steps is not None:
-        if type(max_steps) is int and 0 < max_steps < checkpoint.info.step:
+        if 0 < (as_int(max_steps) or 0) < checkpoint.info.step:
             raise ConfigError(
                 f"max_steps must be at least the {checkpoint.info.step} steps done, got {max_steps}"
             )
