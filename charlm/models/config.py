@@ -70,7 +70,7 @@ class GPTConfig(ModelConfig):
 
     Example:
         >>> config = GPTConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128)
-        >>> config.block_size, config.head_size, config.hidden_size
+        >>> config.block_size, config.head_size, config.effective_mlp_width
         (256, 32, 512)
     """
 
@@ -140,12 +140,12 @@ class GPTConfig(ModelConfig):
         return self.n_embd // self.n_head
 
     @property
-    def dropped_attention(self) -> float:
+    def effective_attention_dropout(self) -> float:
         """Share of the attention weights set to zero during training, whether given or derived."""
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
-    def hidden_size(self) -> int:
+    def effective_mlp_width(self) -> int:
         """Width inside the feed-forward network, whether given or derived."""
         if self.mlp_width is not None:
             return self.mlp_width
@@ -159,7 +159,7 @@ class GPTConfig(ModelConfig):
             >>> GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64).num_parameters()
             209729
         """
-        C, V, F = self.n_embd, self.vocab_size, self.hidden_size
+        C, V, F = self.n_embd, self.vocab_size, self.effective_mlp_width
         norm = C * (1 + self.bias) if self.norm == "layernorm" else 0
         into = 2 * F if self.activation == "swiglu" else F
         attention = 3 * C * C + 3 * C * self.qkv_bias + C * C + C * self.bias
@@ -182,7 +182,7 @@ class GPTConfig(ModelConfig):
             >>> GPTConfig(vocab_size=65).flops_per_char()
             22463232
         """
-        C, F = self.n_embd, self.hidden_size
+        C, F = self.n_embd, self.effective_mlp_width
         into = 2 * F if self.activation == "swiglu" else F
         weights = self.n_layer * (4 * C * C + C * into + F * C) + C * self.vocab_size
         forward = 2 * weights + self.n_layer * 4 * C * (self.block_size // 2)
@@ -206,14 +206,14 @@ class GPTConfig(ModelConfig):
             batch_size,
             self.block_size,
             self.n_embd,
-            self.hidden_size,
+            self.effective_mlp_width,
             self.n_head,
             self.vocab_size,
         )
         hidden = 4 * F if self.activation == "swiglu" else 2 * F  # each product of the feed-forward network
         norms, rotary = 2 * C, self.position == "rotary"
         if (
-            fused_attention or self.dropped_attention
+            fused_attention or self.effective_attention_dropout
         ):  # as torch has them: norms and rotations in several operations
             norms += 2 * C * (self.norm == "rmsnorm")
             turned = 4 * C * self.qk_norm + 2 * C * rotary

@@ -136,7 +136,7 @@ def training_bytes(
         )
         step -= 16 * gpt.num_parameters()
         # One layer at a time: nothing is kept for a backward pass.
-        pass_over_text += 12 * gpt.n_embd + 2 * gpt.hidden_size + (0 if fused else 3 * gpt.n_head * T)
+        pass_over_text += 12 * gpt.n_embd + 2 * gpt.effective_mlp_width + (0 if fused else 3 * gpt.n_head * T)
     # Gradients and moments. AdamW has two; Muon one, but works on a few copies of the matrices at a time.
     state, moving = {"adamw": (12, 0), "muon": (8, 16)}[config.optimizer]
     if own_optimizer:

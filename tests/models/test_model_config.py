@@ -250,7 +250,7 @@ def test_the_defaults_are_the_lecture_model() -> None:
     ],
 )
 def test_the_network_width_follows_the_embedding_unless_given(fields: dict[str, object], width: int) -> None:
-    assert tiny_config().replace(**fields).hidden_size == width
+    assert tiny_config().replace(**fields).effective_mlp_width == width
 
 
 def test_every_field_has_its_documentation_below_it() -> None:
