@@ -1,4 +1,4 @@
-"""Settings of the models, their presets, and what a model will cost before it is built.
+"""Settings of the models, their presets, and the parameters and operations of a model before it is built.
 
 `GPTConfig` has a few orthogonal switches, enough for the lecture's GPT, GPT-2 and our own recipes.
 Names are nanoGPT's. A preset's meaning never changes once released; a better one gets a new name.
@@ -187,47 +187,6 @@ class GPTConfig(ModelConfig):
         weights = self.n_layer * (4 * C * C + C * into + F * C) + C * self.vocab_size
         forward = 2 * weights + self.n_layer * 4 * C * (self.block_size // 2)
         return 3 * forward if training else forward
-
-    def training_memory_bytes(
-        self, batch_size: int, *, fused_attention: bool = False, half_precision: bool = False
-    ) -> int:
-        """Estimate the memory of training, in bytes: weights, gradients, two moments, and activations.
-
-        The activations are those that the backward pass reads, and what it makes on its way. The factors are
-        fitted to the growth of the resident memory in trainings on a CPU, of all presets, fp32 and bf16, that
-        took 0.3 to 1.5 GB: the estimate is between 0.85 and 1.15 of what was measured.
-
-        Args:
-            batch_size: B, blocks in one forward pass.
-            fused_attention: the attention weights are not kept.
-            half_precision: matrix products run in bf16 or fp16, weights stay float32.
-        """
-        B, T, C, F, H, V = (
-            batch_size,
-            self.block_size,
-            self.n_embd,
-            self.effective_mlp_width,
-            self.n_head,
-            self.vocab_size,
-        )
-        hidden = 4 * F if self.activation == "swiglu" else 2 * F  # each product of the feed-forward network
-        norms, rotary = 2 * C, self.position == "rotary"
-        if (
-            fused_attention or self.effective_attention_dropout
-        ):  # as torch has them: norms and rotations in several operations
-            norms += 2 * C * (self.norm == "rmsnorm")
-            turned = 4 * C * self.qk_norm + 2 * C * rotary
-            # With dropout there are scores, softmax and mask.
-            weights = 0.0 if fused_attention else (1.1 if half_precision else 3.0) * H * T
-        else:  # with derivatives written out
-            turned = 4 * C * (self.qk_norm or rotary)
-            weights = (0.7 if half_precision else 1.3) * H * T
-        branches = norms + 3 * C + turned + C + hidden
-        stream = 2 * C + 2 * C * bool(self.dropout)
-        share = (0.95 if self.dropout else 0.75) if half_precision else 1.2  # a dropped-out stream is float32
-        products = share * (self.n_layer * (branches + stream) + 3 * C)
-        floats = B * T * (products + 1.1 * self.n_layer * weights + 3 * V)
-        return 4 * (4 * self.num_parameters() + int(floats))
 
 
 class GPTConfigFields(TypedDict, total=False):
