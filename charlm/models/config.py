@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypedDict
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from typing_extensions import override
 
@@ -246,7 +247,7 @@ _OURS: GPTConfigFields = {
     "init": "zero",
 }
 
-PRESETS: Mapping[PresetName, GPTConfigFields] = {
+_PRESETS: dict[PresetName, GPTConfigFields] = {
     "lecture": _LECTURE,
     "gpt2": {
         **_LECTURE,
@@ -265,4 +266,8 @@ PRESETS: Mapping[PresetName, GPTConfigFields] = {
     "cpu-1min": {**_OURS, "block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
     "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
 }
+
+PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
+    {name: MappingProxyType(fields) for name, fields in _PRESETS.items()}
+)
 """Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and ours by time on two cores."""

@@ -256,7 +256,7 @@ class GPT(LanguageModel):
                     nn.init.zeros_(module.bias)
 
 
-def _preset(name: str) -> GPTConfigFields:
+def _preset(name: str) -> Mapping[str, object]:
     for known in get_args(PresetName):
         if known == name:
             return PRESETS[known]

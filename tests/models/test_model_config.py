@@ -237,6 +237,14 @@ def test_there_is_a_preset_for_each_name() -> None:
     assert tuple(PRESETS) == get_args(PresetName)
 
 
+def test_nobody_can_change_a_preset() -> None:
+    with pytest.raises(TypeError):
+        PRESETS["lecture"] = {}  # type: ignore[index]  # that it cannot be changed is the point
+    with pytest.raises(TypeError):
+        PRESETS["lecture"]["n_layer"] = 1  # type: ignore[index]  # the same
+    assert dict(PRESETS["lecture"])["n_layer"] == 6
+
+
 def test_the_defaults_are_the_lecture_model() -> None:
     assert GPTConfig(vocab_size=65) == GPTConfig.from_dict({**PRESETS["lecture"], "vocab_size": 65})
 
