@@ -1,7 +1,8 @@
 """`Config`: the base of the settings classes.
 
 A config is a frozen dataclass with keyword-only fields. It checks itself when it is made and reports
-every bad field at once; nothing is cast in silence (only an int where a float is wanted becomes one).
+every bad field at once. A number may be of any type that says it is one, such as numpy's; what is kept is
+Python's own bool, int, float or str (`charlm.plain`). Nothing else is cast: 2.0 is no int.
 Bounds stand in the annotation (`Annotated[int, Range(1, 1000)]`), the meaning of a field in the
 docstring below it, which is also the command line's help. This module knows nothing of models,
 training or torch.
@@ -12,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
 
 from charlm.errors import ConfigError, nearest, quoted, shown
+from charlm.plain import as_bool, as_float, as_int, as_text
 
 __all__ = ["Config", "Range"]
 
@@ -202,18 +204,20 @@ def _checked(hint: Any, value: Any) -> tuple[Any, str | None]:
         kept, problem = _checked(next(a for a in args if a is not type(None)), value)
         return kept, None if problem is None else f"{problem}, or None"
     if origin is Literal:
-        fits = isinstance(value, str) and value in args
-        return value, None if fits else "one of " + ", ".join(repr(a) for a in args)
+        text = as_text(value)
+        return text, None if text in args else "one of " + ", ".join(repr(a) for a in args)
     if origin is tuple:
         if isinstance(value, (tuple, list)) and len(value) == len(args):
             parts = [_checked(a, v) for a, v in zip(args, value, strict=True)]
             if all(problem is None for _, problem in parts):
                 return tuple(kept for kept, _ in parts), None
         return value, f"({', '.join(_checked(a, ...)[1] or '' for a in args)})"
-    if hint is float and type(value) is int:
-        value = float(value) if abs(value) < 2**1023 else math.inf
-    fits = type(value) is hint and (hint is not float or math.isfinite(value))
-    return value, None if fits else _described(hint)
+    kept = _PLAIN[hint](value)
+    fits = kept is not None and (hint is not float or math.isfinite(kept))
+    return kept, None if fits else _described(hint)
+
+
+_PLAIN: Mapping[type, Callable[[object], Any]] = {bool: as_bool, int: as_int, float: as_float, str: as_text}
 
 
 def _described(hint: type) -> str:

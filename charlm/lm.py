@@ -28,6 +28,7 @@ from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
+from charlm.plain import as_text, int_from
 from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
 from charlm.runs.choosing import best_whole_checkpoint
 from charlm.runs.directory import RunDirectory
@@ -140,10 +141,10 @@ class CharLM:
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         contexts = self._contexts(prompts)
-        options = self._options(max_new_tokens, sampling)
+        count, options = self._options(max_new_tokens, sampling)
         matchers = [StopMatcher(stop, keep=keep_stop) for _ in prompts]
-        new = self._continued(contexts, max_new_tokens, options, matchers if stop else [])
-        texts = [given + added for given, added in zip(prompts, new, strict=True)]
+        new = self._continued(contexts, count, options, matchers if stop else [])
+        texts = [f"{as_text(given)}{added}" for given, added in zip(prompts, new, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -169,11 +170,9 @@ class CharLM:
         if not isinstance(prompt, str):
             raise InputError(f"prompt must be a str, got {type(prompt).__name__}; generate() takes several")
         contexts = self._contexts([prompt])
-        options = self._options(max_new_tokens, sampling)
+        count, options = self._options(max_new_tokens, sampling)
         matcher = StopMatcher(stop, keep=keep_stop)
-        return self._pieces(
-            continue_ids(self.model, self._tensors(contexts), max_new_tokens, options), matcher
-        )
+        return self._pieces(continue_ids(self.model, self._tensors(contexts), count, options), matcher)
 
     def log_probs(
         self, text: str, *, prompt: str = "", overflow: Overflow = "restart"
@@ -280,7 +279,7 @@ class CharLM:
             raise DataError(f"the text must have at least two characters to predict one, got {len(ids)}")
         if block_size is None:
             block_size = self.model.block_size or _UNLIMITED_BLOCK
-        return BlockDataset(ids, min(block_size, len(ids) - 1))
+        return BlockDataset(ids, min(int_from(1, block_size, "block_size"), len(ids) - 1))
 
     def _predicted_bytes(self, text: str) -> int:
         """Return the bytes of UTF-8 of all characters but the first; with a `ByteTokenizer`, all but one."""
@@ -292,10 +291,9 @@ class CharLM:
             raise InputError("prompt must be a str, or a list or tuple of str")
         return [self.tokenizer.encode(prompt) or start_ids(self.tokenizer) for prompt in prompts]
 
-    def _options(self, max_new_tokens: int, sampling: Sampling) -> SamplingOptions:
-        if type(max_new_tokens) is not int or max_new_tokens < 0:
-            raise InputError(f"max_new_tokens must be an int, 0 or more, got {max_new_tokens!r}")
-        return SamplingOptions.from_keywords({"overflow": "restart", **sampling})
+    def _options(self, max_new_tokens: int, sampling: Sampling) -> tuple[int, SamplingOptions]:
+        count = int_from(0, max_new_tokens, "max_new_tokens")
+        return count, SamplingOptions.from_keywords({"overflow": "restart", **sampling})
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [

@@ -226,7 +226,9 @@ def _check_memory(backend: DeviceBackend) -> Iterator[str]:
 def _check_training(backend: DeviceBackend) -> Iterator[str]:
     """Train a few steps there and on the CPU, in fp32, and compare."""
     ids = torch.tensor([ord(c) % 32 for c in tiny_corpus(400)])
-    config = TrainerConfig(max_steps=5, batch_size=4, precision="fp32", warmup_steps=0)
+    config = TrainerConfig(
+        max_steps=5, batch_size=4, optimizer="adamw", learning_rate=1e-3, precision="fp32", warmup_steps=0
+    )
     losses = []
     for place in (CPUBackend(), backend):
         with CPUBackend().seeded(0):

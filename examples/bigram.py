@@ -32,7 +32,15 @@ def main(source: str = "python-docs") -> None:
     print(f"before training: {evaluate(model, val).loss_nats:.4f} nats\n{lm.generate('', 100, seed=1)}\n")
 
     config = TrainerConfig(
-        max_steps=1_000, learning_rate=0.1, weight_decay=0.0, schedule="linear", eval_interval=500
+        max_steps=1_000,
+        batch_size=32,
+        replacement=True,
+        optimizer="adamw",
+        learning_rate=0.1,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        schedule="linear",
+        eval_interval=500,
     )
     result = Trainer(model, train, config, val_data=val, device="cpu").fit()
     best = result.best.loss_nats if result.best else float("nan")

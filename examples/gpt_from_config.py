@@ -33,13 +33,7 @@ def main(source: str = "python-docs", steps: str = "300") -> None:
     print(f"{config.num_parameters():,} parameters, {config.flops_per_char():,} operations per character")
 
     train, val = BlockDataset.from_text(text, tokenizer, config.block_size).split(0.9)
-    training = TrainerConfig(
-        max_steps=int(steps),
-        batch_size=16,
-        optimizer="muon",
-        learning_rate=0.01,
-        eval_interval=100,
-    )
+    training = TrainerConfig(max_steps=int(steps), learning_rate=0.01, eval_interval=100)
     trainer = Trainer(model, train, training, val_data=val, tokenizer=tokenizer, device="auto")
     for record in trainer.steps():
         if record.step % 50 == 0:

@@ -20,9 +20,7 @@ def main(source: str = "python-docs", steps: str = "1000") -> None:
     torch.manual_seed(1337)
     model = GPT.from_config("cpu-10s", vocab_size=tokenizer.vocab_size)
     train, val = BlockDataset.from_text(text, tokenizer, model.block_size).split(0.9)
-    config = TrainerConfig(
-        max_steps=int(steps), batch_size=16, optimizer="muon", learning_rate=0.01, schedule="constant"
-    )
+    config = TrainerConfig(max_steps=int(steps), learning_rate=0.01, schedule="constant")
     trainer = Trainer(model, train, config)
     lm = CharLM(model, tokenizer)  # the same model: it writes with the weights of this moment
 

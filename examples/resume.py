@@ -17,9 +17,7 @@ def main(source: str = "python-docs", steps: str = "200") -> None:
     text = load_corpus(source)
     tokenizer = CharTokenizer.from_text(text)
     quarter = max(1, int(steps) // 4)
-    config = TrainerConfig(
-        max_steps=int(steps), batch_size=16, warmup_steps=10, eval_interval=quarter, save_interval=quarter
-    )
+    config = TrainerConfig(max_steps=int(steps), eval_interval=quarter, save_interval=quarter)
     torch.manual_seed(1337)
     model = GPT.from_config("cpu-10s", vocab_size=tokenizer.vocab_size, dropout=0.1)
     train, val = BlockDataset.from_text(text, tokenizer, model.block_size).split(0.9)

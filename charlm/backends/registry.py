@@ -18,6 +18,7 @@ from charlm.backends.cpu import CPUBackend
 from charlm.backends.cuda import CUDABackend
 from charlm.backends.mps import MPSBackend
 from charlm.errors import BackendError, InputError, did_you_mean
+from charlm.plain import as_text
 
 __all__ = ["ENTRY_POINT_GROUP", "get_backend", "register_backend"]
 
@@ -41,16 +42,17 @@ def get_backend(name: str | DeviceBackend = "auto") -> DeviceBackend:
         >>> get_backend("cpu")
         CPUBackend('cpu')
     """
+    text = as_text(name)
     if isinstance(name, DeviceBackend):
         backend = name
-    elif not isinstance(name, str):
+    elif text is None:
         raise InputError(f"device must be a name or a DeviceBackend, got {type(name).__name__}")
-    elif name == "auto":
+    elif text == "auto":
         return next(b for b in (factory() for factory in _BUILTIN.values()) if b.is_available())
     else:
-        backend = _named(name)
+        backend = _named(text)
     if not backend.is_available():
-        shown = name if isinstance(name, str) else backend.name
+        shown = backend.name if text is None else text
         raise BackendError(f"{shown!r} is not available on this machine; use device='auto' or 'cpu'")
     return backend
 
@@ -72,11 +74,12 @@ def register_backend(name: str, factory: Callable[[], DeviceBackend]) -> None:
         >>> get_backend("quiet")
         Quiet('cpu')
     """
-    if not isinstance(name, str) or not name or name in {"auto", *_BUILTIN}:
+    text = as_text(name)
+    if not text or text in {"auto", *_BUILTIN}:
         raise InputError(
             f"a backend's name must be a string other than 'auto', {_listed(_BUILTIN)}; got {name!r}"
         )
-    _registered[name] = factory
+    _registered[text] = factory
 
 
 def _named(name: str) -> DeviceBackend:

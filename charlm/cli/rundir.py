@@ -19,7 +19,7 @@ from charlm.files.atomic import is_left_behind, write_file
 from charlm.files.reading import read_file, refusal
 from charlm.models.config import PRESETS, PresetName
 from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
-from charlm.training.config import TrainerConfig
+from charlm.training.config import saved_config
 
 __all__ = ["Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
 
@@ -54,7 +54,7 @@ class Origin:
             CheckpointError: they are not those of the whole run.
         """
         model = {k: v for k, v in self._table("model").items() if k != "vocab_size"}
-        training = TrainerConfig.from_dict(self._table("training"))
+        training = saved_config(self._table("training"))
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
         if preset not in PRESETS:
             raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")

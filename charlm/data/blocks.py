@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from charlm.errors import DataError, InputError, shown
+from charlm.plain import as_float, int_from
 
 if TYPE_CHECKING:
     from charlm.text.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
-        InputError: the ids are no row of integers, or `block_size` is no positive int.
+        InputError: the ids are no row of integers, or `block_size` is no int of 1 or more.
 
     Example:
         >>> data = BlockDataset(torch.arange(10), block_size=4)
@@ -64,12 +65,10 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     max_id: int
 
     def __init__(self, ids: Tensor | NDArray[Any], block_size: int) -> None:
-        if type(block_size) is not int or block_size < 1:
-            raise InputError(f"block_size must be a positive int, got {shown(block_size)}")
-        self.block_size = block_size
+        self.block_size: int = int_from(1, block_size, "block_size")
         self.ids, self.max_id = _smallest(ids)
-        _check_length("the text", len(self.ids), block_size)
-        self._windows = self.ids.unfold(0, block_size + 1, 1)  # (N - T, T + 1), a view
+        _check_length("the text", len(self.ids), self.block_size)
+        self._windows = self.ids.unfold(0, self.block_size + 1, 1)  # (N - T, T + 1), a view
 
     @classmethod
     def from_text(cls, text: str, tokenizer: Tokenizer, block_size: int) -> Self:
@@ -97,11 +96,12 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Raises:
             DataError: a part would be too short; the message says which.
-            InputError: `fraction` is no float between 0 and 1.
+            InputError: `fraction` is no number between 0 and 1.
         """
-        if not isinstance(fraction, float) or not 0 < fraction < 1:
-            raise InputError(f"fraction must be a float between 0 and 1, got {shown(fraction)}")
-        cut = int(fraction * len(self.ids))
+        share = as_float(fraction)
+        if share is None or not 0 < share < 1:
+            raise InputError(f"fraction must be a number between 0 and 1, got {shown(fraction)}")
+        cut = int(share * len(self.ids))
         _check_length("the first part of the text (for training)", cut, self.block_size)
         _check_length("the second part of the text (for validation)", len(self.ids) - cut, self.block_size)
         return type(self)(self.ids[:cut], self.block_size), type(self)(self.ids[cut:], self.block_size)
@@ -140,7 +140,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             Inputs (B, T) and targets (B, T), int64, on the CPU.
 
         Raises:
-            InputError: `batch_size` is no positive int.
+            InputError: `batch_size` is no int of 1 or more.
 
         Example:
             >>> data = BlockDataset(torch.arange(100), block_size=8)
@@ -180,31 +180,25 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
 def draw_starts(count: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
     """Return (B,) starts below `count` on the CPU, as the lecture draws them."""
-    _check_batch_size(batch_size)
-    return torch.randint(count, (batch_size,), generator=generator, device="cpu")
+    B = int_from(1, batch_size, "batch_size")
+    return torch.randint(count, (B,), generator=generator, device="cpu")
 
 
 def in_order(
     ids: Tensor, block_size: int, batch_size: int, most: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and targets as `BlockDataset.blocks` does, as views of ids of any type on any device."""
-    _check_batch_size(batch_size)
-    N, T = len(ids), block_size
+    B, N, T = int_from(1, batch_size, "batch_size"), len(ids), block_size
     full = (N - 1) // T
     inputs = ids[: full * T].view(full, T)
     targets = ids[1 : full * T + 1].view(full, T)
     if most is not None and most < full:
         chosen = torch.arange(most, device=ids.device) * full // most  # (most,)
         inputs, targets = inputs[chosen], targets[chosen]
-    for i in range(0, len(inputs), batch_size):
-        yield inputs[i : i + batch_size], targets[i : i + batch_size]
+    for i in range(0, len(inputs), B):
+        yield inputs[i : i + B], targets[i : i + B]
     if most is None and full * T < N - 1:
         yield ids[full * T : -1][None], ids[full * T + 1 :][None]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if type(batch_size) is not int or batch_size < 1:
-        raise InputError(f"batch_size must be a positive int, got {shown(batch_size)}")
 
 
 def _check_length(name: str, N: int, block_size: int) -> None:

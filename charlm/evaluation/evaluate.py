@@ -22,6 +22,7 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
 from charlm.modes import evaluation_mode
+from charlm.plain import int_from
 
 __all__ = ["EvalResult", "default_batch_size", "evaluate", "predictions"]
 
@@ -92,7 +93,7 @@ def evaluate(
         The result over N - 1 characters, or fewer with `max_chars`.
 
     Raises:
-        InputError: `data` is no `BlockDataset`, or `max_chars` no positive int.
+        InputError: `data` is no `BlockDataset`, or `max_chars` no int of 1 or more.
 
     Example:
         >>> from charlm import BigramLM
@@ -148,9 +149,8 @@ def _most_windows(data: BlockDataset, max_chars: int | None) -> int | None:
     """Return how many windows are to be scored, so that at most `max_chars` characters are; None: all."""
     if max_chars is None:
         return None
-    if type(max_chars) is not int or max_chars < 1:
-        raise InputError(f"max_chars must be a positive int or None, got {shown(max_chars)}")
-    return None if max_chars >= len(data.ids) - 1 else max(1, max_chars // data.block_size)
+    most = int_from(1, max_chars, "max_chars")
+    return None if most >= len(data.ids) - 1 else max(1, most // data.block_size)
 
 
 def default_batch_size(block_size: int, vocab_size: int) -> int:

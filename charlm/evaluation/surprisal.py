@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import InputError, shown
 from charlm.evaluation.evaluate import EvalResult, predictions
+from charlm.plain import int_from
 
 __all__ = ["Surprisal", "surprisal"]
 
@@ -77,8 +77,7 @@ def surprisal(
         >>> found.bits[:3].tolist(), found.rank[:3].tolist(), found.candidates[:3, 0].tolist()
         ([nan, 0.0, 0.0], [0, 1, 1], [-1, 1, 0])
     """
-    if type(top) is not int or top < 0:
-        raise InputError(f"top must be an int, 0 or more, got {shown(top)}")
+    top = int_from(0, top, "top")
     N, T = len(data.ids), data.block_size
     bits, entropy = np.full(N, np.nan), np.full(N, np.nan)
     rank = np.zeros(N, np.int64)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
-from charlm.errors import InputError, shown
 from charlm.generation.cache import Cache
 from charlm.generation.options import SamplingOptions
 from charlm.generation.passes import Pass
 from charlm.generation.sampling import sample
 from charlm.modes import evaluation_mode
+from charlm.plain import int_from
 
 if TYPE_CHECKING:
     from charlm.generation.state import PredictionState
@@ -57,9 +57,7 @@ class Engine(ABC):
     """
 
     def __init__(self, rows: int, *, vocab_size: int, block_size: int | None, device: torch.device) -> None:
-        if type(rows) is not int or rows < 1:
-            raise InputError(f"rows must be an int, 1 or more, got {shown(rows)}")
-        self.rows: int = rows
+        self.rows: int = int_from(1, rows, "rows")
         self.vocab_size: int = vocab_size
         self.block_size: int | None = block_size
         self.device: torch.device = device

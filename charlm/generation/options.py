@@ -18,6 +18,7 @@ from torch import Tensor
 from charlm import randomness
 from charlm.errors import InputError, did_you_mean, shown
 from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
+from charlm.plain import as_bool, as_float, as_int, as_text
 
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
 
@@ -98,16 +99,18 @@ class SamplingOptions:
     """A quicker model that guesses ahead for a single text. Changes speed, and no more than rounding does."""
 
     def __post_init__(self) -> None:
-        t, k, p, m, seed = self.temperature, self.top_k, self.top_p, self.min_p, self.seed
+        t, p, m = as_float(self.temperature), as_float(self.top_p), as_float(self.min_p)
+        k, seed = as_int(self.top_k), as_int(self.seed)
+        use_cache, overflow = as_bool(self.use_cache), as_text(self.overflow)
         fits = {
-            "temperature": _number(t, 1e-6, 1e6) or _number(t, 0, 0),
-            "top_k": k is None or _int(k, 1),
-            "top_p": p is None or (_number(p, 0, 1) and p > 0),
-            "min_p": m is None or _number(m, 0, 1),
+            "temperature": t is not None and (t == 0 or 1e-6 <= t <= 1e6),
+            "top_k": self.top_k is None or (k is not None and k >= 1),
+            "top_p": self.top_p is None or (p is not None and 0 < p <= 1),
+            "min_p": self.min_p is None or (m is not None and 0 <= m <= 1),
             "filters": isinstance(self.filters, Sequence) and all(map(callable, self.filters)),
-            "seed": seed is None or (_int(seed) and seed.bit_length() <= 64),
-            "use_cache": isinstance(self.use_cache, bool),
-            "overflow": isinstance(self.overflow, str) and self.overflow in get_args(Overflow),
+            "seed": self.seed is None or (seed is not None and seed.bit_length() <= 64),
+            "use_cache": use_cache is not None,
+            "overflow": overflow in get_args(Overflow),
             "draft": self.draft is None or callable(getattr(self.draft, "new_state", None)),
         }
         problems = [
@@ -117,6 +120,9 @@ class SamplingOptions:
         ]
         if problems:
             raise InputError("; ".join(problems))
+        plain = {"temperature": t, "top_k": k, "top_p": p, "min_p": m, "seed": seed}
+        for name, value in {**plain, "use_cache": use_cache, "overflow": overflow}.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_keywords(cls, sampling: Sampling) -> Self:
@@ -185,11 +191,3 @@ class SamplingOptions:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(f"a filter must return logits {tuple(shape)}, got {got}")
         return logits
-
-
-def _number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _int(value: object, low: int | None = None) -> bool:
-    return type(value) is int and (low is None or value >= low)

@@ -20,6 +20,7 @@ from charlm.errors import InputError, shown
 from charlm.generation.engine import Engine
 from charlm.generation.options import Overflow
 from charlm.generation.passes import context_start, plan_passes
+from charlm.plain import as_int, as_text
 
 __all__ = ["PredictionState"]
 
@@ -57,10 +58,11 @@ class PredictionState:
     """
 
     def __init__(self, engine: Engine, *, overflow: Overflow = "slide") -> None:
-        if not isinstance(overflow, str) or overflow not in get_args(Overflow):
+        known: tuple[Overflow, ...] = get_args(Overflow)
+        if as_text(overflow) not in known:
             raise InputError(f"overflow must be 'slide' or 'restart', got {shown(overflow)}")
         self.engine: Engine = engine
-        self.overflow: Overflow = overflow
+        self.overflow: Overflow = known[known.index(overflow)]
         self.rows: int = engine.rows
         self.vocab_size: int = engine.vocab_size
         self.block_size: int | None = engine.block_size
@@ -110,12 +112,13 @@ class PredictionState:
         Raises:
             InputError: there are not so many.
         """
-        if type(count) is not int or not 0 <= count < max(min(self.lengths), 1):
+        taken = as_int(count)
+        if taken is None or not 0 <= taken < max(min(self.lengths), 1):
             raise InputError(f"count must be an int from 0 to below {min(self.lengths)}, got {shown(count)}")
-        if count:
+        if taken:
             self._next, self.steps_left = None, 0
-            self._lengths -= count
-            self._longest -= count
+            self._lengths -= taken
+            self._longest -= taken
 
     def fork(self, rows: Sequence[int] | None = None) -> Self:
         """Return a state that has observed the same and goes its own way from here.
@@ -126,8 +129,9 @@ class PredictionState:
         Raises:
             InputError: there are no such rows.
         """
-        picked = list(range(self.rows) if rows is None else rows)
-        if not picked or not all(type(row) is int and 0 <= row < self.rows for row in picked):
+        asked = [as_int(row) for row in (range(self.rows) if rows is None else rows)]
+        picked = [row for row in asked if row is not None and 0 <= row < self.rows]
+        if not picked or len(picked) < len(asked):
             raise InputError(f"rows must be one or more of 0 to {self.rows - 1}, got {shown(rows)}")
         twin = type(self)(self.engine.fork(picked), overflow=self.overflow)
         twin.texts, twin._lengths = self.texts[picked], self._lengths[picked]

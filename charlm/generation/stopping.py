@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from charlm.errors import InputError, shown
+from charlm.plain import as_bool, as_text
 
 __all__ = ["StopMatcher"]
 
@@ -36,13 +37,15 @@ class StopMatcher:
     """
 
     def __init__(self, stop: Sequence[str], *, keep: bool = False) -> None:
-        right = isinstance(stop, Sequence) and not isinstance(stop, str)
-        if not (right and all(isinstance(s, str) and s for s in stop)):
+        several = isinstance(stop, Sequence) and not isinstance(stop, str)
+        texts = [as_text(one) for one in stop] if several else [None]
+        if not all(texts):
             raise InputError(f"stop must be a sequence of non-empty strings, got {shown(stop)}")
-        if not isinstance(keep, bool):
+        keeps = as_bool(keep)
+        if keeps is None:
             raise InputError(f"keep_stop must be True or False, got {shown(keep)}")
-        self._stop = tuple(stop)
-        self._keep = keep
+        self._stop = tuple(text for text in texts if text)
+        self._keep = keeps
         self._held = ""
         self.stopped: bool = False
 

@@ -28,6 +28,7 @@ from charlm.generation.stream import continue_ids
 from charlm.models.config import ModelConfig
 from charlm.models.registry import register
 from charlm.models.saving import load_model, save_model
+from charlm.plain import as_bool, int_from
 
 __all__ = ["LanguageModel", "cross_entropy"]
 
@@ -220,9 +221,8 @@ class LanguageModel(nn.Module, ABC):
         """
         self._check_idx(idx)
         self._check_range("idx", idx, lowest=0)
-        if type(max_new_tokens) is not int or max_new_tokens < 0:
-            raise InputError(f"max_new_tokens must be an int, 0 or more, got {shown(max_new_tokens)}")
-        return continue_ids(self, idx, max_new_tokens, SamplingOptions.from_keywords(sampling))
+        count = int_from(0, max_new_tokens, "max_new_tokens")
+        return continue_ids(self, idx, count, SamplingOptions.from_keywords(sampling))
 
     def new_state(
         self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
@@ -246,10 +246,11 @@ class LanguageModel(nn.Module, ABC):
             >>> state.predict().shape
             torch.Size([1, 65])
         """
-        if not isinstance(use_cache, bool):
+        cached = as_bool(use_cache)
+        if cached is None:
             raise InputError(f"use_cache must be True or False, got {shown(use_cache)}")
-        engine = self._native_engine(rows) if use_cache else None
-        return PredictionState(engine or TorchEngine(self, rows, use_cache=use_cache), overflow=overflow)
+        engine = self._native_engine(rows) if cached else None
+        return PredictionState(engine or TorchEngine(self, rows, use_cache=cached), overflow=overflow)
 
     def why_not_native(self) -> str | None:
         """Return why this model, as it is now, generates in PyTorch; None: the compiled engine does it.

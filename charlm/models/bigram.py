@@ -19,6 +19,7 @@ from charlm.generation.cache import Cache, KVCache
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import BigramConfig, ModelConfig
 from charlm.models.memory import check_fits
+from charlm.plain import as_float
 
 if TYPE_CHECKING:
     from charlm.data.blocks import BlockDataset
@@ -53,7 +54,8 @@ class BigramLM(LanguageModel):
         super().__init__()
         self.config = BigramConfig(vocab_size=vocab_size)
         check_fits(self.config)
-        self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
+        V = self.config.vocab_size
+        self.token_embedding_table = nn.Embedding(V, V)
 
     @override
     @classmethod
@@ -112,13 +114,14 @@ class BigramLM(LanguageModel):
             tensor([[[0.0000, 1.0000],
                      [0.3333, 0.6667]]])
         """
-        if type(smoothing) not in (int, float) or not 0 <= smoothing < 1e300:
+        added = as_float(smoothing)
+        if added is None or not 0 <= added < 1e300:
             raise InputError(f"smoothing must be a finite number, 0 or more, got {shown(smoothing)}")
         V = self.vocab_size
         if data.max_id >= V:
             raise DataError(f"the data holds the id {data.max_id}, but vocab_size is {V}")
         ids = data.ids.numpy().astype(np.int64)  # (N,)
-        counts = np.bincount(ids[:-1] * V + ids[1:], minlength=V * V).reshape(V, V) + float(smoothing)
+        counts = np.bincount(ids[:-1] * V + ids[1:], minlength=V * V).reshape(V, V) + added
         counts[counts.sum(axis=1) == 0] = 1.0
         with np.errstate(divide="ignore"):
             log_probs = np.log(counts) - np.log(counts.sum(axis=1, keepdims=True))  # (V, V)

@@ -1,4 +1,4 @@
-"""Settings of the models, their presets, and what a model will cost before it is built.
+"""Settings of the models, their presets, and the parameters and operations of a model before it is built.
 
 `GPTConfig` has a few orthogonal switches, enough for the lecture's GPT, GPT-2 and our own recipes.
 Names are nanoGPT's. A preset's meaning never changes once released; a better one gets a new name.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypedDict
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from typing_extensions import override
 
@@ -62,7 +63,7 @@ class NGramConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """Settings of a `GPT`. The defaults are the lecture's model, but for the vocabulary.
+    """Settings of a `GPT`. The defaults are and stay the lecture's model, but for the vocabulary.
 
     Raises:
         ConfigError: lists every field that is missing, unknown or out of its limits, or says which two do not
@@ -70,7 +71,7 @@ class GPTConfig(ModelConfig):
 
     Example:
         >>> config = GPTConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128)
-        >>> config.block_size, config.head_size, config.hidden_size
+        >>> config.block_size, config.head_size, config.effective_mlp_width
         (256, 32, 512)
     """
 
@@ -140,12 +141,12 @@ class GPTConfig(ModelConfig):
         return self.n_embd // self.n_head
 
     @property
-    def dropped_attention(self) -> float:
+    def effective_attention_dropout(self) -> float:
         """Share of the attention weights set to zero during training, whether given or derived."""
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
-    def hidden_size(self) -> int:
+    def effective_mlp_width(self) -> int:
         """Width inside the feed-forward network, whether given or derived."""
         if self.mlp_width is not None:
             return self.mlp_width
@@ -159,7 +160,7 @@ class GPTConfig(ModelConfig):
             >>> GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64).num_parameters()
             209729
         """
-        C, V, F = self.n_embd, self.vocab_size, self.hidden_size
+        C, V, F = self.n_embd, self.vocab_size, self.effective_mlp_width
         norm = C * (1 + self.bias) if self.norm == "layernorm" else 0
         into = 2 * F if self.activation == "swiglu" else F
         attention = 3 * C * C + 3 * C * self.qkv_bias + C * C + C * self.bias
@@ -182,52 +183,11 @@ class GPTConfig(ModelConfig):
             >>> GPTConfig(vocab_size=65).flops_per_char()
             22463232
         """
-        C, F = self.n_embd, self.hidden_size
+        C, F = self.n_embd, self.effective_mlp_width
         into = 2 * F if self.activation == "swiglu" else F
         weights = self.n_layer * (4 * C * C + C * into + F * C) + C * self.vocab_size
         forward = 2 * weights + self.n_layer * 4 * C * (self.block_size // 2)
         return 3 * forward if training else forward
-
-    def training_memory_bytes(
-        self, batch_size: int, *, fused_attention: bool = False, half_precision: bool = False
-    ) -> int:
-        """Estimate the memory of training, in bytes: weights, gradients, two moments, and activations.
-
-        The activations are those that the backward pass reads, and what it makes on its way. The factors are
-        fitted to the growth of the resident memory in trainings on a CPU, of all presets, fp32 and bf16, that
-        took 0.3 to 1.5 GB: the estimate is between 0.85 and 1.15 of what was measured.
-
-        Args:
-            batch_size: B, blocks in one forward pass.
-            fused_attention: the attention weights are not kept.
-            half_precision: matrix products run in bf16 or fp16, weights stay float32.
-        """
-        B, T, C, F, H, V = (
-            batch_size,
-            self.block_size,
-            self.n_embd,
-            self.hidden_size,
-            self.n_head,
-            self.vocab_size,
-        )
-        hidden = 4 * F if self.activation == "swiglu" else 2 * F  # each product of the feed-forward network
-        norms, rotary = 2 * C, self.position == "rotary"
-        if (
-            fused_attention or self.dropped_attention
-        ):  # as torch has them: norms and rotations in several operations
-            norms += 2 * C * (self.norm == "rmsnorm")
-            turned = 4 * C * self.qk_norm + 2 * C * rotary
-            # With dropout there are scores, softmax and mask.
-            weights = 0.0 if fused_attention else (1.1 if half_precision else 3.0) * H * T
-        else:  # with derivatives written out
-            turned = 4 * C * (self.qk_norm or rotary)
-            weights = (0.7 if half_precision else 1.3) * H * T
-        branches = norms + 3 * C + turned + C + hidden
-        stream = 2 * C + 2 * C * bool(self.dropout)
-        share = (0.95 if self.dropout else 0.75) if half_precision else 1.2  # a dropped-out stream is float32
-        products = share * (self.n_layer * (branches + stream) + 3 * C)
-        floats = B * T * (products + 1.1 * self.n_layer * weights + 3 * V)
-        return 4 * (4 * self.num_parameters() + int(floats))
 
 
 class GPTConfigFields(TypedDict, total=False):
@@ -287,7 +247,7 @@ _OURS: GPTConfigFields = {
     "init": "zero",
 }
 
-PRESETS: Mapping[PresetName, GPTConfigFields] = {
+_PRESETS: dict[PresetName, GPTConfigFields] = {
     "lecture": _LECTURE,
     "gpt2": {
         **_LECTURE,
@@ -306,4 +266,8 @@ PRESETS: Mapping[PresetName, GPTConfigFields] = {
     "cpu-1min": {**_OURS, "block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
     "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
 }
+
+PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
+    {name: MappingProxyType(fields) for name, fields in _PRESETS.items()}
+)
 """Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and ours by time on two cores."""

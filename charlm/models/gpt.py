@@ -24,6 +24,7 @@ from charlm.models.memory import check_fits
 from charlm.models.ops import rotary_tables
 from charlm.modes import evaluation_mode
 from charlm.native.gpt import gpt_engine, why_not_gpt
+from charlm.plain import as_text
 
 __all__ = ["GPT", "Transformer"]
 
@@ -137,12 +138,13 @@ class GPT(LanguageModel):
             >>> GPT.from_config("lecture", vocab_size=65).num_parameters()
             10788929
         """
-        if isinstance(config, str):
-            fields: Mapping[str, object] = _preset(config)
+        name = as_text(config)
+        if name is not None:
+            fields: Mapping[str, object] = _preset(name)
             if "vocab_size" not in overrides:
                 raise ConfigError(
-                    f"preset {config!r} needs the vocabulary's size: "
-                    f"GPT.from_config({config!r}, vocab_size=tokenizer.vocab_size)",
+                    f"preset {name!r} needs the vocabulary's size: "
+                    f"GPT.from_config({name!r}, vocab_size=tokenizer.vocab_size)",
                     problems=["vocab_size is missing"],
                 )
         elif isinstance(config, GPTConfig):
@@ -253,7 +255,7 @@ class GPT(LanguageModel):
                     nn.init.zeros_(module.bias)
 
 
-def _preset(name: str) -> GPTConfigFields:
+def _preset(name: str) -> Mapping[str, object]:
     for known in get_args(PresetName):
         if known == name:
             return PRESETS[known]

@@ -69,7 +69,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         C = config.n_embd
         self.n_head = config.n_head
-        self.dropout = config.dropped_attention
+        self.dropout = config.effective_attention_dropout
         self.qk_norm = config.qk_norm
         self.c_attn = nn.Linear(C, 3 * C, bias=config.qkv_bias)
         self.c_proj = nn.Linear(C, C, bias=config.bias)
@@ -116,7 +116,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        C, hidden = config.n_embd, config.hidden_size
+        C, hidden = config.n_embd, config.effective_mlp_width
         self.activation = config.activation
         self.c_fc = nn.Linear(C, 2 * hidden if self.activation == "swiglu" else hidden, bias=config.bias)
         self.c_proj = nn.Linear(hidden, C, bias=config.bias)

@@ -14,6 +14,7 @@ from torch import Tensor
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
 from charlm.modes import evaluation_mode
+from charlm.plain import int_from
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable, token_labels
 from charlm.text.tokenizer import Tokenizer
@@ -59,8 +60,7 @@ def plot_bigram(
         >>> [label.get_text() for label in ax.get_yticklabels()][:3]
         ['a', 'b', '↵']
     """
-    if type(most) is not int or most < 1:
-        raise InputError(f"most must be an int, 1 or more, got {shown(most)}")
+    most = int_from(1, most, "most")
     V = model.vocab_size
     if tokenizer.vocab_size != V:
         raise InputError(f"the tokenizer must have the model's {V} ids, got one of {tokenizer.vocab_size}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, did_you_mean, quoted
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
+from charlm.plain import as_text
 from charlm.text.download import Download, fetch
 
 __all__ = ["load_corpus", "read_text"]
@@ -91,7 +92,7 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
         raise InputError(f"source must be a path, a name or a list of these, got {type(source).__name__}")
     if not sources:
         raise InputError("source must name at least one file or corpus, got an empty list")
-    return "".join(_one_corpus(one) for one in sources)
+    return "".join(_one_corpus(as_text(one) or one) for one in sources)
 
 
 def _one_corpus(source: str | Path) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charlm.errors import InputError, shown
+from charlm.plain import as_float
 from charlm.text.checks import check_text
 from charlm.text.overlap import find_overlap
 from charlm.text.tokenizer import CharTokenizer
@@ -125,9 +126,10 @@ def inspect_text(text: str, *, val_fraction: float = 0.1) -> TextReport:
         (3, 1, 1, 9)
     """
     check_text(text)
-    if not isinstance(val_fraction, float | int) or not 0 <= val_fraction < 1:
+    share = as_float(val_fraction)
+    if share is None or not 0 <= share < 1:
         raise InputError(f"val_fraction must be at least 0 and below 1, got {shown(val_fraction)}")
-    cut = int((1 - val_fraction) * len(text)) if val_fraction else len(text)
+    cut = int((1 - share) * len(text)) if share else len(text)
     vocab: str = ""
     ids: NDArray[np.unsignedinteger[Any]] = np.zeros(0, dtype=np.uint8)
     if text:

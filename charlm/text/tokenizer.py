@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from charlm.errors import DataError, InputError, UnknownCharacterError, quoted, shown
 from charlm.files import atomic, reading, strict_json
+from charlm.plain import as_text
 from charlm.text.checks import check_text, checked_ids, checked_vocab, encoded, unknown_characters
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ class CharTokenizer:
 
     def __init__(self, vocab: Sequence[str], *, unknown: str | None = None) -> None:
         self._characters = checked_vocab(vocab)
-        if unknown is not None and not (
-            isinstance(unknown, str) and len(unknown) == 1 and unknown in self._characters
+        self._unknown = as_text(unknown)
+        if unknown is not None and (
+            self._unknown is None or len(self._unknown) != 1 or self._unknown not in self._characters
         ):
             raise InputError(f"unknown must be one character of vocab or None, got {shown(unknown)}")
-        self._unknown = unknown
         V = len(self._characters)
         self._codes = np.frombuffer(self._characters.encode("utf-32-le"), np.dtype("<u4"))  # (V,)
         # The id of each code point. Those that the vocabulary lacks have V instead; the last entry is V too,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from charlm.runs.history import RunHistory, read_history
     from charlm.training.budget import StepsEstimate, steps_within
     from charlm.training.callbacks import Callback
+    from charlm.training.memory import training_bytes
     from charlm.training.optimizers import AdamW, Muon, OptimizerFactory, build_optimizers
     from charlm.training.records import EvalRecord, SampleRecord, StepRecord, TrainResult
     from charlm.training.resume import read_timetable
@@ -41,6 +42,7 @@ __all__ = [
     "read_timetable",
     "recommend",
     "steps_within",
+    "training_bytes",
     "verify_checkpoint",
 ]
 
@@ -63,6 +65,7 @@ _HOMES = {
     "read_history": "charlm.runs.history",
     "read_timetable": "charlm.training.resume",
     "steps_within": "charlm.training.budget",
+    "training_bytes": "charlm.training.memory",
     "verify_checkpoint": "charlm.runs.checkpoint",
 }
 

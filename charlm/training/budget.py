@@ -15,6 +15,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
+from charlm.plain import as_float
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.trainer import Trainer
 
@@ -74,7 +75,8 @@ def steps_within(
         >>> steps_within(0.5, BigramLM(7), data, TrainerConfig(), device="cpu").steps > 1
         True
     """
-    if type(seconds) not in (int, float) or not 0 < seconds <= _MOST_SECONDS:
+    budget = as_float(seconds)
+    if budget is None or not 0 < budget <= _MOST_SECONDS:
         raise InputError(f"seconds must be above 0 and at most {_MOST_SECONDS:.0e}, got {shown(seconds)}")
     began = time.perf_counter()
     # A learning rate of 0 costs as much as any other, and cannot diverge.
@@ -98,7 +100,7 @@ def steps_within(
         before = time.perf_counter()
         trainer.evaluate(val_data)
         evaluation_seconds = time.perf_counter() - before
-    left = seconds - (time.perf_counter() - began) - evaluations * evaluation_seconds
+    left = budget - (time.perf_counter() - began) - evaluations * evaluation_seconds
     fastest, *_, slowest = medians
     step_seconds = statistics.median(medians)
     steps, fewest, most = (

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 from charlm.config import Config, Range
 
-__all__ = ["MOST_STEPS", "TrainerConfig"]
+__all__ = ["MOST_STEPS", "TrainerConfig", "saved_config"]
 
 MOST_STEPS = 999_999_999_999
 """The most steps that a run can have: as good as no limit."""
@@ -22,6 +23,8 @@ _SEED = Range(-(2**63), 2**63 - 1)
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Config):
     """Settings of a `Trainer`: the run, its optimizer and learning rate, and what is kept of it.
+
+    The defaults are the recipe for a minute on two cores, `RECIPES["cpu-1min"]`.
 
     Raises:
         ConfigError: lists every field that is unknown or out of its limits.
@@ -62,38 +65,38 @@ class TrainerConfig(Config):
         "warmup_iters": "warmup_steps",
     }
 
-    max_steps: Annotated[int, Range(1, MOST_STEPS)] = 2_000
+    max_steps: Annotated[int, Range(1, MOST_STEPS)] = 1_200
     """Optimizer steps of the whole run; the schedule ends there. With minutes: the most that are made (in
     `charlm train` no limit, unless it is given)."""
     minutes: Annotated[float, Range(above=0, maximum=1e6)] | None = None
     """Time for the whole run in minutes, evaluations and checkpoints included: as many steps as fit into it,
     and a learning rate that has fallen by then. None: max_steps alone ends the run."""
-    batch_size: Annotated[int, Range(1, 1_048_576)] = 32
+    batch_size: Annotated[int, Range(1, 1_048_576)] = 16
     """B, blocks in one forward pass."""
     accumulate: Annotated[int, Range(1, 65_536)] = 1
     """Forward passes whose gradients are averaged for one step."""
     seed: Annotated[int, _SEED] = 1337
     """Seed of batches, dropout and samples. (`charlm train` also seeds the first weights with it.)"""
-    replacement: bool = True
+    replacement: bool = False
     """Draw blocks with replacement, as in the lecture; no: in epochs, each part of the text once in each."""
-    optimizer: Literal["muon", "adamw"] = "adamw"
+    optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the matrices inside the blocks, AdamW for the rest. adamw: AdamW for all."""
-    learning_rate: Annotated[float, Range(0, 1_000)] = 1e-3
+    learning_rate: Annotated[float, Range(0, 1_000)] = 0.007
     """Learning rate at the top of the schedule."""
     weight_decay: Annotated[float, Range(0, 1_000)] = 0.1
     """Decoupled weight decay. adamw: of all matrices and embeddings; muon: of what Muon moves, only."""
-    betas: tuple[Annotated[float, Range(0, below=1)], Annotated[float, Range(0, below=1)]] = (0.9, 0.99)
+    betas: tuple[Annotated[float, Range(0, below=1)], Annotated[float, Range(0, below=1)]] = (0.8, 0.95)
     """AdamW's decay rates of the two moments."""
-    momentum: Annotated[float, Range(0, below=1)] = 0.95
+    momentum: Annotated[float, Range(0, below=1)] = 0.85
     """Muon's momentum."""
-    grad_clip: Annotated[float, Range(above=0, maximum=1e6)] | None = 1.0
+    grad_clip: Annotated[float, Range(above=0, maximum=1e6)] | None = None
     """Largest global norm of the gradient; a larger one is scaled down. None: as it comes."""
     nonfinite: Literal["raise", "skip"] = "raise"
     """A step whose loss or gradient is not finite never changes a weight. raise: the run ends there, with an
     error. skip: it goes on with the next step, unless ten in a row were left out."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Shape of the learning rate after the warm-up. wsd: constant, then linear down."""
-    warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 50
+    warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 20
     """Steps of linear rise at the start; at most half of all steps, in a short run."""
     cooldown: Annotated[float, Range(0, 1)] = 0.6
     """wsd: share of all steps in which the learning rate falls."""
@@ -130,3 +133,57 @@ class TrainerConfig(Config):
     max_seconds: Annotated[float, Range(above=0, maximum=1e9)] | None = None
     """Stop after this time in seconds, counted from the first step of this process; it moves no schedule.
     None: no limit."""
+
+
+_ABSENT: Mapping[str, object] = MappingProxyType(
+    {
+        "max_steps": 2_000,
+        "minutes": None,
+        "batch_size": 32,
+        "accumulate": 1,
+        "seed": 1337,
+        "replacement": True,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "betas": (0.9, 0.99),
+        "momentum": 0.95,
+        "grad_clip": 1.0,
+        "nonfinite": "raise",
+        "schedule": "wsd",
+        "warmup_steps": 50,
+        "cooldown": 0.6,
+        "min_lr_ratio": 0.0,
+        "precision": "auto",
+        "compile": False,
+        "eval_interval": 250,
+        "eval_chars": None,
+        "log_interval": 10,
+        "save_interval": None,
+        "sample_interval": None,
+        "sample_chars": 200,
+        "keep_last": 1,
+        "keep_best": 1,
+        "patience": None,
+        "restore_best": True,
+        "max_seconds": None,
+    }
+)
+"""What a file means that lacks a field. Frozen with the format of the files: a new field comes with the value
+that stands for what was done without it, and a new default changes nothing here."""
+
+
+def saved_config(values: Mapping[str, object]) -> TrainerConfig:
+    """Return the settings that a file of a run holds. A field that it lacks is what it was at the time.
+
+    Args:
+        values: fields by name.
+
+    Raises:
+        ConfigError: lists unknown names and bad values.
+
+    Example:
+        >>> saved_config({"max_steps": 10}).optimizer, TrainerConfig(max_steps=10).optimizer
+        ('adamw', 'muon')
+    """
+    return TrainerConfig.from_dict({**_ABSENT, **values})

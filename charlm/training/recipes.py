@@ -15,47 +15,68 @@ from charlm.training.config import TrainerConfig
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
 
-_OURS = TrainerConfig(
-    batch_size=16,
-    replacement=False,
-    optimizer="muon",
-    weight_decay=0.1,
-    betas=(0.8, 0.95),
-    momentum=0.85,
-    grad_clip=None,
-    schedule="wsd",
-    warmup_steps=20,
-    cooldown=0.6,
-)
 
-RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
-    {
-        "lecture": TrainerConfig(
+@dataclass(frozen=True)
+class _Preset:
+    """What is known of a preset's training."""
+
+    recipe: TrainerConfig
+    minutes: float | None = None
+    """From how many minutes on two cores it is the one to take; None: it is never recommended."""
+    chars: int = 0
+    """From how many characters to train on it is worth its time."""
+    epochs: int = 0
+    """How often a text may be read before it is only learnt by heart."""
+
+
+_PRESETS: Mapping[PresetName, _Preset] = {
+    "lecture": _Preset(
+        TrainerConfig(
             max_steps=5_000,
             batch_size=64,
+            replacement=True,
+            optimizer="adamw",
             learning_rate=3e-4,
             weight_decay=0.01,
             betas=(0.9, 0.999),
-            grad_clip=None,
+            momentum=0.95,
             schedule="constant",
             warmup_steps=0,
             eval_interval=500,
-        ),
-        "gpt2": TrainerConfig(
+        )
+    ),
+    "gpt2": _Preset(
+        TrainerConfig(
             max_steps=5_000,
             batch_size=12,
+            replacement=True,
+            optimizer="adamw",
             learning_rate=6e-4,
             betas=(0.9, 0.95),
+            momentum=0.95,
+            grad_clip=1.0,
             schedule="cosine",
             warmup_steps=100,
             min_lr_ratio=0.1,
-        ),
-        "cpu-10s": _OURS.replace(max_steps=500, learning_rate=0.015),
-        "cpu-1min": _OURS.replace(max_steps=1_200, learning_rate=0.007),
-        "cpu-5min": _OURS.replace(max_steps=2_000, batch_size=8, learning_rate=0.006),
-    }
+        )
+    ),
+    "cpu-10s": _Preset(TrainerConfig(max_steps=500, learning_rate=0.015), minutes=0.0, chars=0, epochs=10),
+    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=8),
+    "cpu-5min": _Preset(
+        TrainerConfig(max_steps=2_000, batch_size=8, learning_rate=0.006),
+        minutes=2.5,
+        chars=200_000,
+        epochs=8,
+    ),
+}
+"""Every preset; those with minutes from the smallest to the largest."""
+
+RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
+    {name: preset.recipe for name, preset in _PRESETS.items()}
 )
 """How to train each preset of `charlm.models.config.PRESETS`; `RECIPES[name].replace(...)` changes fields."""
+
+_GPU_SPEED = 20  # how much further a minute goes on a GPU than on two cores, roughly
 
 
 @dataclass(frozen=True)
@@ -70,20 +91,6 @@ class Recommendation:
     """Characters to train on, repetitions included, beyond which a text is only learnt by heart."""
     reasons: tuple[str, ...]
     """Why, each a clause for a person to read."""
-
-
-_BY_MINUTES: tuple[tuple[float, PresetName], ...] = (
-    (2.5, "cpu-5min"),
-    (0.5, "cpu-1min"),
-    (0.0, "cpu-10s"),
-)
-_BY_LENGTH: tuple[tuple[int, PresetName], ...] = (
-    (200_000, "cpu-5min"),
-    (50_000, "cpu-1min"),
-    (0, "cpu-10s"),
-)
-_GPU_SPEED = 20  # how much further a minute goes on a GPU than on two cores, roughly
-_MOST_EPOCHS: Mapping[PresetName, int] = {"cpu-10s": 10, "cpu-1min": 8, "cpu-5min": 8}
 
 
 def recommend(
@@ -109,13 +116,13 @@ def recommend(
         ('cpu-10s', {'block_size': 32}, 30000)
     """
     time = 1.0 if minutes is None else minutes
-    allowed = next(
-        i for i, (least, _) in enumerate(_BY_MINUTES) if time * (_GPU_SPEED if on_gpu else 1) >= least
-    )
-    sensible = next(i for i, (least, _) in enumerate(_BY_LENGTH) if train_chars >= least)
-    preset = _BY_MINUTES[max(allowed, sensible)][1]
+    speed = _GPU_SPEED if on_gpu else 1
+    sizes = {name: (one.minutes, one.chars) for name, one in _PRESETS.items() if one.minutes is not None}
+    allowed = [name for name, (least, _) in sizes.items() if least <= time * speed]
+    sensible = [name for name, (_, least) in sizes.items() if least <= train_chars]
+    preset = min(allowed, sensible, key=len)[-1]
     reasons = [f"for {time:g} min on {'a GPU' if on_gpu else 'a CPU'}"]
-    if sensible > allowed:
+    if len(sensible) < len(allowed):
         reasons = [f"as the text is short ({train_chars:,} characters to train on)"]
 
     changes: dict[str, object] = {}
@@ -123,4 +130,4 @@ def recommend(
     if PRESETS[preset]["block_size"] > longest > 0:
         changes["block_size"] = 2 ** (longest.bit_length() - 1)
         reasons.append("with blocks that fit into the shorter part of the text")
-    return Recommendation(preset, changes, _MOST_EPOCHS[preset] * train_chars, tuple(reasons))
+    return Recommendation(preset, changes, _PRESETS[preset].epochs * train_chars, tuple(reasons))

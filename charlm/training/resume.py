@@ -43,6 +43,7 @@ from charlm.models.saving import (
     model_settings,
     unique_tensors,
 )
+from charlm.plain import as_int
 from charlm.runs.checkpoint import (
     STATE_FILE,
     TRAIN_FILE,
@@ -55,7 +56,7 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.training.callbacks import Callback
-from charlm.training.config import TrainerConfig
+from charlm.training.config import TrainerConfig, saved_config
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
     environment,
@@ -122,7 +123,7 @@ def _read(out_dir: Path) -> _Saved:
         names=names,
         checkpoint=checkpoint,
         where=where,
-        config=TrainerConfig.from_dict(table("config")),
+        config=saved_config(table("config")),
         state=RunState.from_dict(values, path=where),
         timetable=timetable,
         repeats=repeats,
@@ -246,7 +247,7 @@ def resume(
 def _with_another_end(saved: _Saved, max_steps: int) -> TrainerConfig:
     """Return the run's settings with a new end, which is one of steps and not of time."""
     done = saved.state.step
-    if type(max_steps) is int and 0 < max_steps < done:
+    if 0 < (as_int(max_steps) or 0) < done:
         raise ConfigError(f"max_steps must be at least the {done} steps done, got {max_steps}")
     config = saved.config.replace(max_steps=max_steps)
     if saved.timetable is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from charlm.errors import FileFormatError, InputError, quoted, shown
 from charlm.files.strict_json import take
+from charlm.plain import as_int
 from charlm.training.config import TrainerConfig
 
 __all__ = [
@@ -63,17 +64,25 @@ class Timetable:
 
     def __post_init__(self) -> None:
         for name in ("evaluations", "unscheduled"):
-            steps = getattr(self, name)
-            if not _is_row(steps) or list(steps) != sorted(set(steps)) or min(steps, default=1) < 1:
-                raise InputError(f"{name} must be steps from 1 on that increase, got {shown(steps)}")
-        pairs = self.ends if isinstance(self.ends, tuple) else (None,)
-        if not all(_is_row(pair) and len(pair) == 2 and 0 <= pair[0] <= pair[1] for pair in pairs):
+            steps = _row(getattr(self, name))
+            if steps is None or list(steps) != sorted(set(steps)) or min(steps, default=1) < 1:
+                given = shown(getattr(self, name))
+                raise InputError(f"{name} must be steps from 1 on that increase, got {given}")
+            object.__setattr__(self, name, steps)
+        pairs = [_row(pair) for pair in self.ends] if isinstance(self.ends, tuple) else [None]
+        ends = tuple(
+            (pair[0], pair[1]) for pair in pairs if pair and len(pair) == 2 and 0 <= pair[0] <= pair[1]
+        )
+        if len(ends) < len(pairs):
             raise InputError(f"ends must be pairs of a step and an end from there on, got {shown(self.ends)}")
-        at = [step for step, _ in self.ends]
+        at = [step for step, _ in ends]
         if at != sorted(set(at)):
             raise InputError(f"ends must be fixed at steps that increase, got {shown(at)}")
-        if self.eval_chars is not None and (type(self.eval_chars) is not int or self.eval_chars < 1):
+        object.__setattr__(self, "ends", ends)
+        most = as_int(self.eval_chars)
+        if self.eval_chars is not None and (most is None or most < 1):
             raise InputError(f"eval_chars must be at least 1 or None, got {shown(self.eval_chars)}")
+        object.__setattr__(self, "eval_chars", most)
 
     @property
     def end(self) -> int | None:
@@ -112,8 +121,11 @@ class Timetable:
             raise FileFormatError(f"{quoted(path)} holds no timetable: {error}") from error
 
 
-def _is_row(value: object) -> bool:
-    return isinstance(value, tuple) and all(type(part) is int for part in value)
+def _row(value: object) -> tuple[int, ...] | None:
+    """Return a tuple of integers as Python's; None: it is something else."""
+    parts = [as_int(part) for part in value] if isinstance(value, tuple) else [None]
+    row = tuple(part for part in parts if part is not None)
+    return row if len(row) == len(parts) else None
 
 
 def evaluation_interval_seconds(seconds: float) -> float:

@@ -120,6 +120,20 @@ def test_a_repetition_takes_the_recorded_device_and_mentions_what_it_ignores(
     assert record_of(two)["device"] == record_of(one)["device"] == "cpu"
 
 
+def test_settings_that_a_record_lacks_are_those_of_the_time_when_it_was_written(
+    command: Command, tmp_path: Path
+) -> None:
+    text, one, two = text_file(tmp_path), tmp_path / "one", tmp_path / "two"
+    words = ["--optimizer", "adamw", "--replacement", "--betas", "0.9", "0.99", "--grad-clip", "1"]
+    assert command.train(text, "-o", one, *words, "--momentum", "0.95") == 0
+    record = record_of(one)
+    absent = {"optimizer", "replacement", "betas", "momentum", "grad_clip"}
+    record["training"] = {k: v for k, v in record["training"].items() if k not in absent}
+    (one / "train.json").write_text(json.dumps(record), encoding="utf-8")
+    assert command("train", "-o", two, "--repeat", one) == 0
+    assert weights(two) == weights(one)
+
+
 def test_a_preset_that_is_none_is_refused(command: Command, tmp_path: Path) -> None:
     text, one = text_file(tmp_path), tmp_path / "one"
     assert command.train(text, "-o", one) == 0

@@ -225,7 +225,7 @@ def test_a_part_of_a_text_is_whole_windows_spread_over_it_for_any_batch_size(
 
 @pytest.mark.parametrize("max_chars", [0, -1, 2.0, True, "all"])
 def test_a_part_must_be_a_positive_number(max_chars: Any) -> None:
-    with pytest.raises(InputError, match="max_chars must be a positive int or None"):
+    with pytest.raises(InputError, match="max_chars must be an int, 1 or more"):
         evaluate(some_model("bigram"), some_data(50, 8), max_chars=max_chars)
 
 

@@ -107,3 +107,12 @@ def test_the_first_version_of_the_changelog_is_the_package_version() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^## \[(\d[^\]]*)\]", changelog, re.M)
     assert versions[0] == charlm.__version__
+
+
+def test_the_first_code_that_a_newcomer_sees_is_the_same_on_every_page() -> None:
+    pages = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "guides" / "quickstart.md")
+    first = {next(b.code for b in Page(page).blocks if b.language == "python") for page in pages}
+    assert len(first) == 1
+    (code,) = first
+    assert 'GPT.from_config("cpu-1min", vocab_size=' in code
+    assert 'RECIPES["cpu-1min"]' in code

@@ -14,7 +14,7 @@ import charlm
 
 PACKAGE = Path(charlm.__file__).parent
 ORDER = [
-    {"errors", "config", "randomness", "locks", "modes"},
+    {"errors", "plain", "config", "randomness", "locks", "modes"},
     {"files"},
     {"text"},
     {"backends", "data"},
@@ -38,6 +38,7 @@ NO_TORCH = [
     "charlm.files.atomic",
     "charlm.files.strict_json",
     "charlm.models.config",
+    "charlm.plain",
     "charlm.randomness",
     "charlm.text.corpus",
     "charlm.text.inspection",

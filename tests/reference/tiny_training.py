@@ -49,11 +49,16 @@ def tiny_split(block_size: int = 8, text: str = TEXT) -> tuple[BlockDataset, Blo
 
 
 def quick_config(**changes: object) -> TrainerConfig:
-    """Return settings of a short run in float32."""
+    """Return settings of a short run in float32, with what the golden runs were trained with."""
     base: dict[str, object] = {
         "max_steps": 12,
         "batch_size": 4,
+        "replacement": True,
+        "optimizer": "adamw",
         "learning_rate": 0.05,
+        "betas": (0.9, 0.99),
+        "momentum": 0.95,
+        "grad_clip": 1.0,
         "warmup_steps": 2,
         "precision": "fp32",
         "eval_interval": 4,

@@ -17,6 +17,8 @@ def trained(text: str, *, batch_size: int, learning_rate: float, steps: int) -> 
     config = TrainerConfig(
         max_steps=steps,
         batch_size=batch_size,
+        replacement=True,
+        optimizer="adamw",
         learning_rate=learning_rate,
         weight_decay=0.01,
         betas=(0.9, 0.999),

@@ -14,15 +14,46 @@ from reference.tiny_training import PlainModule
 from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, Trainer
-from charlm.backends.base import DeviceBackend, MemoryStats
+from charlm.backends.base import DeviceBackend, MemoryStats, Precision
 from charlm.backends.cpu import CPUBackend
-from charlm.errors import NotEnoughMemoryError
-from charlm.models.config import PRESETS, GPTConfig
+from charlm.errors import InputError, NotEnoughMemoryError
+from charlm.models.config import PRESETS, GPTConfig, PresetName
+from charlm.training import RECIPES
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory, training_bytes
 
 LECTURE = GPTConfig.from_dict({**PRESETS["lecture"], "vocab_size": 65})
 P = LECTURE.num_parameters()
+
+
+EARLIER: dict[tuple[PresetName, str, bool, str, bool], int] = {
+    ("lecture", "adamw", False, "fp32", True): 5_574_041_260,
+    ("lecture", "muon", False, "bf16", True): 3_570_216_196,
+    ("lecture", "muon", False, "fp32", False): 5_487_729_828,
+    ("lecture", "adamw", True, "fp32", False): 3_537_752_284,
+    ("lecture", "muon", True, "bf16", True): 2_839_400_668,
+    ("gpt2", "adamw", False, "fp32", True): 10_560_832_512,
+    ("gpt2", "muon", False, "bf16", True): 6_904_811_520,
+    ("gpt2", "muon", False, "fp32", False): 9_873_693_696,
+    ("gpt2", "adamw", True, "fp32", False): 10_217_263_104,
+    ("gpt2", "muon", True, "bf16", True): 6_904_811_520,
+    ("cpu-10s", "adamw", False, "fp32", True): 168_447_744,
+    ("cpu-10s", "muon", False, "bf16", True): 167_513_088,
+    ("cpu-10s", "muon", False, "fp32", False): 25_408_480,
+    ("cpu-10s", "adamw", True, "fp32", False): 28_618_544,
+    ("cpu-10s", "muon", True, "bf16", True): 142_347_264,
+    ("cpu-1min", "adamw", False, "fp32", True): 246_944_768,
+    ("cpu-1min", "muon", False, "bf16", True): 243_732_480,
+    ("cpu-1min", "muon", False, "fp32", False): 127_700_948,
+    ("cpu-1min", "adamw", True, "fp32", False): 139_050_188,
+    ("cpu-1min", "muon", True, "bf16", True): 193_400_832,
+    ("cpu-5min", "adamw", False, "fp32", True): 613_230_592,
+    ("cpu-5min", "muon", False, "bf16", True): 600_514_560,
+    ("cpu-5min", "muon", False, "fp32", False): 316_770_140,
+    ("cpu-5min", "adamw", True, "fp32", False): 321_768_652,
+    ("cpu-5min", "muon", True, "bf16", True): 399_187_968,
+}
+"""What was estimated for the presets: optimizer, another device than a CPU, precision, validation text."""
 
 
 class Given(CPUBackend):
@@ -39,14 +70,30 @@ class Given(CPUBackend):
         return None if self.given is None else MemoryStats(allocated=0, peak=0, total=self.given)
 
 
+class Elsewhere(DeviceBackend):
+    """A device that is no CPU, and fuses attention."""
+
+    def __init__(self, total: int | None = None) -> None:
+        super().__init__("meta")
+        self.total = total
+
+    @override
+    def supported_precisions(self) -> tuple[Precision, ...]:
+        return ("bf16", "fp32")
+
+    @override
+    def memory(self) -> MemoryStats | None:
+        return None if self.total is None else MemoryStats(allocated=0, peak=0, total=self.total)
+
+
 def estimate(config: TrainerConfig, model: GPTConfig = LECTURE, **changes: object) -> int:
-    arguments: dict[str, object] = {
-        "block_size": 256,
-        "on_cpu": True,
-        "precision": "fp32",
-        "evaluates": False,
-    }
+    arguments: dict[str, object] = {"device": "cpu", "evaluates": False}
     return training_bytes(model, config, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def adamw(**fields: object) -> TrainerConfig:
+    """Return settings with the optimizer that has two moments."""
+    return TrainerConfig.from_dict({"optimizer": "adamw", "precision": "fp32", **fields})
 
 
 def check(free: int | None, config: TrainerConfig, model: object = LECTURE) -> None:
@@ -61,7 +108,7 @@ def check(free: int | None, config: TrainerConfig, model: object = LECTURE) -> N
 
 
 def test_what_exceeds_the_free_memory_by_a_quarter_is_refused() -> None:
-    config = TrainerConfig(batch_size=64)
+    config = adamw(batch_size=64)
     needed = estimate(config)
     check(int(needed / 1.25) + 1, config)
     with pytest.raises(NotEnoughMemoryError):
@@ -70,7 +117,7 @@ def test_what_exceeds_the_free_memory_by_a_quarter_is_refused() -> None:
 
 
 def test_the_message_says_what_was_estimated_what_there_is_and_which_batch_would_fit() -> None:
-    config = TrainerConfig(batch_size=1000, accumulate=2)
+    config = adamw(batch_size=1000, accumulate=2)
     with pytest.raises(NotEnoughMemoryError) as caught:
         check(8 * 10**9, config)
     error = caught.value
@@ -93,7 +140,7 @@ def test_the_message_says_what_was_estimated_what_there_is_and_which_batch_would
 
 
 def test_the_batch_that_is_said_to_fit_has_the_margin_on_its_side() -> None:
-    config = TrainerConfig(batch_size=64)
+    config = adamw(batch_size=64)
     free = int(1.1 * estimate(config.replace(batch_size=16)))
     with pytest.raises(NotEnoughMemoryError) as caught:
         check(free, config)
@@ -104,7 +151,7 @@ def test_where_no_batch_fits_the_model_is_what_to_reduce() -> None:
     with pytest.raises(
         NotEnoughMemoryError, match=r"Even batch_size=1 is too much: reduce the model"
     ) as caught:
-        check(10 * P, TrainerConfig(batch_size=3))
+        check(10 * P, adamw(batch_size=3))
     assert caught.value.batch_size is None
 
 
@@ -113,7 +160,7 @@ def test_a_batch_of_a_million_is_refused_without_allocating_it() -> None:
     with pytest.raises(NotEnoughMemoryError):
         check_memory(
             LECTURE,
-            TrainerConfig(batch_size=1_000_000),
+            adamw(batch_size=1_000_000),
             block_size=256,
             backend=CPUBackend(),
             precision="fp32",
@@ -126,9 +173,9 @@ def test_a_batch_of_a_million_is_refused_without_allocating_it() -> None:
 
 
 def test_weights_that_lie_there_already_count_once() -> None:
-    config = TrainerConfig(batch_size=2)
+    config = adamw(batch_size=2)
     model = tiny_gpt(tiny_config(n_embd=128))
-    needed = training_bytes(model, config, block_size=16, on_cpu=True, precision="fp32", evaluates=False)
+    needed = training_bytes(model, config, device="cpu", evaluates=False)
     weights = 4 * model.num_parameters()
     for free, fits in ((needed / 1.25 - weights + 9, True), (needed / 1.25 - weights - 9, False)):
         arguments = {"block_size": 16, "precision": "fp32", "evaluates": False}
@@ -139,26 +186,44 @@ def test_weights_that_lie_there_already_count_once() -> None:
                 check_memory(model, config, backend=Given(int(free)), **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("case", EARLIER, ids=str)
+def test_the_estimate_is_what_it_was(case: tuple[PresetName, str, bool, str, bool]) -> None:
+    preset, optimizer, elsewhere, precision, evaluates = case
+    config = RECIPES[preset].replace(optimizer=optimizer, precision=precision)
+    device = Elsewhere() if elsewhere else "cpu"
+    model = GPTConfig.from_dict({**PRESETS[preset], "vocab_size": 65})
+    assert training_bytes(model, config, device=device, evaluates=evaluates) == EARLIER[case]
+
+
+def test_without_settings_the_defaults_are_estimated_and_the_models_own_blocks() -> None:
+    model = tiny_gpt(tiny_config())
+    assert training_bytes(model) == training_bytes(
+        model.config, TrainerConfig(), block_size=16, device="auto"
+    )
+    with pytest.raises(InputError, match="block_size must be given: BigramLM has none of its own"):
+        training_bytes(BigramLM(5))
+
+
 def test_micro_batches_follow_one_another_and_cost_nothing_more() -> None:
-    assert estimate(TrainerConfig(accumulate=50)) == estimate(TrainerConfig())
+    assert estimate(adamw(accumulate=50)) == estimate(adamw())
 
 
 def test_the_settings_that_take_memory_are_counted() -> None:
-    config = TrainerConfig(batch_size=16)
+    config = adamw(batch_size=16)
     plain = estimate(config)
     assert estimate(config, evaluates=True) == plain + 4 * P
     assert estimate(config.replace(restore_best=False), evaluates=True) == plain
-    assert estimate(config, precision="bf16") < plain
-    assert estimate(config, on_cpu=False) < plain  # attention is fused there
+    assert estimate(config.replace(precision="bf16")) < plain
+    assert estimate(config, device=Elsewhere()) < plain  # attention is fused there
     assert estimate(config, block_size=64) < plain / 2
     assert estimate(config, own_optimizer=True) == plain - 8 * P
     assert estimate(config.replace(optimizer="muon")) == plain - 4 * P
     # While Muon moves the matrices it needs more than a small batch does.
-    assert estimate(TrainerConfig(batch_size=1, optimizer="muon"), block_size=8) == 28 * P
+    assert estimate(adamw(batch_size=1, optimizer="muon"), block_size=8) == 28 * P
 
 
 def test_the_first_evaluation_may_be_what_takes_the_most() -> None:
-    config = TrainerConfig(batch_size=1, restore_best=False)
+    config = adamw(batch_size=1, restore_best=False)
     model = LECTURE.replace(n_layer=1, n_embd=6)
     assert estimate(config, model, evaluates=True) > 3 * estimate(config, model)
     assert estimate(config, model, evaluates=True) < 5e8
@@ -167,9 +232,7 @@ def test_the_first_evaluation_may_be_what_takes_the_most() -> None:
 def test_a_shorter_block_than_the_models_takes_less() -> None:
     model = tiny_gpt(tiny_config(block_size=16))
     sizes = [
-        training_bytes(
-            model, TrainerConfig(batch_size=64), block_size=T, on_cpu=True, precision="fp32", evaluates=False
-        )
+        training_bytes(model, adamw(batch_size=64), block_size=T, device="cpu", evaluates=False)
         for T in (4, 8, 16)
     ]
     assert sizes == sorted(sizes)
@@ -177,8 +240,8 @@ def test_a_shorter_block_than_the_models_takes_less() -> None:
 
 
 def test_of_other_models_parameters_and_logits_count() -> None:
-    config = TrainerConfig(batch_size=4)
-    arguments = {"block_size": 8, "on_cpu": True, "precision": "fp32", "evaluates": False}
+    config = adamw(batch_size=4)
+    arguments = {"block_size": 8, "device": "cpu", "evaluates": False}
     assert training_bytes(BigramLM(10), config, **arguments) == 16 * 100 + 4 * 8 * (12 * 10 + 16)  # type: ignore[arg-type]
     plain = PlainModule(5)
     count = sum(p.numel() for p in plain.parameters())
@@ -191,17 +254,12 @@ def test_of_other_models_parameters_and_logits_count() -> None:
 def test_on_another_device_the_weights_are_still_to_come() -> None:
     model = tiny_gpt(tiny_config(n_embd=128))
 
-    class Elsewhere(DeviceBackend):
-        @override
-        def memory(self) -> MemoryStats:
-            return MemoryStats(allocated=0, peak=0, total=11 * model.num_parameters())
-
     with pytest.raises(NotEnoughMemoryError, match="available on meta"):
         check_memory(
             model,
-            TrainerConfig(batch_size=1),
+            adamw(batch_size=1),
             block_size=1,
-            backend=Elsewhere("meta"),
+            backend=Elsewhere(11 * model.num_parameters()),
             precision="fp32",
             evaluates=False,
         )
@@ -212,14 +270,13 @@ import json, resource, sys, torch
 from charlm import GPT, BlockDataset, GPTConfig, Trainer, TrainerConfig
 from charlm.backends.cpu import CPUBackend
 from charlm.models.config import PRESETS
-from charlm.training.memory import training_bytes
+from charlm.training import training_bytes
 
 def train(config, B):
     data = BlockDataset(torch.arange(4000) % 65, config.block_size)
     training = TrainerConfig(max_steps=2, batch_size=B, precision="fp32", warmup_steps=0)
     Trainer(GPT(config), data, training, device="cpu").fit()
-    return training_bytes(config, training, block_size=config.block_size, on_cpu=True, precision="fp32",
-        evaluates=False)
+    return training_bytes(config, training, device="cpu", evaluates=False)
 
 base = {**PRESETS[sys.argv[1]], "vocab_size": 65, "block_size": 128, "n_layer": 3, "n_head": 4}
 train(GPTConfig.from_dict({**base, "block_size": 8, "n_embd": 16}), 2)
@@ -244,4 +301,4 @@ def test_a_trainer_refuses_before_anything_is_moved() -> None:
     model = BigramLM(50)
     backend = Given(4 * 2500)
     with pytest.raises(NotEnoughMemoryError, match="batch_size=4096"):
-        Trainer(model, BlockDataset(torch.arange(40), 8), TrainerConfig(batch_size=4096), device=backend)
+        Trainer(model, BlockDataset(torch.arange(40), 8), adamw(batch_size=4096), device=backend)

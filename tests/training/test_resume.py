@@ -44,7 +44,7 @@ from charlm.files import strict_json
 from charlm.runs.checkpoint import read_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.log import read_metrics
-from charlm.training import Callback, StepRecord, list_checkpoints
+from charlm.training import Callback, StepRecord, TrainerConfig, list_checkpoints
 
 V = TOKENIZER.vocab_size
 SIZE = {"vocab_size": V, "n_embd": 16, "n_layer": 1, "block_size": 8}
@@ -657,3 +657,32 @@ def test_what_a_state_says_is_shown_in_part_and_without_control_characters(run_o
             resumed(resealed(run_of_gpt, name, **change), [Callback()])
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 500
+
+
+def test_settings_that_a_state_lacks_are_those_of_the_time_when_it_was_written(tmp_path: Path) -> None:
+    then: dict[str, Any] = {
+        "replacement": True,
+        "optimizer": "adamw",
+        "betas": [0.9, 0.99],
+        "momentum": 0.95,
+        "grad_clip": 1.0,
+    }
+    assert not then.items() <= TrainerConfig().to_dict().items()
+    whole = trainer_of("gpt", eval_interval=6, **then)
+    whole.fit()
+    trainer = trainer_of("gpt", tmp_path / "run", [Interrupt(6)], eval_interval=6, **then)
+    with pytest.raises(TrainingInterrupted):
+        trainer.fit()
+    kept = {name: value for name, value in trainer.config.to_dict().items() if name not in then}
+    again = resumed(resealed(tmp_path / "run", "lacking", config=kept))
+    assert again.config == whole.config
+    again.fit()
+    assert same_tensors(tensors_of(again), tensors_of(whole))
+
+
+def test_a_state_without_any_settings_resumes_with_the_earlier_defaults(tmp_path: Path) -> None:
+    trainer = trainer_of("bigram", tmp_path / "run", max_steps=4)
+    trainer.fit()
+    config = resumed(resealed(tmp_path / "run", "empty", config={})).config
+    assert (config.max_steps, config.batch_size, config.learning_rate) == (2_000, 32, 1e-3)
+    assert (config.optimizer, config.replacement, config.warmup_steps) == ("adamw", True, 50)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ BAD_VALUES: dict[str, object] = {
     "True": True,
     "a float": 2.5,
     "text": "0.1",
-    "a numpy int": np.int64(4),
-    "a numpy float": np.float64(0.5),
+    "a numpy array": np.array(4),
+    "a decimal": Decimal("0.5"),
     "None": None,
     "a list": [4],
     "bytes": b"4",

@@ -1,0 +1,306 @@
+"""Numbers, switches and texts of any type that says what it is, wherever the package takes one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.tiny_models import tiny_config, tiny_gpt
+from reference.tiny_training import TEXT, TOKENIZER, quick_config, tiny_split
+
+from charlm import (
+    GPT,
+    BigramLM,
+    CharLM,
+    CharTokenizer,
+    GPTConfig,
+    Trainer,
+    get_backend,
+    load_corpus,
+    register_backend,
+)
+from charlm.backends.cpu import CPUBackend
+from charlm.config import Config
+from charlm.errors import ConfigError, InputError
+from charlm.evaluation import evaluate
+from charlm.evaluation.surprisal import surprisal
+from charlm.generation import SamplingOptions
+from charlm.generation.stopping import StopMatcher
+from charlm.models.config import BigramConfig, NGramConfig
+from charlm.plain import as_bool, as_float, as_int, as_text, int_from
+from charlm.text.inspection import inspect_text
+from charlm.training import Timetable, TrainerConfig, steps_within
+
+INTS: tuple[Callable[[int], Any], ...] = (
+    int,
+    np.int8,
+    np.uint8,
+    np.int16,
+    np.int32,
+    np.uint32,
+    np.int64,
+    np.uint64,
+    lambda n: IntEnum("Number", {"IT": n}).IT,  # type: ignore[attr-defined]  # made of a value
+)
+FLOATS: tuple[Callable[[float], Any], ...] = (
+    float,
+    np.float16,
+    np.float32,
+    np.float64,
+    np.longdouble,
+    Fraction,
+)
+BOOLS: tuple[Callable[[bool], Any], ...] = (bool, np.bool_)
+TEXTS: tuple[Callable[[str], Any], ...] = (
+    str,
+    np.str_,
+    lambda s: StrEnum("Word", {"IT": s}).IT,  # type: ignore[attr-defined]
+    lambda s: Enum("Word", {"IT": s}, type=str).IT,  # type: ignore[attr-defined]
+)
+
+NUMPY: Any = np  # its numbers are no int and no float to a type checker
+HALF: Any = Fraction(1, 2)
+
+CONFIGS: tuple[Config, ...] = (
+    quick_config(
+        minutes=2.0,
+        eval_chars=64,
+        save_interval=4,
+        sample_interval=4,
+        patience=3,
+        max_seconds=9.0,
+        eval_interval=4,
+    ),
+    tiny_config(mlp_width=24, attention_dropout=0.25),
+    BigramConfig(vocab_size=7),
+    NGramConfig(vocab_size=7, n_ngrams=3),
+)
+
+
+FIELDS = [pytest.param(config, name, id=name) for config in CONFIGS for name in config.to_dict()]
+"""Every field of every settings class."""
+
+
+def in_other_types(value: object) -> st.SearchStrategy[object]:
+    """Return the same value, as far as its type holds it, in all types that say they are its kind."""
+    if isinstance(value, tuple):
+        return st.tuples(*map(in_other_types, value))
+    if value is None:
+        return st.none()
+    if isinstance(value, bool):
+        return st.sampled_from(BOOLS).map(lambda kind: kind(value))
+    if isinstance(value, int):
+        kinds = [kind for kind in INTS if value < 100 or kind not in (np.int8, np.uint8, np.int16)]
+        return st.sampled_from(kinds).map(lambda kind: kind(value))
+    if isinstance(value, float):
+        whole = [*INTS[:1], np.int64] if value.is_integer() else []
+        return st.sampled_from([*FLOATS, *whole]).map(lambda kind: kind(value))
+    assert isinstance(value, str)
+    return st.sampled_from(TEXTS).map(lambda kind: kind(value))
+
+
+def plain(value: object) -> bool:
+    """Say whether a value is exactly of one of Python's own types."""
+    if isinstance(value, tuple):
+        return all(map(plain, value))
+    return type(value) in {bool, int, float, str, type(None)}
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_every_field_keeps_a_plain_value_whatever_type_it_came_in(
+    config: Config, name: str, data: st.DataObject
+) -> None:
+    own = getattr(config, name)
+    assert own is not None, "a config of this test must have a value in each field"
+    given_value = data.draw(in_other_types(own))
+    for again in (config.replace(**{name: given_value}), type(config)(**{**vars(config), name: given_value})):
+        kept = getattr(again, name)
+        assert plain(kept)
+        assert type(kept) is type(own)
+        expected = own if not isinstance(own, (float, tuple)) else pytest.approx(own, rel=1e-3)
+        assert kept == expected
+        assert json.loads(json.dumps(again.to_dict()))[name] == again.to_dict()[name]
+        assert type(config).from_dict(again.to_dict()) == again
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(math.nan),
+        np.float32(math.inf),
+        Fraction(10**400),
+        -Fraction(10**400),
+        Decimal("0.5"),
+        np.complex64(1),
+        np.array(1),
+        torch.tensor(1),
+        np.bytes_(b"muon"),
+        np.datetime64(4, "s"),
+        "0.5",
+    ],
+    ids=lambda value: f"{type(value).__name__} {value}"[:24],
+)
+def test_what_is_no_finite_number_stays_refused_in_every_field(
+    config: Config, name: str, value: object
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} must be "):
+        config.replace(**{name: value})
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS)
+def test_a_bool_is_no_number_and_a_number_no_bool(config: Config, name: str) -> None:
+    is_switch = isinstance(getattr(config, name), bool)
+    for value in (np.int64(1), np.float64(1.0), 1) if is_switch else (True, np.True_):
+        with pytest.raises(ConfigError, match=rf"{name} must be "):
+            config.replace(**{name: value})
+
+
+def test_a_whole_float_is_no_int() -> None:
+    for value in (2.0, np.float64(2.0), np.float32(2.0), Fraction(2)):
+        with pytest.raises(ConfigError, match="n_layer must be an int"):
+            tiny_config(n_layer=value)
+
+
+def test_a_narrow_float_keeps_its_own_value() -> None:
+    config = quick_config(learning_rate=np.float32(0.1))
+    assert config.learning_rate == float(np.float32(0.1)) != 0.1
+
+
+def test_the_helpers_tell_the_kinds_apart() -> None:
+    assert [as_int(value) for value in (np.int8(-3), True, np.True_, 2.0, "2", None)] == [-3, *[None] * 5]
+    assert [as_float(value) for value in (np.int8(3), Fraction(1, 2), True, np.True_, "2", None, 1j)] == [
+        3.0,
+        0.5,
+        *[None] * 5,
+    ]
+    assert as_float(-(10**400)) == -math.inf
+    assert as_float(Fraction(10**400, 3)) == math.inf
+    assert [as_bool(value) for value in (np.True_, np.False_, False, 1, np.int8(1), None)] == [
+        *(True, False, False),
+        *[None] * 3,
+    ]
+    assert as_bool(torch.tensor(True)) is None
+    assert [as_text(value) for value in (np.str_("a"), b"a", None, 1)] == ["a", None, None, None]
+    assert int_from(0, np.int64(0), "it") == 0
+
+
+def test_sampling_options_keep_plain_values() -> None:
+    given_options: dict[str, Any] = {
+        "temperature": np.float64(0.5),
+        "top_k": np.int64(5),
+        "top_p": np.float32(0.5),
+        "min_p": Fraction(1, 4),
+        "seed": np.int64(3),
+        "use_cache": np.True_,
+        "overflow": np.str_("restart"),
+    }
+    options = SamplingOptions(**given_options)
+    assert options == SamplingOptions(
+        temperature=0.5, top_k=5, top_p=0.5, min_p=0.25, seed=3, use_cache=True, overflow="restart"
+    )
+    assert all(type(getattr(options, name)) in {float, int, bool, str} for name in given_options)
+    with pytest.raises(InputError, match=r"temperature .*; top_k .*; use_cache "):
+        SamplingOptions(temperature=Decimal(1), top_k=np.True_, use_cache=np.int64(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", TEXTS[1:], ids=["numpy", "StrEnum", "Enum"])
+def test_a_subclass_of_str_stands_for_the_text_it_holds(kind: Callable[[str], Any]) -> None:
+    lm = CharLM(tiny_gpt(tiny_config(vocab_size=TOKENIZER.vocab_size)), TOKENIZER)
+    expected = lm.generate("ba", 9, seed=1, stop=["zz"], overflow="slide")
+    for text in (
+        lm.generate(kind("ba"), 9, seed=1, stop=[kind("zz")], overflow=kind("slide")),
+        lm.generate([kind("ba")], 9, seed=1)[0],
+        "ba" + "".join(lm.stream(kind("ba"), 9, seed=1)),
+    ):
+        assert type(text) is str
+        assert text == expected
+    assert StopMatcher([kind("a")]).feed("ba") == "b"
+    assert (lm.log_probs(kind("ba")) == lm.log_probs("ba")).all()
+    assert lm.model.new_state(overflow=kind("restart")).overflow == "restart"
+    assert type(lm.model.new_state(overflow=kind("restart")).overflow) is str
+    assert CharTokenizer.from_text(kind(TEXT)) == TOKENIZER
+    assert CharTokenizer([kind("a"), "b"], unknown=kind("a")) == CharTokenizer("ab", unknown="a")
+    assert TOKENIZER.encode(kind("ba")) == TOKENIZER.encode("ba")
+    assert get_backend(kind("cpu")).name == "cpu"
+    register_backend(kind("words"), CPUBackend)
+    assert get_backend("words").name == get_backend(kind("words")).name
+    assert load_corpus(kind("python-docs")) == load_corpus("python-docs")
+    assert (
+        GPT.from_config(kind("cpu-10s"), vocab_size=3).config
+        == GPT.from_config("cpu-10s", vocab_size=3).config
+    )
+    assert GPTConfig(vocab_size=3, position=kind("rotary")) == GPTConfig(vocab_size=3, position="rotary")
+
+
+def test_a_text_must_still_be_one_of_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match="optimizer must be one of 'muon', 'adamw', got 'sgd'"):
+        TrainerConfig(optimizer=np.str_("sgd"))  # type: ignore[arg-type]  # the point
+    with pytest.raises(InputError, match="overflow must be"):
+        BigramLM(3).new_state(overflow=np.str_("crop"))  # type: ignore[arg-type]  # the point
+
+
+def test_whatever_takes_a_number_takes_one_of_numpy() -> None:
+    train, val = tiny_split(NUMPY.int64(8))
+    assert type(train.block_size) is int
+    assert len(train.split(NUMPY.float64(0.5))[0].ids) == len(train.split(0.5)[0].ids)
+    assert len(train.split(HALF)[0].ids) == len(train.split(0.5)[0].ids)
+    assert train.sample_batch(NUMPY.int64(3))[0].shape == (3, 8)
+    assert len(list(val.blocks(NUMPY.int32(7)))) == len(list(val.blocks(7)))
+    model = BigramLM(NUMPY.int64(TOKENIZER.vocab_size))
+    assert type(model.vocab_size) is type(model.token_embedding_table.num_embeddings) is int
+    fitted = model.fit(train, smoothing=NUMPY.float32(0.5))
+    assert evaluate(fitted, val, batch_size=NUMPY.int64(3), max_chars=NUMPY.int64(64)) == evaluate(
+        fitted, val, batch_size=3, max_chars=64
+    )
+    assert surprisal(fitted, val, top=NUMPY.int8(1)).candidates.shape[1] == 1
+    assert inspect_text(TEXT, val_fraction=NUMPY.float32(0.5)) == inspect_text(TEXT, val_fraction=0.5)
+    assert steps_within(NUMPY.float64(0.2), fitted, train, quick_config(), device="cpu").steps >= 1
+    lm = CharLM(fitted, TOKENIZER)
+    assert lm.generate("ba", NUMPY.int64(5), seed=NUMPY.int64(1)) == lm.generate("ba", 5, seed=1)
+    assert lm.evaluate("ba de", block_size=NUMPY.int64(2)) == lm.evaluate("ba de", block_size=2)
+    idx = torch.tensor([[1, 2]])
+    assert model.generate(idx, NUMPY.int64(3), seed=1).tolist() == model.generate(idx, 3, seed=1).tolist()
+    state = model.new_state(NUMPY.int64(2), use_cache=NUMPY.False_)
+    state.observe(torch.tensor([[1, 2], [3, 4]]))
+    state.retract(NUMPY.int64(1))
+    assert state.fork([NUMPY.int64(1), NUMPY.int64(0)]).lengths == [1, 1]
+    assert type(state.rows) is int
+    assert StopMatcher(["a"], keep=NUMPY.True_).feed("ba") == "ba"
+
+
+def test_a_timetable_keeps_plain_values() -> None:
+    given_table = Timetable(
+        ends=((NUMPY.int64(3), NUMPY.int64(9)),), evaluations=(NUMPY.int64(4),), eval_chars=NUMPY.int64(8)
+    )
+    assert given_table == Timetable(ends=((3, 9),), evaluations=(4,), eval_chars=8)
+    assert json.loads(json.dumps(given_table.to_dict())) == given_table.to_dict()
+    for wrong in ({"ends": ((True, 9),)}, {"evaluations": (4.0,)}, {"eval_chars": NUMPY.True_}):
+        with pytest.raises(InputError):
+            Timetable(**wrong)
+
+
+def test_a_resume_takes_a_new_end_of_numpy(tmp_path: Any) -> None:
+    train, val = tiny_split()
+    model = BigramLM(TOKENIZER.vocab_size)
+    config = quick_config(max_steps=4)
+    Trainer(
+        model, train, config, val_data=val, tokenizer=TOKENIZER, out_dir=tmp_path / "run", device="cpu"
+    ).fit()
+    with pytest.raises(ConfigError, match="max_steps must be at least the 4 steps done, got 3"):
+        Trainer.resume(tmp_path / "run", train, val_data=val, device="cpu", max_steps=NUMPY.int64(3))
+    again = Trainer.resume(tmp_path / "run", train, val_data=val, device="cpu", max_steps=NUMPY.int64(6))
+    assert type(again.config.max_steps) is int
+    assert again.fit().steps == 6
