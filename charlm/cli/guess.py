@@ -18,7 +18,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
 from charlm.cli.baseline import count_within, score_baseline
 from charlm.cli.plan import Plan, plan_training
-from charlm.cli.settings import DEFAULT_PRESET, gather
+from charlm.cli.settings import gather
 from charlm.cli.verdict import FEW_STEPS
 from charlm.data.blocks import BlockDataset
 from charlm.models.config import PresetName
@@ -99,6 +99,8 @@ class Guess:
     """How long they and the evaluations take, with the start of the command."""
     text_is_short: bool
     """Whether the text, and not the time, limits the steps."""
+    is_limited: bool
+    """Whether a given max_steps limits the steps, and neither the text nor the time."""
     ngram_loss_nats: float | None
     """Measured on the validation text, or a part of it; None without one."""
     ngram_order: int
@@ -147,7 +149,7 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         minutes: what `--minutes` would be.
         began: `time.perf_counter()` at the start of the command; what was done since, a training does, too.
     """
-    settings = gather(DEFAULT_PRESET, file=None, environment=os.environ, flags={"minutes": repr(minutes)})
+    settings = gather(None, file=None, environment=os.environ, flags={"minutes": repr(minutes)})
     backend, tokenizer = get_backend("auto"), CharTokenizer.from_text(text)
     plan = plan_training(
         settings,
@@ -180,6 +182,7 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         steps=steps,
         seconds=spent + steps * step_seconds,
         text_is_short=plan.most_steps is not None and plan.most_steps < fitting,
+        is_limited=plan.most_steps is None and steps < fitting,
         ngram_loss_nats=ngram["loss_nats"],
         ngram_order=ngram["order"],
         ngram_counted=ngram["counted"],

@@ -31,6 +31,7 @@ from charlm.runs.checkpoint import (
     scan_checkpoints,
     verify_checkpoint,
 )
+from charlm.runs.choosing import best_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import CharTokenizer, load_tokenizer
 
@@ -126,9 +127,10 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if (path / "run.json").exists():
         found, problems = _run(path, verify=args.verify)
     elif (path / MANIFEST_FILE).exists():
-        found = _Found(str(path), "checkpoint", None, *_model_files(path), _training(path))
+        model, tokenizer, training, problems = _contents(path, path)
+        found = _Found(str(path), "checkpoint", None, model, tokenizer, training)
         wrong = _problem(path) if args.verify else None
-        problems = [] if wrong is None else [str(wrong)]
+        problems = problems if wrong is None else [str(wrong)]
     else:
         found, problems = _saved(path, verify=args.verify)
     emit(json.dumps(found.to_dict()) + "\n" if args.json else _text(found))
@@ -142,23 +144,34 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     run = RunDirectory.open(path)
     while True:
         whole, others = scan_checkpoints(run)
-        # The best is the one that `load` takes.
-        best = min(
-            reversed(whole), key=lambda info: (info.val_loss is None, info.val_loss or 0.0), default=None
+        best = best_of(whole[::-1]) if whole else None  # the one that `load` takes
+        checkpoints, problems = _checkpoints(whole, others, best, verify=verify)
+        model, tokenizer, training, unreadable = _contents(
+            None if best is None else best.path, whole[-1].path if whole else None
         )
-        try:
-            checkpoints, problems = _checkpoints(whole, others, best, verify=verify)
-            model, tokenizer = (None, None) if best is None else _model_files(best.path)
-            training = _training(whole[-1].path) if whole else None
+        if all(os.path.lexists(info.path) for info in whole):
             break
-        except OSError:
-            if all(os.path.lexists(info.path) for info in whole):
-                raise
-            # else the run, still in training, has deleted one of them: look again
+        # else the run, still in training, has deleted one of them: look again
     baseline, problem = _baseline(path, verify=verify)
     problems += [] if problem is None else [problem]
     found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline)
-    return found, problems if verify else []
+    return found, problems if verify else unreadable
+
+
+def _contents(
+    best: Path | None, newest: Path | None
+) -> tuple[_Model | None, _Tokenizer | None, _Training | None, list[str]]:
+    """Return what the checkpoints of a run say of its model and its training, and what cannot be read."""
+    model, tokenizer, training, unreadable = None, None, None, []
+    try:
+        model, tokenizer = (None, None) if best is None else _model_files(best)
+    except (CharLMError, OSError) as error:
+        unreadable.append(str(error))
+    try:
+        training = None if newest is None else _training(newest)
+    except (CharLMError, OSError) as error:
+        unreadable.append(str(error))
+    return model, tokenizer, training, unreadable
 
 
 def _checkpoints(

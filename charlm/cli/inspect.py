@@ -148,6 +148,8 @@ def _guessed(report: TextReport, guessed: Guess, minutes: float) -> Iterator[tup
     steps = f"{_two_digits(guessed.steps):,.0f} step{'s' if guessed.steps > 1 else ''}"
     if guessed.text_is_short:
         yield "time", f"{_roughly(guessed.seconds)} {timed}: about {steps}, enough for so short a text"
+    elif guessed.is_limited:
+        yield "time", f"{_roughly(guessed.seconds)} {timed}: {steps}, as max_steps is set"
     elif guessed.steps == 1:
         yield "time", f"{minutes:g} min is too short for more than a step {timed}"
     else:

@@ -36,6 +36,7 @@ __all__ = [
 
 DEFAULT_PRESET: PresetName = "cpu-1min"
 """What `charlm train` trains unless it is told otherwise."""
+_CHOSEN_AMONG: Sequence[PresetName] = (DEFAULT_PRESET, "cpu-10s", "cpu-5min")
 
 _YES_NO = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _CONVERTERS: Mapping[type, Callable[[str], object]] = {
@@ -109,12 +110,17 @@ def preset_values(preset: PresetName) -> dict[str, object]:
 
 
 def gather(
-    preset: PresetName, *, file: str | None, environment: Mapping[str, str], flags: Mapping[str, object]
+    preset: PresetName | None,
+    *,
+    file: str | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, object],
 ) -> Settings:
     """Return the settings that preset, file, variables and flags make together.
 
     Args:
-        preset: where the values begin.
+        preset: where the values begin. None: it is chosen later, by `Settings.over`; until then it is the
+            first that goes together with the rest.
         file: path of a TOML file, or None.
         environment: the process's variables; only those of a field are looked at.
         flags: texts (a sequence of texts for a tuple; bools are bools) by field name.
@@ -133,7 +139,16 @@ def gather(
     _refuse(in_file, ConfigError, lambda name: name, f"{quoted(str(file))}: ")
     _refuse(in_environment, ConfigError, variable_of)
 
-    return _combined(preset, {}, {**in_file, **in_environment}, in_flags)
+    below = {**in_file, **in_environment}
+    if preset is not None:
+        return _combined(preset, {}, below, in_flags)
+    refusals: list[Exception] = []
+    for candidate in _CHOSEN_AMONG:
+        try:
+            return _combined(candidate, {}, below, in_flags)
+        except (ConfigError, UsageError) as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
-from charlm.cli.settings import DEFAULT_PRESET, FIELDS, from_flags, gather, nearest_name, variable_of
+from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
 from charlm.errors import CorpusError
 from charlm.files.folders import cache_folder
@@ -47,8 +47,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if not 0 <= val_fraction < 1:
         raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
     if repeated is None:
-        preset = args.preset or DEFAULT_PRESET
-        settings = gather(preset, file=args.config, environment=os.environ, flags=flags)
+        settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
     else:
         settings = repeated.settings()
     _mention_unknown_variables(console)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from charlm.backends.cpu import CPUBackend
+from charlm.backends.traits import is_host
 from charlm.errors import NotEnoughMemoryError
 from charlm.models.config import ModelConfig
 
@@ -34,7 +35,7 @@ def check_fits(config: ModelConfig) -> None:
         >>> check_fits(GPTConfig(vocab_size=65))
     """
     probe = torch.empty(0)  # lies where the weights will, and is of their type
-    if type(probe) is not Tensor or probe.device.type != "cpu":
+    if type(probe) is not Tensor or not is_host(probe.device):
         return
     memory = CPUBackend().memory()
     needed = probe.element_size() * config.num_parameters()

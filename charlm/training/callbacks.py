@@ -42,7 +42,7 @@ class Callback:
         """
 
     def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
-        """Run after each evaluation that the schedule of the run asks for.
+        """Run after each evaluation: those of the schedule, and that of the last step before an end.
 
         Args:
             trainer: may be told to `finish()`, or to `save()`.

@@ -132,7 +132,7 @@ def training_bytes(
     config = TrainerConfig() if config is None else config
     backend = get_backend(device)
     precision = backend.precision(config.precision)
-    on_cpu = backend.device.type == "cpu"
+    on_cpu = backend.is_host
     own_block_size = model.block_size if isinstance(model, GPTConfig | LanguageModel) else None
     T = own_block_size if block_size is None else block_size
     if T is None:

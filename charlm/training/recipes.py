@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from charlm.errors import InputError, shown
 from charlm.models.config import PRESETS, PresetName
+from charlm.plain import as_float
 from charlm.training.config import TrainerConfig
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
@@ -108,6 +110,9 @@ def recommend(
     Returns:
         The preset, and which of its fields to change.
 
+    Raises:
+        InputError: `minutes` is not above 0.
+
     Example:
         >>> recommend(1_000_000, 100_000, minutes=5).preset
         'cpu-5min'
@@ -115,7 +120,9 @@ def recommend(
         >>> short.preset, short.changes, short.most_chars
         ('cpu-10s', {'block_size': 32}, 30000)
     """
-    time = 1.0 if minutes is None else minutes
+    time = 1.0 if minutes is None else as_float(minutes)
+    if time is None or not time > 0:
+        raise InputError(f"minutes must be above 0, got {shown(minutes)}")
     speed = _GPU_SPEED if on_gpu else 1
     sizes = {name: (one.minutes, one.chars) for name, one in _PRESETS.items() if one.minutes is not None}
     allowed = [name for name, (least, _) in sizes.items() if least <= time * speed]

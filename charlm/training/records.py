@@ -35,7 +35,8 @@ class StepRecord:
     chars: int
     """Characters that were predicted in this step."""
     seconds: float
-    """What the step took, without evaluation, saving and callbacks."""
+    """What the step took, without evaluation, saving and callbacks. On a device that works on its own, what
+    it took to hand the step over."""
     loss_tensor: Tensor = field(repr=False)
     """The same as `loss`, a scalar on the device: not waited for until it is read."""
     grad_norm_tensor: Tensor = field(repr=False)
@@ -58,7 +59,7 @@ class StepRecord:
 
     @property
     def chars_per_second(self) -> float:
-        """Speed of this step."""
+        """Speed of this step, by its `seconds`."""
         return self.chars / self.seconds
 
 

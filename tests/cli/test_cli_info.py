@@ -158,6 +158,25 @@ def test_a_damaged_run(command: Command, tmp_path: Path) -> None:
     assert "\nbaseline: an n-gram model, damaged\n" in command.out
 
 
+@pytest.mark.parametrize(("file", "part"), [("config.json", "model"), ("state.json", "training")])
+def test_a_run_with_a_file_that_cannot_be_read_is_shown_all_the_same(
+    command: Command, tmp_path: Path, file: str, part: str
+) -> None:
+    copy = Path(shutil.copytree("run", tmp_path / "copy"))
+    for info in list_checkpoints(copy):
+        (info.path / file).write_bytes(b"{")
+    for verify in ([], ["--verify"]):
+        assert command("info", copy, "--json", *verify) == 1
+        found = json.loads(command.out)
+        assert part not in found
+        assert [entry["damaged"] for entry in found["checkpoints"]] == [bool(verify)] * 2
+        assert file in command.err
+    checkpoint = list_checkpoints(copy)[0].path
+    assert command("info", checkpoint) == 1
+    assert command.out.startswith(f"checkpoint: {checkpoint}\n")
+    assert file in command.err
+
+
 def test_a_run_without_a_checkpoint(command: Command, tmp_path: Path) -> None:
     copy = Path(shutil.copytree("run", tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints")

@@ -44,6 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         steps=1_088,
         seconds=59.4,
         text_is_short=False,
+        is_limited=False,
         ngram_loss_nats=1.5,
         ngram_order=7,
         ngram_counted=5_400,
@@ -371,3 +372,22 @@ def test_no_training_is_recommended_for_a_text_that_is_unlike_its_beginning(
     quick["unlike"] = True
     assert command("inspect", text_file(tmp_path, CORPUS), "--json") == 0
     assert json.loads(command.out)["command"] is None
+
+
+def test_a_given_number_of_steps_is_named_as_what_limits_them(
+    command: Command, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    quick.update(steps=20, seconds=2.0, is_limited=True)
+    assert command("inspect", text_file(tmp_path, CORPUS)) == 0
+    assert "time        a few seconds (timed just now, on cpu): 20 steps, as max_steps is set" in command.out
+
+
+def test_it_and_train_take_a_setting_that_fits_the_preset_that_is_chosen(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = text_file(tmp_path, CORPUS)
+    monkeypatch.setenv("CHARLM_N_HEAD", "3")  # divides the width of cpu-10s, and not that of cpu-1min
+    assert command("inspect", text, "--minutes", "0.2") == 0
+    assert "preset      cpu-10s" in command.out
+    assert command("train", text, "-o", tmp_path / "run", "--max-steps", "1") == 0
+    assert "3 heads" in command.out + command.err

@@ -200,7 +200,7 @@ def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:
     ("columns", "shown"),
     [
         (65, r"loss \d\.\d{4}, val \d\.\d{4}, \S+ chars/s"),
-        (55, r"loss \d\.\d{4}, val \d\.\d{4}"),
+        (50, r"loss \d\.\d{4}, val \d\.\d{4}"),
         (40, r"loss \d\.\d{4}"),
         (25, ""),
     ],

@@ -154,3 +154,13 @@ def test_a_file_that_is_a_pipe_is_read_once(capsys: pytest.CaptureFixture[str], 
     os.close(reader)
     training = json.loads((run / "train.json").read_bytes())["training"]
     assert (training["learning_rate"], training["max_steps"]) == (0.002, 2)
+
+
+def test_a_preset_that_is_still_to_be_chosen_is_the_first_that_goes_together_with_the_rest() -> None:
+    assert gather(None, file=None, environment={}, flags={}).preset == "cpu-1min"
+    settings = gather(None, file=None, environment={}, flags={"n_head": "3"})
+    assert (settings.preset, settings.model["n_embd"]) == ("cpu-10s", 96)
+    with pytest.raises(UsageError, match="multiple of n_head"):
+        gather(None, file=None, environment={}, flags={"n_head": "7", "n_embd": "64"})
+    with pytest.raises(ConfigError, match="multiple of n_head"):
+        gather(None, file=None, environment={"CHARLM_N_HEAD": "7", "CHARLM_N_EMBD": "64"}, flags={})

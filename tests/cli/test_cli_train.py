@@ -193,8 +193,8 @@ def test_without_a_preset_time_and_text_decide_and_a_short_text_ends_early(
 
 
 def test_a_budget_that_is_over_at_once_is_refused(command: Command, text: Path, run: Path) -> None:
-    assert command("train", text, "-o", run, "--minutes", "0.001") == 1
-    assert "--minutes 0.001 is over before the training can begin" in command.err
+    assert command("train", text, "-o", run, "--minutes", "0.0001") == 1
+    assert "--minutes 0.0001 is over before the training can begin" in command.err
 
 
 def test_a_directory_in_use_is_refused_and_overwritten_only_on_request(
