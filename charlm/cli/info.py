@@ -155,7 +155,7 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     baseline, problem = _baseline(path, verify=verify)
     problems += [] if problem is None else [problem]
     found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline)
-    return found, problems if verify else unreadable
+    return found, problems or unreadable if verify else unreadable
 
 
 def _contents(

@@ -118,7 +118,7 @@ def training_bytes(
         Bytes. For a GPT on a CPU the estimate was within 15 % of what trainings of 0.3 to 1.5 GB took.
 
     Raises:
-        BackendError: the device is absent, or cannot train in the config's precision.
+        BackendError: the device is absent.
         InputError: `block_size` is missing, and the model has none.
 
     Example:
@@ -131,7 +131,7 @@ def training_bytes(
     """
     config = TrainerConfig() if config is None else config
     backend = get_backend(device)
-    precision = backend.precision(config.precision)
+    precision = backend.precision() if config.precision == "auto" else config.precision
     on_cpu = backend.is_host
     own_block_size = model.block_size if isinstance(model, GPTConfig | LanguageModel) else None
     T = own_block_size if block_size is None else block_size
