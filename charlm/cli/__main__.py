@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from charlm.cli.output import Console, UsageError, emit, product_and_messages
 from charlm.cli.parser import COMMANDS, parse
 from charlm.cli.signals import Interrupted, Signals
-from charlm.cli.threads import sharing_cores
 from charlm.errors import CharLMError, NotEnoughMemoryError, UnknownCharacterError
 
 __all__ = ["main"]
@@ -71,6 +70,8 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
         emit("")
         return 0
     console.quiet, console.verbose = args.quiet, args.verbose
+    from charlm.cli.threads import sharing_cores  # noqa: PLC0415 - help does without
+
     with sharing_cores():
         with signals.ending_at_once():
             command = importlib.import_module(f"charlm.cli.{args.command}")
