@@ -84,6 +84,7 @@ def test_a_short_text_limits_the_steps(n_chars: int, preset: PresetName, steps: 
 
 def test_a_long_text_leaves_the_steps_to_the_recipe_or_to_the_clock() -> None:
     assert plan_of().most_steps == 8 * 900_000 // (16 * 128) == 3_515
+    assert plan_of(accumulate="2").most_steps == 8 * 900_000 // (2 * 16 * 128) == 1_757
     assert plan_of().training.max_steps == RECIPES["cpu-1min"].max_steps == 1_200
     assert plan_of(minutes="1").training.max_steps == 3_515
     assert plan_of(minutes="1", preset="cpu-1min").training.max_steps == MOST_STEPS

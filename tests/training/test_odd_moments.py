@@ -27,7 +27,7 @@ from charlm.files import strict_json
 from charlm.runs import writer as writer_module
 from charlm.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from charlm.runs.choosing import newest_whole_checkpoint
-from charlm.training import Callback, EvalRecord, SampleRecord, list_checkpoints, read_timetable
+from charlm.training import Callback, EvalRecord, SampleRecord, Timetable, list_checkpoints
 from charlm.training import evaluations as evaluations_module
 from charlm.training import resume as resume_module
 
@@ -352,27 +352,30 @@ def test_generators_that_are_none_are_refused_before_a_callback_has_its_state(
     assert noise.drawn == []
 
 
-def test_a_new_end_of_a_repetition_is_saved_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_steps", [12, 25])
+def test_a_new_end_of_a_repetition_is_saved_at_once(tmp_path: Path, max_steps: int) -> None:
     train, val = tiny_split()
-    trainer_of(tmp_path / "one", minutes=0.02, max_steps=20, eval_interval=None).fit()
-    timetable = read_timetable(tmp_path / "one")
-    config = quick_config(minutes=0.02, max_steps=20, eval_interval=None)
-    Trainer(
+    recorded = Timetable(evaluations=(3, 7))
+    trainer = Trainer(
         bigram(),
         train,
-        config,
+        quick_config(max_steps=12, save_interval=5),
         val_data=val,
         tokenizer=TOKENIZER,
         device="cpu",
-        out_dir=tmp_path / "two",
-        timetable=timetable,
-    ).fit()
-    again = Trainer.resume(tmp_path / "two", train, val_data=val, device="cpu", max_steps=25)
-    next(again.steps())
-    state = newest_whole_checkpoint_state(tmp_path / "two")
+        out_dir=tmp_path / "run",
+        timetable=recorded,
+    )
+    for record in trainer.steps():
+        if record.step == 5:
+            break
+    assert "timetable" in newest_whole_checkpoint_state(tmp_path / "run")
+    again = Trainer.resume(tmp_path / "run", train, val_data=val, device="cpu", max_steps=max_steps)
+    next(again.steps())  # and then it is killed
+    state = newest_whole_checkpoint_state(tmp_path / "run")
     assert "timetable" not in state
     assert isinstance(state["config"], dict)
-    assert state["config"]["max_steps"] == 25
+    assert state["config"]["max_steps"] == max_steps
 
 
 @pytest.mark.parametrize("far", [False, True])
