@@ -28,7 +28,7 @@ from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids
 from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
-from charlm.plain import as_text, int_from
+from charlm.plain import as_path, as_text, int_from
 from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
 from charlm.runs.choosing import best_whole_checkpoint
 from charlm.runs.directory import RunDirectory
@@ -65,6 +65,8 @@ class CharLM:
             raise InputError(
                 f"CharLM takes a LanguageModel and a tokenizer, got {shown(model)} and {shown(tokenizer)}"
             )
+        if backend is not None and not isinstance(backend, DeviceBackend):
+            raise InputError(f"backend must be a DeviceBackend, got {shown(backend)}")
         if model.vocab_size != tokenizer.vocab_size:
             raise InputError(
                 f"model and tokenizer must have one vocabulary, got {model.vocab_size} and "
@@ -376,7 +378,7 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
         >>> load(folder, device="cpu").tokenizer
         <CharTokenizer of 3 characters: 'abc'>
     """
-    directory = Path(path)
+    directory = as_path(path)
     if not directory.is_dir():
         what = "is no directory" if directory.exists() else "does not exist"
         raise CheckpointError(f"cannot load {quoted(str(path))}: it {what}")

@@ -2,18 +2,20 @@
 
 Callers bring numbers from numpy, from fractions, from an Enum. A number is what `numbers.Integral` or
 `numbers.Real` says, a text is a `str` or of a subclass. What is kept is exactly a bool, int, float or str, so
-that it can be written as JSON, hashed and shown like any other. Nothing is rounded in silence: 2.0 is no int,
-True is no number. This module imports neither numpy nor torch.
+that it can be written as JSON, hashed and shown like any other. 2.0 is no int, True is no number. This module
+imports neither numpy nor torch.
 """
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 
 from charlm.errors import InputError, shown
 
-__all__ = ["as_bool", "as_float", "as_int", "as_text", "int_from"]
+__all__ = ["as_bool", "as_float", "as_int", "as_path", "as_text", "int_from"]
 
 
 def as_bool(value: object) -> bool | None:
@@ -61,7 +63,7 @@ def as_text(value: object) -> str | None:
     """Return a text as Python's str; None for anything else.
 
     A subclass of str is taken as Python's own functions take it. The text that it holds is kept, and not the
-    object: that of an Enum has a hash of its own, and `str()` gives its name.
+    object, of which `str()` may give something else: of an Enum, its name.
 
     Example:
         >>> from enum import Enum
@@ -71,6 +73,11 @@ def as_text(value: object) -> str | None:
         ('fast', None)
     """
     return str.__str__(value) if isinstance(value, str) else None
+
+
+def as_path(value: str | PathLike[str]) -> Path:
+    """Return a path; of a text of a subclass, that of the text, where `Path` takes an Enum's name."""
+    return Path(value if isinstance(value, PathLike) else as_text(value) or value)
 
 
 def int_from(least: int, value: object, name: str) -> int:

@@ -203,7 +203,6 @@ def _prepare(
         plan.training,
         block_size=plan.model.block_size,
         backend=backend,
-        precision=backend.precision(plan.training.precision),
         evaluates=val is not None,
     )
     torch.manual_seed(plan.training.seed)

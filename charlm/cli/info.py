@@ -34,6 +34,7 @@ from charlm.runs.checkpoint import (
 from charlm.runs.choosing import best_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import CharTokenizer, load_tokenizer
+from charlm.training.config import saved_config
 
 __all__ = ["run"]
 
@@ -122,7 +123,7 @@ class _Found:
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write what is known as text or as JSON; 1 if `--verify` finds damage."""
+    """Write what is known as text or as JSON; 1 if a file cannot be read, or `--verify` finds damage."""
     path = Path(args.run)
     if (path / "run.json").exists():
         found, problems = _run(path, verify=args.verify)
@@ -155,7 +156,7 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     baseline, problem = _baseline(path, verify=verify)
     problems += [] if problem is None else [problem]
     found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline)
-    return found, problems or unreadable if verify else unreadable
+    return found, (problems or unreadable) if verify else unreadable
 
 
 def _contents(
@@ -260,9 +261,10 @@ def _training(path: Path) -> _Training:
     where = str(path / STATE_FILE)
     state = strict_json.loads(read_file(where, max_bytes=strict_json.MAX_BYTES), path=where)
     settings = strict_json.take(state, "config", dict, path=where)
-    length = f" of {strict_json.take(settings, 'max_steps', int, path=where):,} steps"
-    if settings.get("minutes") is not None:
-        length = f" steps within {strict_json.take(settings, 'minutes', float, path=where):g} min"
+    config = saved_config(settings)
+    length = f" of {config.max_steps:,} steps"
+    if config.minutes is not None:
+        length = f" steps within {config.minutes:g} min"
     best, part = state.get("best"), ""
     if isinstance(best, dict) and "n_left_out" in best:
         left_out = strict_json.take(best, "n_left_out", int, path=where)

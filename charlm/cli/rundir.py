@@ -58,11 +58,20 @@ class Origin:
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
         if preset not in PRESETS:
             raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")
-        if self.values.get("moved_end"):
+        if self._has_moved_end():
             raise CheckpointError(
                 "the end of this run was moved by --resume --max-steps: no run from its beginning repeats it"
             )
         return Settings(cast("PresetName", preset), model, training, {}, {**model, **training.to_dict()})
+
+    def _has_moved_end(self) -> bool:
+        commands = self.values.get("commands")
+        words = [str(command).split() for command in commands] if isinstance(commands, list) else []
+        # Older records do not say it, but what was asked for.
+        asked = any(
+            "--resume" in line and any(word.startswith("--max-steps") for word in line) for line in words
+        )
+        return bool(self.values.get("moved_end", asked))
 
     def _table(self, name: str) -> dict[str, object]:
         return strict_json.take(self.values, name, dict, path=RECORD_FILE)

@@ -189,6 +189,7 @@ def in_order(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs and targets as `BlockDataset.blocks` does, as views of ids of any type on any device."""
     B, N, T = int_from(1, batch_size, "batch_size"), len(ids), block_size
+    most = None if most is None else int_from(1, most, "most")
     full = (N - 1) // T
     inputs = ids[: full * T].view(full, T)
     targets = ids[1 : full * T + 1].view(full, T)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from charlm.errors import quoted
+from charlm.plain import as_path
 
 __all__ = [
     "Content",
@@ -82,7 +83,7 @@ def write_file(path: str | Path, data: Content) -> None:
         >>> path.read_bytes()
         b'one\ntwo\n'
     """
-    target = Path(path)
+    target = as_path(path)
     temporary = _temporary_beside(target)
     _write_new(temporary, data)
     with _removed_on_error(temporary):
@@ -113,7 +114,7 @@ def write_directory(
         OSError: the directory could not be written. If only the parent's fsync failed, it stands whole but
             may not survive a loss of power; after any other failure nothing is left.
     """
-    target = Path(target)
+    target = as_path(target)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "there is something here already", str(target))
     staging = _temporary_beside(target, temporary)
@@ -146,7 +147,7 @@ def replace_directory(
         OSError: the directory could not be written, the old one stands; or the old one could not be deleted
             or the parent not be synced, and the new one stands.
     """
-    target = Path(target)
+    target = as_path(target)
     old = _second_name(target)
     if os.path.lexists(old):  # an earlier call was cut short: before its second rename, or while it deleted
         if os.path.lexists(target):
@@ -177,7 +178,7 @@ def standing_directory(target: str | Path) -> Path:
     Returns:
         `target`, or its second name if a crash left the directory there and nothing at `target`.
     """
-    target = Path(target)
+    target = as_path(target)
     old = _second_name(target)
     return old if os.path.lexists(old) and not os.path.lexists(target) else target
 
@@ -188,7 +189,7 @@ def make_directory(path: str | Path) -> None:
     Raises:
         OSError: it could not be made, or something other than a directory stands there.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():  # perhaps made by a process that was killed before it was durable
         with contextlib.suppress(PermissionError):  # the parent of another user's directory, say
             sync_directory(path.parent)
@@ -213,7 +214,7 @@ def remove_directory(path: str | Path, trash: str | Path) -> None:
     Raises:
         OSError: it could not be renamed or deleted.
     """
-    path = Path(path)
+    path = as_path(path)
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "this is not a directory", str(path))
     os.rename(path, trash)

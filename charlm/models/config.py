@@ -7,9 +7,9 @@ Names are nanoGPT's. A preset's meaning never changes once released; a better on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
 
 from typing_extensions import override
 
@@ -215,24 +215,7 @@ class GPTConfigFields(TypedDict, total=False):
 PresetName = Literal["lecture", "gpt2", "cpu-10s", "cpu-1min", "cpu-5min"]
 """What `GPT.from_config` and `charlm train --preset` take."""
 
-_LECTURE: GPTConfigFields = {
-    "block_size": 256,
-    "n_layer": 6,
-    "n_head": 6,
-    "n_embd": 384,
-    "mlp_width": None,
-    "dropout": 0.2,
-    "attention_dropout": None,
-    "bias": True,
-    "qkv_bias": False,
-    "head_bias": True,
-    "position": "learned",
-    "norm": "layernorm",
-    "qk_norm": False,
-    "activation": "relu",
-    "tie_weights": False,
-    "init": "normal",
-}
+_LECTURE = cast("GPTConfigFields", {f.name: f.default for f in fields(GPTConfig) if f.name != "vocab_size"})
 
 _OURS: GPTConfigFields = {
     **_LECTURE,

@@ -28,6 +28,7 @@ from charlm.files.atomic import Content, make_directory, replace_directory, stan
 from charlm.files.reading import read_file, refusal
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
+from charlm.plain import as_path, as_text
 from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
 
 if TYPE_CHECKING:
@@ -103,7 +104,12 @@ def model_files(
     check_savable(model)
     files: dict[str, Content] = {
         CONFIG_FILE: strict_json.dumps(
-            {"format": FORMAT, "version": VERSION, "kind": model.kind, "config": model.config.to_dict()}
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "kind": as_text(model.kind),
+                "config": model.config.to_dict(),
+            }
         )
     }
     if tokenizer is not None:
@@ -119,7 +125,7 @@ def save_model(model: LanguageModel, directory: str | Path, tokenizer: Tokenizer
         CheckpointWriteError: it could not be written. What was there before is intact.
         RunExistsError: the directory holds other files.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     try:
         make_directory(directory.absolute().parent)
         replace_directory(directory.absolute(), model_files(model, tokenizer), owned=MODEL_FILES)
@@ -138,7 +144,7 @@ def read_model_files(directory: str | Path) -> dict[str, bytearray]:
         CheckpointError: config.json or model.safetensors is missing.
         FileFormatError: a file is too large or no regular file.
     """
-    directory = standing_directory(Path(directory).absolute())
+    directory = standing_directory(as_path(directory).absolute())
     limits = {CONFIG_FILE: strict_json.MAX_BYTES, TOKENIZER_FILE: MAX_FILE_BYTES}
     files: dict[str, bytearray] = {}
     for name in MODEL_FILES:
@@ -160,7 +166,7 @@ def load_model(directory: str | Path, wanted: type[ModelT]) -> ModelT:
         CheckpointError: no model lies there, or one of another class.
         FileFormatError: a file's content is refused.
     """
-    return build_model(read_model_files(directory), Path(directory), wanted)
+    return build_model(read_model_files(directory), as_path(directory), wanted)
 
 
 def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> Tokenizer:

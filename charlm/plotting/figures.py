@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from charlm.errors import CharLMError, InputError, quoted
 from charlm.files.atomic import write_file
+from charlm.plain import as_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,10 +43,10 @@ def picture_format(path: str | Path) -> str:
     Raises:
         InputError: none of those that `save_picture` writes.
     """
-    suffix = Path(path).suffix
+    suffix = as_path(path).suffix
     if suffix[1:].lower() not in _FORMATS:
         endings = " or ".join(f".{name}" for name in _FORMATS)
-        raise InputError(f"a picture's name must end in {endings}, got {quoted(Path(path).name)}")
+        raise InputError(f"a picture's name must end in {endings}, got {quoted(as_path(path).name)}")
     return suffix[1:].lower()
 
 

@@ -36,6 +36,7 @@ from charlm.files.atomic import (
     write_directory,
 )
 from charlm.files.reading import read_file
+from charlm.plain import as_path
 from charlm.runs.directory import RunDirectory
 
 __all__ = [
@@ -198,7 +199,7 @@ def list_checkpoints(run: str | Path) -> list[CheckpointInfo]:
         >>> [info.step for info in list_checkpoints(folder)]
         [2, 4]
     """
-    return scan_checkpoints(RunDirectory.open(Path(run)))[0]
+    return scan_checkpoints(RunDirectory.open(as_path(run)))[0]
 
 
 def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, OSError]]:
@@ -236,7 +237,7 @@ def verify_checkpoint(path: str | Path) -> CheckpointInfo:
         >>> verify_checkpoint(trainer.fit().checkpoint).step
         4
     """
-    return read_checkpoint(Path(path)).info
+    return read_checkpoint(as_path(path)).info
 
 
 def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from charlm.errors import CheckpointError, quoted
 from charlm.files import strict_json
 from charlm.files.reading import read_file
+from charlm.plain import as_path
 from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 from charlm.runs.log import read_metrics
 
@@ -79,7 +80,7 @@ def read_history(run: str | Path) -> RunHistory:
         >>> read_history(run).steps
         array([10, 20])
     """
-    directory = RunDirectory.open(Path(run))
+    directory = RunDirectory.open(as_path(run))
     log = directory.metrics
     try:
         records = list(read_metrics(log))
@@ -93,7 +94,7 @@ def read_history(run: str | Path) -> RunHistory:
         )
     unit, baseline, part = _of_command(directory.path / RECORD_FILE)
     return RunHistory(
-        name=Path(run).resolve().name,
+        name=as_path(run).resolve().name,
         unit=unit,
         steps=_steps(kinds["step"], log),
         loss_nats=_numbers(kinds["step"], "loss", log),

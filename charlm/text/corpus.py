@@ -20,7 +20,7 @@ from pathlib import Path
 from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, did_you_mean, quoted
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
-from charlm.plain import as_text
+from charlm.plain import as_path, as_text
 from charlm.text.download import Download, fetch
 
 __all__ = ["load_corpus", "read_text"]
@@ -96,7 +96,7 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
 
 
 def _one_corpus(source: str | Path) -> str:
-    if isinstance(source, str) and source in _NAMES and not Path(source).is_file():
+    if isinstance(source, str) and source in _NAMES and not as_path(source).is_file():
         return _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[source])
     try:
         return read_text(source)
@@ -111,7 +111,7 @@ def _bytes_of(path: str | Path, name: str) -> bytes:
     try:
         if path == "-":
             return sys.stdin.buffer.read()
-        return Path(path).read_bytes()
+        return as_path(path).read_bytes()
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "")
         raise _error(f"{name} cannot be read: {error.strerror or error}{advice}", error) from error

@@ -15,7 +15,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
-from charlm.plain import as_float
+from charlm.plain import as_float, int_from
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.trainer import Trainer
 
@@ -78,6 +78,7 @@ def steps_within(
     budget = as_float(seconds)
     if budget is None or not 0 < budget <= _MOST_SECONDS:
         raise InputError(f"seconds must be above 0 and at most {_MOST_SECONDS:.0e}, got {shown(seconds)}")
+    evaluations = int_from(0, evaluations, "evaluations")
     began = time.perf_counter()
     # A learning rate of 0 costs as much as any other, and cannot diverge.
     trial = config.replace(

@@ -69,8 +69,8 @@ class TrainerConfig(Config):
     """Optimizer steps of the whole run; the schedule ends there. With minutes: the most that are made (in
     `charlm train` no limit, unless it is given)."""
     minutes: Annotated[float, Range(above=0, maximum=1e6)] | None = None
-    """Time for the whole run in minutes, evaluations and checkpoints included: as many steps as fit into it,
-    and a learning rate that has fallen by then. None: max_steps alone ends the run."""
+    """Time for the whole run in minutes, evaluations and checkpoints included: as many steps as fit into it
+    (but max_steps at most), and a learning rate that has fallen by then. None: max_steps alone ends it."""
     batch_size: Annotated[int, Range(1, 1_048_576)] = 16
     """B, blocks in one forward pass."""
     accumulate: Annotated[int, Range(1, 65_536)] = 1
@@ -108,16 +108,17 @@ class TrainerConfig(Config):
     """Let torch.compile work on the model. Costs half a minute and more before the first step."""
     eval_interval: Annotated[int, Range(1, MOST_STEPS)] | None = 250
     """Steps between evaluations on the validation text; the last step is evaluated too. None: by the clock,
-    at every fifth of the minutes and every two minutes (so `charlm train --minutes` does, unless it is
-    given); without minutes, the last step alone. Within minutes, evaluations that would take more than a
-    tenth of the time are left out."""
+    each fifth of the minutes or each two minutes, whichever is shorter; without minutes, the last step
+    alone. (`charlm train --minutes` goes by the clock unless this is given.) Within minutes, evaluations
+    that would take more than a tenth of the time are left out."""
     eval_chars: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """The most characters of the validation text that an evaluation scores, spread evenly over it. None: all;
     within minutes, as many as the time allows."""
     log_interval: Annotated[int, Range(1, MOST_STEPS)] = 10
     """Steps between records in metrics.jsonl."""
     save_interval: Annotated[int, Range(1, MOST_STEPS)] | None = None
-    """Steps between checkpoints. None: after every evaluation. The last step is saved too."""
+    """Steps between checkpoints. None: as often as evaluations. A new best evaluation and the last step are
+    saved, too."""
     sample_interval: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Steps between samples of text; needs a tokenizer. None: no samples."""
     sample_chars: Annotated[int, Range(1, 10_000)] = 200

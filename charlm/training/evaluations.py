@@ -32,17 +32,19 @@ class Evaluations:
 
     Attributes:
         history: the evaluations of this process, in order.
+        best_weights: those of the best evaluation, on the model's device; empty: none are kept.
         best_in_model: the model holds the best weights, and those of the last step wait here.
     """
 
     history: list[EvalRecord]
+    best_weights: Mapping[str, Tensor]
     best_in_model: bool
 
     def __init__(
         self, model: nn.Module, data: BlockDataset | None, config: TrainerConfig, backend: DeviceBackend
     ) -> None:
         self._model, self._data, self._config, self._backend = model, data, config, backend
-        self._best_weights: Mapping[str, Tensor] = {}
+        self.best_weights = {}
         self._last_weights: Mapping[str, Tensor] = {}  # while the model holds the best
         self.best_in_model = False
         self.history = []
@@ -85,25 +87,22 @@ class Evaluations:
         if is_best:
             state.best, state.evaluations_since_best = state.last, 0
             if self._config.restore_best:
-                self.take_weights(unique_tensors(self._model), copy=True)
+                own = unique_tensors(self._model)
+                self.best_weights = {name: tensor.detach().clone() for name, tensor in own.items()}
         elif counted:
             state.evaluations_since_best += 1
         return state.last
-
-    def take_weights(self, best: Mapping[str, Tensor], *, copy: bool) -> None:
-        """Keep the best weights, or a copy of them; they lie on the model's device."""
-        self._best_weights = {name: t.detach().clone() if copy else t for name, t in best.items()}
 
     def put_best_back(self, state: RunState) -> None:
         """Put the best weights into the model, if they are others than those of the last step.
 
         An interrupt at any place of it leaves the last ones to be found by `put_last_back`.
         """
-        if self._best_weights and state.best is not None and state.best.step != state.step:
+        if self.best_weights and state.best is not None and state.best.step != state.step:
             own = unique_tensors(self._model)
             self._last_weights = {name: tensor.detach().clone() for name, tensor in own.items()}
             self.best_in_model = True
-            self._load(self._best_weights)
+            self._load(self.best_weights)
 
     def put_last_back(self) -> None:
         """Put the weights of the last step into the model, if it holds the best."""

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from torch import nn
 
-from charlm.backends.base import DeviceBackend, Precision
+from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
-from charlm.errors import InputError, NotEnoughMemoryError
+from charlm.errors import InputError, NotEnoughMemoryError, shown
 from charlm.evaluation.evaluate import default_batch_size
 from charlm.models.base import LanguageModel
 from charlm.models.config import GPTConfig
 from charlm.models.gpt import GPT
 from charlm.models.memory import in_units
 from charlm.models.ops import LONGEST_PLAIN
+from charlm.plain import int_from
 from charlm.training.config import TrainerConfig
 
 __all__ = ["activation_bytes", "check_memory", "training_bytes"]
 
 _MARGIN = 1.25
-"""How far the estimate must exceed the free memory for a refusal: it may be so much too high."""
+"""Only an estimate of more than so many times the free memory is refused: it may be too high."""
 
 
 def check_memory(
@@ -32,7 +33,6 @@ def check_memory(
     *,
     block_size: int,
     backend: DeviceBackend,
-    precision: Precision,
     evaluates: bool,
     own_optimizer: bool = False,
 ) -> None:
@@ -47,7 +47,6 @@ def check_memory(
         config: the settings of the run.
         block_size: T of the data.
         backend: where it is to be trained.
-        precision: what matrix products will run in.
         evaluates: there is a validation text.
         own_optimizer: the optimizer is not the one that the config names; its moments are not known.
 
@@ -64,7 +63,7 @@ def check_memory(
     def estimate(batch_size: int) -> int:
         return training_bytes(
             model,
-            config.replace(batch_size=batch_size, precision=precision),
+            config.replace(batch_size=batch_size),
             block_size=block_size,
             device=backend,
             evaluates=evaluates,
@@ -109,8 +108,7 @@ def training_bytes(
         config: the settings of the run; batch_size, precision, optimizer and restore_best are used. None:
             the defaults.
         block_size: T of the data; None: the model's.
-        device: a name for `get_backend`, or a backend. A CPU uses the fused attention for long blocks only,
-            and not with dropout.
+        device: a name for `get_backend`, or a backend.
         evaluates: there is a validation text.
         own_optimizer: the optimizer is not the one that the config names; its moments are not known.
 
@@ -119,7 +117,7 @@ def training_bytes(
 
     Raises:
         BackendError: the device is absent.
-        InputError: `block_size` is missing, and the model has none.
+        InputError: `block_size` is missing, and the model has none; or an argument is of the wrong kind.
 
     Example:
         >>> from charlm import GPTConfig, TrainerConfig
@@ -130,13 +128,15 @@ def training_bytes(
         5.5 GB
     """
     config = TrainerConfig() if config is None else config
+    if not isinstance(config, TrainerConfig):
+        raise InputError(f"config must be a TrainerConfig, got {shown(config)}")
     backend = get_backend(device)
     precision = backend.precision() if config.precision == "auto" else config.precision
     on_cpu = backend.is_host
     own_block_size = model.block_size if isinstance(model, GPTConfig | LanguageModel) else None
-    T = own_block_size if block_size is None else block_size
-    if T is None:
+    if block_size is None and own_block_size is None:
         raise InputError(f"block_size must be given: {type(model).__name__} has none of its own")
+    T = int_from(1, own_block_size if block_size is None else block_size, "block_size")
     B = config.batch_size
     gpt = model.config if isinstance(model, GPT) else model if isinstance(model, GPTConfig) else None
     if isinstance(model, nn.Module):
@@ -150,6 +150,7 @@ def training_bytes(
     pass_over_text = 3 * V  # floats a character
     if gpt is not None:
         gpt = gpt.replace(block_size=min(T, gpt.block_size))
+        # A CPU uses the fused attention for long blocks only, and not with dropout.
         fused = not on_cpu or T > LONGEST_PLAIN
         step = activation_bytes(
             gpt, B, fused_attention=fused and not (on_cpu and gpt.dropout), half_precision=precision != "fp32"

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from charlm.errors import InputError, shown
 from charlm.models.config import PRESETS, PresetName
-from charlm.plain import as_float
+from charlm.plain import as_float, int_from
 from charlm.training.config import TrainerConfig
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
@@ -111,7 +111,7 @@ def recommend(
         The preset, and which of its fields to change.
 
     Raises:
-        InputError: `minutes` is not above 0.
+        InputError: `minutes` is not above 0, or a number of characters below 0.
 
     Example:
         >>> recommend(1_000_000, 100_000, minutes=5).preset
@@ -120,6 +120,8 @@ def recommend(
         >>> short.preset, short.changes, short.most_chars
         ('cpu-10s', {'block_size': 32}, 30000)
     """
+    train_chars = int_from(0, train_chars, "train_chars")
+    val_chars = None if val_chars is None else int_from(0, val_chars, "val_chars")
     time = 1.0 if minutes is None else as_float(minutes)
     if time is None or not time > 0:
         raise InputError(f"minutes must be above 0, got {shown(minutes)}")

@@ -43,7 +43,7 @@ from charlm.models.saving import (
     model_settings,
     unique_tensors,
 )
-from charlm.plain import as_int
+from charlm.plain import as_int, as_path
 from charlm.runs.checkpoint import (
     STATE_FILE,
     TRAIN_FILE,
@@ -159,10 +159,12 @@ def read_timetable(run: str | Path) -> Timetable:
         >>> again.steps == first.steps
         True
     """
-    saved, name = _read(Path(run)), quoted(str(run))
+    saved, name = _read(as_path(run)), quoted(str(run))
     config, timetable = saved.config, saved.timetable
     if timetable is None:
-        raise CheckpointError(f"{name} holds a run that did not depend on the clock: its settings repeat it")
+        raise CheckpointError(
+            f"{name} holds a run whose end is a number of steps, not a time: there is no timetable to repeat"
+        )
     last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
     if saved.state.step < last and not saved.state.has_lost(config.patience):
         raise CheckpointError(f"the run in {name} has not come to its end yet: go on with it first")
@@ -177,11 +179,11 @@ def warn_if_different(
     Raises:
         CheckpointError: there is no run, or no whole checkpoint in it.
     """
-    saved = _read(Path(run))
+    saved = _read(as_path(run))
     for name, data in (("train", train_data), ("val", val_data)):
         if saved.data.get(name) != (None if data is None else fingerprint(data)):
             warn(f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition")
-    _warn_if_elsewhere(saved.environment, backend)
+    _warn_if_elsewhere(saved.environment, backend, "this is a repetition")
 
 
 def resume(
@@ -221,7 +223,7 @@ def resume(
     _check_callbacks(saved, trainer.callbacks)
     best_weights = _best_weights(saved, model) if config.restore_best else None
     _load_scaler(saved, trainer)
-    _warn_if_elsewhere(saved.environment, trainer.backend)
+    _warn_if_elsewhere(saved.environment, trainer.backend, "the run goes on")
 
     # All is read and checked: from here on live objects change, first those that may refuse.
     with restored_generators(saved.generators, tensors, saved.where):
@@ -358,11 +360,11 @@ def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset 
             )
 
 
-def _warn_if_elsewhere(then: Mapping[str, object], backend: DeviceBackend) -> None:
+def _warn_if_elsewhere(then: Mapping[str, object], backend: DeviceBackend, what: str) -> None:
     changed = [
         f"{name} was {quoted(str(then.get(name)), 40)}, is {value!r}"
         for name, value in environment(backend).items()
         if then.get(name) != value
     ]
     if changed:
-        warn(f"the run goes on, but not bit for bit: {'; '.join(changed)}")
+        warn(f"{what}, but not bit for bit: {'; '.join(changed)}")

@@ -10,6 +10,7 @@ The trainer prints nothing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from torch.optim import Optimizer
 from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted, renamed
+from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted, renamed, shown
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
+from charlm.plain import as_float, as_path
 from charlm.randomness import derive_seed
 from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
@@ -125,7 +127,7 @@ class Trainer:
             timetable=timetable,
             saving=out_dir is not None,
         )
-        self.out_dir = None if out_dir is None else Path(out_dir)
+        self.out_dir = None if out_dir is None else as_path(out_dir)
         if self.out_dir is not None:
             RunDirectory.refuse_if_taken(self.out_dir)
         self.backend = get_backend(device)
@@ -135,7 +137,6 @@ class Trainer:
             self.config,
             block_size=train_data.block_size,
             backend=self.backend,
-            precision=self.precision,
             evaluates=val_data is not None,
             own_optimizer=optimizer is not None,
         )
@@ -219,7 +220,7 @@ class Trainer:
         """
         return resume(
             cls,
-            Path(out_dir),
+            as_path(out_dir),
             train_data,
             model=model,
             val_data=val_data,
@@ -303,7 +304,10 @@ class Trainer:
 
     @seconds.setter
     def seconds(self, seconds: float) -> None:
-        self._state.seconds = seconds
+        kept = as_float(seconds)
+        if kept is None or not 0 <= kept < math.inf:
+            raise InputError(f"seconds must be a finite number, 0 or more, got {shown(seconds)}")
+        self._state.seconds = kept
 
     @property
     def best(self) -> EvalRecord | None:
@@ -373,7 +377,10 @@ class Trainer:
         return checkpoint
 
     def finish(self) -> None:
-        """Let the run come to its end after the step under way: evaluated, saved, without an error."""
+        """Let the run come to its end after the step under way: evaluated, saved, without an error.
+
+        For callbacks, and between two steps of `steps`: a run that has not begun yet does not remember it.
+        """
         self._reason = self._reason or "callback"
 
     def interrupt(self) -> None:
@@ -419,7 +426,7 @@ class Trainer:
         if timetable is not None:
             self._timekeeper.timetable = timetable
         if best_weights is not None:
-            self._evaluations.take_weights(best_weights, copy=False)
+            self._evaluations.best_weights = best_weights
 
     def _begin(self) -> None:
         if self._writer is not None:

@@ -107,6 +107,12 @@ def test_a_run_whose_end_was_moved_is_not_repeated(command: Command, tmp_path: P
     assert command("train", "-o", one, "--resume", "--max-steps", "25") == 0
     assert command("train", "-o", tmp_path / "two", "--repeat", one) == 1
     assert "the end of this run was moved by --resume --max-steps" in command.err
+    record = record_of(one)
+    assert record.pop("moved_end") is True
+    record["commands"] = ["charlm train my.txt -o one", "charlm train -o one --resume --max-steps=25"]
+    (one / "train.json").write_text(json.dumps(record))  # as older versions wrote it
+    assert command("train", "-o", tmp_path / "three", "--repeat", one) == 1
+    assert "the end of this run was moved by --resume --max-steps" in command.err
 
 
 def test_a_repetition_takes_the_recorded_device_and_mentions_what_it_ignores(

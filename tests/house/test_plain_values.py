@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from charlm import (
     GPTConfig,
     Trainer,
     get_backend,
+    load,
     load_corpus,
     register_backend,
 )
@@ -39,7 +41,15 @@ from charlm.generation.stopping import StopMatcher
 from charlm.models.config import BigramConfig, NGramConfig
 from charlm.plain import as_bool, as_float, as_int, as_text, int_from
 from charlm.text.inspection import inspect_text
-from charlm.training import Timetable, TrainerConfig, steps_within
+from charlm.training import (
+    Timetable,
+    TrainerConfig,
+    list_checkpoints,
+    read_history,
+    recommend,
+    steps_within,
+    training_bytes,
+)
 
 INTS: tuple[Callable[[int], Any], ...] = (
     int,
@@ -304,3 +314,83 @@ def test_a_resume_takes_a_new_end_of_numpy(tmp_path: Any) -> None:
     again = Trainer.resume(tmp_path / "run", train, val_data=val, device="cpu", max_steps=NUMPY.int64(6))
     assert type(again.config.max_steps) is int
     assert again.fit().steps == 6
+
+
+class Names(str, Enum):  # noqa: UP042 - `str()` of a StrEnum would be its text
+    """Paths as texts of a subclass, of which `str()` and `Path` make something else."""
+
+    MODEL = "model"
+    VOCAB = "vocab.json"
+    TEXT = "my.txt"
+    RUN = "run"
+
+
+def test_a_path_may_be_an_enum_and_means_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, val = tiny_split()
+    lm = CharLM(BigramLM(TOKENIZER.vocab_size), TOKENIZER)
+    lm.save(Names.MODEL)
+    TOKENIZER.save(Names.VOCAB)
+    Path("my.txt").write_text(TEXT, encoding="utf-8")
+    assert load_corpus(Names.TEXT) == TEXT
+    assert CharTokenizer.load(Names.VOCAB) == TOKENIZER
+    assert load(Names.MODEL, device="cpu").tokenizer == TOKENIZER
+    config = quick_config(max_steps=4)
+    parts: dict[str, Any] = {"val_data": val, "tokenizer": TOKENIZER, "device": "cpu"}
+    Trainer(lm.model, train, config, out_dir=Names.RUN, **parts).fit()
+    assert [info.step for info in list_checkpoints(Names.RUN)] == [4]
+    assert read_history(Names.RUN).name == "run"
+    assert Trainer.resume(Names.RUN, train, val_data=val, device="cpu").step == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "vocab.json", "my.txt", "run"}
+
+
+def test_a_recommendation_and_an_estimate_take_any_integer() -> None:
+    assert recommend(NUMPY.int64(3_000), NUMPY.int8(40)) == recommend(3_000, 40)
+    assert recommend(NUMPY.int32(300_000_000), NUMPY.int32(400_000)).most_chars == 8 * 300_000_000
+    for wrong in ({"train_chars": -5, "val_chars": None}, {"train_chars": 5, "val_chars": -1}):
+        with pytest.raises(InputError, match="must be an int, 0 or more"):
+            recommend(**wrong)
+    with pytest.raises(InputError, match="minutes must be above 0"):
+        recommend(5, 5, minutes=-1)
+    model, config = BigramLM(650), TrainerConfig(batch_size=4096)
+    expected = training_bytes(model, config, block_size=256, device="cpu")
+    assert training_bytes(model, config, block_size=NUMPY.int32(256), device="cpu") == expected
+    for block_size in (0, -3, True, 2.5):
+        with pytest.raises(InputError, match="block_size must be an int, 1 or more"):
+            training_bytes(model, config, block_size=block_size, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="config must be a TrainerConfig"):
+        training_bytes(model, {"batch_size": 4}, block_size=8, device="cpu")  # type: ignore[arg-type]
+
+
+def test_the_seconds_of_a_run_are_a_time(tmp_path: Path) -> None:
+    train, val = tiny_split()
+    model = BigramLM(TOKENIZER.vocab_size)
+    trainer = Trainer(
+        model,
+        train,
+        quick_config(max_steps=4),
+        val_data=val,
+        tokenizer=TOKENIZER,
+        out_dir=tmp_path / "run",
+        device="cpu",
+    )
+    trainer.seconds += NUMPY.float64(1.5)
+    assert trainer.fit().seconds > 1.5
+    for wrong in (-0.1, float("nan"), float("inf"), "1", None):
+        with pytest.raises(InputError, match="seconds must be a finite number, 0 or more"):
+            trainer.seconds = wrong  # type: ignore[assignment]
+    assert Trainer.resume(tmp_path / "run", train, val_data=val, device="cpu").seconds > 1.5
+
+
+def test_what_is_no_backend_and_no_count_is_refused() -> None:
+    train, _ = tiny_split()
+    with pytest.raises(InputError, match="backend must be a DeviceBackend, got 'cpu'"):
+        CharLM(BigramLM(TOKENIZER.vocab_size), TOKENIZER, backend="cpu")  # type: ignore[arg-type]
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(InputError, match="most must be an int, 1 or more"):
+            list(train.blocks(2, most=wrong))  # type: ignore[arg-type]
+    model = BigramLM(TOKENIZER.vocab_size)
+    for count in (-1, "x"):
+        arguments: dict[str, Any] = {"evaluations": count, "device": "cpu"}
+        with pytest.raises(InputError, match="evaluations must be an int, 0 or more"):
+            steps_within(1.0, model, train, quick_config(), **arguments)

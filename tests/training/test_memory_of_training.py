@@ -102,7 +102,6 @@ def check(free: int | None, config: TrainerConfig, model: object = LECTURE) -> N
         config,
         block_size=256,
         backend=Given(free),
-        precision="fp32",
         evaluates=False,
     )
 
@@ -163,7 +162,6 @@ def test_a_batch_of_a_million_is_refused_without_allocating_it() -> None:
             adamw(batch_size=1_000_000),
             block_size=256,
             backend=CPUBackend(),
-            precision="fp32",
             evaluates=True,
         )
     after = CPUBackend().memory()
@@ -178,7 +176,7 @@ def test_weights_that_lie_there_already_count_once() -> None:
     needed = training_bytes(model, config, device="cpu", evaluates=False)
     weights = 4 * model.num_parameters()
     for free, fits in ((needed / 1.25 - weights + 9, True), (needed / 1.25 - weights - 9, False)):
-        arguments = {"block_size": 16, "precision": "fp32", "evaluates": False}
+        arguments = {"block_size": 16, "evaluates": False}
         if fits:
             check_memory(model, config, backend=Given(int(free)), **arguments)  # type: ignore[arg-type]
         else:
@@ -260,7 +258,6 @@ def test_on_another_device_the_weights_are_still_to_come() -> None:
             adamw(batch_size=1),
             block_size=1,
             backend=Elsewhere(11 * model.num_parameters()),
-            precision="fp32",
             evaluates=False,
         )
 
