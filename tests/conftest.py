@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference.campaign import Campaign
+from harness.campaign import Campaign
 
 PASSED = pytest.StashKey[bool]()
 

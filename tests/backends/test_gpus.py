@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reference.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_models import tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm.backends.base import MemoryStats

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.command import Command, environment, text_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference.command import Command, environment, text_file
 
 from charlm.cli import fit, guess
 from charlm.cli.output import UsageError

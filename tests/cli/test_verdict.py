@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 
 from charlm import BigramLM, EvalResult, Trainer
 from charlm.cli.verdict import few_steps, judged

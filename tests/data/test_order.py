@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.tiny_training import TOKENIZER, quick_config, tiny_split
 
 from charlm import BigramLM, BlockDataset, Trainer
 from charlm.data.order import EpochOrder

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from harness.tiny_models import random_ids, tiny_config, tiny_gpt
+from harness.tiny_training import PlainModule, global_generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_evaluation import plain_evaluation
-from reference.tiny_models import random_ids, tiny_config, tiny_gpt
-from reference.tiny_training import PlainModule, global_generators
+from oracles.plain_evaluation import plain_evaluation
 from torch import Tensor, nn
 from typing_extensions import override
 

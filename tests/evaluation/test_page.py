@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.browser import find_browser, look_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.browser import find_browser, look_at
 
 from charlm import BigramLM, BlockDataset, ByteTokenizer, CharLM, CharTokenizer
 from charlm.errors import InputError

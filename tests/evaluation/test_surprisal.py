@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from harness.tiny_models import random_ids, tiny_config, tiny_gpt
+from harness.tiny_training import PlainModule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_evaluation import plain_surprisal
-from reference.tiny_models import random_ids, tiny_config, tiny_gpt
-from reference.tiny_training import PlainModule
+from oracles.plain_evaluation import plain_surprisal
 from torch import nn
 
 from charlm import BigramLM, BlockDataset, ByteTokenizer, CharLM, CharTokenizer, LanguageModel, NGramLM

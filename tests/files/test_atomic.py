@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from reference.failing_calls import Killed, failing
+from harness.failing_calls import Killed, failing
 
 from charlm.files import atomic
 from charlm.files.atomic import (

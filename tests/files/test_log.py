@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from reference.failing_calls import failing
+from harness.failing_calls import failing
 
 from charlm.errors import FileFormatError
 from charlm.files.log import Appender, keep_lines

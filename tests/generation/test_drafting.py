@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from harness.drawn_models import models, needs_kernel, ragged
+from harness.states import torch_state
+from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.drawn_models import models, needs_kernel, ragged
-from reference.plain_state import plain_logits
-from reference.states import torch_state
-from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from oracles.plain_state import plain_logits
 from torch import Tensor
 
 from charlm import BigramLM, BlockDataset, CharLM, CharTokenizer

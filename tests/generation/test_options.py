@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 
 from charlm.errors import InputError, NonFiniteError
 from charlm.generation import Overflow, SamplingOptions

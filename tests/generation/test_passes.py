@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from harness.drawn_models import overflows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.drawn_models import overflows
-from reference.plain_state import plain_window
+from oracles.plain_state import plain_window
 
 from charlm.generation import Overflow, Pass
 from charlm.generation.passes import plan_passes

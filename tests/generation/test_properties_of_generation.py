@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from harness.drawn_models import models, overflows, ragged, random_rows, seeds
+from harness.own_model import Recurrent
+from harness.states import torch_state
+from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.drawn_models import models, overflows, ragged, random_rows, seeds
-from reference.own_model import Recurrent
-from reference.plain_generation import stopped_text
-from reference.plain_state import plain_logits, plain_text
-from reference.states import torch_state
-from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from oracles.plain_generation import stopped_text
+from oracles.plain_state import plain_logits, plain_text
 from torch import Tensor
 
 from charlm import CharLM, CharTokenizer

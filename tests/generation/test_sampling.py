@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_generation import pick
+from oracles.plain_generation import pick
 
 from charlm.errors import NonFiniteError
 from charlm.generation import sample

@@ -7,18 +7,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference.drawn_models import (
+from harness.drawn_models import (
     OVERFLOWS,
     models,
     overflows,
     ragged,
     random_rows,
 )
-from reference.plain_state import plain_log_probs, plain_logits
-from reference.states import STATES, state_of, tolerance_of
-from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from harness.states import STATES, state_of, tolerance_of
+from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles.plain_state import plain_log_probs, plain_logits
 
 from charlm import CharLM, CharTokenizer
 from charlm.generation import Overflow

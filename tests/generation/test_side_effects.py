@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 from torch import Tensor, nn
 from typing_extensions import override
 

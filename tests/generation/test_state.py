@@ -1,6 +1,6 @@
 """Prediction states, of every kind of model: what predict, observe, fork and advance promise.
 
-`reference.plain_state` says what is right: for each position the context that the model may see, read anew.
+`oracles.plain_state` says what is right: for each position the context that the model may see, read anew.
 In float64 it must be met to 1e-9.
 """
 
@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference.drawn_models import (
+from harness.drawn_models import (
     OVERFLOWS,
     models,
     needs_kernel,
@@ -20,10 +18,12 @@ from reference.drawn_models import (
     ragged,
     random_rows,
 )
-from reference.own_model import Recurrent
-from reference.plain_state import plain_log_probs, plain_logits, plain_text, plain_window
-from reference.states import ROWS, STATES, state_of, tensors, tolerance_of
-from reference.tiny_models import prompt
+from harness.own_model import Recurrent
+from harness.states import ROWS, STATES, state_of, tensors, tolerance_of
+from harness.tiny_models import prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles.plain_state import plain_log_probs, plain_logits, plain_text, plain_window
 
 from charlm.generation import (
     KVCache,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference.states import ROWS, STATES, state_of
-from reference.tiny_models import MODELS, prompt
+from harness.states import ROWS, STATES, state_of
+from harness.tiny_models import MODELS, prompt
 from torch import Tensor
 
 from charlm import CharLM, CharTokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_generation import stopped_text
+from oracles.plain_generation import stopped_text
 
 from charlm.errors import InputError
 from charlm.generation import StopMatcher

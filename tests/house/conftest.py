@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from reference.documents import plain_environment
+from harness.documents import plain_environment
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from reference.breaks import BREAKS, Break
+from harness.breaks import BREAKS, Break
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference.documents import Page, masked, numbers, plain_environment
+from harness.documents import Page, masked, numbers, plain_environment
 
 from charlm.testing import tiny_corpus
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import TEXT, TOKENIZER, global_generators, quick_config, same_tensors, tiny_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_evaluation import plain_evaluation
-from reference.tiny_models import tiny_config, tiny_gpt
-from reference.tiny_training import TEXT, TOKENIZER, global_generators, quick_config, same_tensors, tiny_split
+from oracles.plain_evaluation import plain_evaluation
 from torch import Tensor
 from typing_extensions import override
 

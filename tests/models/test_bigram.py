@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_bigram import bigram_log_probs, mean_loss, unseen_pairs
+from oracles.plain_bigram import bigram_log_probs, mean_loss, unseen_pairs
 
 from charlm.data.blocks import BlockDataset
 from charlm.errors import ConfigError, DataError, InputError

@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 import torch
+from harness.tiny_models import ACTIVATIONS, VARIANTS, random_ids, tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.tiny_models import ACTIVATIONS, VARIANTS, random_ids, tiny_config, tiny_gpt
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from harness.tiny_models import random_ids, tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_gpt import plain_logits
-from reference.tiny_models import random_ids, tiny_config, tiny_gpt
+from oracles.plain_gpt import plain_logits
 from torch import Tensor, nn
 from typing_extensions import override
 

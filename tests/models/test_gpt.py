@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 import torch
-from reference.own_model import HiddenCache
-from reference.plain_gpt import plain_logits, plain_loss, plain_weights
-from reference.tiny_models import VARIANTS, random_ids, tiny_config, tiny_gpt
+from harness.own_model import HiddenCache
+from harness.tiny_models import VARIANTS, random_ids, tiny_config, tiny_gpt
+from oracles.plain_gpt import plain_logits, plain_loss, plain_weights
 from torch import Tensor
 
 from charlm.errors import InputError

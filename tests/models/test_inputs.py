@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference.tiny_models import tiny_config
+from harness.tiny_models import tiny_config
 from torch import Tensor, nn
 
 from charlm.errors import CharLMError, InputError

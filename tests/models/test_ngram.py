@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.tiny_training import global_generators
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_ngram import PlainNGram
-from reference.tiny_training import global_generators
+from oracles.plain_ngram import PlainNGram
 from torch import Tensor
 
 from charlm import (

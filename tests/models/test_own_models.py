@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import pytest
 import torch
-from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 from torch import Tensor, nn
 from typing_extensions import override
 

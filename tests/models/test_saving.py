@@ -17,8 +17,8 @@ from typing import get_args
 import pytest
 import safetensors.torch
 import torch
-from reference.tiny_models import random_ids, tiny_config, tiny_gpt
-from reference.tiny_training import global_generators
+from harness.tiny_models import random_ids, tiny_config, tiny_gpt
+from harness.tiny_training import global_generators
 from torch import Tensor
 
 from charlm import BigramLM, CharLM, CharTokenizer, LanguageModel

@@ -1,7 +1,7 @@
 """How an id is chosen: the kernel's way, the readable way, and Python's own loops must take the same one.
 
 They add up probabilities in different orders and types, so where a uniform number or a limit is within 1e-6
-of another choice, either may be taken. `reference.plain_state.plain_choice` says how near it was.
+of another choice, either may be taken. `oracles.plain_state.plain_choice` says how near it was.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.drawn_models import needs_kernel, table_gpt
+from harness.states import torch_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.drawn_models import needs_kernel, table_gpt
-from reference.plain_state import plain_choice
-from reference.states import torch_state
+from oracles.plain_state import plain_choice
 from torch import Tensor
 
 from charlm.errors import NonFiniteError

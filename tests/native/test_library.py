@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.command import environment
-from reference.drawn_models import needs_kernel
-from reference.states import torch_state
-from reference.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.command import environment
+from harness.drawn_models import needs_kernel
+from harness.states import torch_state
+from harness.tiny_models import prompt, tiny_config, tiny_gpt
 
 from charlm.generation import TorchEngine
 from charlm.models.gpt import GPT
@@ -34,7 +34,7 @@ CHILD = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
 import torch
-from reference.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.tiny_models import prompt, tiny_config, tiny_gpt
 model = tiny_gpt(tiny_config())
 ids = model.generate(prompt(2, 3), 30, temperature=0)
 print(type(model.new_state().engine).__name__, ids.tolist())

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.command import environment
-from reference.drawn_models import needs_kernel
-from reference.own_model import Recurrent
-from reference.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.command import environment
+from harness.drawn_models import needs_kernel
+from harness.own_model import Recurrent
+from harness.tiny_models import prompt, tiny_config, tiny_gpt
 
 from charlm.models.base import LanguageModel
 
@@ -90,7 +90,7 @@ import os, sys, threading
 import torch
 from charlm.native import gpt
 from charlm.native.gpt import NativeGPT
-from reference.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.tiny_models import prompt, tiny_config, tiny_gpt
 
 gpt._WORTH_A_THREAD = 1
 torch.set_num_threads(3)
@@ -154,7 +154,7 @@ import sys
 from pathlib import Path
 import torch
 from charlm import CharLM, CharTokenizer
-from reference.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
+from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 
 def resident_bytes():
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

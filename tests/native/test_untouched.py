@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from reference.changed_models import assert_says_what_it_computes, kind_of_state
-from reference.drawn_models import needs_kernel, random_rows
-from reference.plain_state import plain_logits
-from reference.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.changed_models import assert_says_what_it_computes, kind_of_state
+from harness.drawn_models import needs_kernel, random_rows
+from harness.tiny_models import prompt, tiny_config, tiny_gpt
+from oracles.plain_state import plain_logits
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from typing_extensions import override

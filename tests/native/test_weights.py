@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness.changed_models import assert_says_what_it_computes, kind_of_state
+from harness.drawn_models import needs_kernel, random_rows
+from harness.states import torch_state
+from harness.tiny_models import VARIANTS, prompt, tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.changed_models import assert_says_what_it_computes, kind_of_state
-from reference.drawn_models import needs_kernel, random_rows
-from reference.states import torch_state
-from reference.tiny_models import VARIANTS, prompt, tiny_config, tiny_gpt
 from torch import nn
 
 from charlm.errors import InputError

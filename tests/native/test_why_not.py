@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from reference.drawn_models import needs_kernel
-from reference.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.drawn_models import needs_kernel
+from harness.tiny_models import prompt, tiny_config, tiny_gpt
 from torch import nn
 
 from charlm import BigramLM, NGramLM

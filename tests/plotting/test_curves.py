@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.command import environment
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from reference.command import environment
 
 from charlm.plotting import plot_learning_rate, plot_loss, plot_run, plot_speed
 from charlm.training import RunHistory

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.tiny_models import random_ids, tiny_config, tiny_gpt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from reference.tiny_models import random_ids, tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm import BigramLM, BlockDataset, ByteTokenizer, CharTokenizer, LanguageModel, NGramLM

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reference.breaks import BREAKS, Break
+from harness.breaks import BREAKS, Break
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("charlm", "tests", "pyproject.toml", "README.md", "docs", "examples", "constraints.txt")

@@ -39,8 +39,8 @@ _WORDS = r"""
 
 def seeds() -> dict[str, list[bytes]]:
     """Return real files for each target."""
-    from reference.hostile_files import json_of
-    from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+    from harness.hostile_files import json_of
+    from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 
     from charlm import GPT, BigramLM, ByteTokenizer, CharTokenizer, GPTConfig, Trainer
     from charlm.files import safetensors, strict_json

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.hostile_files import fast_folder, reseal
-from reference.tiny_training import (
+from harness.campaign import Campaign
+from harness.hostile_files import fast_folder, reseal
+from harness.tiny_training import (
     TOKENIZER,
     Noise,
     global_generators,

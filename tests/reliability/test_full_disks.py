@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.failing_calls import Calls, failing
-from reference.prepared_saves import PreparedSave, fast_directory
-from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
+from harness.campaign import Campaign
+from harness.failing_calls import Calls, failing
+from harness.prepared_saves import PreparedSave, fast_directory
+from harness.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
 
 from charlm import BigramLM, Trainer
 from charlm.errors import CheckpointWriteError

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from reference.campaign import Campaign
-from reference.command import environment
+from harness.campaign import Campaign
+from harness.command import environment
 
 
 @pytest.mark.skipif(

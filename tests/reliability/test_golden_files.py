@@ -1,6 +1,6 @@
 """Files that were written when format version 1 was frozen are read by every later charlm, and written alike.
 
-`tests/golden` is never changed (reference/golden.py made it, once). Weights come back to the last bit; losses
+`tests/golden` is never changed (harness/golden.py made it, once). Weights come back to the last bit; losses
 and logits are compared with a tolerance, since other machines round elsewhere.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.golden import GOLDEN, digests, end_of, expected, ids_of
+from harness.golden import GOLDEN, digests, end_of, expected, ids_of
 
 from charlm import load
 from charlm.files import safetensors

@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.hostile_files import LETTER, Case, cases, fast_folder, reseal
-from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+from harness.campaign import Campaign
+from harness.hostile_files import LETTER, Case, cases, fast_folder, reseal
+from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 
 import charlm
 from charlm import GPT, CharTokenizer, GPTConfig, Trainer

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
-from reference.campaign import Campaign
-from reference.command import start
-from reference.command_runs import FLAGS, LAST_STEP, check_whole, newest_step, next_command, write_text
-from reference.long_lived import LongLived
-from reference.stopped_runs import assert_equal, outcome_on_disk
+from harness.campaign import Campaign
+from harness.command import start
+from harness.command_runs import FLAGS, LAST_STEP, check_whole, newest_step, next_command, write_text
+from harness.long_lived import LongLived
+from harness.stopped_runs import assert_equal, outcome_on_disk
 
 import charlm
 
@@ -33,7 +33,7 @@ def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
     draw = random.Random(campaign.seed)
     text, run, whole = write_text(tmp_path), tmp_path / "run", tmp_path / "whole"
     with LongLived("charlm.cli.fit", "charlm.cli.info") as worker:
-        worker.ask("reference.long_lived:command", args=["train", str(text), "-o", str(whole), *FLAGS])
+        worker.ask("harness.long_lived:command", args=["train", str(text), "-o", str(whole), *FLAGS])
         for trial in range(campaign.trials(6)):
             where = f"kill {trial} of seed {campaign.seed}"
             process = start(*next_command(run, text, *FLAGS), "--verbose")
@@ -48,7 +48,7 @@ def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
                 assert worker.answer()["code"] == 0  # the undisturbed run, trained meanwhile
                 wanted = outcome_on_disk(whole, generators=False)
             if (run / "run.json").exists():
-                said = worker.call("reference.long_lived:command", args=["info", str(run), "--verify"])
+                said = worker.call("harness.long_lived:command", args=["info", str(run), "--verify"])
                 assert said["code"] == 0, f"{where}: {said}"
             if after:
                 assert charlm.load(run, device="cpu").tokenizer.vocab_size > 9
@@ -56,7 +56,7 @@ def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
                 assert_equal(outcome_on_disk(run, generators=False), wanted, where)
                 shutil.rmtree(run)
                 campaign.counted("runs brought to their end")
-        said = worker.call("reference.long_lived:command", args=next_command(run, text, *FLAGS))
+        said = worker.call("harness.long_lived:command", args=next_command(run, text, *FLAGS))
         assert said["code"] == 0, said
     assert_equal(outcome_on_disk(run, generators=False), wanted, f"the last run, seed {campaign.seed}")
     campaign.counted("runs brought to their end")

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.failing_calls import Killed, failing
-from reference.prepared_saves import PreparedSave, fast_directory, to_be_kept
-from reference.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
+from harness.campaign import Campaign
+from harness.failing_calls import Killed, failing
+from harness.prepared_saves import PreparedSave, fast_directory, to_be_kept
+from harness.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
 
 from charlm import BigramLM, CharTokenizer, Trainer
 from charlm.errors import CheckpointError

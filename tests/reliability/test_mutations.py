@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from reference.campaign import Campaign
+from harness.campaign import Campaign
 from torch import Tensor
 
 from charlm.errors import FileFormatError

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.far_backend import FarBackend
-from reference.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
+from harness.campaign import Campaign
+from harness.far_backend import FarBackend
+from harness.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
 from torch import Tensor
 
 from charlm import GPT, BigramLM, Trainer

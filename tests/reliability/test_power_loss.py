@@ -2,7 +2,7 @@
 
 Real work is recorded: runs that begin, log, save and prune, models and tokenizers that are replaced, now and
 then killed and begun again. It is cut off after every operation; what was not synced is there, missing, torn
-or garbage (see reference/power_loss.py). Each such disk is laid out as files and read by charlm itself.
+or garbage (see harness/power_loss.py). Each such disk is laid out as files and read by charlm itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from reference.campaign import Campaign
-from reference.failing_calls import Killed, failing
-from reference.power_loss import Disk, Operation, Recording, Tree, recorded
-from reference.prepared_saves import PreparedSave, fast_directory, to_be_kept
+from harness.campaign import Campaign
+from harness.failing_calls import Killed, failing
+from harness.power_loss import Disk, Operation, Recording, Tree, recorded
+from harness.prepared_saves import PreparedSave, fast_directory, to_be_kept
 
 from charlm import BigramLM, CharTokenizer
 from charlm.errors import CheckpointError, FileFormatError, RunExistsError

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from reference.campaign import Campaign
-from reference.command_runs import check_whole, newest_step
-from reference.long_lived import LongLived
-from reference.racing import RACE_STEPS
-from reference.tiny_training import tiny_split
+from harness.campaign import Campaign
+from harness.command_runs import check_whole, newest_step
+from harness.long_lived import LongLived
+from harness.racing import RACE_STEPS
+from harness.tiny_training import tiny_split
 
 from charlm import Trainer
 from charlm.errors import RunLockedError
@@ -35,7 +35,7 @@ class Workers:
     def first(self, number: int) -> list[LongLived]:
         """Return that many of them."""
         while len(self._started) < number:
-            self._started.append(self.stack.enter_context(LongLived("reference.racing")))
+            self._started.append(self.stack.enter_context(LongLived("harness.racing")))
         return self._started[:number]
 
 
@@ -57,14 +57,14 @@ def test_of_trainers_that_begin_at_one_moment_exactly_one_wins(
         how = ("new", "built before", "resumed")[trial % 3]
         run = tmp_path / f"run {trial}"
         if how == "resumed":
-            three[0].call("reference.racing:prepare", folder=str(run), how="new")
-            three[0].call("reference.racing:race", at=0.0)
-            three[0].call("reference.racing:leave")
+            three[0].call("harness.racing:prepare", folder=str(run), how="new")
+            three[0].call("harness.racing:race", at=0.0)
+            three[0].call("harness.racing:leave")
         for worker in three:
-            worker.call("reference.racing:prepare", folder=str(run), how=how)
+            worker.call("harness.racing:prepare", folder=str(run), how=how)
         at = time.monotonic() + 0.02
         for worker in three:
-            worker.ask("reference.racing:race", at=at + draw.choice([0, 0, 1e-4, 1e-3]))
+            worker.ask("harness.racing:race", at=at + draw.choice([0, 0, 1e-4, 1e-3]))
         answers = [worker.answer() for worker in three]
         where = f"race {trial} of seed {campaign.seed}, {how}: {answers}"
         winners = [worker for worker, said in zip(three, answers, strict=True) if said["refused"] is None]
@@ -79,7 +79,7 @@ def test_of_trainers_that_begin_at_one_moment_exactly_one_wins(
         with pytest.raises(RunLockedError):
             next(Trainer.resume(run, tiny_split()[0], device="cpu", max_steps=9).steps())
         assert time.monotonic() - began < 1
-        assert winners[0].call("reference.racing:finish") == RACE_STEPS
+        assert winners[0].call("harness.racing:finish") == RACE_STEPS
         assert check_whole(run) >= 1, where
         assert newest_step(run) == RACE_STEPS, where
 
@@ -87,9 +87,9 @@ def test_of_trainers_that_begin_at_one_moment_exactly_one_wins(
 def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path, campaign: Campaign) -> None:
     for trial in range(max(1, campaign.trials(10) // 10)):
         run = tmp_path / f"run {trial}"
-        with LongLived("reference.racing") as holder:
-            holder.call("reference.racing:prepare", folder=str(run), how="new")
-            assert holder.call("reference.racing:race", at=0.0)["refused"] is None
+        with LongLived("harness.racing") as holder:
+            holder.call("harness.racing:prepare", folder=str(run), how="new")
+            assert holder.call("harness.racing:race", at=0.0)["refused"] is None
             trainer = Trainer.resume(run, tiny_split()[0], device="cpu")
             with pytest.raises(RunLockedError):
                 trainer.fit()
@@ -108,11 +108,11 @@ def test_readers_never_see_half_a_checkpoint(tmp_path: Path, workers: Workers, c
         run = tmp_path / f"last {keep_last} best {keep_best}"
         writer, *readers = workers.first(4 if campaign.asked is None else 9)
         arguments = {"saves": saves, "keep_last": keep_last, "keep_best": keep_best}
-        writer.ask("reference.racing:write", folder=str(run), **arguments)
+        writer.ask("harness.racing:write", folder=str(run), **arguments)
         while not newest_step(run):
             time.sleep(0.001)
         for reader in readers:
-            reader.ask("reference.racing:read", folder=str(run))
+            reader.ask("harness.racing:read", folder=str(run))
         assert writer.answer() == saves
         for reader in readers:
             said = reader.answer()

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference import stopped_runs
-from reference.campaign import Campaign
-from reference.stopped_runs import (
+from harness import stopped_runs
+from harness.campaign import Campaign
+from harness.stopped_runs import (
     KINDS,
     STEPS,
     assert_equal,

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from harness.campaign import Campaign
+from harness.failing_calls import Killed, failing
+from harness.prepared_saves import PreparedSave, fast_directory
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,9 +25,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from reference.campaign import Campaign
-from reference.failing_calls import Killed, failing
-from reference.prepared_saves import PreparedSave, fast_directory
 from typing_extensions import override
 
 from charlm.errors import CheckpointCorruptError, CheckpointError

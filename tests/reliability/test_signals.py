@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.command import start
-from reference.command_runs import (
+from harness.campaign import Campaign
+from harness.command import start
+from harness.command_runs import (
     FLAGS,
     LAST_STEP,
     check_whole,
@@ -31,8 +31,8 @@ from reference.command_runs import (
     stopped_after,
     write_text,
 )
-from reference.long_lived import LongLived
-from reference.stopped_runs import (
+from harness.long_lived import LongLived
+from harness.stopped_runs import (
     assert_equal,
     callbacks,
     kind_data,
@@ -51,7 +51,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def command(worker: LongLived, args: list[str]) -> dict[str, Any]:
     """Call the command in the process, undisturbed."""
-    said: dict[str, Any] = worker.call("reference.long_lived:command", args=args)
+    said: dict[str, Any] = worker.call("harness.long_lived:command", args=args)
     assert said["code"] == 0, said["err"]
     return said
 
@@ -72,7 +72,7 @@ def test_a_process_that_is_signalled_again_and_again_goes_on_bit_for_bit(
             number = draw.choice(SIGNALS)
             where = f"trial {trial} of seed {campaign.seed}, {number.name}"
             before = newest_step(run)
-            worker.ask("reference.long_lived:command", args=next_command(run, text, *FLAGS))
+            worker.ask("harness.long_lived:command", args=next_command(run, text, *FLAGS))
             time.sleep(draw.uniform(0, 0.6 * seconds))
             os.kill(worker.pid, number)
             said = worker.answer()
@@ -156,9 +156,7 @@ def test_a_second_ctrl_c_ends_within_a_second_and_damages_nothing(tmp_path: Path
     # A step takes half a second or more.
     slow = (*FLAGS, "--accumulate", "600", "--max-steps", "2", "--eval-interval", "1", "--save-interval", "1")
     with LongLived("charlm.cli.fit") as worker:
-        worker.ask(
-            "reference.long_lived:command", args=["train", str(text), "-o", str(tmp_path / "w"), *slow]
-        )
+        worker.ask("harness.long_lived:command", args=["train", str(text), "-o", str(tmp_path / "w"), *slow])
         for trial in range(max(1, campaign.trials(10) // 10)):
             where = f"trial {trial} of seed {campaign.seed}"
             if newest_step(run) == 2:

@@ -28,9 +28,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reference.campaign import Campaign
-from reference.command import ROOT, TINY, environment, text_file
-from reference.hostile_files import fast_folder, reseal
+from harness.campaign import Campaign
+from harness.command import ROOT, TINY, environment, text_file
+from harness.hostile_files import fast_folder, reseal
 
 SECONDS = 1.0
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")

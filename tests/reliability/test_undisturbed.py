@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference.campaign import Campaign
-from reference.stopped_runs import FOUR_KINDS, digests, kind_trainer, seed_generators
-from reference.tiny_training import Numbers, global_generators, tensors_of
+from harness.campaign import Campaign
+from harness.stopped_runs import FOUR_KINDS, digests, kind_trainer, seed_generators
+from harness.tiny_training import Numbers, global_generators, tensors_of
 from typing_extensions import override
 
 from charlm import LanguageModel, Trainer

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.hostile_files import json_of, reseal
-from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+from harness.hostile_files import json_of, reseal
+from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
 import charlm.runs.checkpoint as checkpoint_module

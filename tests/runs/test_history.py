@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference.tiny_training import TOKENIZER, PlainModule, quick_config, tiny_split
+from harness.tiny_training import TOKENIZER, PlainModule, quick_config, tiny_split
 from torch import Tensor
 from typing_extensions import override
 

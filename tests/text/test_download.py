@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from reference.file_server import FileServer, serving
+from harness.file_server import FileServer, serving
 
 import charlm
 from charlm.errors import CorpusError

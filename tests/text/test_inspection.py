@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.plain_inspection import plain_entropy_bits, plain_overlap
+from oracles.plain_inspection import plain_entropy_bits, plain_overlap
 
 from charlm import CharTokenizer
 from charlm.errors import InputError, InvalidTextError

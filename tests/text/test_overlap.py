@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference.plain_inspection import plain_overlap
+from oracles.plain_inspection import plain_overlap
 
 from charlm.text import overlap
 from charlm.text.overlap import find_overlap

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.plain_tokenizer import plain_encode
+from oracles.plain_tokenizer import plain_encode
 
 import charlm
 from charlm.errors import DataError, InputError, InvalidTextError, UnknownCharacterError

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from reference.far_backend import FarBackend
-from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
+from harness.far_backend import FarBackend
+from harness.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
+from harness.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
 from typing_extensions import override
 
 from charlm import BigramLM, EvalResult, Trainer

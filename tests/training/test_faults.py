@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.failing_calls import failing
-from reference.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
+from harness.failing_calls import failing
+from harness.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors, tensors_of, tiny_split
 
 from charlm import BigramLM, Trainer
 from charlm.errors import CheckpointWriteError, NonFiniteError, RunLockedError
@@ -183,7 +183,7 @@ def in_a_process(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 HOLDER = """
 import sys
-from reference.tiny_training import *
+from harness.tiny_training import *
 from charlm import BigramLM, Trainer
 train, _ = tiny_split()
 trainer = Trainer(BigramLM(8), train, quick_config(save_interval=1), device="cpu", out_dir=sys.argv[1])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from reference.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
+from harness.tiny_training import TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
 from torch import Tensor, nn
 from typing_extensions import override
 

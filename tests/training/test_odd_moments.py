@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.far_backend import FarBackend
-from reference.tiny_training import TOKENIZER, Noise, quick_config, same_tensors, tensors_of, tiny_split
+from harness.far_backend import FarBackend
+from harness.tiny_training import TOKENIZER, Noise, quick_config, same_tensors, tensors_of, tiny_split
 from torch import Tensor
 from typing_extensions import override
 
@@ -252,7 +252,7 @@ def newest_whole_checkpoint_state(run: Path) -> Mapping[str, object]:
 def test_ctrl_c_while_the_best_weights_come_back_loses_neither_them_nor_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: int
 ) -> None:
-    from reference.tiny_models import tiny_config, tiny_gpt
+    from harness.tiny_models import tiny_config, tiny_gpt
 
     train, val = tiny_split()
 

@@ -9,10 +9,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from harness.tiny_models import tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_muon import PlainMuon, newton_schulz
-from reference.tiny_models import tiny_config, tiny_gpt
+from oracles.plain_muon import PlainMuon, newton_schulz
 from torch import Tensor, nn
 
 from charlm import BigramLM, get_backend

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference.hostile_files import json_of, reseal
-from reference.tiny_models import tiny_config, tiny_gpt
-from reference.tiny_training import (
+from harness.hostile_files import json_of, reseal
+from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import (
     TEXT,
     TOKENIZER,
     Noise,

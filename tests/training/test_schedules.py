@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_schedules import plain_learning_rate
+from oracles.plain_schedules import plain_learning_rate
 
 from charlm.training import TrainerConfig, learning_rate_at
 

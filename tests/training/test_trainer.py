@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from reference.tiny_models import tiny_config, tiny_gpt
-from reference.tiny_training import (
+from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import (
     TOKENIZER,
     Numbers,
     PlainModule,

@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from harness.states import torch_state
+from harness.tiny_models import MODELS, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.plain_generation import lecture_slide, plain_restart
-from reference.states import torch_state
-from reference.tiny_models import MODELS, prompt
+from oracles.plain_generation import lecture_slide, plain_restart
 from torch import Tensor, nn
 
 from charlm.generation import Cache, Overflow, SamplingOptions, context_start, next_ids, stream_ids

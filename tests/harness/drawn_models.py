@@ -11,9 +11,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from harness.own_model import Recurrent
+from harness.tiny_models import ACTIVATIONS, PRESET_NAMES, tiny_config, tiny_gpt
 from hypothesis import strategies as st
-from reference.own_model import Recurrent
-from reference.tiny_models import ACTIVATIONS, PRESET_NAMES, tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm import BlockDataset, NGramLM

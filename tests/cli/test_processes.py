@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reference.command import ROOT, TINY, Command, await_handlers, environment, start, text_file
+from harness.command import ROOT, TINY, Command, await_handlers, environment, start, text_file
 
 import charlm
 from charlm.cli.__main__ import main

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from reference.tiny_training import TOKENIZER, quick_config, tiny_split
+from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
 import charlm

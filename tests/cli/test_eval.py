@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference.command import Command
+from harness.command import Command
 
 from charlm import BigramLM, ByteTokenizer, CharLM, CharTokenizer
 from charlm.cli import eval as eval_command

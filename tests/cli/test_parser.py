@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference.command import Command, environment
+from harness.command import Command, environment
 
 import charlm
 from charlm.cli.fields import field_docs, fields_of, flag_of, sampling_fields

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference.command import Command, text_file
+from harness.command import Command, text_file
 
 from charlm import BlockDataset, CharTokenizer, NGramLM
 from charlm.cli import guess as guess_module

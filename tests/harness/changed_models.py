@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from reference.drawn_models import random_rows
-from reference.plain_state import plain_logits
+from harness.drawn_models import random_rows
+from oracles.plain_state import plain_logits
 
 from charlm.models.gpt import GPT
 from charlm.native.gpt import NativeGPT

@@ -23,7 +23,7 @@ from typing import Any, Self
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reference.command import environment
+from harness.command import environment
 
 __all__ = ["LongLived", "command"]
 
@@ -167,5 +167,5 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["reference.long_lived"] = sys.modules["__main__"]  # one module, under both names
+    sys.modules["harness.long_lived"] = sys.modules["__main__"]  # one module, under both names
     _serve()

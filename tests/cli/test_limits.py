@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from reference.command import Command, text_file
+from harness.command import Command, text_file
 
 HUGE = ("--batch-size", "1000000", "--block-size", "64", "--n-embd", "512", "--n-layer", "8")  # 15 TB
 

@@ -1,6 +1,6 @@
 """Files of format version 1, kept as they were written: what every later charlm must still read.
 
-`python tests/reference/golden.py` made them, once. They are never made again: a change that this program
+`python tests/harness/golden.py` made them, once. They are never made again: a change that this program
 would show is a change of the format, which needs a new version (docs/reliability.md has the rule) and new
 files beside these.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reference.tiny_training import TEXT, TOKENIZER, Noise, quick_config, tiny_split
+from harness.tiny_training import TEXT, TOKENIZER, Noise, quick_config, tiny_split
 
 from charlm import GPT, BigramLM, BlockDataset, ByteTokenizer, CharLM, Trainer, load
 from charlm.models.ngram import NGramLM

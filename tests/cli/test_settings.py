@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from harness.command import Command, text_file
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.command import Command, text_file
 
 from charlm.cli.output import UsageError
 from charlm.cli.settings import FIELDS, gather, preset_values, variable_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference.command import TEXT, Command, text_file
+from harness.command import TEXT, Command, text_file
 
 import charlm
 from charlm.cli.progress import clock, speed

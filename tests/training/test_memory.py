@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
-from reference.tiny_models import tiny_config, tiny_gpt
-from reference.tiny_training import PlainModule
+from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import PlainModule
 from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, Trainer

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference.command import TEXT, Command, text_file
+from harness.command import TEXT, Command, text_file
 
 import charlm
 from charlm import BlockDataset, CharTokenizer, NGramLM, Trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference.command import Command, text_file
+from harness.command import Command, text_file
 
 import charlm
 from charlm.cli.__main__ import main

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-from reference.tiny_models import tiny_config
+from harness.tiny_models import tiny_config
 
 from charlm.errors import ConfigError
 from charlm.models.bigram import BigramLM

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference.command import TEXT, TINY, Command, text_file
-from reference.hostile_files import json_of, reseal
+from harness.command import TEXT, TINY, Command, text_file
+from harness.hostile_files import json_of, reseal
 
 import charlm
 from charlm.cli.__main__ import main

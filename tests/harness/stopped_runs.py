@@ -19,8 +19,8 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from reference.tiny_models import tiny_config, tiny_gpt
-from reference.tiny_training import TOKENIZER, Noise, Numbers, quick_config, tiny_split
+from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import TOKENIZER, Noise, Numbers, quick_config, tiny_split
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from typing_extensions import override

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from harness.drawn_models import gpts, needs_kernel, overflows, ragged, random_rows
+from harness.states import torch_state
+from harness.tiny_models import VARIANTS, tiny_config, tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.drawn_models import gpts, needs_kernel, overflows, ragged, random_rows
-from reference.plain_state import plain_logits
-from reference.states import torch_state
-from reference.tiny_models import VARIANTS, tiny_config, tiny_gpt
+from oracles.plain_state import plain_logits
 from torch import Tensor
 
 from charlm.errors import InputError

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from reference.command import TEXT, TINY, Command, environment, text_file
+from harness.command import TEXT, TINY, Command, environment, text_file
 
 from charlm import BigramLM, ByteTokenizer, CharLM, CharTokenizer, Trainer
 from charlm.cli.__main__ import main

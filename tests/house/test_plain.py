@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import TEXT, TOKENIZER, quick_config, tiny_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.tiny_models import tiny_config, tiny_gpt
-from reference.tiny_training import TEXT, TOKENIZER, quick_config, tiny_split
 
 from charlm import (
     GPT,

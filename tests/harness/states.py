@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from reference.drawn_models import random_rows
-from reference.own_model import Recurrent
-from reference.tiny_models import MODELS, tiny_config, tiny_gpt
+from harness.drawn_models import random_rows
+from harness.own_model import Recurrent
+from harness.tiny_models import MODELS, tiny_config, tiny_gpt
 from torch import Tensor
 
 from charlm import BlockDataset, NGramLM

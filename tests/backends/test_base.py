@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference.tiny_models import random_ids, tiny_config, tiny_gpt
+from harness.tiny_models import random_ids, tiny_config, tiny_gpt
 from torch import nn
 
 from charlm.backends.base import DeviceBackend

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference.tiny_training import quick_config
+from harness.tiny_training import quick_config
 
 from charlm.errors import ConfigError
 from charlm.models.config import PRESETS
