@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 # One thread each: the models here are tiny, and threads that wait for each other would cost more than they
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +50,39 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("charlm")
+    group.addoption(
+        "--all",
+        action="store_true",
+        help="run the slow tests, too: processes, documents, browsers, campaigns",
+    )
     group.addoption("--trials", type=int, help="trials of each repeated test, instead of its short form")
     group.addoption("--whole-docs", action="store_true", help="run the code of README and docs uncut")
     group.addoption("--seed", type=int, default=0, help="seed of the repeated tests (0)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests out, unless all are asked for, or the file that a test is in."""
+    if config.getoption("--all"):
+        return
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    slow = {item for item in items if item.get_closest_marker("slow") and item.path not in named}
+    config.hook.pytest_deselected(items=[item for item in items if item in slow])
+    items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(autouse=True)
+def _quick_tests_start_no_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse a new Python in a test that is not marked as slow: that takes seconds."""
+    if request.node.get_closest_marker("slow"):
+        return
+    begin = subprocess.Popen.__init__
+
+    def refusing(self: Any, args: Any, *others: Any, **options: Any) -> None:
+        if isinstance(args, list | tuple) and args and args[0] == sys.executable:
+            pytest.fail("a test that starts a process must be marked: pytest.mark.slow")
+        begin(self, args, *others, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refusing)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -34,7 +34,7 @@ from charlm.runs.checkpoint import (
 from charlm.runs.choosing import best_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import CharTokenizer, load_tokenizer
-from charlm.training.config import saved_config
+from charlm.training.config import ABSENT
 
 __all__ = ["run"]
 
@@ -261,10 +261,10 @@ def _training(path: Path) -> _Training:
     where = str(path / STATE_FILE)
     state = strict_json.loads(read_file(where, max_bytes=strict_json.MAX_BYTES), path=where)
     settings = strict_json.take(state, "config", dict, path=where)
-    config = saved_config(settings)
-    length = f" of {config.max_steps:,} steps"
-    if config.minutes is not None:
-        length = f" steps within {config.minutes:g} min"
+    known = {**ABSENT, **settings}  # a newer charlm may have settings of its own
+    length = f" of {strict_json.take(known, 'max_steps', int, path=where):,} steps"
+    if known["minutes"] is not None:
+        length = f" steps within {strict_json.take(known, 'minutes', float, path=where):g} min"
     best, part = state.get("best"), ""
     if isinstance(best, dict) and "n_left_out" in best:
         left_out = strict_json.take(best, "n_left_out", int, path=where)

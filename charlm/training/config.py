@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from charlm.config import Config, Range
 
-__all__ = ["MOST_STEPS", "TrainerConfig", "saved_config"]
+__all__ = ["ABSENT", "MOST_STEPS", "TrainerConfig", "saved_config"]
 
 MOST_STEPS = 999_999_999_999
 """The most steps that a run can have: as good as no limit."""
@@ -136,7 +136,7 @@ class TrainerConfig(Config):
     None: no limit."""
 
 
-_ABSENT: Mapping[str, object] = MappingProxyType(
+ABSENT: Mapping[str, object] = MappingProxyType(
     {
         "max_steps": 2_000,
         "minutes": None,
@@ -187,4 +187,4 @@ def saved_config(values: Mapping[str, object]) -> TrainerConfig:
         >>> saved_config({"max_steps": 10}).optimizer, TrainerConfig(max_steps=10).optimizer
         ('adamw', 'muon')
     """
-    return TrainerConfig.from_dict({**_ABSENT, **values})
+    return TrainerConfig.from_dict({**ABSENT, **values})

@@ -17,6 +17,8 @@ from charlm.backends.base import MemoryStats
 from charlm.backends.cpu import CPUBackend
 from charlm.errors import BackendError
 
+pytestmark = pytest.mark.slow
+
 MEMINFO = "MemTotal:  16000000 kB\nMemFree:  1000000 kB\nMemAvailable:  4000000 kB\nSwapFree:  500000 kB\n"
 
 

@@ -285,3 +285,9 @@ def test_info_escapes_the_names_of_settings_and_refuses_a_number_of_steps_that_i
         assert command("info", checkpoint) == code
         assert "\x1b" not in command.out
     assert "must hold an integer in 'max_steps', got 'many'" in command.err
+    (checkpoint / "state.json").write_bytes(
+        strict_json.dumps({**state, "config": {k: v for k, v in config.items() if k != "max_steps"}})
+    )
+    reseal(checkpoint)
+    assert command("info", checkpoint) == 0
+    assert "of 2,000 steps" in command.out  # what it was for who did not say it

@@ -20,6 +20,8 @@ from charlm.cli import verdict as verdict_module
 from charlm.cli.baseline import count_within, entropy_nats
 from charlm.training import TrainerConfig, read_timetable
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "2"),
     *("--device", "cpu", "--precision", "fp32", "--preset", "cpu-10s"),

@@ -25,6 +25,8 @@ from charlm.cli.progress import wants_bar
 from charlm.cli.signals import Interrupted, Signals
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = (*TINY, "--max-steps", "100000000", "--eval-interval", "50")
 
 

@@ -21,6 +21,8 @@ from charlm.errors import InputError
 from charlm.evaluation import Surprisal, surprisal_page
 from charlm.testing import tiny_corpus
 
+pytestmark = pytest.mark.slow
+
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine")
 
 ODD = (

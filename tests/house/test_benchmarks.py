@@ -29,6 +29,8 @@ from benchmarks import (
 
 from charlm import GPT, BlockDataset, CharLM, CharTokenizer, NGramLM
 
+pytestmark = pytest.mark.slow
+
 # What the benchmarks use of nanoGPT: the names in its model.py, and how its train.py is called and answers.
 MODEL = """
 from dataclasses import dataclass

@@ -30,6 +30,8 @@ from harness.documents import Page, masked, numbers, plain_environment
 
 from charlm.testing import tiny_corpus
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

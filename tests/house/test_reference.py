@@ -24,6 +24,8 @@ import charlm
 from charlm import CharLMError, Config
 from charlm.cli.parser import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 PUBLIC = [
     (module, name, getattr(importlib.import_module(module), name))
     for module in MODULES

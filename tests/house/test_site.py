@@ -8,8 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from house.conftest import ROOT, Site
 from typing_extensions import override
+
+pytestmark = pytest.mark.slow
 
 LOADED = {"audio", "embed", "iframe", "img", "input", "object", "script", "source", "track", "video"}
 LOADED_BY_LINK = {"icon", "manifest", "modulepreload", "preconnect", "preload", "stylesheet"}

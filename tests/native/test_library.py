@@ -28,6 +28,8 @@ from charlm.models.gpt import GPT
 from charlm.native import library as native
 from charlm.native.gpt import NativeGPT
 
+pytestmark = pytest.mark.slow
+
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the kernel is written for POSIX threads")
 
 CHILD = """

@@ -17,6 +17,8 @@ from harness.tiny_models import prompt, tiny_config, tiny_gpt
 
 from charlm.models.base import LanguageModel
 
+pytestmark = pytest.mark.slow
+
 
 def in_a_process(code: str, *args: str, warnings: str = "error") -> str:
     """Run Python code that can import the tests' helpers, and return what it printed."""

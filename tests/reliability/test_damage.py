@@ -34,6 +34,8 @@ from charlm import GPT, GPTConfig, Trainer
 from charlm.errors import CheckpointCorruptError, CheckpointError
 from charlm.training import list_checkpoints, verify_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FILES = (
     "config.json",
     "manifest.json",

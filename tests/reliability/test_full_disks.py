@@ -34,6 +34,8 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 CODES = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT}
 REMOVING = {"stat", "lstat", "listdir", "unlink", "rmdir"}  # what removing a temporary directory needs

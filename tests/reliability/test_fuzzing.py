@@ -16,6 +16,8 @@ import pytest
 from harness.campaign import Campaign
 from harness.command import environment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(
     find_spec("atheris") is None, reason="atheris is not installed; it has wheels for Linux on x86-64 alone"

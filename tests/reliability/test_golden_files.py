@@ -18,6 +18,8 @@ from charlm import load
 from charlm.files import safetensors
 from charlm.training import list_checkpoints, verify_checkpoint
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(path.name for path in (GOLDEN / "v1").iterdir())
 RUNS = [name for name in NAMES if name.startswith("run-")]
 MODELS = [name for name in NAMES if not name.startswith("run-")]

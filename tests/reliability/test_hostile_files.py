@@ -46,9 +46,12 @@ FOREIGN = 200  # characters of a file in a message
 UNLIMITED = resource.RLIM_INFINITY
 MODEL_FILES = {"config.json", "tokenizer.json", "model.safetensors"}
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="the size of the address space is read from /proc"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/statm").exists(), reason="the size of the address space is read from /proc"
+    ),
+]
 
 
 def make_run(folder: Path) -> dict[str, bytes]:

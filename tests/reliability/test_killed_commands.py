@@ -23,6 +23,8 @@ from harness.stopped_runs import assert_equal, outcome_on_disk
 
 import charlm
 
+pytestmark = pytest.mark.slow
+
 SAVE_INTERVAL = 4  # of FLAGS
 
 

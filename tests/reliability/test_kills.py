@@ -35,6 +35,8 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 V = TOKENIZER.vocab_size
 

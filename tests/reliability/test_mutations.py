@@ -21,6 +21,8 @@ from torch import Tensor
 from charlm.errors import FileFormatError
 from charlm.files import safetensors as own
 
+pytestmark = pytest.mark.slow
+
 official = pytest.importorskip("safetensors.torch", reason="the official library is in the dev extra")
 SafetensorError = pytest.importorskip("safetensors").SafetensorError
 

@@ -30,6 +30,8 @@ from charlm.errors import NonFiniteError
 from charlm.runs.log import read_metrics
 from charlm.training import list_checkpoints
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 V = TOKENIZER.vocab_size
 

@@ -32,6 +32,8 @@ from charlm.runs.directory import RunDirectory
 from charlm.runs.log import MetricsLog, read_metrics
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
 
+pytestmark = pytest.mark.slow
+
 RECORDINGS = 12  # at least
 MOST_OF_ONE = 250  # crashes of one recording
 

@@ -24,6 +24,8 @@ from charlm import Trainer
 from charlm.errors import RunLockedError
 from charlm.runs.directory import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 
 class Workers:
     """Processes that are started when they are first needed."""

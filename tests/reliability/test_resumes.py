@@ -33,6 +33,8 @@ from harness.stopped_runs import (
 
 from charlm.errors import TrainingInterrupted
 
+pytestmark = pytest.mark.slow
+
 PROCESS_EVERY = 40  # one resume of this many in the long form is made in a process of its own
 SHORT_IN_PROCESSES = ("gpt with dropout and accumulation", "gpt in fp16 with a scaler")
 

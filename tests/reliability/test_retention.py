@@ -33,6 +33,8 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = [  # names of files, or of directories with a file in them
     *("notes.txt", "best/notes.txt", ".trash-mine/notes.txt", ".tmp-1-0123ABCD/notes.txt"),
     *(".trash-0123abcd", ".tmp-1-0123abcd", "step-1-00000000/notes.txt", "step-000000000001-0123abcd/notes"),

@@ -45,6 +45,8 @@ from harness.stopped_runs import (
 from charlm import Trainer
 from charlm.errors import TrainingInterrupted
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"a save", "an evaluation", "a step", "a training"}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -28,9 +28,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from harness.campaign import Campaign
 from harness.command import ROOT, TINY, environment, text_file
 from harness.hostile_files import fast_folder, reseal
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 1.0
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")

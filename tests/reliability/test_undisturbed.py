@@ -24,6 +24,8 @@ from typing_extensions import override
 from charlm import LanguageModel, Trainer
 from charlm.training import Callback, EvalRecord, SampleRecord, StepRecord, TrainResult
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 INTERVALS: dict[str, dict[str, object]] = {

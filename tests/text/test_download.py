@@ -26,6 +26,8 @@ from charlm.text import corpus, download
 from charlm.text.corpus import load_corpus
 from charlm.text.download import Download, fetch
 
+pytestmark = pytest.mark.slow
+
 CONTENT = "To be, or not to be’\r\n".encode().ljust(44, b"!") * 10_000  # 440,000 bytes
 
 

@@ -24,6 +24,8 @@ from charlm.text.tokenizer import (
     tokenizer_from_dict,
 )
 
+pytestmark = pytest.mark.slow
+
 CHARACTER = {"format": "charlm.tokenizer", "version": 1, "kind": "character", "vocab": "ab", "unknown": None}
 BYTE = {"format": "charlm.tokenizer", "version": 1, "kind": "byte"}
 

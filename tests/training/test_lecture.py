@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
 from charlm.evaluation import evaluate
+
+pytestmark = pytest.mark.slow
 
 EXACT = 2.4519  # training loss of the unsmoothed closed form, in nats
 

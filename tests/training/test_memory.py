@@ -22,6 +22,8 @@ from charlm.training import RECIPES
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory, training_bytes
 
+pytestmark = pytest.mark.slow
+
 LECTURE = GPTConfig.from_dict({**PRESETS["lecture"], "vocab_size": 65})
 P = LECTURE.num_parameters()
 
