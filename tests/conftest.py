@@ -19,7 +19,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from harness.breaks import break_charlm
 from harness.campaign import Campaign
+
+break_charlm(os.environ.get("BREAK_CHARLM"))  # what reliability/broken_versions.py asks for
 
 PASSED = pytest.StashKey[bool]()
 
