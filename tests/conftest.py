@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -46,7 +47,10 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--all"):
+        hypothesis.settings.register_profile("quick", max_examples=25)
+        hypothesis.settings.load_profile("quick")
     # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests send it to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

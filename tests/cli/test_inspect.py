@@ -207,6 +207,7 @@ def test_the_ngram_loss_is_the_one_that_training_shows(tmp_path: Path) -> None:
     assert (made.preset, made.reasons) == (advice.preset, advice.reasons)
 
 
+@pytest.mark.slow
 def test_a_short_text_gets_the_steps_that_training_would_make(command: Command, tmp_path: Path) -> None:
     file = text_file(tmp_path, CORPUS)
     assert command("inspect", file, "--minutes", "60") == 0

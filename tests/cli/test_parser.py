@@ -25,6 +25,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return Command(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["generate", "-h"], ["--version"]])
 def test_help_and_version_need_no_torch(words: list[str]) -> None:
     program = (
@@ -41,6 +42,7 @@ def test_help_and_version_need_no_torch(words: list[str]) -> None:
     assert not done.stderr
 
 
+@pytest.mark.slow
 def test_python_m_charlm_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "charlm", "--version"],

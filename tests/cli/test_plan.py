@@ -122,6 +122,7 @@ def test_what_was_set_goes_together_with_the_chosen_preset_or_is_refused() -> No
     assert plan_of(minutes="1", n_embd="68").model.n_embd == 68
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_torch() -> None:
     program = "import sys, charlm.cli.plan; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True)

@@ -149,6 +149,7 @@ def test_a_place_that_cannot_be_written_is_named(command: Command, run: Path, tm
     assert files(tmp_path) == ["folder.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--bigram",), ("--attention", "9")])
 def test_without_matplotlib_one_line_says_how_to_get_it(
     run: Path, tmp_path: Path, flags: tuple[str, ...]

@@ -114,6 +114,7 @@ def test_a_text_too_short_for_the_block_says_what_to_do(command: Command, text: 
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_budget_in_minutes_becomes_steps(command: Command, text: Path, run: Path) -> None:
     flags = ("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16")
     budget = ("--preset", "cpu-10s", "--batch-size", "2", "--device", "cpu", "--minutes", "0.04")
@@ -135,6 +136,7 @@ def test_a_budget_counts_the_evaluations_that_were_asked_for(command: Command, t
     assert f"done    {last:,} step" in command.err
 
 
+@pytest.mark.slow
 def test_of_a_budget_and_a_number_of_steps_the_first_to_come_ends_the_run(
     command: Command, text: Path, run: Path
 ) -> None:
@@ -168,6 +170,7 @@ def test_a_schedule_that_needs_its_end_beforehand_gets_an_estimate_of_it(
     assert "done    30 steps in 0:" in command.err
 
 
+@pytest.mark.slow
 def test_without_a_preset_time_and_text_decide_and_a_short_text_ends_early(
     command: Command, text: Path, run: Path
 ) -> None:

@@ -24,12 +24,14 @@ def test_breaks_have_names_and_sentences_of_their_own() -> None:
     assert len({broken.what for broken in BREAKS}) == len(BREAKS)
 
 
+@pytest.mark.slow
 def test_every_break_finds_what_it_replaces() -> None:
     code = "from harness.breaks import BREAKS; [broken.apply() for broken in BREAKS]"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
+@pytest.mark.slow
 def test_a_break_reaches_the_processes_that_a_broken_one_starts() -> None:
     look = "from charlm.cli import signals; print(signals._SAME_KEYPRESS_SECONDS)"
     code = (

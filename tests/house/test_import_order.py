@@ -139,6 +139,7 @@ def test_every_folder_of_the_package_is_a_known_wing() -> None:
     assert folders - {"__pycache__", "__init__", "__main__"} <= LEVEL.keys()
 
 
+@pytest.mark.slow
 def test_the_quiet_modules_import_without_torch() -> None:
     code = (
         "import importlib, sys\n"

@@ -34,6 +34,7 @@ with lock:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_lock_that_another_thread_holds_is_open_in_the_child() -> None:
     done = subprocess.run(

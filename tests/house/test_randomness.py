@@ -22,6 +22,7 @@ def test_a_seed_is_the_same_on_every_machine_and_for_ever() -> None:
     assert uniforms(1337, [0, 1], 5).tolist() == [0.038029686540312024, 0.7456081775545316]
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_agrees() -> None:
     command = "from charlm.randomness import derive_seed; print(derive_seed(1337, 'data', 0))"
     result = subprocess.run(

@@ -189,6 +189,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
         first.sum().backward()
 
 
+@pytest.mark.slow
 def test_the_longest_context_still_agrees_with_the_plain_implementation() -> None:
     config = tiny_config("cpu-1min").replace(block_size=LONGEST_PLAIN + 3, n_layer=1)
     model = tiny_gpt(config)

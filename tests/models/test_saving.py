@@ -149,6 +149,7 @@ def test_a_failed_save_leaves_the_old_model_and_says_why(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_can_load_every_kind(tmp_path: Path) -> None:
     """Nothing but `charlm` is imported: `load` must know the kinds by itself."""
     CharLM(bigram(), TOKENIZER).save(tmp_path / "bigram")

@@ -219,6 +219,7 @@ def test_the_axes_that_are_given_are_used_and_returned() -> None:
     assert figure.axes == [above, below]
 
 
+@pytest.mark.slow
 def test_matplotlib_s_state_is_left_alone(tmp_path: Path) -> None:
     program = """
 import sys

@@ -163,6 +163,7 @@ def read_from(data: bytes) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, input=data, env=environment, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_standard_input_is_read_exactly() -> None:
     for data in (ODD.encode(), gzip.compress(ODD.encode())):
         done = read_from(data)

@@ -407,6 +407,7 @@ def test_both_are_tokenizers_to_the_protocol() -> None:
     assert not isinstance("ab", Tokenizer)
 
 
+@pytest.mark.slow
 def test_the_wing_works_without_torch() -> None:
     code = (
         "import sys; from charlm.text import corpus, tokenizer; t = tokenizer.CharTokenizer('ab'); "

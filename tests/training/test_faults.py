@@ -194,6 +194,7 @@ for record in trainer.steps():
 """
 
 
+@pytest.mark.slow
 def test_a_directory_is_locked_while_another_process_trains_there(tmp_path: Path) -> None:
     train, _ = tiny_split()
     holder = in_a_process(HOLDER, str(tmp_path / "run"))

@@ -96,6 +96,7 @@ def test_adamw_leaves_what_has_no_gradient_and_keeps_torchs_names_for_its_state(
     assert set(optimizer.state[moved]) == set(torchs.state[moved])
 
 
+@pytest.mark.slow
 def test_the_optimizers_do_without_the_compiler() -> None:
     """torch._dynamo takes 1.2 seconds to import, at the start of every training."""
     code = (
