@@ -68,11 +68,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests out, unless all are asked for, or the file that a test is in."""
+    """Leave the slow tests out, unless all are asked for, or a file or folder inside of tests is named."""
     if config.getoption("--all"):
         return
+    tests = Path(__file__).parent
     named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
-    slow = {item for item in items if item.get_closest_marker("slow") and item.path not in named}
+    named = {path for path in named if path != tests and path.is_relative_to(tests)}
+    slow = {
+        item
+        for item in items
+        if item.get_closest_marker("slow") and named.isdisjoint({item.path, *item.path.parents})
+    }
     config.hook.pytest_deselected(items=[item for item in items if item in slow])
     items[:] = [item for item in items if item not in slow]
 

@@ -23,6 +23,7 @@ NAN = math.nan
 OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("overflow", OVERFLOWS)
 @pytest.mark.parametrize("B", [1, 5])

@@ -50,6 +50,7 @@ DRAFTS: dict[str, LanguageModel] = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     name=st.sampled_from([*GPTS, "bigram"]),

@@ -152,6 +152,7 @@ def _stops() -> list[int]:
     return [1, 5, 20, 38, 39, 40, 41, 47, 55, 60, 70, 76]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "slower"), list(zip(_stops(), itertools.cycle([0.3, 1.0, 2.5]), strict=False))
 )

@@ -313,6 +313,7 @@ def test_the_defaults_bring_a_bigram_model_close_to_its_counts(shakespeare: str,
     assert best.loss_nats < 2.482 + 0.1  # what counting reaches, see test_lecture.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bigram", "gpt"])
 def test_the_defaults_train_on_a_text_that_is_shorter_than_one_batch(kind: str) -> None:
     text = tiny_corpus(300)
