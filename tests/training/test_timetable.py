@@ -96,7 +96,7 @@ def speed(mood: Sequence[tuple[float, float]], each: float) -> Callable[[float],
     return lambda now: each * next((f for at, f in sorted(mood, reverse=True) if now >= at), 1.0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example(mood=[(12.0, 4.0)], each=0.5, evaluation=0.6)
 @given(mood=moods, each=st.floats(0.01, 0.6), evaluation=st.sampled_from([0.0, 0.05, 0.6]))
 def test_whatever_the_machine_does_the_time_is_kept(
