@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.errors import FileFormatError
-from charlm.files.strict_json import MAX_BYTES, dumps, dumps_line, loads, take
+from charlm.files.strict_json import MAX_BYTES, check_version, dumps, dumps_line, loads, take
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SCALARS = (
@@ -284,3 +284,15 @@ def test_take_names_the_field_and_what_it_holds(value: object, kind: type, messa
 def test_take_names_a_field_that_is_missing() -> None:
     with pytest.raises(FileFormatError, match="must hold an integer in 'step', got no such field"):
         take({}, "step", int, path="state.json")
+
+
+def test_versions_up_to_the_newest_are_read_and_no_other() -> None:
+    for version in (1, 2, 3):
+        check_version({"format": "a.b", "version": version}, "a.b", 3, path="x.json")
+    with pytest.raises(FileFormatError, match=r"has version 4 of a\.b; this charlm reads up to 3"):
+        check_version({"format": "a.b", "version": 4}, "a.b", 3, path="x.json")
+    for version in (0, -1):
+        with pytest.raises(FileFormatError, match="must hold a version of at least 1"):
+            check_version({"format": "a.b", "version": version}, "a.b", 3, path="x.json")
+    with pytest.raises(FileFormatError, match=r"must hold 'a\.b' in 'format'"):
+        check_version({"format": "other", "version": 1}, "a.b", 3, path="x.json")
