@@ -173,3 +173,12 @@ def test_torch_takes_the_options_that_the_processor_backend_gives(name: str) -> 
 def test_a_device_without_a_known_generator_is_not_seeded_by_the_wrong_one(device: str) -> None:
     with pytest.raises(BackendError, match=f"must override default_generator\\(\\) for {device}"):
         DeviceBackend(device).default_generator()
+
+
+def test_what_a_device_is_can_be_asked_without_a_backend() -> None:
+    from charlm.backends.traits import has_float64, is_host
+
+    devices = [torch.device(name) for name in ("cpu", "cuda", "mps", "meta")]
+    assert [is_host(device) for device in devices] == [True, False, False, False]
+    assert [has_float64(device) for device in devices] == [True, True, False, True]
+    assert [DeviceBackend(device).is_host for device in devices] == [True, False, False, False]

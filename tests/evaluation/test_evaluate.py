@@ -236,3 +236,9 @@ def test_a_part_is_the_same_on_a_device() -> None:
     assert on_device == [x.tolist() for x, _ in data.blocks(3, most=10)]
     assert sum(map(len, on_device)) == 10
     assert evaluate(model, data, max_chars=80).n_chars == 80
+
+
+@pytest.mark.parametrize(("nats", "perplexity"), [(0.0, 1.0), (100.0, math.exp(100)), (708.0, math.exp(708))])
+def test_a_perplexity_is_a_number_up_to_the_largest_float(nats: float, perplexity: float) -> None:
+    assert EvalResult(loss_nats=nats, accuracy=0.5, n_chars=1).perplexity == perplexity
+    assert EvalResult(loss_nats=710.0, accuracy=0.5, n_chars=1).perplexity == math.inf

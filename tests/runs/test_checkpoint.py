@@ -565,3 +565,11 @@ def test_a_link_in_the_place_of_a_run_s_directory_is_not_followed(tmp_path: Path
     (run.path / name).unlink()
     run.checkpoints.mkdir(exist_ok=True)
     RunDirectory.open(tmp_path / "link")  # a link to the whole run is the caller's own path
+
+
+def test_the_checkpoint_of_the_very_next_step_is_left_alone(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    newest, next_one = prepared(run, 4), prepared(run, 5)
+    prune_checkpoints(run, newest, keep_last=1, keep_best=0)
+    assert newest.is_dir()
+    assert next_one.is_dir()
