@@ -87,8 +87,9 @@ class Reporter:
             )
 
     def failed(self, error: NonFiniteError) -> None:
-        """Log the step that ends the run with an error."""
-        self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=error.step)
+        """Log the step that ends the run with an error; the trainer stands before it."""
+        step = self._trainer.step + 1
+        self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=step)
 
     def _call(self, tell: Callable[[Callback], None]) -> None:
         for callback in self._trainer.callbacks:

@@ -357,8 +357,8 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint now; when this returns, it survives a loss of power.
 
-        After a run that put the best weights back there is nothing new to save: its last checkpoint is
-        returned.
+        After a run that put the best weights back there is nothing new to save, nor is there in `on_save`:
+        the last checkpoint is returned.
 
         Returns:
             The checkpoint's directory.
@@ -372,6 +372,8 @@ class Trainer:
         """
         if self._writer is None:
             raise InputError("out_dir must be given to save: Trainer(..., out_dir='runs/one')")
+        if self.checkpoint is not None and (self._evaluations.best_in_model or self._is_telling_of_a_save):
+            return self.checkpoint  # the last step is saved already
         checkpoint = self._write(self._writer)
         self._tell_of_save(checkpoint)
         return checkpoint
@@ -578,8 +580,6 @@ class Trainer:
 
     def _write(self, writer: RunWriter) -> Path:
         """Gather the run's state, write it as a checkpoint, and prune older ones."""
-        if self.checkpoint is not None and (self._evaluations.best_in_model or self._is_telling_of_a_save):
-            return self.checkpoint  # the last step is saved already
         self._check_steps()
         self._state.skipped_in_a_row = self._stepper.guard.in_a_row()
         identity = writer.identify(self.step)
@@ -589,12 +589,11 @@ class Trainer:
         return self.checkpoint
 
     def _tell_of_save(self, checkpoint: Path) -> None:
-        if not self._is_telling_of_a_save:  # a callback that saves has nothing new to save
-            self._is_telling_of_a_save = True
-            try:
-                self._reporter.saved(checkpoint)
-            finally:
-                self._is_telling_of_a_save = False
+        self._is_telling_of_a_save = True  # a callback that saves has nothing new to save
+        try:
+            self._reporter.saved(checkpoint)
+        finally:
+            self._is_telling_of_a_save = False
 
     def _catch_up(self) -> None:
         """Evaluate and save the last step where that was not done, as after a stop between two steps."""

@@ -164,3 +164,8 @@ def test_a_preset_that_is_still_to_be_chosen_is_the_first_that_goes_together_wit
         gather(None, file=None, environment={}, flags={"n_head": "7", "n_embd": "64"})
     with pytest.raises(ConfigError, match="multiple of n_head"):
         gather(None, file=None, environment={"CHARLM_N_HEAD": "7", "CHARLM_N_EMBD": "64"}, flags={})
+
+
+def test_none_is_no_value_of_a_field_that_must_have_one() -> None:
+    with pytest.raises(UsageError, match="--n-layer must be an int at least 1 and at most 256, got 'none'"):
+        gather("lecture", file=None, environment={}, flags={"n_layer": "none"})

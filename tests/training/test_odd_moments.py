@@ -76,6 +76,14 @@ def poisoned(trainer: Trainer, *steps: int) -> Iterator[None]:
         handle.remove()
 
 
+class BestAt4(Trainer):
+    """Finds its lowest loss after step 4, whatever it learns later."""
+
+    @override
+    def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
+        return EvalResult(loss_nats=1.0 if self.step == 4 else 2.0, accuracy=0.5, n_chars=10)
+
+
 class Calls(Callback):
     """Does something at one kind of moment."""
 
@@ -212,6 +220,24 @@ def test_a_callback_that_saves_when_a_save_is_done_gets_that_one(tmp_path: Path)
     assert len(found) == 4
 
 
+def test_a_save_after_the_best_weights_came_back_writes_nothing_and_tells_nobody(tmp_path: Path) -> None:
+    train, val = tiny_split()
+    told: list[int] = []
+    trainer = BestAt4(
+        bigram(),
+        train,
+        quick_config(),
+        val_data=val,
+        tokenizer=TOKENIZER,
+        device="cpu",
+        out_dir=tmp_path / "run",
+        callbacks=[Calls("save", lambda trainer: told.append(trainer.step))],
+    )
+    last = trainer.fit().checkpoint
+    assert trainer.save() == last
+    assert told == [4, 8, 12]
+
+
 @pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("stopped_at", [2, 8, 12])
 def test_bad_steps_in_a_row_are_counted_on_by_a_resume(tmp_path: Path, far: bool, stopped_at: int) -> None:
@@ -255,11 +281,6 @@ def test_ctrl_c_while_the_best_weights_come_back_loses_neither_them_nor_the_last
     from harness.tiny_models import tiny_config, tiny_gpt
 
     train, val = tiny_split()
-
-    class BestAt4(Trainer):
-        @override
-        def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
-            return EvalResult(loss_nats=1.0 if self.step == 4 else 2.0, accuracy=0.5, n_chars=10)
 
     def made(out: Path) -> Trainer:
         model = tiny_gpt(tiny_config("lecture", vocab_size=V, block_size=8))
