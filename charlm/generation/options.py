@@ -80,11 +80,11 @@ class SamplingOptions:
     temperature: float = 1.0
     """Divides the logits, from 1e-6 to 1e6. 0 always takes the likeliest character."""
     top_k: int | None = None
-    """Keep the k likeliest characters, 1 or more. None: all."""
+    """Keep the k likeliest characters, 1 or more. None: keep all."""
     top_p: float | None = None
-    """Keep the likeliest characters that together hold this probability, in (0, 1]. None: all."""
+    """Keep the likeliest characters that together hold this probability, in (0, 1]. None: keep all."""
     min_p: float | None = None
-    """Drop characters less likely than this share of the likeliest's probability, in [0, 1]. None: none."""
+    """Drop what is less likely than this share of the likeliest's probability, in [0, 1]. None: keep all."""
     filters: Sequence[Filter] = ()
     """Functions (logits (B, V), ids so far (B, t)) -> logits, applied last, in their order."""
     seed: int | None = None
