@@ -1,4 +1,4 @@
-"""`ForkLock`: a lock that a forked process finds open.
+"""`ForkLock`: a lock that a forked process finds open, and `GENERATORS`, the one of torch's own generators.
 
 The child of `os.fork` has none of its parent's other threads, so a lock that one of them held would stay shut
 in it for ever.
@@ -7,13 +7,15 @@ in it for ever.
 from __future__ import annotations
 
 import os
-from threading import Lock
+from threading import RLock
 
-__all__ = ["ForkLock"]
+__all__ = ["GENERATORS", "ForkLock"]
 
 
 class ForkLock:
-    """A `threading.Lock` for `with`, made anew in each forked process.
+    """A `threading.RLock` for `with`, made anew in each forked process.
+
+    It is reentrant, since a signal handler may need what its own thread holds just then.
 
     Example:
         >>> lock = ForkLock()
@@ -27,10 +29,14 @@ class ForkLock:
             os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __enter__(self) -> None:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+GENERATORS = ForkLock()
+"""Held while torch's global generators, which belong to the caller, are in other hands for a moment."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from charlm.backends.traits import is_host
 from charlm.errors import BackendError, InputError
+from charlm.locks import GENERATORS
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -177,16 +178,19 @@ class DeviceBackend:
     def seeded(self, seed: int) -> Iterator[None]:
         """Seed the device's default generator inside the block, and put its state back after it.
 
+        One thread of the process at a time is inside, so that two trainings draw what each would alone.
+
         Args:
             seed: an int of at most 64 bits; a CPU's generator uses the lower 32.
         """
         generator = self.default_generator()
-        before = generator.get_state()
-        generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            generator.set_state(before)
+        with GENERATORS:
+            before = generator.get_state()
+            generator.manual_seed(seed)
+            try:
+                yield
+            finally:
+                generator.set_state(before)
 
     @property
     def is_host(self) -> bool:

@@ -26,6 +26,7 @@ from charlm.errors import (
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
 from charlm.files.reading import read_file, refusal
+from charlm.locks import GENERATORS
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
 from charlm.plain import as_path, as_text
@@ -199,7 +200,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
     # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
+    with GENERATORS, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
     model.to(check_tensors(header, unique_tensors(model), weights))
     tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)

@@ -28,10 +28,12 @@ class Reporter:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
+        self._logged_step = 0
 
     def began(self) -> None:
         """Tell that the first step of this process is next."""
         self._logged_at = (self._trainer.chars_seen, self._trainer.seconds)
+        self._logged_step = 0
         self._call(lambda callback: callback.on_train_start(self._trainer))
 
     def stepped(self, record: StepRecord) -> None:
@@ -39,9 +41,10 @@ class Reporter:
         self._call(lambda callback: callback.on_step_end(self._trainer, record))
 
     def log_step(self, record: StepRecord) -> None:
-        """Log a step; without a log the device is not asked for its loss."""
-        if self._trainer.out_dir is None:
+        """Log a step, once; without a log the device is not asked for its loss."""
+        if self._trainer.out_dir is None or self._logged_step == record.step:
             return
+        self._logged_step = record.step
         now = (self._trainer.chars_seen, self._trainer.seconds)
         chars, seconds = now[0] - self._logged_at[0], now[1] - self._logged_at[1]
         self._logged_at = now
@@ -92,8 +95,9 @@ class Reporter:
         self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=step)
 
     def _call(self, tell: Callable[[Callback], None]) -> None:
-        for callback in self._trainer.callbacks:
-            tell(callback)
+        with self._trainer._turns.between():
+            for callback in self._trainer.callbacks:
+                tell(callback)
 
     def _log(self, kind: str, values: Mapping[str, object], *, step: int | None = None) -> None:
         writer = self._trainer._writer

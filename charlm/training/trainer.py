@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -49,6 +50,7 @@ from charlm.training.schedules import learning_rate_at
 from charlm.training.state import RunState
 from charlm.training.step import Stepper
 from charlm.training.timetable import Timekeeper, Timetable
+from charlm.training.turns import Turns
 
 __all__ = ["Trainer"]
 
@@ -162,7 +164,11 @@ class Trainer:
         self._reporter = Reporter(self)
         self._reason: StopReason | None = None
         self._interrupted = False
-        self._running = False
+        self._save_requested = False
+        self._turns = Turns()
+        self._loop: weakref.ref[Generator[StepRecord, None, None]] | None = (
+            None  # the last that `steps` returned
+        )
         self._is_telling_of_a_save = False
         self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
@@ -248,16 +254,17 @@ class Trainer:
             pass
         return self.result()
 
-    def steps(self) -> Iterator[StepRecord]:
+    def steps(self) -> Generator[StepRecord, None, None]:
         """Train, yielding after each step, when its evaluation, sample and checkpoint are done.
 
-        Leaving the loop early is allowed: what is saved stays, and nothing stays locked.
+        Leaving the loop early is allowed: what is saved stays. The run is locked until the iterator is closed
+        or forgotten, or until the next call of `steps`, `fit` or `close`, which ends the loop before it.
 
         Yields:
             What the step did; its loss, in nats, is read from the device when it is asked for.
 
         Raises:
-            InputError: an earlier `steps()` is not finished yet.
+            InputError: this trainer is in the middle of a step: a callback or another thread calls.
             CharLMError: what `fit` raises.
 
         Example:
@@ -267,25 +274,48 @@ class Trainer:
             >>> [record.step for record in trainer.steps()]
             [1, 2, 3, 4]
         """
-        if self._running:
-            raise InputError(
-                "the trainer is running already: finish or close the first steps() before the next"
-            )
-        was_training = [module for module in self.model.modules() if module.training]
+        self.close()
+        loop = self._steps()
+        self._loop = weakref.ref(loop)  # a strong one would keep the loop of a `for` open after its `break`
+        return loop
+
+    def close(self) -> None:
+        """End a loop over `steps` that was left in the middle, so that the run is not locked any more.
+
+        The trainer can go on afterwards. There is nothing to do where the loop's iterator is forgotten, as in
+        `for record in trainer.steps()`; an iterator with a name, or an error's traceback, keeps it.
+
+        Raises:
+            InputError: the loop is in the middle of a step.
+        """
+        loop = None if self._loop is None else self._loop()
+        if loop is not None:
+            try:
+                loop.close()
+            except ValueError as error:  # what Python says of a generator that is executing
+                raise InputError(
+                    "the trainer is running already: let the step under way come to its end first"
+                ) from error
+
+    def _steps(self) -> Generator[StepRecord, None, None]:
+        awake = [module for module in self.model.modules() if module.training]
         try:
-            self._running = True
-            self._begin()
+            with self._turns.of_step():
+                self._begin()
             while self._reason is None:
-                record = self._take_step()
-                self._after_step(record)
+                with self._turns.of_step():
+                    record = self._take_step()
+                    self._after_step(record)
                 yield record
                 self._counted_at = time.perf_counter()  # the caller's own time is not the run's
-            self._finish()
+            with self._turns.of_step():
+                self._finish()
         finally:
-            self.model.eval()
-            for module in was_training:
-                module.training = True
-            self._end()
+            with self._turns.of_step():
+                self.model.eval()
+                for module in awake:
+                    module.training = True
+                self._end()
 
     @property
     def step(self) -> int:
@@ -339,6 +369,8 @@ class Trainer:
     def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
         """Score a whole text exactly, with the weights as they are. Changes nothing in the run.
 
+        Another thread than the one that steps waits for the end of the step.
+
         Args:
             data: the text; None: the validation text.
             max_chars: score only so many characters, spread over the text, as `evaluate` does; None: all.
@@ -348,14 +380,19 @@ class Trainer:
 
         Raises:
             DataError: there is no validation text.
+            InputError: the thread that steps calls in the middle of a step, as a signal handler does.
         """
         data = self.val_data if data is None else data
         if data is None:
             raise DataError("there is nothing to evaluate: pass data, or give the trainer val_data")
-        return evaluate(self.model, data, backend=self.backend, max_chars=max_chars)
+        with self._turns.of_guest("evaluate"):
+            return evaluate(self.model, data, backend=self.backend, max_chars=max_chars)
 
     def save(self) -> Path:
         """Write a checkpoint now; when this returns, it survives a loss of power.
+
+        A checkpoint is of a step's end. Another thread than the one that steps waits for it. A signal handler
+        cannot wait, and calls `request_save`.
 
         After a run that put the best weights back there is nothing new to save, nor is there in `on_save`:
         the last checkpoint is returned.
@@ -368,15 +405,34 @@ class Trainer:
             NonFiniteError: a device that works on its own tells only now that the run is to end.
             RunExistsError: another run has begun in `out_dir` since.
             RunLockedError: another process is beginning one there.
+            InputError: the trainer has no `out_dir`; or the thread that steps calls in the middle of a step.
+        """
+        writer = self._writer_for("save")
+        with self._turns.of_guest("save", ": call request_save() there, and the step's end saves"):
+            if self.checkpoint is not None and (
+                self._evaluations.best_in_model or self._is_telling_of_a_save
+            ):
+                return self.checkpoint  # the last step is saved already
+            checkpoint = self._write(writer)
+            self._tell_of_save(checkpoint)
+            return checkpoint
+
+    def request_save(self) -> None:
+        """Ask for a checkpoint at the end of the step under way, or of the next one.
+
+        Sets a flag and returns, so a signal handler or another thread may call it. Of a save that fails there
+        is a warning, as of those by the interval.
+
+        Raises:
             InputError: the trainer has no `out_dir`.
         """
+        self._writer_for("request_save")
+        self._save_requested = True
+
+    def _writer_for(self, method: str) -> RunWriter:
         if self._writer is None:
-            raise InputError("out_dir must be given to save: Trainer(..., out_dir='runs/one')")
-        if self.checkpoint is not None and (self._evaluations.best_in_model or self._is_telling_of_a_save):
-            return self.checkpoint  # the last step is saved already
-        checkpoint = self._write(self._writer)
-        self._tell_of_save(checkpoint)
-        return checkpoint
+            raise InputError(f"out_dir must be given to {method}: Trainer(..., out_dir='runs/one')")
+        return self._writer
 
     def finish(self) -> None:
         """Let the run come to its end after the step under way: evaluated, saved, without an error.
@@ -434,7 +490,8 @@ class Trainer:
         if self._writer is not None:
             self._writer.begin(self.step)
         self._evaluations.put_last_back()
-        self.model.train()
+        if not self.model.training:  # as `load` returns it; what sleeps inside a training model stays asleep
+            self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
         self._reason = None
         self._began_at = self._counted_at = time.perf_counter()
@@ -495,20 +552,20 @@ class Trainer:
             raise
 
     def _after_step(self, record: StepRecord) -> None:
-        """Tell the callbacks, log, sample, evaluate and save: whatever is due after a step."""
+        """Log, tell the callbacks, sample, evaluate and save: whatever is due after a step."""
         config = self.config
         if config.minutes is not None and self.backend.asynchronous:
             self.backend.synchronize()  # or the clock would time how steps are handed over
         self._count_seconds()
-        self._reporter.stepped(record)
         self._ask_timekeeper()
         if config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
             self._reason = self._reason or "max_seconds"
-        scheduled, ending = self._timekeeper.is_evaluation_due(self.step), self._reason is not None
+        scheduled = self._timekeeper.is_evaluation_due(self.step)
+        self._log_if_due(record)  # before a callback saves, or a resume from there would lack the line
+        self._reporter.stepped(record)
+        self._log_if_due(record)  # a callback may have ended the run
+        ending = self._reason is not None
         due = due_after(self.step, config, scheduled=scheduled, ending=ending)
-        if due.log:
-            self._check_steps()
-            self._reporter.log_step(record)
         if due.sample:
             self._sample()
         evaluated = self.val_data is not None and due.evaluate and (ending or not self._interrupted)
@@ -518,9 +575,12 @@ class Trainer:
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0
         interrupted = self._interrupted  # looked at once: what comes later is for the next step
         stopping = interrupted or self._reason is not None
+        requested = self._save_requested
+        if requested:  # what comes later is for the next step
+            self._save_requested = False
         if stopping:
             self._check_steps()
-        if due.save or is_best or stopping:
+        if due.save or is_best or stopping or requested:
             self._save_if_possible(must_succeed=stopping)
         self._count_seconds()
         self._timekeeper.after_pause(self.seconds, evaluated=evaluated or scheduled)
@@ -531,6 +591,11 @@ class Trainer:
                 step=self.step,
                 checkpoint=str(self.checkpoint) if self.checkpoint else None,
             )
+
+    def _log_if_due(self, record: StepRecord) -> None:
+        if due_after(self.step, self.config, scheduled=False, ending=self._reason is not None).log:
+            self._check_steps()
+            self._reporter.log_step(record)
 
     def _ask_timekeeper(self) -> None:
         """Let the timekeeper decide after a step, log the end if it has fixed one, and note if it is here."""
@@ -550,7 +615,8 @@ class Trainer:
         self._check_steps()
         began, keeper = time.perf_counter(), self._timekeeper
         keeper.record_evaluation(self.step, scheduled=scheduled)
-        result = self.evaluate(max_chars=keeper.timetable.eval_chars)
+        with self._turns.between():
+            result = self.evaluate(max_chars=keeper.timetable.eval_chars)
         seconds, counted = time.perf_counter() - began, scheduled and keeper.is_counted(self.step)
         record = self._evaluations.add(self._state, result, seconds=seconds, counted=counted)
         if counted and self._state.has_lost(self.config.patience):
@@ -612,6 +678,6 @@ class Trainer:
         self._reporter.ended()
 
     def _end(self) -> None:
-        self._interrupted = self._running = False
+        self._interrupted = False
         if self._writer is not None:
             self._writer.end()

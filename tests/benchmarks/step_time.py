@@ -133,7 +133,7 @@ def _charlm(
 ) -> Loop:
     torch.manual_seed(1337)
     steps = Trainer(GPT(config), data, training, device=device).steps()
-    stack.enter_context(contextlib.closing(steps))  # type: ignore[type-var]  # a generator, which closes
+    stack.enter_context(contextlib.closing(steps))
     return lambda count: list(itertools.islice(steps, count))
 
 

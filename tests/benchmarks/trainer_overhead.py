@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             callbacks=[_Bar(total, sink)],
         )
         steps = trainer.steps()
-        stack.enter_context(contextlib.closing(steps))  # type: ignore[type-var]  # a generator, which closes
+        stack.enter_context(contextlib.closing(steps))
         bare = _bare(config, training, data, backend)
 
         def trainer_turn() -> None:

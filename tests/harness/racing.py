@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import cast
 
 import torch
 from harness.tiny_training import TOKENIZER, quick_config, tiny_split
@@ -62,7 +61,7 @@ def race(at: float) -> dict[str, object]:
     began = time.monotonic()
     try:
         ONE.trainer = ONE.trainer or ONE.build()
-        ONE.steps = cast("Generator[StepRecord, None, None]", ONE.trainer.steps())
+        ONE.steps = ONE.trainer.steps()
         next(ONE.steps)
     except (RunExistsError, RunLockedError) as error:
         return {"refused": type(error).__name__, "seconds": time.monotonic() - began}

@@ -527,7 +527,7 @@ def test_a_state_that_could_not_be_read_back_is_refused_before_anything_is_prune
             break
     with pytest.raises(InputError, match=r"a callback's state\(\) cannot be saved"):
         trainer.save()
-    steps.close()  # type: ignore[attr-defined]  # steps() is a generator
+    steps.close()
     kept = list_checkpoints(tmp_path)
     assert [info.step for info in kept] == [4]
     verify_checkpoint(kept[0].path)

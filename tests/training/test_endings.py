@@ -12,7 +12,6 @@ from harness.tiny_training import TOKENIZER, quick_config, same_tensors, tensors
 from typing_extensions import override
 
 from charlm import BigramLM, EvalResult, Trainer
-from charlm.errors import InputError
 from charlm.models.saving import load_model
 from charlm.training import (
     Callback,
@@ -359,18 +358,6 @@ def test_a_run_that_ended_by_patience_stays_ended(tmp_path: Path) -> None:
     train, val = tiny_split()
     again = Trainer.resume(tmp_path, train, val_data=val, device="cpu")
     assert (again.fit().steps, again.result().reason) == (6, "patience")
-
-
-def test_a_trainer_runs_once_at_a_time() -> None:
-    trainer = scripted((1.0,))
-    first = trainer.steps()
-    next(first)
-    with pytest.raises(InputError, match="running already"):
-        next(trainer.steps())
-    assert next(first).step == 2
-    first.close()  # type: ignore[attr-defined]  # steps() is a generator
-    assert trainer.result().reason == "interrupted"
-    assert trainer.fit().steps == 12
 
 
 def test_a_run_that_loses_its_patience_at_its_last_step_has_made_all_steps(tmp_path: Path) -> None:
