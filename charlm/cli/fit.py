@@ -75,11 +75,12 @@ def begin(
     console: Console,
     signals: Signals,
     began: float,
+    kept: bool,
 ) -> int:
-    """Train a new model."""
+    """Train a new model; `kept` says that the settings are those of an earlier run, and nothing is chosen."""
     repeats = args.repeat is not None
     timetable = read_timetable(args.repeat) if repeats and settings.training.minutes is not None else None
-    run = _prepare(args, settings, encoded, val_fraction, console)
+    run = _prepare(args, settings, encoded, val_fraction, console, kept=kept)
     training, baseline = _measure(run, console, counts=args.baseline, times=timetable is None)
     signals.check()
     if timetable is None and training.minutes is not None:
@@ -182,7 +183,13 @@ def _fit(
 
 
 def _prepare(
-    args: argparse.Namespace, settings: Settings, encoded: Encoded, val_fraction: float, console: Console
+    args: argparse.Namespace,
+    settings: Settings,
+    encoded: Encoded,
+    val_fraction: float,
+    console: Console,
+    *,
+    kept: bool,
 ) -> _Prepared:
     """Plan the training, cut the text, build the model, and say what all of it is."""
     backend, tokenizer = get_backend(args.device or "auto"), encoded.tokenizer
@@ -191,7 +198,7 @@ def _prepare(
         len(encoded.ids),
         tokenizer.vocab_size,
         val_fraction=val_fraction,
-        choose=args.preset is None and args.repeat is None,
+        choose=args.preset is None and not kept,
         on_gpu=not backend.is_host,
     )
     train, val = _split(encoded, plan.model.block_size, val_fraction)
@@ -301,6 +308,7 @@ def _record(
         "training": training.to_dict(),
         "versions": _versions(),
         "commands": [_command()],
+        "moved_end": False,
         "baseline": None if baseline is None else baseline.values,
     }
 

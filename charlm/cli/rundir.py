@@ -15,11 +15,18 @@ from typing import cast
 from charlm.cli.settings import Settings
 from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, quoted
 from charlm.files import strict_json
-from charlm.files.atomic import is_left_behind, write_file
+from charlm.files.atomic import write_file
 from charlm.files.reading import read_file, refusal
 from charlm.models.config import PRESETS, PresetName
-from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
-from charlm.training.config import saved_config
+from charlm.runs.directory import (
+    RECORD_FILE,
+    RECORD_FORMAT,
+    RECORD_VERSION,
+    RunDirectory,
+    has_checkpoints,
+    is_leftover,
+)
+from charlm.training.config import saved_config, with_end
 
 __all__ = ["Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
 
@@ -45,8 +52,8 @@ class Origin:
     values: Mapping[str, object]
     """All that train.json holds."""
 
-    def settings(self) -> Settings:
-        """Return the settings of the run.
+    def settings(self, max_steps: int | None = None) -> Settings:
+        """Return the settings of the run; with `max_steps` that end takes the place of its own.
 
         Raises:
             FileFormatError: the record does not hold them.
@@ -55,6 +62,8 @@ class Origin:
         """
         model = {k: v for k, v in self._table("model").items() if k != "vocab_size"}
         training = saved_config(self._table("training"))
+        if max_steps is not None:
+            training = with_end(training, max_steps)
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
         if preset not in PRESETS:
             raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")
@@ -85,18 +94,18 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """
     if RunDirectory.is_free(path):
         return
-    name = quoted(str(path))
+    name, has_run = quoted(str(path)), (path / "run.json").is_file()
+    own = {*_OWN, ".lock"}
+    foreign = [e.name for e in path.iterdir() if e.name not in own and not is_leftover(e.name)]
     if not overwrite:
-        raise RunExistsError(
-            f"{name} is not empty. Go on with the run there (--resume), delete it first (--overwrite), "
-            "or choose another directory."
-        )
-    if not (path / "run.json").is_file():
+        ways = ["Go on with the run there (--resume)"] if has_run and has_checkpoints(path) else []
+        ways += ["delete it first (--overwrite)"] if has_run and not foreign else []
+        ways += ["or choose another directory."] if ways else ["Choose another directory."]
+        raise RunExistsError(f"{name} is not empty. {', '.join(ways)}")
+    if not has_run:
         raise RunExistsError(
             f"{name} holds no run, so --overwrite deletes nothing. Choose another directory."
         )
-    own = {*_OWN, ".lock"}
-    foreign = [e.name for e in path.iterdir() if e.name not in own and not is_left_behind(e.name)]
     if foreign:
         raise RunExistsError(
             f"{name} holds files that are no part of a run ({quoted(min(foreign), 80)}), so --overwrite "
@@ -117,7 +126,7 @@ def delete_run(path: Path) -> None:
     run = RunDirectory(path, "")
     run.lock()
     try:
-        leftovers = [entry.name for entry in path.iterdir() if is_left_behind(entry.name)]
+        leftovers = [entry.name for entry in path.iterdir() if is_leftover(entry.name)]
         for name in [*leftovers, *_OWN]:
             file = path / name
             if file.is_dir() and not file.is_symlink():

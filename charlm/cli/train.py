@@ -18,8 +18,9 @@ from charlm.cli.output import Console, UsageError
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
-from charlm.errors import CorpusError
+from charlm.errors import CheckpointError, CorpusError, quoted
 from charlm.files.folders import cache_folder
+from charlm.runs.directory import RECORD_FILE, RunDirectory
 
 __all__ = ["run"]
 
@@ -60,7 +61,14 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     return begin(
-        args, settings, encoded, val_fraction=val_fraction, console=console, signals=signals, began=began
+        args,
+        settings,
+        encoded,
+        val_fraction=val_fraction,
+        console=console,
+        signals=signals,
+        began=began,
+        kept=repeated is not None,
     )
 
 
@@ -69,7 +77,12 @@ def _resume(
 ) -> int:
     _refuse_beside("--resume", args, flags, kept=("max_steps",))
     max_steps = cast("int | None", from_flags(flags).get("max_steps"))
-    origin = read_record(Path(args.out))
+    out = Path(args.out)
+    if RunDirectory.is_free(out) and not (out / RECORD_FILE).is_file():
+        raise CheckpointError(
+            f"there is nothing in {quoted(args.out)} to go on with: begin a training, without --resume"
+        )
+    origin = read_record(out)
     sources = args.files or _found_again(origin)
     _mention_ignored_variables(console, "resumed")
     encoded = encode_corpus(sources, origin.tokenizer)
@@ -78,8 +91,22 @@ def _resume(
     if isinstance(training, dict) and training.get("compile"):
         _keep_compiled_code()
     with signals.ending_at_once():
-        from charlm.cli.fit import resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
+        from charlm.cli.fit import begin, resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
+    if RunDirectory.abandoned(out) is not None:
+        console.complain(f"note: the run in {args.out} ended before its first checkpoint, and begins anew")
+        args.files, args.device = sources, args.device or origin.device
+        args.baseline = origin.values.get("baseline") is not None
+        return begin(
+            args,
+            origin.settings(max_steps),
+            encoded,
+            val_fraction=origin.val_fraction,
+            console=console,
+            signals=signals,
+            began=began,
+            kept=True,
+        )
     return resume(
         args,
         origin,

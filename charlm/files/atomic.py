@@ -34,6 +34,7 @@ __all__ = [
     "make_directory",
     "remove_directory",
     "remove_file",
+    "rename_file",
     "replace_directory",
     "standing_directory",
     "sync_directory",
@@ -240,6 +241,17 @@ def remove_file(path: str | Path) -> None:
     """
     if stat.S_ISREG(os.lstat(path).st_mode):
         os.unlink(path)
+
+
+def rename_file(path: str | Path, name: str) -> None:
+    """Give a file another name in its directory, in place of what has that name.
+
+    Raises:
+        OSError: it could not be renamed, or the new name may not survive a loss of power.
+    """
+    target = Path(path).with_name(name)
+    os.replace(path, target)
+    sync_directory(target.parent)
 
 
 def write_all(descriptor: int, piece: Piece) -> int:

@@ -42,7 +42,12 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
             _warn(problems, f"going on from step {checkpoint.info.step}")
             return checkpoint
         else:
-            raise _none_is_whole(run, problems, "none was saved. Delete the directory and begin anew")
+            anew = "in the same" if RunDirectory.is_free(run.path) else "in another"
+            raise _none_is_whole(
+                run,
+                problems,
+                f"none was saved. Begin anew, {anew} directory (Trainer(..., out_dir=...), or charlm train)",
+            )
 
 
 def best_whole_checkpoint(run: RunDirectory) -> Checkpoint:

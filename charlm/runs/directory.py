@@ -6,18 +6,35 @@ RUN/metrics.jsonl    see log.py
 RUN/checkpoints/     see checkpoint.py
 RUN/train.json       what `charlm train` was asked for; cli/rundir.py writes it
 RUN/ngram/           a saved model: the baseline that the command line counts
+RUN/abandoned-*.jsonl   the log of a run that ended before its first checkpoint, and was begun anew
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
+import re
 import secrets
 from pathlib import Path
 
-from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, RunLockedError, quoted
+from charlm.errors import (
+    CheckpointError,
+    CheckpointWriteError,
+    FileFormatError,
+    RunExistsError,
+    RunLockedError,
+    quoted,
+)
 from charlm.files import strict_json
-from charlm.files.atomic import is_left_behind, make_directory, write_file
+from charlm.files.atomic import (
+    is_left_behind,
+    make_directory,
+    remove_directory,
+    remove_file,
+    rename_file,
+    write_file,
+)
 from charlm.files.reading import read_file, refusal
 
 try:
@@ -25,10 +42,12 @@ try:
 except ImportError:  # Windows has none; there, two trainers in one directory go unnoticed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "has_checkpoints", "is_leftover"]
 
 FORMAT, VERSION = "charlm.run", 1
 RECORD_FILE, RECORD_FORMAT, RECORD_VERSION = "train.json", "charlm.train", 1
+_OWN = {"run.json", ".lock", "metrics.jsonl", "checkpoints", RECORD_FILE, "ngram"}
+_ABANDONED_LOG = re.compile(r"abandoned-[0-9a-f]{16}\.jsonl")
 
 
 class RunDirectory:
@@ -50,29 +69,39 @@ class RunDirectory:
     def is_free(path: Path) -> bool:
         """Return whether a new run may begin at `path`: it is missing or empty.
 
-        What a run leaves that was killed before it began, or while it was deleted, does not count.
+        What a run leaves that ended before its first checkpoint, or while it was deleted, does not count.
         """
         if not path.is_dir():
             return not os.path.lexists(path)
-        return all(
-            entry.name == ".lock"
-            or is_left_behind(entry.name)
-            or (entry.name == "checkpoints" and entry.is_dir() and not any(entry.iterdir()))
-            for entry in path.iterdir()
-        )
+        names = {entry.name for entry in path.iterdir() if not is_leftover(entry.name)}
+        has_begun = not names <= {".lock", "checkpoints"}
+        return not has_checkpoints(path) and (not has_begun or RunDirectory.abandoned(path) is not None)
+
+    @classmethod
+    def abandoned(cls, path: Path) -> RunDirectory | None:
+        """Return the run that lies at `path`, if it has no checkpoint and nobody has put other files there.
+
+        There is nothing to go on with, so it is begun anew.
+        """
+        try:
+            run = cls.open(path)
+        except (CheckpointError, FileFormatError):
+            return None
+        names = {entry.name for entry in path.iterdir() if not is_leftover(entry.name)}
+        return run if names <= _OWN and not has_checkpoints(path) else None
 
     @classmethod
     def refuse_if_taken(cls, path: Path) -> None:
         """Raise RunExistsError unless a new run may begin at `path`."""
         if not cls.is_free(path):
-            raise RunExistsError(
-                f"{quoted(str(path))} is not empty. Resume the run there (Trainer.resume, or --resume), "
-                "or choose another directory."
-            )
+            way = "Choose another directory."
+            if (path / "run.json").is_file() and has_checkpoints(path):
+                way = "Resume the run there (Trainer.resume, or --resume), or choose another directory."
+            raise RunExistsError(f"{quoted(str(path))} is not empty. {way}")
 
     @classmethod
     def create(cls, path: Path, *, keep_lock: bool = False) -> RunDirectory:
-        """Begin a new run in a directory that is missing or empty.
+        """Begin a new run in a directory that is missing or empty, or whose run ended before its first save.
 
         Args:
             path: the directory.
@@ -92,6 +121,14 @@ class RunDirectory:
             make_directory(path)
             run.lock()
             cls.refuse_if_taken(path)  # once more, now that nobody else can begin
+            abandoned = cls.abandoned(path)
+            if abandoned is not None:
+                if run._lock is None:  # then it may as well be one that is training, and has not saved yet
+                    raise RunExistsError(
+                        f"{quoted(str(path))} holds a run without a checkpoint, and no lock tells here "
+                        "whether a process still trains in it. Delete it, or choose another directory."
+                    )
+                abandoned._make_room()
             make_directory(run.checkpoints)
             write_file(path / "run.json", strict_json.dumps(values))
             begun = True
@@ -105,6 +142,15 @@ class RunDirectory:
             if not (begun and keep_lock):
                 run.unlock()
         return run
+
+    def _make_room(self) -> None:
+        """Take away what a run without a checkpoint has written; its log is kept under another name."""
+        if self.metrics.is_file():
+            rename_file(self.metrics, f"abandoned-{self.run_id}.jsonl")
+        if (self.path / RECORD_FILE).is_file():
+            remove_file(self.path / RECORD_FILE)
+        if (self.path / "ngram").is_dir():
+            remove_directory(self.path / "ngram", self.path / "ngram")
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -148,6 +194,18 @@ class RunDirectory:
 
     def unlock(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        descriptor, self._lock = self._lock, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # it is closed all the same
+                os.close(descriptor)
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file of this name is what a killed process, or a run that was begun anew, has left."""
+    return is_left_behind(name) or _ABANDONED_LOG.fullmatch(name) is not None
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Return whether a run's directory holds checkpoints, whole or damaged."""
+    folder = path / "checkpoints"
+    return folder.is_dir() and not all(is_left_behind(entry.name) for entry in folder.iterdir())

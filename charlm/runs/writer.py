@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from charlm.errors import CheckpointWriteError, RunLockedError, quoted, warn
+from charlm.errors import CheckpointWriteError, RunExistsError, RunLockedError, quoted, warn
 from charlm.files.atomic import Content
 from charlm.runs.checkpoint import CheckpointInfo, SaveIdentity, checkpoint_names, write_checkpoint
 from charlm.runs.directory import RunDirectory
@@ -26,7 +26,7 @@ _MOST_FAILED_SAVES = 3
 class RunWriter:
     """Writes the log and the checkpoints of one run.
 
-    A save is `identify`, then `write` of what was gathered under that identity, then `prune`.
+    A save is a block of `saving`, with `write` of what was gathered under its identity, and then `prune`.
 
     Args:
         directory: where. Made at the first need.
@@ -59,18 +59,9 @@ class RunWriter:
 
         Raises:
             RunLockedError: another process trains there, or has trained since this trainer knew the run.
+            CheckpointError: the run is no longer there.
         """
-        if self._run is None:
-            self._run = RunDirectory.create(self._directory, keep_lock=True)
-        run = self._run
-        run.lock()
-        foreign = checkpoint_names(run) - self._known
-        if foreign:
-            run.unlock()
-            raise RunLockedError(
-                f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
-                f"(there is {max(foreign)} now). Resume from there."
-            )
+        run = self._locked()
         with _warning("cannot clean up after an earlier save"):
             remove_leftovers(run)
         self._log = MetricsLog(run.metrics, step=step)
@@ -81,9 +72,28 @@ class RunWriter:
             with _warning("cannot write metrics.jsonl"):
                 self._log.write(kind, step, values)
 
-    def identify(self, step: int) -> SaveIdentity:
-        """Return what the next save is called, after so many steps."""
-        return SaveIdentity(self._opened().run_id, step)
+    @contextlib.contextmanager
+    def saving(self, step: int) -> Iterator[SaveIdentity]:
+        """Hold the lock inside the block, and yield what the save after so many steps is called.
+
+        Raises:
+            RunLockedError: another process trains there, or has trained since this trainer knew the run.
+            CheckpointWriteError: the directory cannot be written to.
+        """
+        is_training = self._log is not None  # then it is locked anyway
+        try:
+            run = self._locked()
+        except (CheckpointWriteError, RunExistsError, RunLockedError):
+            raise
+        except OSError as error:
+            raise CheckpointWriteError(
+                f"cannot save in {quoted(str(self._directory))}: {error}", errno=error.errno
+            ) from error
+        try:
+            yield SaveIdentity(run.run_id, step)
+        finally:
+            if not is_training:
+                run.unlock()
 
     def write(
         self,
@@ -102,14 +112,14 @@ class RunWriter:
             with _warning("cannot write metrics.jsonl"):
                 self._log.flush()
         self._known.add(identity.name)  # a save may stand though its last fsync failed
-        checkpoint = write_checkpoint(self._opened(), identity, files, state, val_loss=val_loss)
+        checkpoint = write_checkpoint(self._open(), identity, files, state, val_loss=val_loss)
         self.saved_step = identity.step
         return checkpoint
 
     def prune(self, newest: Path, *, keep_last: int, keep_best: int) -> None:
         """Delete what need not be kept, as `prune_checkpoints` does; that it fails is only warned of."""
         with _warning("cannot delete an old checkpoint (the new one is safe)"):
-            prune_checkpoints(self._opened(), newest, keep_last=keep_last, keep_best=keep_best)
+            prune_checkpoints(self._open(), newest, keep_last=keep_last, keep_best=keep_best)
 
     @contextlib.contextmanager
     def may_fail(self, *, must_succeed: bool) -> Iterator[None]:
@@ -133,10 +143,32 @@ class RunWriter:
             if self._run is not None:
                 self._run.unlock()
 
-    def _opened(self) -> RunDirectory:
+    def _open(self) -> RunDirectory:
         if self._run is None:
-            self._run = RunDirectory.create(self._directory)
+            self._run = RunDirectory.create(self._directory, keep_lock=True)
         return self._run
+
+    def _locked(self) -> RunDirectory:
+        """Return the run, begun if need be, with its lock taken and nothing in it that others have saved."""
+        run = self._open()
+        if self._log is not None:
+            return run
+        run.lock()
+        try:
+            foreign = checkpoint_names(run) - self._known
+            if foreign:
+                raise RunLockedError(
+                    f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
+                    f"(there is {max(foreign)} now). Resume from there."
+                )
+            if RunDirectory.open(run.path).run_id != run.run_id:
+                raise RunLockedError(
+                    f"another run has begun in {quoted(str(run.path))} since this trainer last knew it"
+                )
+        except BaseException:
+            run.unlock()
+            raise
+        return run
 
 
 @contextlib.contextmanager

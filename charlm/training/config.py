@@ -188,3 +188,19 @@ def saved_config(values: Mapping[str, object]) -> TrainerConfig:
         ('adamw', 'muon')
     """
     return TrainerConfig.from_dict({**ABSENT, **values})
+
+
+def with_end(config: TrainerConfig, max_steps: int) -> TrainerConfig:
+    """Return the settings with a new end, which is one of steps and not of time.
+
+    Raises:
+        ConfigError: there is no such number of steps.
+
+    Example:
+        >>> with_end(TrainerConfig(minutes=5, eval_interval=None), 100).eval_interval
+        20
+    """
+    config = config.replace(max_steps=max_steps)
+    if config.eval_interval is None:  # by the clock
+        config = config.replace(eval_interval=-(-config.max_steps // 5))
+    return config.replace(minutes=None)

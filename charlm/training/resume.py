@@ -56,7 +56,7 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.training.callbacks import Callback
-from charlm.training.config import TrainerConfig, saved_config
+from charlm.training.config import TrainerConfig, saved_config, with_end
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
     environment,
@@ -251,16 +251,9 @@ def _with_another_end(saved: _Saved, max_steps: int) -> TrainerConfig:
     done = saved.state.step
     if 0 < (as_int(max_steps) or 0) < done:
         raise ConfigError(f"max_steps must be at least the {done} steps done, got {max_steps}")
-    config = saved.config.replace(max_steps=max_steps)
-    if saved.timetable is None:
-        return config
+    config = with_end(saved.config, max_steps)
     # From here on the clock decides nothing; what it chose to score stays.
-    by_the_clock = config.eval_interval is None
-    return config.replace(
-        minutes=None,
-        eval_chars=saved.timetable.eval_chars,
-        eval_interval=-(-config.max_steps // 5) if by_the_clock else config.eval_interval,
-    )
+    return config if saved.timetable is None else config.replace(eval_chars=saved.timetable.eval_chars)
 
 
 def _model(saved: _Saved, given: nn.Module | None) -> nn.Module:

@@ -648,10 +648,11 @@ class Trainer:
         """Gather the run's state, write it as a checkpoint, and prune older ones."""
         self._check_steps()
         self._state.skipped_in_a_row = self._stepper.guard.in_a_row()
-        identity = writer.identify(self.step)
-        files, state = gather(self, identity)
-        self.checkpoint = writer.write(identity, files, state, val_loss=self._state.val_loss)
-        writer.prune(self.checkpoint, keep_last=self.config.keep_last, keep_best=self.config.keep_best)
+        config = self.config
+        with writer.saving(self.step) as identity:
+            files, state = gather(self, identity)
+            self.checkpoint = writer.write(identity, files, state, val_loss=self._state.val_loss)
+            writer.prune(self.checkpoint, keep_last=config.keep_last, keep_best=config.keep_best)
         return self.checkpoint
 
     def _tell_of_save(self, checkpoint: Path) -> None:

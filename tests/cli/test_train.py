@@ -13,11 +13,12 @@ import pytest
 from harness.command import TEXT, Command, text_file
 
 import charlm
-from charlm.cli.progress import clock, speed
+from charlm.cli.progress import Progress, clock, speed
+from charlm.errors import CharLMError
 from charlm.runs.checkpoint import list_checkpoints
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import ByteTokenizer
-from charlm.training import StepsEstimate, read_timetable
+from charlm.training import StepRecord, StepsEstimate, read_timetable
 
 
 @pytest.fixture
@@ -307,10 +308,76 @@ def test_resume_goes_on_to_a_new_end(
 
 def test_resume_needs_a_run_of_this_command(command: Command, text: Path, run: Path) -> None:
     assert command("train", "--resume", "-o", run) == 1
-    assert "it has no run.json" in command.err
+    assert "to go on with: begin a training, without --resume" in command.err
     RunDirectory.create(run)
     assert command("train", "--resume", "-o", run) == 1
+    assert "to go on with: begin a training, without --resume" in command.err
+    (run / "checkpoints" / "step-000000000001-0123abcd").mkdir()
+    assert command("train", "--resume", "-o", run) == 1
     assert "has no train.json: `charlm train` did not begin it" in command.err
+
+
+def ended_early(command: Command, text: Path, run: Path) -> dict[str, Any]:
+    """Let a training end with an error in its third step, before its first checkpoint; return its record."""
+
+    def fail(self: Progress, trainer: charlm.Trainer, record: StepRecord) -> None:
+        if record.step == 3:
+            raise CharLMError("on purpose")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "on_step_end", fail)
+        assert command.train(text, "-o", run) == 1
+    assert "on purpose" in command.err
+    return record_of(run)
+
+
+@pytest.mark.parametrize("way", ["begun", "resumed", "resumed with another end", "begun elsewhere"])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
+    way: str, command: Command, text: Path, run: Path, tmp_path: Path
+) -> None:
+    assert command.train(text, "-o", tmp_path / "whole") == 0
+    ended_early(command, text, run)
+    log = (run / "metrics.jsonl").read_bytes()
+    record = ended_early(command, text, run) if way == "resumed" else None
+    if way == "begun":
+        assert command.train(text, "-o", run) == 0
+    elif way == "begun elsewhere":  # a trainer of the library takes the place of the command's
+        data = charlm.BlockDataset.from_text(TEXT, charlm.ByteTokenizer(), 8)
+        charlm.Trainer(charlm.BigramLM(256), data, charlm.TrainerConfig(max_steps=2), out_dir=run).fit()
+        assert not (run / "train.json").exists()
+        assert not (run / "ngram").exists()
+    else:
+        end = ("--max-steps", "4") if way.endswith("end") else ()
+        assert command("train", "--resume", "-o", run, *end) == 0
+        assert "ended before its first checkpoint, and begins anew" in command.err
+        assert list_checkpoints(run)[-1].step == (4 if end else 20)
+        assert command("train", "--repeat", run, "-o", tmp_path / "repeated") == 0  # it is one run, whole
+    if record is not None:
+        same = ("preset", "model", "training", "val_fraction", "tokenizer", "sources", "device", "baseline")
+        assert {name: record_of(run)[name] for name in same} == {name: record[name] for name in same}
+    if way in {"begun", "resumed"}:
+        assert charlm.load(run).evaluate(TEXT) == charlm.load(tmp_path / "whole").evaluate(TEXT)
+    logs = {path.read_bytes() for path in run.glob("abandoned-*.jsonl")}
+    assert log in logs or not log
+    assert command.train(text, "-o", run, "--overwrite") == 0
+    assert not list(run.glob("abandoned-*"))
+
+
+def test_what_is_advised_for_a_directory_that_is_taken_is_not_refused(
+    command: Command, text: Path, run: Path
+) -> None:
+    ended_early(command, text, run)
+    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    assert command.train(text, "-o", run) == 1
+    assert command.err.endswith("is not empty. Choose another directory.\n")
+    assert command("train", "--resume", "-o", run) == 1
+    assert "none was saved. Begin anew, in another directory" in command.err
+    (run / "notes.txt").unlink()
+    assert command.train(text, "-o", run) == 0
+    (run / "notes.txt").write_text("mine", encoding="utf-8")
+    assert command.train(text, "-o", run) == 1
+    assert command.err.endswith("Go on with the run there (--resume), or choose another directory.\n")
+    assert command("train", "--resume", "-o", run) == 0
 
 
 @pytest.mark.parametrize(

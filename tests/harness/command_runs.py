@@ -36,11 +36,11 @@ def newest_step(run: Path) -> int:
 
 
 def next_command(run: Path, text: Path, *flags: str) -> list[str]:
-    """Return what a person would type now: begin, begin anew where nothing was saved yet, or go on."""
-    if newest_step(run) and (run / "train.json").exists():
+    """Return what a person would type now: begin or go on, and either of them where nothing was saved yet."""
+    begun_anew = len(list(run.glob("abandoned-*.jsonl")))
+    if (run / "train.json").exists() and (newest_step(run) or begun_anew % 2):
         return ["train", "--resume", "-o", str(run)]
-    again = ["--overwrite"] if (run / "run.json").exists() else []
-    return ["train", str(text), "-o", str(run), *flags, *again]
+    return ["train", str(text), "-o", str(run), *flags]
 
 
 def check_whole(run: Path) -> int:

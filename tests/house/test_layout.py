@@ -44,7 +44,6 @@ ELSEWHERE = {
     "native/ngram.py": "models/test_ngram.py",
     "plotting/labels.py": "plotting/test_tables.py",
     "runs/choosing.py": "training/test_resume.py",
-    "runs/directory.py": "runs/test_checkpoint.py",
     "runs/log.py": "files/test_log.py",
     "runs/retention.py": "runs/test_checkpoint.py",
     "runs/writer.py": "training/test_faults.py",

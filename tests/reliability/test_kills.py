@@ -239,8 +239,7 @@ def test_a_run_killed_at_any_call_of_its_first_save_has_it_or_can_begin_again(
                 assert same_tensors(tensors_of(resumed), tensors_of(trainer))
             else:
                 assert not ended
-                save = PreparedSave("next", 1)
-                save.write(run)
+                assert trainer_in(place).fit().checkpoint is not None  # begun anew, and cleaned up
         remove_leftovers(run)
         assert not leftovers(run), f"call {at}"
         campaign.counted("kills")
@@ -248,6 +247,38 @@ def test_a_run_killed_at_any_call_of_its_first_save_has_it_or_can_begin_again(
             break
     assert names.count("mkdir") == 3
     assert names.count("fsync") > 9
+    campaign.counted("violations", 0)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew_after_a_kill_at_any_call_of_that(
+    memory: Path, campaign: Campaign
+) -> None:
+    for at in range(10_000):
+        place = memory / str(at)
+        place.mkdir()
+        first = RunDirectory.create(place / "run")
+        first.metrics.write_bytes(b"what the first run logged\n")
+        save_model(BigramLM(V), first.path / "ngram")
+        (first.path / "train.json").write_bytes(b"{}")
+        trainer = trainer_in(place)
+        ended, names = killed_at(at, trainer.save)
+        present = list_checkpoints(first.path)
+        if not present:
+            assert not ended
+            again = trainer_in(place).fit()
+            assert again.checkpoint is not None
+        logs = [path.read_bytes() for path in first.path.glob("abandoned-*.jsonl")]
+        assert b"what the first run logged\n" in logs, f"call {at}"
+        assert not (first.path / "ngram").exists()
+        assert not (first.path / "train.json").exists()
+        run = RunDirectory.open(first.path)
+        assert run.run_id != first.run_id
+        remove_leftovers(run)
+        assert not leftovers(run), f"call {at}"
+        campaign.counted("kills")
+        if ended:
+            break
+    assert names.count("unlink") == 3  # the beginning's own calls are among those killed at
     campaign.counted("violations", 0)
 
 
