@@ -179,8 +179,8 @@ def standing_directory(target: str | Path) -> Path:
         `target`, or its second name if a crash left the directory there and nothing at `target`.
     """
     target = as_path(target)
-    old = _second_name(target)
-    return old if os.path.lexists(old) and not os.path.lexists(target) else target
+    # In this order: between the two renames of a replacement that goes on, the target is missing.
+    return target if os.path.lexists(target) or not os.path.lexists(old := _second_name(target)) else old
 
 
 def make_directory(path: str | Path) -> None:

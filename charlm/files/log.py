@@ -15,9 +15,13 @@ from types import TracebackType
 from typing import Self
 
 from charlm.files.atomic import sync_directory, write_all, write_file
-from charlm.files.reading import read_file
+from charlm.files.reading import read_lines
 
-__all__ = ["Appender", "keep_lines"]
+__all__ = ["MAX_LINE", "MAX_LOG", "Appender", "keep_lines"]
+
+MAX_LOG = 1 << 30
+MAX_LINE = 256 * 1024
+"""Largest log and longest line that are read, in bytes."""
 
 # Windows lacks the first two, the others the last. Without O_NONBLOCK a pipe in the log's place would block.
 _OPTIONAL_FLAGS: int = (
@@ -84,20 +88,26 @@ class Appender:
         self.close()
 
 
-def keep_lines(path: str | Path, keep: Callable[[bytes], bool], *, max_bytes: int = 1 << 30) -> None:
-    """Rewrite a log with the lines that are to be kept; a torn last line always goes.
+def keep_lines(
+    path: str | Path,
+    keep: Callable[[bytes], bool],
+    *,
+    max_bytes: int = MAX_LOG,
+    max_line: int = MAX_LINE,
+) -> None:
+    """Rewrite a log with the lines that are to be kept; a torn last line always goes, as does a longer one.
 
     Args:
         path: the log.
         keep: says of each whole line, without its newline, whether it stays.
         max_bytes: largest log that is read.
+        max_line: most bytes of a line that may stay.
 
     Raises:
         FileFormatError: the log is no regular file or larger than `max_bytes`.
         OSError: it could not be read or rewritten; then it is as before.
     """
-    data = read_file(path, max_bytes=max_bytes)
-    *lines, torn = data.split(b"\n")
-    kept = [bytes(line) for line in lines if keep(bytes(line))]
-    if torn or len(kept) < len(lines):
-        write_file(path, (line + b"\n" for line in kept))
+    lines = read_lines(path, max_bytes=max_bytes, max_line=max_line)
+    kept = [line + b"\n" for line in lines if line is not None and keep(line)]
+    if sum(map(len, kept)) < Path(path).stat().st_size:
+        write_file(path, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from harness.failing_calls import failing
 
 from charlm.errors import FileFormatError
 from charlm.files.log import Appender, keep_lines
+from charlm.runs.log import MetricsLog, read_metrics
 
 
 def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
@@ -112,10 +114,35 @@ def test_keep_lines_writes_nothing_where_nothing_goes(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"1\n2\n")
     with failing(-1) as calls:
         keep_lines(tmp_path / "log", lambda line: True)
-    assert set(calls.names) == {"open", "fstat", "close"}
+    assert set(calls.names) == {"open", "fstat", "close", "stat"}
 
 
 def test_keep_lines_refuses_a_log_beyond_its_limit(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"1\n2\n")
     with pytest.raises(FileFormatError, match="at most 3 bytes"):
         keep_lines(tmp_path / "log", lambda line: True, max_bytes=3)
+
+
+def test_a_line_without_end_is_cut_off_and_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, step=0)
+    log.write("step", 1, {"loss": 1.0})
+    log.close()
+    whole = path.read_bytes()
+    os.truncate(path, 1 << 28)
+    tracemalloc.start()
+    assert [record["step"] for record in read_metrics(path)] == [1]
+    MetricsLog(path, step=1).close()
+    assert path.read_bytes() == whole
+    with path.open("ab") as file:
+        file.truncate(1 << 28)
+        file.write(b"\n")
+    with pytest.raises(
+        FileFormatError, match=r"metrics\.jsonl' must have lines of at most 262144 bytes, got a"
+    ):
+        list(read_metrics(path))
+    MetricsLog(path, step=1).close()
+    assert path.read_bytes() == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
