@@ -10,6 +10,7 @@ RUN/ngram/           a saved model: the baseline that the command line counts
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import secrets
@@ -148,6 +149,7 @@ class RunDirectory:
 
     def unlock(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        descriptor, self._lock = self._lock, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # it is closed all the same
+                os.close(descriptor)

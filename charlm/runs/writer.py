@@ -59,21 +59,30 @@ class RunWriter:
 
         Raises:
             RunLockedError: another process trains there, or has trained since this trainer knew the run.
+            CheckpointWriteError: the log could not be cut back or opened.
         """
         if self._run is None:
             self._run = RunDirectory.create(self._directory, keep_lock=True)
         run = self._run
-        run.lock()
-        foreign = checkpoint_names(run) - self._known
-        if foreign:
+        try:
+            run.lock()
+            foreign = checkpoint_names(run) - self._known
+            if foreign:
+                raise RunLockedError(
+                    f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
+                    f"(there is {max(foreign)} now). Resume from there."
+                )
+            with _warning("cannot clean up after an earlier save"):
+                remove_leftovers(run)
+            self._log = MetricsLog(run.metrics, step=step)
+        except BaseException as error:
             run.unlock()
-            raise RunLockedError(
-                f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
-                f"(there is {max(foreign)} now). Resume from there."
-            )
-        with _warning("cannot clean up after an earlier save"):
-            remove_leftovers(run)
-        self._log = MetricsLog(run.metrics, step=step)
+            if isinstance(error, OSError) and not isinstance(error, RunLockedError):
+                raise CheckpointWriteError(
+                    f"cannot go on in {quoted(str(run.path))}: {error}. What was saved there is intact.",
+                    errno=error.errno,
+                ) from error
+            raise
 
     def log(self, kind: str, step: int, values: Mapping[str, object]) -> None:
         """Append a record to metrics.jsonl."""
@@ -128,7 +137,8 @@ class RunWriter:
         log, self._log = self._log, None
         try:
             if log is not None:
-                log.close()
+                with _warning("cannot write metrics.jsonl"):
+                    log.close()
         finally:
             if self._run is not None:
                 self._run.unlock()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from harness.failing_calls import failing
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+import charlm.files.log
 from charlm.errors import FileFormatError
 from charlm.files.log import Appender, keep_lines
 from charlm.runs.log import MetricsLog, read_metrics
@@ -89,6 +93,54 @@ def test_a_symbolic_link_or_a_pipe_is_refused_as_a_log(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"symbolic|No such device"):
             Appender(tmp_path / name)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_after_a_failed_fsync_its_lines_are_written_anew_through_another_descriptor(tmp_path: Path) -> None:
+    log = Appender(tmp_path / "log")
+    log.append(b"one\n")
+    log.flush()
+    log.append(b"two\n")
+    with failing(0), pytest.raises(OSError, match="on purpose"):
+        log.flush()
+    with failing(-1) as calls:
+        log.append(b"three\n")
+    assert calls.names == ["open", "close", "ftruncate", "write", "write"]
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nthree\n"
+    with failing(-1) as calls:
+        log.flush()
+    assert calls.names == ["fsync"]
+    log.append(b"four\n")
+    with failing(0), pytest.raises(OSError, match="on purpose"):
+        log.flush()
+    with failing(-1) as calls:
+        log.close()
+    assert calls.names == ["open", "close", "ftruncate", "write", "close"]
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nthree\nfour\n"
+
+
+def test_the_lines_that_are_held_for_a_failed_fsync_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charlm.files.log, "_MOST_UNSYNCED", 5)
+    with failing(-1) as calls, Appender(tmp_path / "log") as log:
+        for _ in range(6):
+            log.append(b"one\n")
+    assert calls.names.count("fsync") == 2 + 3
+    assert (tmp_path / "log").read_bytes() == 6 * b"one\n"
+
+
+@given(st.text())
+@example("\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r\n\x7f")
+def test_a_record_is_one_line_to_whoever_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    log = MetricsLog(path, step=0)
+    log.write("sample", 1, {"text": text, text: 0})
+    log.close()
+    (line,) = path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {"kind": "sample", "step": 1, "text": text, text: 0} | {"text": text}
+    assert [record["text"] for record in read_metrics(path)] == [text]
 
 
 @pytest.mark.parametrize(
