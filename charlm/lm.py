@@ -379,14 +379,11 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
         <CharTokenizer of 3 characters: 'abc'>
     """
     directory = as_path(path)
-    if not directory.is_dir():
-        what = "is no directory" if directory.exists() else "does not exist"
-        raise CheckpointError(f"cannot load {quoted(str(path))}: it {what}")
     backend = get_backend(device)
     if (directory / "run.json").exists():
         best = best_whole_checkpoint(RunDirectory.open(directory))
         files, where = best.files, best.info.path
-    elif is_checkpoint_name(directory.name):  # without its manifest it is damaged, and no saved model
+    elif is_checkpoint_name(directory.name) and directory.exists():  # whole, or damaged; no saved model
         files, where = read_checkpoint(directory).files, directory
     else:
         files, where = read_model_files(directory), directory

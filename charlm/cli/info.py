@@ -23,7 +23,13 @@ from charlm.files import strict_json
 from charlm.files.reading import read_file
 from charlm.lm import load
 from charlm.models.config import GPTConfig
-from charlm.models.saving import CONFIG_FILE, TOKENIZER_FILE, model_settings
+from charlm.models.saving import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    build_tokenizer,
+    model_settings,
+    read_model_files,
+)
 from charlm.runs.checkpoint import (
     MANIFEST_FILE,
     STATE_FILE,
@@ -33,7 +39,7 @@ from charlm.runs.checkpoint import (
 )
 from charlm.runs.choosing import best_of
 from charlm.runs.directory import RunDirectory
-from charlm.text.tokenizer import CharTokenizer, load_tokenizer
+from charlm.text.tokenizer import CharTokenizer
 from charlm.training.config import ABSENT
 
 __all__ = ["run"]
@@ -165,7 +171,8 @@ def _contents(
     """Return what the checkpoints of a run say of its model and its training, and what cannot be read."""
     model, tokenizer, training, unreadable = None, None, None, []
     try:
-        model, tokenizer = (None, None) if best is None else _model_files(best)
+        if best is not None and (best / CONFIG_FILE).exists():  # a foreign module's checkpoint has none
+            model, tokenizer = _model_files(best)
     except (CharLMError, OSError) as error:
         unreadable.append(str(error))
     try:
@@ -227,12 +234,13 @@ def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, str | None
 
 def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     """Return what is known of a saved model, and what is wrong with it."""
-    if not (path / CONFIG_FILE).is_file():
+    try:
+        found = _Found(str(path), "model", None, *_model_files(path))
+    except CheckpointError as error:
         raise CheckpointError(
             f"{quoted(str(path))} is no run, no checkpoint and no saved model: it has neither run.json nor "
             f"{CONFIG_FILE}"
-        )
-    found = _Found(str(path), "model", None, *_model_files(path))
+        ) from error
     if verify:  # a saved model has no checksums; what can be seen is whether every part fits
         try:
             load(path, device="cpu")
@@ -241,19 +249,17 @@ def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     return found, []
 
 
-def _model_files(path: Path) -> tuple[_Model | None, _Tokenizer | None]:
-    """Return what config.json and tokenizer.json say; a checkpoint of a foreign module has neither."""
-    model = tokenizer = None
-    if (path / CONFIG_FILE).exists():
-        data = read_file(path / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
-        cls, config = model_settings({CONFIG_FILE: data}, path)
-        flops = config.flops_per_char() if isinstance(config, GPTConfig) else None
-        model = _Model(cls.kind, config.num_parameters(), config.to_dict(), flops)
-    if (path / TOKENIZER_FILE).exists():
-        read = load_tokenizer(path / TOKENIZER_FILE)
-        vocab = "".join(read.vocab) if isinstance(read, CharTokenizer) else None
-        tokenizer = _Tokenizer("byte" if vocab is None else "character", read.vocab_size, vocab)
-    return model, tokenizer
+def _model_files(path: Path) -> tuple[_Model, _Tokenizer | None]:
+    """Return what config.json and tokenizer.json say."""
+    files = read_model_files(path, weights=False)
+    cls, config = model_settings(files, path)
+    flops = config.flops_per_char() if isinstance(config, GPTConfig) else None
+    model = _Model(cls.kind, config.num_parameters(), config.to_dict(), flops)
+    if TOKENIZER_FILE not in files:
+        return model, None
+    read = build_tokenizer(files, path)
+    vocab = "".join(read.vocab) if isinstance(read, CharTokenizer) else None
+    return model, _Tokenizer("byte" if vocab is None else "character", read.vocab_size, vocab)
 
 
 def _training(path: Path) -> _Training:

@@ -75,8 +75,8 @@ def write_file(path: str | Path, data: Content) -> None:
         data: its bytes; an iterable is consumed while writing, and may raise to call the whole write off.
 
     Raises:
-        OSError: the file could not be written. Up to the rename the old content stands; if only the parent's
-            fsync failed, the new content stands but may not survive a loss of power.
+        OSError: the file could not be written; the error names it. Up to the rename the old content stands;
+            if only the parent's fsync failed, the new one stands but may not survive a loss of power.
 
     Example:
         >>> path = Path(getfixture("tmp_path")) / "notes.txt"
@@ -85,11 +85,16 @@ def write_file(path: str | Path, data: Content) -> None:
         b'one\ntwo\n'
     """
     target = as_path(path)
-    temporary = _temporary_beside(target)
-    _write_new(temporary, data)
-    with _removed_on_error(temporary):
-        os.replace(temporary, target)
-    sync_directory(target.parent)
+    try:
+        temporary = _temporary_beside(target)
+        _write_new(temporary, data)
+        with _removed_on_error(temporary):
+            os.replace(temporary, target)
+        sync_directory(target.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write or fsync does not say of what
+            error.filename = str(target)
+        raise
 
 
 def write_directory(
@@ -180,8 +185,8 @@ def standing_directory(target: str | Path) -> Path:
         `target`, or its second name if a crash left the directory there and nothing at `target`.
     """
     target = as_path(target)
-    old = _second_name(target)
-    return old if os.path.lexists(old) and not os.path.lexists(target) else target
+    # In this order: between the two renames of a replacement that goes on, the target is missing.
+    return target if os.path.lexists(target) or not os.path.lexists(old := _second_name(target)) else old
 
 
 def make_directory(path: str | Path) -> None:

@@ -2,11 +2,13 @@
 
 A line is whole once its newline is written, and readers ignore a torn last line. A failed write leaves no
 torn line anywhere else; after a crash `keep_lines` comes before the next `Appender`, which is what a resume
-does. Knows nothing of what the lines say.
+does. After a failed fsync the kernel may drop what was written and say of the next fsync that all is well, so
+the lines since the last good one are written anew. Knows nothing of what the lines say.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -15,9 +17,13 @@ from types import TracebackType
 from typing import Self
 
 from charlm.files.atomic import sync_directory, write_all, write_file
-from charlm.files.reading import read_file
+from charlm.files.reading import read_lines
 
-__all__ = ["Appender", "keep_lines"]
+__all__ = ["MAX_LINE", "MAX_LOG", "Appender", "keep_lines"]
+
+MAX_LOG = 1 << 30
+MAX_LINE = 256 * 1024
+"""Largest log and longest line that are read, in bytes."""
 
 # Windows lacks the first two, the others the last. Without O_NONBLOCK a pipe in the log's place would block.
 _OPTIONAL_FLAGS: int = (
@@ -25,10 +31,14 @@ _OPTIONAL_FLAGS: int = (
 )
 
 
+_MOST_UNSYNCED = 1 << 20  # bytes of lines that are held to be written anew
+
+
 class Appender:
     """The end of a log file, to which whole lines are appended.
 
-    After a failed `append` the next one first cuts the torn line off, so a torn line can only be the last.
+    After a failed `append` the next one first cuts the torn line off, so a torn line can only be the last;
+    after a failed `flush` the next call writes the lines anew that it was to make durable.
     One appender per file; lines survive a loss of power once the `flush` that follows them has returned.
 
     Args:
@@ -39,35 +49,60 @@ class Appender:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPTIONAL_FLAGS
-        self._descriptor: int | None = os.open(path, flags, 0o666)
+        self._path = Path(path)
+        self._unsynced = bytearray()  # whole lines
+        self._is_torn = self._is_lost = False
+        self._descriptor: int | None = self._opened()
         try:
-            self._size = os.fstat(self._descriptor).st_size
-            self._torn = False
-            sync_directory(path.parent)
+            self._synced_size = os.fstat(self._descriptor).st_size
+            os.fsync(self._descriptor)  # of lines whose process was killed
+            sync_directory(self._path.parent)
         except BaseException:
             self.close()
             raise
 
     def append(self, line: bytes) -> None:
         """Append one line, its newline included."""
-        if self._torn:
-            os.ftruncate(self._open_descriptor, self._size)
-        self._torn = True
+        self._mend()
+        self._is_torn = True
         write_all(self._open_descriptor, line)
-        self._size += len(line)
-        self._torn = False
+        self._is_torn = False
+        self._unsynced += line
+        if len(self._unsynced) > _MOST_UNSYNCED:
+            self.flush()
 
     def flush(self) -> None:
         """Fsync what was appended."""
+        self._mend()
+        self._is_lost = True
         os.fsync(self._open_descriptor)
+        self._is_lost = False
+        self._synced_size += len(self._unsynced)
+        self._unsynced.clear()
 
     def close(self) -> None:
         """Close the file, once. Does not fsync."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._mend()
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+    def _opened(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPTIONAL_FLAGS, 0o666)
+
+    def _mend(self) -> None:
+        """Put the end of the file right after a call that failed."""
+        if self._is_lost:
+            descriptor, self._descriptor = self._open_descriptor, self._opened()
+            with contextlib.suppress(OSError):  # it may tell of the failed fsync once more
+                os.close(descriptor)
+            os.ftruncate(self._descriptor, self._synced_size)
+            write_all(self._descriptor, self._unsynced)
+        elif self._is_torn:
+            os.ftruncate(self._open_descriptor, self._synced_size + len(self._unsynced))
+        self._is_lost = self._is_torn = False
 
     @property
     def _open_descriptor(self) -> int:
@@ -84,20 +119,26 @@ class Appender:
         self.close()
 
 
-def keep_lines(path: str | Path, keep: Callable[[bytes], bool], *, max_bytes: int = 1 << 30) -> None:
-    """Rewrite a log with the lines that are to be kept; a torn last line always goes.
+def keep_lines(
+    path: str | Path,
+    keep: Callable[[bytes], bool],
+    *,
+    max_bytes: int = MAX_LOG,
+    max_line: int = MAX_LINE,
+) -> None:
+    """Rewrite a log with the lines that are to be kept; a torn last line always goes, as does a longer one.
 
     Args:
         path: the log.
         keep: says of each whole line, without its newline, whether it stays.
         max_bytes: largest log that is read.
+        max_line: most bytes of a line that may stay.
 
     Raises:
         FileFormatError: the log is no regular file or larger than `max_bytes`.
         OSError: it could not be read or rewritten; then it is as before.
     """
-    data = read_file(path, max_bytes=max_bytes)
-    *lines, torn = data.split(b"\n")
-    kept = [bytes(line) for line in lines if keep(bytes(line))]
-    if torn or len(kept) < len(lines):
-        write_file(path, (line + b"\n" for line in kept))
+    lines = read_lines(path, max_bytes=max_bytes, max_line=max_line)
+    kept = [line + b"\n" for line in lines if line is not None and keep(line)]
+    if sum(map(len, kept)) < Path(path).stat().st_size:
+        write_file(path, kept)

@@ -1,26 +1,34 @@
-"""Reading: one regular file, once, whole, into memory of a size that was checked before it was taken.
+"""Reading: a regular file, once, into memory of a size that was checked before it was taken.
 
 Symbolic links, directories, devices and pipes are refused without waiting on them; a file is never
-memory-mapped (a mapping that gets shorter kills the process) and never opened twice. Knows nothing of what
-the bytes mean: `strict_json` and `safetensors` parse the buffer that this module returns.
+memory-mapped (a mapping that gets shorter kills the process) and never opened twice. The files of one
+directory are read together, though another may take its place meanwhile. Knows nothing of what the bytes
+mean: `strict_json` and `safetensors` parse what this module returns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from charlm.errors import FileFormatError, quoted
+from charlm.errors import CharLMError, FileFormatError, quoted
 
-__all__ = ["read_file", "refusal"]
+__all__ = ["read_file", "read_lines", "read_together", "refusal"]
 
 # Windows lacks O_NOFOLLOW and O_NONBLOCK; the others lack O_BINARY.
 _FLAGS: int = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 )
+# Windows cannot open a directory; and only Linux can without the right to list it.
+_DIRECTORY: int | None = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY if os.name == "posix" else None
 _PIECE = 1 << 20
+
+T = TypeVar("T")
 
 
 def refusal(path: str | Path, reason: str) -> FileFormatError:
@@ -29,7 +37,7 @@ def refusal(path: str | Path, reason: str) -> FileFormatError:
 
 
 def read_file(
-    path: str | Path, *, max_bytes: int, exact_size: int | None = None, growing: bool = False
+    path: str | Path, *, max_bytes: int, exact_size: int | None = None, inside: int | None = None
 ) -> bytearray:
     """Read a whole regular file into memory.
 
@@ -37,7 +45,7 @@ def read_file(
         path: the file. A symbolic link as its last part is refused, not followed.
         max_bytes: largest size that is read.
         exact_size: the only size that is read; None: any up to `max_bytes`.
-        growing: it is a log, which another process may add to: what comes while it is read is left out.
+        inside: the open directory that holds the file, from `read_together`; None: the one that `path` names.
 
     Returns:
         Its bytes, in a buffer that belongs to the caller.
@@ -52,8 +60,95 @@ def read_file(
         >>> read_file(path, max_bytes=1024)
         bytearray(b'one')
     """
+    with _opened(path, max_bytes, exact_size, inside) as (descriptor, size):
+        try:
+            data, end = bytearray(size), 0
+        except MemoryError as error:
+            raise refusal(path, f"must fit into memory, got {size} bytes.") from error
+        # One byte more than is left is asked for, so that a file that grows is noticed.
+        while piece := os.read(descriptor, min(_PIECE, size - end + 1)):
+            start, end = end, end + len(piece)
+            if end > size:
+                break
+            data[start:end] = piece
+        if end != size:
+            raise refusal(path, f"must keep its {size} bytes while it is read, got {end} or more. Try again.")
+        return data
+
+
+def read_lines(path: str | Path, *, max_bytes: int, max_line: int) -> Iterator[bytes | None]:
+    """Yield the lines of a log as they are read, without their newlines and without a torn last one.
+
+    Args:
+        path: the log. What another process adds to it meanwhile is left out.
+        max_bytes: largest size that is read.
+        max_line: most bytes of a line; None is yielded in the place of one that has more.
+
+    Raises:
+        FileFormatError: no regular file, too large a one, or one that is cut while it is read.
+        OSError: it is missing or cannot be read.
+    """
+    with _opened(path, max_bytes) as (descriptor, size):
+        rest, too_long, left = b"", False, size
+        while left and (piece := os.read(descriptor, min(_PIECE, left))):
+            left -= len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield None if too_long or len(line) > max_line else line
+                too_long = False
+            if len(rest) > max_line:
+                rest, too_long = b"", True
+        if left:
+            raise refusal(path, f"must keep its {size} bytes while it is read, got {size - left}. Try again.")
+
+
+def read_together(find: Callable[[], Path], read: Callable[[Path, int | None], T]) -> T:
+    """Read files of one directory, none of them from another that takes its place meanwhile.
+
+    Args:
+        find: says where the directory stands now.
+        read: reads the files by `read_file(directory / name, inside=descriptor)`. It is called again with
+            the new directory, whatever came of the call, if another stands there when it returns.
+
+    Returns:
+        What `read` returned.
+
+    Raises:
+        OSError: there is no such directory, or what `read` raised.
+    """
+    while True:
+        directory = find()
+        failure, is_same = None, False
+        with contextlib.ExitStack() as stack:
+            descriptor = None
+            try:
+                if _DIRECTORY is not None:
+                    descriptor = os.open(directory, _DIRECTORY)
+                    stack.callback(os.close, descriptor)
+                status = directory.stat() if descriptor is None else os.fstat(descriptor)
+            except FileNotFoundError:
+                if find() == directory and not directory.exists():
+                    raise
+                continue
+            try:
+                result = read(directory, descriptor)
+            except (CharLMError, OSError) as error:
+                failure = error
+            with contextlib.suppress(FileNotFoundError):  # it is being replaced this moment
+                is_same = find() == directory and os.path.samestat(directory.stat(), status)
+        if is_same and failure is not None:
+            raise failure
+        if is_same:
+            return result
+
+
+@contextlib.contextmanager
+def _opened(
+    path: str | Path, max_bytes: int, exact_size: int | None = None, inside: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Open a regular file of the right size and yield its descriptor and its size."""
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path if inside is None else Path(path).name, _FLAGS, dir_fd=inside)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EMLINK}:  # EMLINK on FreeBSD
             raise refusal(path, "must be a regular file, got a symbolic link.") from error
@@ -69,19 +164,6 @@ def read_file(
             raise refusal(path, f"must have {exact_size} bytes, got {size}.")
         if size > max_bytes:
             raise refusal(path, f"must have at most {max_bytes} bytes, got {size}.")
-        try:
-            data, end = bytearray(size), 0
-        except MemoryError as error:
-            raise refusal(path, f"must fit into memory, got {size} bytes.") from error
-        # One byte more than is left is asked for, so that a file that grows is noticed.
-        beyond = 0 if growing else 1
-        while piece := os.read(descriptor, min(_PIECE, size - end + beyond)):
-            start, end = end, end + len(piece)
-            if end > size:
-                break
-            data[start:end] = piece
-        if end != size:
-            raise refusal(path, f"must keep its {size} bytes while it is read, got {end} or more. Try again.")
-        return data
+        yield descriptor, size
     finally:
         os.close(descriptor)

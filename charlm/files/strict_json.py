@@ -28,6 +28,7 @@ _MAX_MARKS = 131_072  # a safetensors header of 4,096 tensors of rank 8 has 98,3
 _MAX_DEPTH = 32
 _MAX_DIGITS = 19
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}  # JSON escapes all others
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 T = TypeVar("T")
@@ -145,16 +146,19 @@ def dumps(value: Mapping[str, object]) -> bytes:
 def dumps_line(value: Mapping[str, object]) -> bytes:
     r"""Return a JSON object as one line of a log, its newline included.
 
+    What Python's `str.splitlines` and other readers take for the end of a line is escaped in strings.
+
     Raises:
         TypeError: as `dumps`.
 
     Example:
         >>> dumps_line({"step": 10, "loss": 2.5})
         b'{"step":10,"loss":2.5}\n'
+        >>> dumps_line({"text": "\u2028"})
+        b'{"text":"\\u2028"}\n'
     """
-    return (
-        json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    )
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_LINE_ENDS).encode() + b"\n"
 
 
 def _check_structure(data: bytes | bytearray, path: str) -> None:

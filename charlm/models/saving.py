@@ -25,7 +25,7 @@ from charlm.errors import (
 )
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
-from charlm.files.reading import read_file, refusal
+from charlm.files.reading import read_file, read_together, refusal
 from charlm.locks import GENERATORS
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
@@ -48,6 +48,7 @@ __all__ = [
     "load_model",
     "model_files",
     "model_settings",
+    "most_bytes",
     "read_model_files",
     "save_model",
     "unique_tensors",
@@ -138,26 +139,47 @@ def save_model(model: LanguageModel, directory: str | Path, tokenizer: Tokenizer
         ) from error
 
 
-def read_model_files(directory: str | Path) -> dict[str, bytearray]:
-    """Read those of the model's files that lie in a directory.
+def read_model_files(directory: str | Path, *, weights: bool = True) -> dict[str, bytearray]:
+    """Read those of a saved model's files that lie in a directory, all of one save.
+
+    Args:
+        directory: where. Another process may save another model there meanwhile.
+        weights: read model.safetensors, too.
 
     Raises:
-        CheckpointError: config.json or model.safetensors is missing.
+        CheckpointError: there is no such directory, or config.json or model.safetensors is missing.
         FileFormatError: a file is too large or no regular file.
     """
-    directory = standing_directory(as_path(directory).absolute())
-    limits = {CONFIG_FILE: strict_json.MAX_BYTES, TOKENIZER_FILE: MAX_FILE_BYTES}
-    files: dict[str, bytearray] = {}
-    for name in MODEL_FILES:
-        if name == WEIGHTS_FILE:  # no more memory than the settings ask for, whatever the file claims to be
-            _, config = model_settings(files, directory)
-            limits[name] = 8 * config.num_parameters() + _MOST_BUFFERS
-        try:
-            files[name] = read_file(directory / name, max_bytes=limits[name])
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if name != TOKENIZER_FILE:
-                raise CheckpointError(f"no model in {quoted(str(directory))}: it has no {name}") from error
-    return files
+    target = as_path(directory).absolute()
+
+    def read(where: Path, descriptor: int | None) -> dict[str, bytearray]:
+        files: dict[str, bytearray] = {}
+        for name in MODEL_FILES if weights else (CONFIG_FILE, TOKENIZER_FILE):
+            most = most_bytes(name, files, where)
+            try:
+                files[name] = read_file(where / name, max_bytes=most, inside=descriptor)
+            except FileNotFoundError as error:
+                if name != TOKENIZER_FILE:
+                    raise CheckpointError(f"no model in {quoted(str(where))}: it has no {name}") from error
+        return files
+
+    try:
+        return read_together(lambda: standing_directory(target), read)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else "is no directory"
+        raise CheckpointError(f"no model in {quoted(str(directory))}: it {what}") from error
+
+
+def most_bytes(name: str, files: Mapping[str, bytes | bytearray], directory: Path) -> int:
+    """Return how large a model's file may be; that of the weights depends on config.json, read before.
+
+    Raises:
+        FileFormatError: the content of config.json is refused.
+    """
+    if name == WEIGHTS_FILE:  # no more memory than the settings ask for, whatever the file claims to be
+        _, config = model_settings(files, directory)
+        return 8 * config.num_parameters() + _MOST_BUFFERS
+    return MAX_FILE_BYTES if name == TOKENIZER_FILE else strict_json.MAX_BYTES
 
 
 def load_model(directory: str | Path, wanted: type[ModelT]) -> ModelT:
@@ -215,7 +237,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
 
 
 def model_settings(
-    files: Mapping[str, bytearray], directory: Path
+    files: Mapping[str, bytes | bytearray], directory: Path
 ) -> tuple[type[LanguageModel], ModelConfig]:
     """Return what config.json says: the class of the model and its settings.
 

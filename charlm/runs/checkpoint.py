@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from charlm.errors import (
+    CharLMError,
     CheckpointCorruptError,
     CheckpointError,
     CheckpointWriteError,
@@ -36,6 +37,7 @@ from charlm.files.atomic import (
     write_directory,
 )
 from charlm.files.reading import read_file
+from charlm.models.saving import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, model_settings, most_bytes
 from charlm.plain import as_path
 from charlm.runs.directory import RunDirectory
 
@@ -58,7 +60,9 @@ MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
-_FILES = {"config.json", "tokenizer.json", "model.safetensors", TRAIN_FILE, STATE_FILE}
+_FILES = (*MODEL_FILES, TRAIN_FILE, STATE_FILE)  # in the order in which they are read
+_MOST_STATE = 256  # bytes of train.safetensors for each parameter; AdamW's moments take eight
+_MOST_BESIDE = 64 * 1024**2  # bytes of it for generators and the like
 
 
 @dataclass(frozen=True)
@@ -141,16 +145,21 @@ def write_checkpoint(
 
     Raises:
         CheckpointWriteError: it could not be written. Older checkpoints are intact.
-        InputError: the state is not JSON, or more than is read back.
+        InputError: the state is not JSON, or a file is larger than is read back.
     """
 
     def manifest(digests: Mapping[str, FileDigest]) -> tuple[str, bytes]:
+        for name, digest in digests.items():
+            most = _most_bytes(name, settings, target)
+            if most is not None and digest.size > most:
+                raise InputError(f"{name} must have at most {most} bytes to be read again, got {digest.size}")
         listed = {name: {"size": d.size, "sha256": d.sha256} for name, d in digests.items()}
         head = {"format": FORMAT, "version": VERSION, **identity.values}
         values = {**head, "val_loss": val_loss, "files": listed}
         return MANIFEST_FILE, strict_json.dumps({**values, "sha256": _own_digest(values)})
 
     target = run.checkpoints / identity.name
+    settings = {name: data for name, data in files.items() if name == CONFIG_FILE and isinstance(data, bytes)}
     try:  # what cannot be read back must not be written, and older checkpoints not be pruned for it
         state_data = strict_json.dumps({**identity.values, **state})
         strict_json.loads(state_data, path=STATE_FILE)
@@ -258,10 +267,15 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
         raise CheckpointCorruptError(
             f"{quoted(str(path))} must hold exactly the files of its manifest; missing or too many: {names}"
         )
-    files = {}
-    for name, wanted in info.files.items():
+    files: dict[str, bytearray] = {}
+    for name in _FILES:  # not in the order of the manifest: config.json says how large others may be
+        if name not in info.files:
+            continue
+        wanted = info.files[name]
         try:
-            data = read_file(path / name, max_bytes=wanted.size, exact_size=wanted.size)
+            most = _most_bytes(name, files, path)
+            most = wanted.size if most is None else most
+            data = read_file(path / name, max_bytes=most, exact_size=wanted.size)
         except FileFormatError as error:
             raise CheckpointCorruptError(str(error)) from error
         if hashlib.sha256(data).hexdigest() != wanted.sha256:
@@ -275,6 +289,19 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
         if identity != {"run_id": info.run_id, "save_id": info.save_id, "step": str(info.step)}:
             raise CheckpointCorruptError(f"{quoted(str(path / name))} belongs to another checkpoint")
     return Checkpoint(info=info, files=files, state=state)
+
+
+def _most_bytes(name: str, files: Mapping[str, bytes | bytearray], path: Path) -> int | None:
+    """Return how large a file may be, whatever the manifest says; None: it is not known."""
+    if name == STATE_FILE:
+        return strict_json.MAX_BYTES
+    if name not in {WEIGHTS_FILE, TRAIN_FILE}:
+        return most_bytes(name, files, path)
+    try:
+        parameters = model_settings(files, path)[1].num_parameters()
+    except (KeyError, CharLMError):
+        return None
+    return most_bytes(name, files, path) if name == WEIGHTS_FILE else _MOST_STATE * parameters + _MOST_BESIDE
 
 
 def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
@@ -323,7 +350,7 @@ def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
         raise CheckpointCorruptError(str(error)) from error
     if (step, save_id) != (int(match[1]), match[2]) or run_id not in {None, owner}:
         raise CheckpointCorruptError(f"{quoted(where)} belongs to another checkpoint")
-    if not files.keys() <= _FILES or STATE_FILE not in files:
+    if not files.keys() <= set(_FILES) or STATE_FILE not in files:
         raise CheckpointCorruptError(f"{quoted(where)} lists other files than a checkpoint has")
     return CheckpointInfo(path=path, step=step, run_id=owner, save_id=save_id, val_loss=val_loss, files=files)
 

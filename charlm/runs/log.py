@@ -15,8 +15,8 @@ from pathlib import Path
 from charlm.errors import FileFormatError
 from charlm.evaluation.evaluate import EvalResult
 from charlm.files import strict_json
-from charlm.files.log import Appender, keep_lines
-from charlm.files.reading import read_file
+from charlm.files.log import MAX_LINE, MAX_LOG, Appender, keep_lines
+from charlm.files.reading import read_lines, refusal
 
 __all__ = ["MetricsLog", "eval_values", "read_metrics"]
 
@@ -70,10 +70,13 @@ def read_metrics(path: Path) -> Iterator[dict[str, object]]:
     """Yield the records of a log in order, without a torn last line; the run may go on meanwhile.
 
     Raises:
-        FileFormatError: a line is no record, or the log is no regular file or larger than 1 GiB.
+        FileFormatError: a line is no record or longer than 256 KiB, or the log is no regular file or larger
+            than 1 GiB.
         OSError: the file is missing or cannot be read.
     """
-    for line in read_file(path, max_bytes=1 << 30, growing=True).split(b"\n")[:-1]:
+    for line in read_lines(path, max_bytes=MAX_LOG, max_line=MAX_LINE):
+        if line is None:
+            raise refusal(path, f"must have lines of at most {MAX_LINE} bytes, got a longer one.")
         yield strict_json.loads(line, path=str(path))
 
 

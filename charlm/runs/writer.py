@@ -21,6 +21,7 @@ from charlm.runs.retention import prune_checkpoints, remove_leftovers
 __all__ = ["RunWriter"]
 
 _MOST_FAILED_SAVES = 3
+_SAY_WHERE = (CheckpointWriteError, RunExistsError, RunLockedError)
 
 
 class RunWriter:
@@ -59,12 +60,13 @@ class RunWriter:
 
         Raises:
             RunLockedError: another process trains there, or has trained since this trainer knew the run.
-            CheckpointError: the run is no longer there.
+            CheckpointWriteError: the run is no longer there, or the log could not be cut back or opened.
         """
-        run = self._locked()
-        with _warning("cannot clean up after an earlier save"):
-            remove_leftovers(run)
-        self._log = MetricsLog(run.metrics, step=step)
+        with self._unlocked_on_error("go on"):
+            run = self._locked()
+            with _warning("cannot clean up after an earlier save"):
+                remove_leftovers(run)
+            self._log = MetricsLog(run.metrics, step=step)
 
     def log(self, kind: str, step: int, values: Mapping[str, object]) -> None:
         """Append a record to metrics.jsonl."""
@@ -81,14 +83,8 @@ class RunWriter:
             CheckpointWriteError: the directory cannot be written to.
         """
         is_training = self._log is not None  # then it is locked anyway
-        try:
+        with self._unlocked_on_error("save"):
             run = self._locked()
-        except (CheckpointWriteError, RunExistsError, RunLockedError):
-            raise
-        except OSError as error:
-            raise CheckpointWriteError(
-                f"cannot save in {quoted(str(self._directory))}: {error}", errno=error.errno
-            ) from error
         try:
             yield SaveIdentity(run.run_id, step)
         finally:
@@ -138,10 +134,26 @@ class RunWriter:
         log, self._log = self._log, None
         try:
             if log is not None:
-                log.close()
+                with _warning("cannot write metrics.jsonl"):
+                    log.close()
         finally:
             if self._run is not None:
                 self._run.unlock()
+
+    @contextlib.contextmanager
+    def _unlocked_on_error(self, what: str) -> Iterator[None]:
+        """Give the lock back if the block fails, and say where."""
+        try:
+            yield
+        except BaseException as error:
+            if self._run is not None:
+                self._run.unlock()
+            if not isinstance(error, OSError) or isinstance(error, _SAY_WHERE):
+                raise
+            raise CheckpointWriteError(
+                f"cannot {what} in {quoted(str(self._directory))}: {error}. What was saved there is intact.",
+                errno=error.errno,
+            ) from error
 
     def _open(self) -> RunDirectory:
         if self._run is None:
@@ -154,20 +166,16 @@ class RunWriter:
         if self._log is not None:
             return run
         run.lock()
-        try:
-            foreign = checkpoint_names(run) - self._known
-            if foreign:
-                raise RunLockedError(
-                    f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
-                    f"(there is {max(foreign)} now). Resume from there."
-                )
-            if RunDirectory.open(run.path).run_id != run.run_id:
-                raise RunLockedError(
-                    f"another run has begun in {quoted(str(run.path))} since this trainer last knew it"
-                )
-        except BaseException:
-            run.unlock()
-            raise
+        foreign = checkpoint_names(run) - self._known
+        if foreign:
+            raise RunLockedError(
+                f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
+                f"(there is {max(foreign)} now). Resume from there."
+            )
+        if RunDirectory.open(run.path).run_id != run.run_id:
+            raise RunLockedError(
+                f"another run has begun in {quoted(str(run.path))} since this trainer last knew it"
+            )
         return run
 
 

@@ -445,3 +445,12 @@ def test_only_a_regular_file_is_removed_as_one(tmp_path: Path) -> None:
     for path in list(tmp_path.iterdir()):
         remove_file(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "link"]
+
+
+def test_an_error_says_which_file_could_not_be_written(tmp_path: Path) -> None:
+    with failing(-1) as calls:
+        write_file(tmp_path / "f", b"1")
+    for at, name in enumerate(calls.names):
+        if name in {"write", "fsync"}:
+            with failing(at, code=errno.ENOSPC), pytest.raises(OSError, match=r"\[Errno 28\] .*: '.*/f'"):
+                write_file(tmp_path / "f", b"1")

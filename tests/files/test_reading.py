@@ -8,12 +8,15 @@ import pickle
 import socket
 import tracemalloc
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from charlm.errors import FileFormatError
 from charlm.files import reading
-from charlm.files.reading import read_file
+from charlm.files.reading import read_file, read_lines, read_together
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
@@ -97,21 +100,21 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         read_file(path, max_bytes=1 << 30)
 
 
-@pytest.mark.parametrize("size", [0, 5, (2 << 20) + 1])
+@pytest.mark.parametrize("size", [0, 5, (2 << 20) + 2])
 def test_of_a_log_that_grows_what_was_there_before_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     path = tmp_path / "f"
-    path.write_bytes(b"1" * size)
+    path.write_bytes(b"1\n" * (size // 2))
     real = os.read
 
     def read(descriptor: int, count: int) -> bytes:
         with path.open("ab") as log:
-            log.write(b"new")
+            log.write(b"new\n")
         return real(descriptor, count)
 
     monkeypatch.setattr(os, "read", read)
-    assert read_file(path, max_bytes=1 << 30, growing=True) == b"1" * size
+    assert list(read_lines(path, max_bytes=1 << 30, max_line=9)) == [b"1"] * (size // 2)
 
 
 def test_a_log_that_is_cut_while_it_is_read_is_refused(
@@ -127,7 +130,97 @@ def test_a_log_that_is_cut_while_it_is_read_is_refused(
 
     monkeypatch.setattr(os, "read", read)
     with pytest.raises(FileFormatError, match="must keep its 100 bytes while it is read, got 50"):
-        read_file(path, max_bytes=1 << 30, growing=True)
+        list(read_lines(path, max_bytes=1 << 30, max_line=9))
+
+
+@given(
+    st.lists(st.binary(max_size=12).filter(lambda line: b"\n" not in line), max_size=9),
+    st.binary(max_size=12).filter(lambda line: b"\n" not in line),
+    st.integers(1, 9),
+)
+def test_lines_are_those_between_the_newlines_however_they_are_cut_into_pieces(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], torn: bytes, piece: int
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "f"
+    path.write_bytes(b"".join(line + b"\n" for line in lines) + torn)
+    with mock.patch.object(reading, "_PIECE", piece):
+        found = list(read_lines(path, max_bytes=1 << 30, max_line=7))
+    assert found == [line if len(line) <= 7 else None for line in lines]
+
+
+def test_a_line_without_end_takes_no_memory(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file:
+        file.truncate(1 << 28)
+        file.seek(1 << 28)
+        file.write(b"\nlast\n")
+    tracemalloc.start()
+    assert list(read_lines(tmp_path / "f", max_bytes=1 << 30, max_line=1 << 18)) == [None, b"last"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20
+
+
+# Files that belong together
+
+
+@pytest.mark.parametrize("other", ["another directory", "a link elsewhere", "the old one, put back"])
+def test_files_that_are_read_together_are_of_one_directory(tmp_path: Path, other: str) -> None:
+    for number in "12":
+        (tmp_path / number).mkdir()
+        for name in "ab":
+            (tmp_path / number / name).write_text(number)
+    there = tmp_path / "there"
+    there.symlink_to("1")
+    calls = []
+
+    def read(directory: Path, descriptor: int | None) -> bytes:
+        data = bytes(read_file(directory / "a", max_bytes=1, inside=descriptor))
+        calls.append(data)
+        if len(calls) == 1:
+            there.unlink()
+            if other == "a link elsewhere":
+                there.symlink_to("2")
+            else:
+                (tmp_path / "2").rename(there)
+        data += read_file(directory / "b", max_bytes=1, inside=descriptor)
+        if len(calls) == 1 and other == "the old one, put back":
+            there.rename(tmp_path / "2")
+            there.symlink_to("1")
+        return data
+
+    assert read_together(lambda: there, read) == (b"11" if other == "the old one, put back" else b"22")
+    assert len(calls) == 1 + (other != "the old one, put back")
+
+
+def test_what_is_missing_from_a_directory_that_is_replaced_is_looked_for_in_the_new_one(
+    tmp_path: Path,
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+
+    def read(directory: Path, descriptor: int | None) -> bytearray:
+        try:
+            return read_file(directory / "a", max_bytes=1, inside=descriptor)
+        finally:
+            if not (tmp_path / "old").exists():
+                there.rename(tmp_path / "old")
+                there.mkdir()
+                (there / "a").write_bytes(b"1")
+
+    assert read_together(lambda: there, read) == b"1"
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a dangling link", "a file", "an empty directory"])
+def test_where_nothing_can_be_read_together_the_system_s_error_goes_up(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "d"
+    if kind == "a dangling link":
+        path.symlink_to("nowhere")
+    elif kind == "a file":
+        path.touch()
+    elif kind == "an empty directory":
+        path.mkdir()
+    with pytest.raises((FileNotFoundError, NotADirectoryError)):
+        read_together(lambda: path, lambda where, fd: read_file(where / "a", max_bytes=1, inside=fd))
 
 
 def test_an_error_while_reading_goes_up_and_the_file_is_closed(

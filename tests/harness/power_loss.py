@@ -4,6 +4,7 @@
 made durable: a file's data is durable by fsync of the file, a name by fsync of its directory. Each write that
 is not may be there, missing, torn at any byte, or have left zeros or garbage; of the names that are not, any
 subset may be there, applied in order, with impossible ones skipped (a rename is one of them, by itself).
+After an fsync that failed, the writes before it never come to the disk, whatever a later one says.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Operation:
     """
 
     kind: str
-    """"create", "mkdir", "rename", "remove", "write", "cut", "sync", or "note"."""
+    """"create", "mkdir", "rename", "remove", "write", "cut", "sync", "lose", or "note"."""
     inode: int = 0
     """What is written, cut or synced; for a name, the directory that holds it."""
     name: str = ""
@@ -62,6 +63,10 @@ class Recording:
     def note(self, value: object) -> None:
         """Note what is true from here on."""
         self.operations.append(Operation("note", note=value))
+
+    def lose(self, descriptor: int) -> None:
+        """Note that an fsync of this file has failed."""
+        self.operations.append(Operation("lose", self.inodes[_fstat(descriptor).st_ino]))
 
     def of_directory(self, path: Path, descriptor: int | None = None) -> int | None:
         """Return the number of the directory that holds a path, or None outside of the root."""
@@ -168,6 +173,11 @@ class Disk:
             self.pending = [other for other in self.pending if other.inode != operation.inode]
             for other in durable:
                 _put(other, "durable", self.names, self.data, None)
+        elif operation.kind == "lose":
+            kept = [
+                other for other in self.pending if (other.kind, other.inode) != ("write", operation.inode)
+            ]
+            self.pending = kept
         elif operation.kind != "note":
             if operation.kind == "mkdir":
                 self.names[operation.made] = {}

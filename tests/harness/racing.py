@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import random
 import time
 import warnings
@@ -16,16 +17,23 @@ from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
 import charlm
-from charlm import BigramLM, BlockDataset, EvalResult, LanguageModel, Trainer
+from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer
 from charlm.cli.__main__ import main
-from charlm.errors import RunExistsError, RunLockedError
+from charlm.errors import CheckpointError, RunExistsError, RunLockedError
 from charlm.files import safetensors
-from charlm.models.saving import WEIGHTS_FILE
+from charlm.models.saving import (
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    build_model,
+    build_tokenizer,
+    read_model_files,
+    save_model,
+)
 from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.training import Callback, StepRecord, list_checkpoints
 
-__all__ = ["finish", "leave", "prepare", "race", "read", "write"]
+__all__ = ["finish", "leave", "load_saved", "prepare", "race", "read", "save_in_turns", "write"]
 
 RACE_STEPS = 4
 
@@ -152,6 +160,52 @@ def read(folder: str) -> dict[str, int]:
         reads += 4
         if done:
             return {"reads": reads, "seen": len(seen), "newest": newest}
+
+
+VOCABS = ("abcd", "efgh", "abcde", None)
+"""Of the models that are saved in turns; the last one is saved without a tokenizer."""
+
+
+def save_in_turns(folder: str, saves: int) -> None:
+    """Save one model after another in the same place; each has its number as every weight."""
+    for save in range(saves):
+        vocab = VOCABS[save % len(VOCABS)]
+        model = BigramLM(len(vocab or "abcd"))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(save % len(VOCABS))
+        save_model(model, folder, None if vocab is None else CharTokenizer(vocab))
+    Path(folder + " done").touch()
+
+
+def load_saved(folder: str) -> dict[str, int]:
+    """Load what is saved in turns, in every way, until it is done; return how often, and what was seen."""
+    seen: set[int] = set()
+    loads = 0
+    while not Path(folder + " done").exists():
+        files = read_model_files(folder)
+        number = _only_value(build_model(files, Path(folder), BigramLM))
+        vocab = VOCABS[number]
+        assert (TOKENIZER_FILE in files) == (vocab is not None), f"{number} with {sorted(files)}"
+        if vocab is not None:
+            assert build_tokenizer(files, Path(folder)) == CharTokenizer(vocab), (
+                f"{number}, another tokenizer"
+            )
+        seen.add(number)
+        try:
+            lm = charlm.load(folder, device="cpu")
+            assert lm.tokenizer == CharTokenizer(VOCABS[_only_value(lm.model)] or ""), "another tokenizer"
+        except CheckpointError as error:  # of the one that has none
+            if "has no tokenizer.json" not in str(error):
+                raise
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert main(["info", folder, "--json"]) == 0, err.getvalue()
+        said = json.loads(out.getvalue())
+        shown = said["model"]["settings"]["vocab_size"], said.get("tokenizer", {}).get("vocab")
+        assert shown in {(len(vocab or "abcd"), vocab) for vocab in VOCABS}, f"info says {shown}"
+        loads += 3
+    return {"loads": loads, "seen": len(seen)}
 
 
 def _only_value(model: torch.nn.Module) -> int:

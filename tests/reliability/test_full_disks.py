@@ -32,6 +32,7 @@ from charlm.errors import CheckpointWriteError
 from charlm.runs.checkpoint import list_checkpoints, read_checkpoint
 from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
+from charlm.runs.log import read_metrics
 from charlm.runs.retention import prune_checkpoints, remove_leftovers
 
 pytestmark = pytest.mark.slow
@@ -109,6 +110,50 @@ def no_fsync_is_repeated(calls: Calls) -> bool:
             if next((after for after, argument in later if argument == descriptor), "") != "close":
                 return False
     return True
+
+
+def test_a_resume_that_fails_says_in_which_run_and_another_one_goes_on(
+    memory: Path, campaign: Campaign
+) -> None:
+    def trainer_of(run: Path) -> Trainer:
+        return Trainer.resume(run, tiny_split()[0], device="cpu")
+
+    first = Trainer(
+        BigramLM(TOKENIZER.vocab_size), tiny_split()[0], quick_config(), device="cpu", out_dir=memory / "run"
+    )
+    for record in first.steps():  # some lines past the checkpoint, for the resume to cut off
+        if record.step == 5:
+            first.save()
+        if record.step == 8:
+            break
+    for how in ("once", "always"):
+        for at in range(10_000):
+            run = shutil.copytree(memory / "run", memory / f"{how} {at}")
+            trainer = trainer_of(run)
+            code = [*CODES][at % 3]
+            where = f"call {at}, {code} {how}"
+            with warnings.catch_warnings(), failing(at, how=how, code=CODES[code]) as calls:
+                warnings.filterwarnings("ignore", "cannot (clean up|write)")
+                steps, refused = trainer.steps(), None
+                try:
+                    next(steps)
+                except OSError as error:
+                    refused = error
+                else:
+                    steps.close()
+            if calls.failed is None:
+                break
+            campaign.counted("failed calls")
+            if refused is not None:
+                assert type(refused) is CheckpointWriteError, f"{where}: {refused!r}"
+                assert str(run) in str(refused), where
+                assert refused.errno == CODES[code], where
+                campaign.counted("failed beginnings")
+            assert trainer_of(run).fit().steps == 12, where  # the lock is free
+            records = [(record["kind"], record["step"]) for record in read_metrics(run / "metrics.jsonl")]
+            assert len(set(records)) == len(records), f"{where}: {records}"
+            shutil.rmtree(run)
+    campaign.counted("violations", 0)
 
 
 @pytest.mark.parametrize("how", ["once", "always"])

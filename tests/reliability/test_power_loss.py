@@ -8,13 +8,16 @@ or garbage (see harness/power_loss.py). Each such disk is laid out as files and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from harness.campaign import Campaign
@@ -25,6 +28,7 @@ from harness.prepared_saves import PreparedSave, fast_directory, to_be_kept
 from charlm import BigramLM, CharTokenizer
 from charlm.errors import CheckpointError, FileFormatError, RunExistsError
 from charlm.files import strict_json
+from charlm.files.log import Appender
 from charlm.models.saving import load_model, read_model_files, save_model
 from charlm.runs.checkpoint import read_checkpoint, scan_checkpoints
 from charlm.runs.choosing import newest_whole_checkpoint
@@ -311,6 +315,59 @@ def test_a_replaced_model_or_tokenizer_that_loses_power_is_the_old_or_the_new(
 
     short = 400 if what == "model" else 100
     lose_power(campaign, memory, campaign.trials(short=short), work, check)
+
+
+@contextlib.contextmanager
+def unreliable(draw: random.Random, recording: Recording) -> Iterator[None]:
+    """Let writes fail, whole or in part, and every fsync in three lose what it was to make durable."""
+    real_write, real_fsync = os.write, os.fsync
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if draw.random() < 0.1:
+            real_write(descriptor, data[: draw.randrange(len(data) + 1)])
+            raise OSError(errno.EIO, "failed on purpose")
+        return real_write(descriptor, data)
+
+    def fsync(descriptor: int) -> None:
+        if draw.random() < 0.3:
+            recording.lose(descriptor)
+            raise OSError(errno.EIO, "failed on purpose")
+        real_fsync(descriptor)
+
+    with mock.patch.object(os, "write", write), mock.patch.object(os, "fsync", fsync):
+        yield
+
+
+def test_a_log_whose_fsync_fails_keeps_every_line_that_a_later_flush_made_durable(
+    memory: Path, campaign: Campaign
+) -> None:
+    def work(root: Path, draw: random.Random, recording: Recording) -> None:
+        number = 0
+        written: list[bytes] = []
+        for _ in range(3):  # one after the other, as trainings go on
+            with contextlib.closing(Appender(root / "log")) as log, unreliable(draw, recording):
+                if written:
+                    recording.note(b"".join(written))
+                for _ in range(draw.randrange(2, 7)):
+                    for _ in range(draw.randrange(3)):
+                        number += 1
+                        line = b"%d %s\n" % (number, b"x" * draw.randrange(30))
+                        with contextlib.suppress(OSError):
+                            log.append(line)
+                            written.append(line)
+                            campaign.counted("lines")
+                    try:
+                        log.flush()
+                        recording.note(b"".join(written))
+                    except OSError:
+                        campaign.counted("failed flushes")
+
+    def check(disk: Path, where: str, promise: object, draw: random.Random) -> None:
+        if promise is not None:
+            assert isinstance(promise, bytes)
+            assert (disk / "log").read_bytes().startswith(promise), f"{where}: a line is lost"
+
+    lose_power(campaign, memory, campaign.trials(short=300), work, check)
 
 
 def test_what_the_simulated_disk_may_lose_is_what_was_not_synced(campaign: Campaign) -> None:

@@ -2,7 +2,8 @@
 
 Processes that live through all races begin to train in one directory at one moment: exactly one of them wins.
 One process saves and prunes as fast as it can while others read the run in every way there is: each read gets
-a whole checkpoint, none of them an error or a warning, and the newest step never goes back.
+a whole checkpoint, none of them an error or a warning, and the newest step never goes back. One process saves
+one model after another in the same place while others load it: what they get is of one save.
 """
 
 from __future__ import annotations
@@ -123,3 +124,23 @@ def test_readers_never_see_half_a_checkpoint(tmp_path: Path, workers: Workers, c
             campaign.counted("different checkpoints seen by one reader", said["seen"])
         campaign.counted("saves", saves)
         check_whole(run)
+
+
+@pytest.mark.timeout(0)
+def test_a_model_that_is_loaded_beside_saves_is_of_one_save(
+    tmp_path: Path, workers: Workers, campaign: Campaign
+) -> None:
+    saves = campaign.trials(300)
+    model = str(tmp_path / "model")
+    writer, *readers = workers.first(3)
+    writer.call("harness.racing:save_in_turns", folder=model, saves=1)
+    Path(model + " done").unlink()
+    for reader in readers:
+        reader.ask("harness.racing:load_saved", folder=model)
+    writer.call("harness.racing:save_in_turns", folder=model, saves=saves)
+    for reader in readers:
+        said = reader.answer()
+        assert said["seen"] == 4
+        campaign.counted("loads", said["loads"])
+    campaign.counted("saves", saves)
+    campaign.counted("mixtures", 0)

@@ -175,6 +175,8 @@ class Watch:
         if event == "open" and not isinstance(args[0], int):
             self.opened += 1
             path = os.fsdecode(args[0])
+            if path in MODEL_FILES and args[2] & os.O_NOFOLLOW:
+                return  # in a directory that is open, and was seen here when it was opened
             # Where a path ends is looked at here; that a last link is refused, the flags must say.
             parent = os.path.realpath(os.path.dirname(path))  # noqa: PTH120 - quick
             if not f"{parent}/{os.path.basename(path)}".startswith(self._allowed):  # noqa: PTH119

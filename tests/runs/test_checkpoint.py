@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 import threading
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from harness.hostile_files import json_of, reseal
 from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 from typing_extensions import override
 
+import charlm
 import charlm.runs.checkpoint as checkpoint_module
 from charlm import BigramLM, Trainer
 from charlm.errors import (
@@ -27,7 +30,8 @@ from charlm.errors import (
     RunExistsError,
     RunLockedError,
 )
-from charlm.files import safetensors
+from charlm.files import safetensors, strict_json
+from charlm.files.atomic import Content
 from charlm.files.reading import read_file
 from charlm.runs.checkpoint import SaveIdentity, read_checkpoint, write_checkpoint
 from charlm.runs.directory import RunDirectory
@@ -565,3 +569,42 @@ def test_the_checkpoint_of_the_very_next_step_is_left_alone(tmp_path: Path) -> N
     prune_checkpoints(run, newest, keep_last=1, keep_best=0)
     assert newest.is_dir()
     assert next_one.is_dir()
+
+
+@pytest.mark.parametrize("name", checkpoint_module._FILES)
+def test_no_file_takes_memory_because_a_manifest_vouches_for_its_size(
+    run_of_bigram: Path, tmp_path: Path, name: str
+) -> None:
+    run = shutil.copytree(run_of_bigram, tmp_path / "run")
+    *others, checkpoint = sorted((run / "checkpoints").iterdir())
+    for other in others:
+        shutil.rmtree(other)
+    with (checkpoint / name).open("r+b") as file:
+        file.truncate(1 << 40)  # and takes no room on the disk
+    listed = json_of(checkpoint / "manifest.json")["files"]
+    assert isinstance(listed, dict)
+    reseal(checkpoint, files={**listed, name: {"size": 1 << 40, "sha256": "0" * 64}})
+    reads: list[Callable[[], object]] = [
+        lambda: verify_checkpoint(checkpoint),
+        lambda: charlm.load(checkpoint, device="cpu"),
+        lambda: charlm.load(run, device="cpu"),
+        lambda: Trainer.resume(run, tiny_split()[0], device="cpu"),
+    ]
+    for read in reads:
+        tracemalloc.start()
+        with pytest.raises(CheckpointError, match=rf"{name}' must have at most \d+ bytes, got 1099511627776"):
+            read()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 << 20
+
+
+def test_what_is_too_large_to_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    identity = SaveIdentity(run.run_id, 1)
+    config = {"format": "charlm.model", "version": 1, "kind": "bigram", "config": {"vocab_size": 3}}
+    files: dict[str, Content] = {"config.json": strict_json.dumps(config), "model.safetensors": b""}
+    for name, size in (("tokenizer.json", 9 << 20), ("train.safetensors", 65 << 20)):
+        with pytest.raises(InputError, match=rf"{name} must have at most \d+ bytes to be read again, got"):
+            write_checkpoint(run, identity, {**files, name: bytes(size)}, {}, val_loss=None)
+        assert not list(run.checkpoints.iterdir())
