@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from charlm.errors import (
     CheckpointError,
@@ -27,6 +27,7 @@ from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
 from charlm.files.reading import read_file, read_together, refusal
 from charlm.locks import GENERATORS
+from charlm.models.contents import extra_name, put_tensors, saved_tensors
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
 from charlm.plain import as_path, as_text
@@ -51,7 +52,6 @@ __all__ = [
     "most_bytes",
     "read_model_files",
     "save_model",
-    "unique_tensors",
 ]
 
 CONFIG_FILE = "config.json"
@@ -64,13 +64,6 @@ _MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ModelT = TypeVar("ModelT", bound="LanguageModel")
-
-
-def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by name, a shared one once, under its first name."""
-    seen: dict[int, str] = {}
-    state = module.state_dict(keep_vars=True)
-    return {name: t for name, t in state.items() if seen.setdefault(id(t), name) == name}
 
 
 def check_savable(model: LanguageModel) -> None:
@@ -116,7 +109,7 @@ def model_files(
     }
     if tokenizer is not None:
         files[TOKENIZER_FILE] = strict_json.dumps(tokenizer.to_dict())
-    files[WEIGHTS_FILE] = safetensors.dumps(unique_tensors(model), metadata or {})
+    files[WEIGHTS_FILE] = safetensors.dumps(saved_tensors(model), metadata or {})
     return files
 
 
@@ -224,11 +217,8 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
     # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
     with GENERATORS, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
-    model.to(check_tensors(header, unique_tensors(model), weights))
-    tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)
-    with torch.no_grad():
-        for name, tensor in unique_tensors(model).items():
-            tensor.copy_(tensors[name])
+    model.to(check_tensors(header, saved_tensors(model), weights))
+    put_tensors(model, safetensors.loads(files[WEIGHTS_FILE], path=weights)[0], {})
     try:
         model._check_values()
     except InputError as error:
@@ -270,10 +260,12 @@ def check_tensors(header: safetensors.Header, expected: Mapping[str, Tensor], pa
         FileFormatError: a tensor is missing, unexpected, or of another shape or type.
     """
     stored = header.tensors
-    for name in sorted(expected.keys() - stored.keys()):
+    wanted, found = ({extra_name(name) or name for name in names} for names in (expected, stored))
+    for name in sorted(wanted - found):
         raise refusal(path, f"must hold the tensor {quoted(name, 80)}, which is missing.")
-    for name in sorted(stored.keys() - expected.keys()):
+    for name in sorted(found - wanted):
         raise refusal(path, f"holds the tensor {quoted(name, 80)}, which the model does not have.")
+    expected = {name: tensor for name, tensor in expected.items() if extra_name(name) is None}
     for name, tensor in expected.items():
         if stored[name].shape != tuple(tensor.shape):
             raise refusal(

@@ -46,6 +46,7 @@ __all__ = [
     "CheckpointInfo",
     "SaveIdentity",
     "checkpoint_names",
+    "encode_state",
     "is_checkpoint_name",
     "list_checkpoints",
     "read_checkpoint",
@@ -160,11 +161,7 @@ def write_checkpoint(
 
     target = run.checkpoints / identity.name
     settings = {name: data for name, data in files.items() if name == CONFIG_FILE and isinstance(data, bytes)}
-    try:  # what cannot be read back must not be written, and older checkpoints not be pruned for it
-        state_data = strict_json.dumps({**identity.values, **state})
-        strict_json.loads(state_data, path=STATE_FILE)
-    except (TypeError, FileFormatError) as error:
-        raise InputError(f"a callback's state() cannot be saved: {error}") from error
+    state_data = encode_state(identity, state)
     try:
         write_directory(target, {**files, STATE_FILE: state_data}, seal=manifest, temporary=identity.save_id)
     except OSError as error:
@@ -174,6 +171,20 @@ def write_checkpoint(
             errno=error.errno,
         ) from error
     return target
+
+
+def encode_state(identity: SaveIdentity, state: Mapping[str, object]) -> bytes:
+    """Return the content of state.json; what could not be read back must not be written.
+
+    Raises:
+        InputError: the state is not JSON, or more than is read back.
+    """
+    try:
+        data = strict_json.dumps({**identity.values, **state})
+        strict_json.loads(data, path=STATE_FILE)
+    except (TypeError, FileFormatError) as error:
+        raise InputError(f"a callback's state() cannot be saved: {error}") from error
+    return data
 
 
 def is_checkpoint_name(name: str) -> bool:

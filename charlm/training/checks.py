@@ -10,6 +10,7 @@ from torch import nn
 from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError, InputError, shown
 from charlm.models.base import LanguageModel
+from charlm.models.contents import extra_tensors
 from charlm.models.saving import check_savable
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
@@ -42,6 +43,7 @@ def check_arguments(
         raise InputError("model must have a parameter that requires a gradient, got none")
     if any(parameter.dtype in {torch.float16, torch.bfloat16} for parameter in tensors):
         raise InputError("model must have float32 weights; precision= says what matrix products run in")
+    extra_tensors(model)  # the best weights go with it, whether or not they are saved
     if saving and isinstance(model, LanguageModel):
         check_savable(model)
     if not isinstance(callbacks, Sequence):

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.evaluation.evaluate import EvalResult
-from charlm.models.saving import unique_tensors
+from charlm.models.contents import passing_buffers, put_tensors, saved_tensors
 from charlm.training.config import TrainerConfig
 from charlm.training.records import EvalRecord
 from charlm.training.state import RunState
 from charlm.training.timetable import LONGEST_EVALUATION, Timekeeper
 from charlm.training.timing import chars_within, evaluation_seconds
 
-__all__ = ["Evaluations"]
+__all__ = ["Evaluations", "Weights"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Copies of all that a model carries, as charlm.models.contents names it."""
+
+    saved: Mapping[str, Tensor]
+    """What a file of weights holds."""
+    passing: Mapping[str, Tensor]
+    """Buffers that no state_dict has."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Return copies of what a model carries now."""
+        return cls(_copied(saved_tensors(model)), _copied(passing_buffers(model)))
+
+    def put_into(self, model: nn.Module) -> None:
+        """Put them back."""
+        put_tensors(model, self.saved, self.passing)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 class Evaluations:
@@ -32,20 +56,20 @@ class Evaluations:
 
     Attributes:
         history: the evaluations of this process, in order.
-        best_weights: those of the best evaluation, on the model's device; empty: none are kept.
+        best_weights: those of the best evaluation, on the model's device; None: none are kept.
         best_in_model: the model holds the best weights, and those of the last step wait here.
     """
 
     history: list[EvalRecord]
-    best_weights: Mapping[str, Tensor]
+    best_weights: Weights | None
     best_in_model: bool
 
     def __init__(
         self, model: nn.Module, data: BlockDataset | None, config: TrainerConfig, backend: DeviceBackend
     ) -> None:
         self._model, self._data, self._config, self._backend = model, data, config, backend
-        self.best_weights = {}
-        self._last_weights: Mapping[str, Tensor] = {}  # while the model holds the best
+        self.best_weights = None
+        self._last_weights: Weights | None = None  # while the model holds the best
         self.best_in_model = False
         self.history = []
 
@@ -87,8 +111,7 @@ class Evaluations:
         if is_best:
             state.best, state.evaluations_since_best = state.last, 0
             if self._config.restore_best:
-                own = unique_tensors(self._model)
-                self.best_weights = {name: tensor.detach().clone() for name, tensor in own.items()}
+                self.best_weights = Weights.of(self._model)
         elif counted:
             state.evaluations_since_best += 1
         return state.last
@@ -98,19 +121,13 @@ class Evaluations:
 
         An interrupt at any place of it leaves the last ones to be found by `put_last_back`.
         """
-        if self.best_weights and state.best is not None and state.best.step != state.step:
-            own = unique_tensors(self._model)
-            self._last_weights = {name: tensor.detach().clone() for name, tensor in own.items()}
+        if self.best_weights is not None and state.best is not None and state.best.step != state.step:
+            self._last_weights = Weights.of(self._model)
             self.best_in_model = True
-            self._load(self.best_weights)
+            self.best_weights.put_into(self._model)
 
     def put_last_back(self) -> None:
         """Put the weights of the last step into the model, if it holds the best."""
-        if self.best_in_model:
-            self._load(self._last_weights)
-            self.best_in_model, self._last_weights = False, {}
-
-    def _load(self, weights: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in unique_tensors(self._model).items():
-                tensor.copy_(weights[name])
+        if self.best_in_model and self._last_weights is not None:
+            self._last_weights.put_into(self._model)
+            self.best_in_model, self._last_weights = False, None

@@ -33,6 +33,7 @@ from charlm.errors import (
 from charlm.files import safetensors
 from charlm.files.strict_json import take
 from charlm.models.base import LanguageModel
+from charlm.models.contents import passing_buffers, put_tensors, saved_tensors
 from charlm.models.saving import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -41,7 +42,6 @@ from charlm.models.saving import (
     build_tokenizer,
     check_tensors,
     model_settings,
-    unique_tensors,
 )
 from charlm.plain import as_int, as_path
 from charlm.runs.checkpoint import (
@@ -57,6 +57,7 @@ from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig, saved_config, with_end
+from charlm.training.evaluations import Weights
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
     environment,
@@ -64,6 +65,7 @@ from charlm.training.saving import (
     optimizer_names,
     optimizer_state,
     restored_generators,
+    saved_buffers,
 )
 from charlm.training.state import RunState
 from charlm.training.timetable import Timetable
@@ -230,9 +232,7 @@ def resume(
         if len(saved.callbacks) == len(trainer.callbacks):
             for callback, callback_state in zip(trainer.callbacks, saved.callbacks, strict=True):
                 callback.load_state(callback_state)
-    with torch.no_grad():
-        for name, tensor in unique_tensors(model).items():
-            tensor.copy_(weights[name])
+    put_tensors(model, weights, saved_buffers(tensors))
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
     trainer._restore(
@@ -275,7 +275,7 @@ def _model(saved: _Saved, given: nn.Module | None) -> nn.Module:
 def _weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
     path = str(checkpoint.info.path / WEIGHTS_FILE)
     data = checkpoint.files[WEIGHTS_FILE]
-    own = unique_tensors(model)
+    own = saved_tensors(model)
     try:
         dtype = check_tensors(safetensors.parse_header(data, path=path), own, path)
     except FileFormatError as error:
@@ -317,7 +317,7 @@ def _check_callbacks(saved: _Saved, callbacks: Sequence[Callback]) -> None:
         )
 
 
-def _best_weights(saved: _Saved, model: nn.Module) -> Mapping[str, Tensor] | None:
+def _best_weights(saved: _Saved, model: nn.Module) -> Weights | None:
     """Return the weights of the best evaluation so far, on the model's device, if they were kept."""
     best, current = saved.state.best, saved.checkpoint
     if best is None:
@@ -333,8 +333,16 @@ def _best_weights(saved: _Saved, model: nn.Module) -> Mapping[str, Tensor] | Non
             "restored at the end (keep_best is 0, or that checkpoint is damaged)"
         )
         return None
-    weights, own = _weights(kept, model), unique_tensors(model)
-    return {name: weights[name].to(own[name].device) for name in own}
+    weights, passing = _weights(kept, model), {}
+    if passing_buffers(model):
+        path = str(kept.info.path / TRAIN_FILE)
+        passing = saved_buffers(safetensors.loads(kept.files[TRAIN_FILE], path=path)[0])
+    device = next(model.parameters()).device
+    return Weights(_on(device, weights), _on(device, passing))
+
+
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset | None) -> None:

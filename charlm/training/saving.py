@@ -1,8 +1,9 @@
 """What a trainer puts into a checkpoint (`gather`), and how optimizers and generators take their parts back.
 
-Everything that the next step depends on is here: weights (the model's files), optimizer state by
-parameter name, the gradient scaler, the `RunState`. Batches and dropout need nothing, they have addresses.
-The states of torch's, numpy's and Python's own generators are kept for callbacks that draw from them.
+Everything that the next step depends on is here: weights (the model's files), buffers that these leave out,
+optimizer state by parameter name, the gradient scaler, the `RunState`. Batches and dropout need nothing, they
+have addresses. The states of torch's, numpy's and Python's own generators are kept for callbacks that draw
+from them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from charlm.errors import CheckpointCorruptError, CheckpointMismatchError, Input
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content
 from charlm.models.base import LanguageModel
-from charlm.models.saving import TOKENIZER_FILE, WEIGHTS_FILE, model_files, unique_tensors
+from charlm.models.contents import passing_buffers, saved_tensors
+from charlm.models.saving import TOKENIZER_FILE, WEIGHTS_FILE, model_files
 from charlm.runs.checkpoint import TRAIN_FILE, SaveIdentity
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ __all__ = [
     "optimizer_names",
     "optimizer_state",
     "restored_generators",
+    "saved_buffers",
 ]
 
 
@@ -57,7 +60,8 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         InputError: an optimizer of the caller's keeps something other than tensors for a parameter.
     """
     files = _model_files(trainer, identity.metadata)
-    tensors = {**_generator_tensors(), **_optimizer_tensors(trainer.model, trainer.optimizers)}
+    passing = {f"buffer.{name}": buffer for name, buffer in passing_buffers(trainer.model).items()}
+    tensors = {**_generator_tensors(), **passing, **_optimizer_tensors(trainer.model, trainer.optimizers)}
     files[TRAIN_FILE] = safetensors.dumps(tensors, identity.metadata)
     train, val = trainer.train_data, trainer.val_data
     state: dict[str, object] = {
@@ -82,7 +86,7 @@ def _model_files(trainer: Trainer, metadata: Mapping[str, str]) -> dict[str, Con
     files: dict[str, Content] = {}
     if trainer.tokenizer is not None:
         files[TOKENIZER_FILE] = strict_json.dumps(trainer.tokenizer.to_dict())
-    files[WEIGHTS_FILE] = safetensors.dumps(unique_tensors(trainer.model), metadata)
+    files[WEIGHTS_FILE] = safetensors.dumps(saved_tensors(trainer.model), metadata)
     return files
 
 
@@ -154,6 +158,12 @@ def optimizer_state(
             f"{quoted(path)}: the model has no parameter {quoted(min(by_parameter), 80)}"
         )
     return states
+
+
+def saved_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return, of the tensors of train.safetensors, the buffers that the model's files leave out, by name."""
+    prefix = "buffer."
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 _FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -31,6 +31,7 @@ from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
 from charlm.plain import as_float, as_path
 from charlm.randomness import derive_seed
+from charlm.runs.checkpoint import SaveIdentity, encode_state
 from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.text.streaming import start_ids
@@ -39,7 +40,7 @@ from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments
 from charlm.training.config import TrainerConfig
 from charlm.training.due import due_after
-from charlm.training.evaluations import Evaluations
+from charlm.training.evaluations import Evaluations, Weights
 from charlm.training.memory import check_memory
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import EvalRecord, SampleRecord, StepRecord, StopReason, TrainResult
@@ -170,6 +171,7 @@ class Trainer:
             None  # the last that `steps` returned
         )
         self._is_telling_of_a_save = False
+        self._has_rehearsed = False
         self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
@@ -474,7 +476,7 @@ class Trainer:
         checkpoint: Path,
         writer: RunWriter,
         timetable: Timetable | None,
-        best_weights: Mapping[str, Tensor] | None,
+        best_weights: Weights | None,
         moved_end: bool,
     ) -> None:
         """Stand where a checkpoint was saved; weights, moments and generators are restored already."""
@@ -499,6 +501,7 @@ class Trainer:
         if self._state.has_lost(self.config.patience):
             self._reason = self._reason or "patience"  # what has ended stays ended
         self._reporter.began()
+        self._rehearse_save()
         if self._has_unsaved_end:  # or it would be forgotten by a kill before the next checkpoint
             self._save_if_possible()
             self._has_unsaved_end = False
@@ -557,6 +560,9 @@ class Trainer:
         if config.minutes is not None and self.backend.asynchronous:
             self.backend.synchronize()  # or the clock would time how steps are handed over
         self._count_seconds()
+        if not self._has_rehearsed:
+            self._rehearse_save()  # now the optimizer has a state
+            self._has_rehearsed = True
         self._ask_timekeeper()
         if config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
             self._reason = self._reason or "max_seconds"
@@ -654,6 +660,12 @@ class Trainer:
             self.checkpoint = writer.write(identity, files, state, val_loss=self._state.val_loss)
             writer.prune(self.checkpoint, keep_last=config.keep_last, keep_best=config.keep_best)
         return self.checkpoint
+
+    def _rehearse_save(self) -> None:
+        """Find what cannot be saved while little is lost: types, states of callbacks and of the optimizer."""
+        if self._writer is not None:
+            identity = SaveIdentity("", self.step)
+            encode_state(identity, gather(self, identity)[1])
 
     def _tell_of_save(self, checkpoint: Path) -> None:
         self._is_telling_of_a_save = True  # a callback that saves has nothing new to save

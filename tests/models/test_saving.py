@@ -26,8 +26,8 @@ from charlm.errors import CharLMError, CheckpointError, CheckpointWriteError, Fi
 from charlm.files import safetensors as own_safetensors
 from charlm.models import registry
 from charlm.models.config import GPTConfig, PresetName
+from charlm.models.contents import unique_tensors
 from charlm.models.gpt import GPT
-from charlm.models.saving import unique_tensors
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOKENIZER = CharTokenizer("abcdefghijklm")

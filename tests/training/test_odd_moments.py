@@ -28,8 +28,8 @@ from charlm.runs import writer as writer_module
 from charlm.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.training import Callback, EvalRecord, SampleRecord, Timetable, list_checkpoints
-from charlm.training import evaluations as evaluations_module
 from charlm.training import resume as resume_module
+from charlm.training.evaluations import Weights
 
 V = TOKENIZER.vocab_size
 
@@ -298,15 +298,15 @@ def test_ctrl_c_while_the_best_weights_come_back_loses_neither_them_nor_the_last
             raise KeyboardInterrupt
         return copy(self, *args, **kwargs)  # type: ignore[arg-type]  # passed on as they come
 
-    load = evaluations_module.Evaluations._load
+    put_into = Weights.put_into
 
-    def loading(self: evaluations_module.Evaluations, weights: Mapping[str, Tensor]) -> None:
+    def putting(self: Weights, model: torch.nn.Module) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Tensor, "copy_", interrupted)
-            load(self, weights)
+            put_into(self, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluations_module.Evaluations, "_load", loading)
+        patch.setattr(Weights, "put_into", putting)
         with pytest.raises(KeyboardInterrupt):
             trainer.fit()
     saved = read_checkpoint(trainer.save()).files["model.safetensors"]
