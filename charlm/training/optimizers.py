@@ -13,6 +13,7 @@ not 0, a step changes nothing, and no one has to wait for the device to know it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -27,11 +28,20 @@ from charlm.backends.base import DeviceBackend
 from charlm.errors import InputError
 from charlm.training.config import TrainerConfig
 
-__all__ = ["AdamW", "Muon", "OptimizerFactory", "build_optimizers", "hidden_matrices", "orthogonalize"]
+__all__ = [
+    "AdamW",
+    "Muon",
+    "OptimizerFactory",
+    "build_optimizers",
+    "hidden_matrices",
+    "made_by",
+    "orthogonalize",
+]
 
 OptimizerFactory = Callable[[Iterator[tuple[str, nn.Parameter]]], Optimizer]
 """What `Trainer(optimizer=...)` takes: named parameters to an optimizer. Its learning rate is set at each
-step: the schedule's, times the group's own "lr_scale" if it has one."""
+step: the schedule's, times the group's own "lr_scale" if it has one. Where none has one and the groups' rates
+differ, each is a share of the largest."""
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -88,6 +98,57 @@ def build_optimizers(model: nn.Module, config: TrainerConfig, backend: DeviceBac
                 torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, **options)  # type: ignore[arg-type]
             )
     return optimizers
+
+
+def made_by(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimizer, bool]:
+    """Return what a factory of the caller's makes, and whether its groups' learning rates became shares.
+
+    Where no group has an "lr_scale" and their learning rates differ, each group gets one: its rate as a share
+    of the largest, so that the schedule moves all of them together.
+
+    Raises:
+        InputError: it is no optimizer, it has other parameters than the model's or none that is trained, or
+            it cannot take the steps of a `Trainer`.
+
+    Example:
+        >>> def factory(named):
+        ...     return torch.optim.SGD([{"params": [p], "lr": 0.1 / p.dim()} for _, p in named])
+        >>> made, _ = made_by(factory, nn.Linear(2, 2))
+        >>> [group["lr_scale"] for group in made.param_groups]
+        [0.5, 1.0]
+    """
+    if not callable(factory):
+        raise InputError(f"optimizer must be a factory: named parameters to an optimizer, got {factory!r}")
+    made = factory(model.named_parameters())
+    if not isinstance(made, Optimizer):
+        raise InputError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
+    own = {id(parameter) for parameter in model.parameters()}
+    moved = [parameter for group in made.param_groups for parameter in group["params"]]
+    foreign = sum(id(parameter) not in own for parameter in moved)
+    if foreign:
+        raise InputError(
+            f"optimizer must move the parameters that it is given, but of its {len(moved)} parameters "
+            f"{foreign} are not the model's: make it of the argument, lambda named: SGD(p for _, p in named)"
+        )
+    if not any(parameter.requires_grad for parameter in moved):
+        raise InputError("optimizer must move a parameter that requires a gradient, got none")
+    name = type(made).__name__
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(
+            f"optimizer must step without a closure, and {name} needs one: it asks for several losses in one "
+            "step. Use another optimizer"
+        )
+    if isinstance(made, torch.optim.SparseAdam):
+        raise InputError(
+            f"optimizer must take dense gradients, and {name} does not. Use AdamW: sparse ones are made dense"
+        )
+    rates = [float(group["lr"]) for group in made.param_groups if "lr" in group]
+    if len(set(rates)) < 2 or any("lr_scale" in group for group in made.param_groups):
+        return made, False
+    for group in made.param_groups:
+        group["lr_scale"] = float(group.get("lr", max(rates))) / max(rates)
+    return made, True
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, int]:

@@ -93,6 +93,8 @@ class _Saved:
     timetable: Timetable | None
     repeats: bool
     optimizers: Sequence[object]
+    rates_are_shares: bool
+    """Else every group of the caller's optimizer had the schedule's learning rate."""
     callbacks: Sequence[Mapping[str, object]]
     data: Mapping[str, object]
     block_size: Mapping[str, object]
@@ -130,6 +132,7 @@ def _read(out_dir: Path) -> _Saved:
         timetable=timetable,
         repeats=repeats,
         optimizers=take(values, "optimizers", list, path=where),
+        rates_are_shares=values.get("rates") == "shares",
         callbacks=take(values, "callbacks", list, path=where),
         data=table("data"),
         block_size=table("block_size"),
@@ -235,6 +238,10 @@ def resume(
     put_tensors(model, weights, saved_buffers(tensors))
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
+    if trainer._stepper.rates_are_shares and not saved.rates_are_shares:
+        for group in trainer.optimizers[0].param_groups:  # as it was when the run began
+            del group["lr_scale"]
+        trainer._stepper.rates_are_shares = False
     trainer._restore(
         saved.state,
         checkpoint=path,

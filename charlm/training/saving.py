@@ -75,6 +75,8 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         "environment": environment(trainer.backend),
         "rng": _generator_scalars(),
     }
+    if trainer._stepper.rates_are_shares:
+        state["rates"] = "shares"
     if trainer.timetable is not None:
         state["timetable"] = trainer._timekeeper.to_dict()
     return files, state

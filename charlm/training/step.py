@@ -25,7 +25,7 @@ from charlm.errors import InputError, NonFiniteError
 from charlm.randomness import derive_seed
 from charlm.training.config import TrainerConfig
 from charlm.training.guard import Guard, guard_for
-from charlm.training.optimizers import OptimizerFactory, build_optimizers
+from charlm.training.optimizers import OptimizerFactory, build_optimizers, made_by
 from charlm.training.records import StepRecord
 
 __all__ = ["Stepper"]
@@ -48,12 +48,15 @@ class Stepper:
         scaler: of the gradients, in fp16; else None.
         guard: keeps steps that are not finite from moving anything.
         chars_per_step: characters predicted in one step.
+        rates_are_shares: the caller's optimizer has groups with learning rates of their own, which
+            `made_by` has made shares of the schedule's.
     """
 
     optimizers: list[Optimizer]
     scaler: GradScaler | None
     guard: Guard
     chars_per_step: int
+    rates_are_shares: bool
 
     def __init__(
         self,
@@ -73,10 +76,12 @@ class Stepper:
         self._precision = precision
         self._learning_rate = learning_rate
         self.scaler = backend.scaler(precision)
+        self.rates_are_shares = False
         if optimizer is None:
             self.optimizers = build_optimizers(model, config, backend)
         else:
-            self.optimizers = [_made_by(optimizer, model)]
+            made, self.rates_are_shares = made_by(optimizer, model)
+            self.optimizers = [made]
         moved = {id(p) for made in self.optimizers for group in made.param_groups for p in group["params"]}
         self._parameters = [p for p in model.parameters() if id(p) in moved]
         self._all_parameters = list(model.parameters())
@@ -159,6 +164,9 @@ class Stepper:
                 part = part / config.accumulate  # micro-batches have equally many characters
                 (part if self.scaler is None else self.scaler.scale(part)).backward()
             loss += part.detach()
+        for parameter in self._parameters:  # what an embedding with sparse=True makes has no norm
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
         return loss
 
     @contextmanager
@@ -211,12 +219,3 @@ def _loss_of(output: object) -> Tensor:
 
 def _has_gradients(optimizer: Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-
-
-def _made_by(factory: OptimizerFactory, model: nn.Module) -> Optimizer:
-    if not callable(factory):
-        raise InputError(f"optimizer must be a factory: named parameters to an optimizer, got {factory!r}")
-    made = factory(model.named_parameters())
-    if not isinstance(made, Optimizer):
-        raise InputError(f"optimizer must make a torch.optim.Optimizer, got {type(made).__name__}")
-    return made

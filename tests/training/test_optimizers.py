@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from harness.tiny_models import tiny_config, tiny_gpt
+from harness.tiny_training import TOKENIZER, PlainModule, quick_config, tiny_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.plain_muon import PlainMuon, newton_schulz
 from torch import Tensor, nn
+from typing_extensions import override
 
-from charlm import BigramLM, get_backend
+from charlm import BigramLM, Trainer, get_backend
 from charlm.errors import InputError
 from charlm.models.config import PresetName
 from charlm.training import AdamW, Muon, TrainerConfig, build_optimizers
-from charlm.training.optimizers import hidden_matrices, orthogonalize
+from charlm.training import step as step_module
+from charlm.training.optimizers import OptimizerFactory, hidden_matrices, orthogonalize
+
+V = TOKENIZER.vocab_size
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (1, 5), (7, 3)]
 SETTINGS: Any = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.2}
@@ -270,3 +277,131 @@ def test_the_settings_reach_the_optimizers() -> None:
     assert muon.param_groups[0]["momentum"] == 0.7
     assert adamw.param_groups[0]["betas"] == (0.8, 0.9)
     assert {group["lr"] for group in (*muon.param_groups, *adamw.param_groups)} == {0.5}
+
+
+def model_of(*, sparse: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    model = PlainModule(V)
+    model.embedding.sparse = sparse
+    return model
+
+
+def trainer_with(factory: OptimizerFactory, model: nn.Module | None = None, **changes: Any) -> Trainer:
+    config = quick_config(
+        max_steps=4, learning_rate=0.1, grad_clip=0.5, warmup_steps=0, **changes.pop("config", {})
+    )
+    return Trainer(model or model_of(), tiny_split()[0], config, device="cpu", optimizer=factory, **changes)
+
+
+def sgd(named: Iterator[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD((p for _, p in named), momentum=0.9)
+
+
+def parts(*rates: float, **more: float) -> OptimizerFactory:
+    """Return a factory that gives each parameter a group with a learning rate of its own."""
+
+    def factory(named: Iterator[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        groups = [{"params": [p], "lr": rate, **more} for (_, p), rate in zip(named, rates, strict=True)]
+        return torch.optim.SGD(groups)
+
+    return factory
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda named: torch.optim.SGD(model_of().parameters()), "of its 3 parameters 3 are not the model's"),
+        (
+            lambda named: torch.optim.SGD([*(p for _, p in named), nn.Parameter(torch.ones(1))]),
+            "4 parameters 1 are not",
+        ),
+        (lambda named: torch.optim.SGD([torch.ones(1)]), "of its 1 parameters 1 are not the model's"),
+        (
+            lambda named: torch.optim.LBFGS(p for _, p in named),
+            "must step without a closure, and LBFGS needs one",
+        ),
+        (
+            lambda named: torch.optim.SparseAdam([p for _, p in named]),
+            "must take dense gradients, and SparseAdam",
+        ),
+        (lambda named: [*named], r"must make a torch.optim.Optimizer, got list"),
+        (3, "must be a factory"),
+    ],
+)
+def test_an_optimizer_that_could_not_train_the_model_is_refused_at_once(factory: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trainer_with(factory)
+
+
+def test_an_optimizer_of_frozen_parameters_alone_is_refused() -> None:
+    model = model_of()
+    model.get_parameter("output.bias").requires_grad_(False)
+    with pytest.raises(InputError, match="must move a parameter that requires a gradient"):
+        trainer_with(lambda named: torch.optim.SGD([p for name, p in named if name == "output.bias"]), model)
+
+
+@given(st.lists(st.floats(0, 10), min_size=3, max_size=3))
+def test_learning_rates_of_groups_are_shares_of_the_schedules(rates: list[float]) -> None:
+    trainer = trainer_with(parts(*rates))
+    wanted = [rate / max(rates) if len(set(rates)) > 1 else 1.0 for rate in rates]
+    for record in trainer.steps():
+        found = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        assert found == [share * record.learning_rate for share in wanted]
+
+
+def test_a_share_that_is_named_counts_and_the_rates_beside_it_do_not() -> None:
+    trainer = trainer_with(parts(0.1, 0.2, 0.3, lr_scale=0.5))
+    for record in trainer.steps():
+        assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [
+            0.5 * record.learning_rate
+        ] * 3
+
+
+def test_a_resume_keeps_the_shares_and_a_run_that_began_without_them_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("now", "before"):
+        if name == "before":  # shares were not known: every group had the schedule's learning rate
+            monkeypatch.setattr(
+                step_module, "made_by", lambda factory, model: (factory(model.named_parameters()), False)
+            )
+        trainer = trainer_with(parts(0.0, 0.1, 0.05), out_dir=tmp_path / name, config={"save_interval": 2})
+        for record in trainer.steps():
+            if record.step == 2:
+                break
+        monkeypatch.undo()
+        again = Trainer.resume(
+            tmp_path / name, tiny_split()[0], model=model_of(), optimizer=parts(0.0, 0.1, 0.05), device="cpu"
+        )
+        record = next(again.steps())
+        shares = [group["lr"] / record.learning_rate for group in again.optimizers[0].param_groups]
+        assert shares == pytest.approx([0, 1, 0.5] if name == "now" else [1, 1, 1])
+        again.save()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("factory", [None, sgd])
+def test_an_embedding_with_sparse_gradients_learns_what_a_dense_one_does(
+    accumulate: int, factory: OptimizerFactory | None
+) -> None:
+    models = [model_of(sparse=sparse) for sparse in (False, True)]
+    for model in models:
+        config = quick_config(max_steps=5, accumulate=accumulate, grad_clip=0.5)
+        Trainer(model, tiny_split()[0], config, device="cpu", optimizer=factory).fit()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_the_optimizer_keeps_and_cannot_be_written_is_known_after_one_step(tmp_path: Path) -> None:
+    class Counting(torch.optim.SGD):
+        @override
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    self.state[parameter]["calls"] = 1
+            return super().step(closure)
+
+    trainer = trainer_with(lambda named: Counting(p for _, p in named), out_dir=tmp_path)
+    with pytest.raises(InputError, match="Counting keeps a int as 'calls'"):
+        trainer.fit()
+    assert trainer.step == 1
