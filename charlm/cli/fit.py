@@ -225,7 +225,7 @@ def _split(
     encoded: Encoded, block_size: int, val_fraction: float
 ) -> tuple[BlockDataset, BlockDataset | None]:
     try:
-        data = BlockDataset(encoded.ids, block_size)
+        data = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
         return data.split(1 - val_fraction) if val_fraction else (data, None)
     except DataError as error:
         raise DataError(

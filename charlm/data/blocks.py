@@ -47,6 +47,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             that holds them, on the CPU. What has that type already is shared, not copied: leave it as
             it is from then on.
         block_size: T, characters in a block.
+        tokenizer: what made the ids, if that is known: a `Trainer` refuses data whose ids stand for other
+            characters than its own do. Nothing is encoded or decoded with it.
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
@@ -63,8 +65,12 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     ids: Tensor
     max_id: int
+    tokenizer: Tokenizer | None
 
-    def __init__(self, ids: Tensor | NDArray[Any], block_size: int) -> None:
+    def __init__(
+        self, ids: Tensor | NDArray[Any], block_size: int, *, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
         self.block_size: int = int_from(1, block_size, "block_size")
         self.ids, self.max_id = _smallest(ids)
         _check_length("the text", len(self.ids), self.block_size)
@@ -83,7 +89,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             UnknownCharacterError: the text has a character that the tokenizer lacks.
             DataError: the text is too short for a single block with its targets.
         """
-        return cls(tokenizer.encode_array(text), block_size)
+        return cls(tokenizer.encode_array(text), block_size, tokenizer=tokenizer)
 
     def split(self, fraction: float = 0.9) -> tuple[Self, Self]:
         """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
@@ -104,7 +110,11 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         cut = int(share * len(self.ids))
         _check_length("the first part of the text (for training)", cut, self.block_size)
         _check_length("the second part of the text (for validation)", len(self.ids) - cut, self.block_size)
-        return type(self)(self.ids[:cut], self.block_size), type(self)(self.ids[cut:], self.block_size)
+        first, second = (
+            type(self)(ids, self.block_size, tokenizer=self.tokenizer)
+            for ids in (self.ids[:cut], self.ids[cut:])
+        )
+        return first, second
 
     def __len__(self) -> int:
         """Return the number of starts, N - block_size."""
@@ -122,7 +132,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out the view of all windows: pickled, it would be T + 1 times the text."""
-        return {"ids": self.ids.numpy(), "block_size": self.block_size}
+        return {"ids": self.ids.numpy(), "block_size": self.block_size, "tokenizer": self.tokenizer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]  # rebuilds the view from the ids

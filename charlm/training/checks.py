@@ -15,9 +15,10 @@ from charlm.models.saving import check_savable
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
+from charlm.training.saving import characters_fingerprint
 from charlm.training.timetable import Timetable
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_characters"]
 
 
 def check_arguments(
@@ -76,6 +77,7 @@ def check_arguments(
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} ids, but the model's vocab_size is {model.vocab_size}"
         )
+    check_characters(tokenizer, train_data=train_data, val_data=val_data)
     if config.sample_interval is not None and (tokenizer is None or not isinstance(model, LanguageModel)):
         raise InputError(
             "sample_interval needs a LanguageModel and its tokenizer: Trainer(..., tokenizer=tokenizer)"
@@ -83,3 +85,21 @@ def check_arguments(
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise InputError(f"callbacks must be Callback objects, got {shown(callback)}")
+
+
+def check_characters(tokenizer: Tokenizer | None, **data: BlockDataset | None) -> None:
+    """Raise DataError if the ids of two texts, as far as is known, stand for different characters.
+
+    Args:
+        tokenizer: of the run; None: that of the first text.
+        data: texts, by the names of their arguments.
+    """
+    for name, part in data.items():
+        own = None if part is None else part.tokenizer
+        tokenizer = tokenizer or own
+        if own in {None, tokenizer} or characters_fingerprint(own) == characters_fingerprint(tokenizer):
+            continue
+        raise DataError(
+            f"{name} was encoded with {shown(own)}, but the run's tokenizer is {shown(tokenizer)}: the ids stand "
+            "for other characters. Encode all texts with one tokenizer"
+        )

@@ -60,6 +60,7 @@ from charlm.training.config import TrainerConfig, saved_config, with_end
 from charlm.training.evaluations import Weights
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
+    characters_fingerprint,
     environment,
     fingerprint,
     optimizer_names,
@@ -97,6 +98,8 @@ class _Saved:
     """Else every group of the caller's optimizer had the schedule's learning rate."""
     callbacks: Sequence[Mapping[str, object]]
     data: Mapping[str, object]
+    characters: object
+    """Fingerprint of the characters that the ids stand for; None: it is not known."""
     block_size: Mapping[str, object]
     environment: Mapping[str, object]
     generators: Mapping[str, object]
@@ -135,11 +138,19 @@ def _read(out_dir: Path) -> _Saved:
         rates_are_shares=values.get("rates") == "shares",
         callbacks=take(values, "callbacks", list, path=where),
         data=table("data"),
+        characters=_characters_of(checkpoint),
         block_size=table("block_size"),
         environment=table("environment"),
         generators=table("rng"),
         scaler=None if values.get("scaler") is None else table("scaler"),
     )
+
+
+def _characters_of(checkpoint: Checkpoint) -> object:
+    """Return the fingerprint of a run's characters, if it is known; older checkpoints hold the file alone."""
+    if "characters" in checkpoint.state or TOKENIZER_FILE not in checkpoint.files:
+        return checkpoint.state.get("characters")
+    return characters_fingerprint(build_tokenizer(checkpoint.files, checkpoint.info.path))
 
 
 def read_timetable(run: str | Path) -> Timetable:
@@ -186,7 +197,7 @@ def warn_if_different(
     """
     saved = _read(as_path(run))
     for name, data in (("train", train_data), ("val", val_data)):
-        if saved.data.get(name) != (None if data is None else fingerprint(data)):
+        if not _is_text(saved, name, data):
             warn(f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition")
     _warn_if_elsewhere(saved.environment, backend, "this is a repetition")
 
@@ -352,11 +363,19 @@ def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
+def _is_text(saved: _Saved, name: str, data: BlockDataset | None) -> bool:
+    """Return whether data is the run's text of that name: the same ids, for the same characters."""
+    if data is None or data.tokenizer is None or saved.characters is None:
+        return saved.data.get(name) == (None if data is None else fingerprint(data))
+    same_characters = characters_fingerprint(data.tokenizer) == saved.characters
+    return same_characters and saved.data.get(name) == fingerprint(data)
+
+
 def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset | None) -> None:
     for name, data in (("train", train_data), ("val", val_data)):
         if not isinstance(data, BlockDataset) and not (data is None and name == "val"):
             raise InputError(f"{name}_data must be a BlockDataset, got {shown(data)}")
-        if saved.data.get(name) != (None if data is None else fingerprint(data)):
+        if not _is_text(saved, name, data):
             raise CheckpointMismatchError(
                 f"{name}_data is not the text that the run was trained with; pass the same corpus, encoded "
                 "with the same tokenizer and split at the same place"

@@ -30,11 +30,13 @@ from charlm.models.base import LanguageModel
 from charlm.models.contents import passing_buffers, saved_tensors
 from charlm.models.saving import TOKENIZER_FILE, WEIGHTS_FILE, model_files
 from charlm.runs.checkpoint import TRAIN_FILE, SaveIdentity
+from charlm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
 __all__ = [
+    "characters_fingerprint",
     "environment",
     "fingerprint",
     "gather",
@@ -71,6 +73,7 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "callbacks": [dict(callback.state()) for callback in trainer.callbacks],
         "data": {"train": fingerprint(train), "val": None if val is None else fingerprint(val)},
+        "characters": characters_fingerprint(trainer.tokenizer or train.tokenizer),
         "block_size": {"train": train.block_size, "val": None if val is None else val.block_size},
         "environment": environment(trainer.backend),
         "rng": _generator_scalars(),
@@ -179,6 +182,14 @@ def fingerprint(data: BlockDataset) -> str:
             digest.update(ids[start : start + (1 << 20)].astype("<i8").tobytes())
         _FINGERPRINTS[data] = digest.hexdigest()
     return _FINGERPRINTS[data]
+
+
+def characters_fingerprint(tokenizer: Tokenizer | None) -> str | None:
+    """Return the sha256 of what a tokenizer's ids stand for; None: it is not known."""
+    if tokenizer is None:
+        return None
+    values = {key: value for key, value in tokenizer.to_dict().items() if key != "unknown"}
+    return hashlib.sha256(strict_json.dumps(values)).hexdigest()
 
 
 def environment(backend: DeviceBackend) -> dict[str, object]:

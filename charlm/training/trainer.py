@@ -37,7 +37,7 @@ from charlm.runs.writer import RunWriter
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
-from charlm.training.checks import check_arguments
+from charlm.training.checks import check_arguments, check_characters
 from charlm.training.config import TrainerConfig
 from charlm.training.due import due_after
 from charlm.training.evaluations import Evaluations, Weights
@@ -381,12 +381,13 @@ class Trainer:
             Losses and accuracy over N - 1 characters.
 
         Raises:
-            DataError: there is no validation text.
+            DataError: there is no validation text, or the ids of `data` stand for other characters.
             InputError: the thread that steps calls in the middle of a step, as a signal handler does.
         """
         data = self.val_data if data is None else data
         if data is None:
             raise DataError("there is nothing to evaluate: pass data, or give the trainer val_data")
+        check_characters(self.tokenizer or self.train_data.tokenizer, data=data)
         with self._turns.of_guest("evaluate"):
             return evaluate(self.model, data, backend=self.backend, max_chars=max_chars)
 

@@ -27,6 +27,7 @@ from harness.tiny_training import (
 )
 from typing_extensions import override
 
+import charlm.runs.checkpoint as checkpoint_module
 import charlm.runs.choosing as choosing_module
 from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer, load
 from charlm.cli.__main__ import main
@@ -36,6 +37,7 @@ from charlm.errors import (
     CheckpointError,
     CheckpointMismatchError,
     ConfigError,
+    DataError,
     FileFormatError,
     InputError,
     TrainingInterrupted,
@@ -686,3 +688,55 @@ def test_a_state_without_any_settings_resumes_with_the_earlier_defaults(tmp_path
     config = resumed(resealed(tmp_path / "run", "empty", config={})).config
     assert (config.max_steps, config.batch_size, config.learning_rate) == (2_000, 32, 1e-3)
     assert (config.optimizer, config.replacement, config.warmup_steps) == ("adamw", True, 50)
+
+
+def swapped(text: str) -> str:
+    """Return another text with the same ids: every b became a c, which has its place in the vocabulary."""
+    assert "b" in text
+    assert "c" not in text
+    return text.replace("b", "c")
+
+
+def blocks(text: str, **arguments: str) -> tuple[BlockDataset, BlockDataset]:
+    tokenizer = CharTokenizer(CharTokenizer.from_text(text).vocab, **arguments)
+    return BlockDataset.from_text(text, tokenizer, 8).split()
+
+
+@pytest.mark.parametrize("known", ["by the run's tokenizer", "by the data's", "by the file alone"])
+def test_a_text_with_the_same_ids_of_other_characters_is_refused(known: str, tmp_path: Path) -> None:
+    train, val = blocks(TEXT)
+    tokenizer = None if known == "by the data's" else TOKENIZER
+    with pytest.MonkeyPatch.context() as patch:
+        if known == "by the file alone":  # as earlier versions wrote it
+            encode = checkpoint_module.encode_state
+            patch.setattr(
+                checkpoint_module,
+                "encode_state",
+                lambda name, state: encode(name, {k: v for k, v in state.items() if k != "characters"}),
+            )
+        arguments = {"val_data": val, "tokenizer": tokenizer, "out_dir": tmp_path}
+        Trainer(BigramLM(V), train, quick_config(), device="cpu", **arguments).fit()  # type: ignore[arg-type]
+    other, other_val = blocks(swapped(TEXT))
+    assert torch.equal(other.ids, train.ids)
+    for pair in ((other, val), (train, other_val)):
+        with pytest.raises(CheckpointMismatchError, match="is not the text that the run was trained with"):
+            Trainer.resume(tmp_path, pair[0], val_data=pair[1], device="cpu")
+    for pair in (
+        (train, val),
+        blocks(TEXT, unknown=" "),  # stands for nothing else
+        (BlockDataset(other.ids, 8), BlockDataset(val.ids, 8)),  # nobody can know
+    ):
+        assert Trainer.resume(tmp_path, pair[0], val_data=pair[1], device="cpu").step == 12
+
+
+def test_texts_of_different_characters_are_not_trained_or_scored_together() -> None:
+    train, val = blocks(TEXT)
+    other, other_val = blocks(swapped(TEXT))
+    mixed: list[dict[str, Any]] = [{"val_data": other_val}, {"tokenizer": other.tokenizer}]
+    for changes in mixed:
+        with pytest.raises(DataError, match=r"was encoded with .*: the ids stand for other characters"):
+            Trainer(BigramLM(V), train, quick_config(), device="cpu", **changes)
+    trainer = Trainer(BigramLM(V), train, quick_config(), val_data=val, device="cpu")
+    with pytest.raises(DataError, match="data was encoded with"):
+        trainer.evaluate(other)
+    assert trainer.evaluate(BlockDataset(other.ids, 8)) == trainer.evaluate(train)
