@@ -1,9 +1,11 @@
-# ruff: noqa: PTH102, PTH104, PTH105, PTH106, PTH108, PTH208 - system calls by their own names, to be counted and failed
+# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH106, PTH108, PTH208 - system calls by their own names, to be counted and failed
 """Writing: a file or a directory appears whole and durable, or not at all.
 
 New bytes go to a temporary name beside the target, are fsynced, and are renamed into place; then the
 parent directory is fsynced. Whatever fails, the `OSError` goes up, the temporary is removed and what stood
 there before still stands. An fsync that failed is never repeated: the kernel may have dropped the pages.
+What is replaced keeps its mode: nobody else can read the new bytes who could not read the old. What a killed
+process has left is deleted by the next write beside it, a day later.
 Knows nothing of checkpoints or models. Every system call is reached as `os.name`, so that tests can fail or
 kill each one. The method is SQLite's ("Atomic Commit In SQLite", https://sqlite.org/atomiccommit.html).
 """
@@ -19,6 +21,7 @@ import secrets
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +57,7 @@ _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
 
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 _LARGE = 1 << 20  # bytes of a piece that is worth a thread
+_DAY = 24 * 60 * 60.0  # seconds; no write takes so long, and the clocks of two machines differ by less
 
 # What some network file systems answer to the fsync of a directory; PostgreSQL's fd.c passes over it, too.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
@@ -85,9 +89,10 @@ def write_file(path: str | Path, data: Content) -> None:
         b'one\ntwo\n'
     """
     target = as_path(path)
+    _remove_abandoned(target.parent)
     try:
         temporary = _temporary_beside(target)
-        _write_new(temporary, data)
+        _write_new(temporary, data, like=target)
         with _removed_on_error(temporary):
             os.replace(temporary, target)
         sync_directory(target.parent)
@@ -154,6 +159,7 @@ def replace_directory(
             or the parent not be synced, and the new one stands.
     """
     target = as_path(target)
+    _remove_abandoned(target.parent, owned)
     old = _second_name(target)
     if os.path.lexists(old):  # an earlier call was cut short: before its second rename, or while it deleted
         if os.path.lexists(target):
@@ -165,7 +171,7 @@ def replace_directory(
         return write_directory(target, files)
     _refuse_foreign(target, owned)
     staging = _temporary_beside(target)
-    digests = _fill_new(staging, files)
+    digests = _fill_new(staging, files, like=target)
     with _removed_on_error(staging):
         os.rename(target, old)
         try:
@@ -303,11 +309,50 @@ def _second_name(target: Path) -> Path:
     return target.parent / f".old-{target.name}"
 
 
-def _write_new(path: Path, content: Content) -> FileDigest:
-    """Create, write, fsync and close one file; it is removed again if any of these fails."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
+def _remove_abandoned(directory: Path, owned: Collection[str] = ()) -> None:
+    """Delete what killed writes left a day ago or longer, as far as it can be deleted.
+
+    A write that goes on is younger, on whichever machine. A directory that holds other files stays.
+    """
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if is_left_behind(entry.name):
+                with contextlib.suppress(OSError):
+                    path = Path(entry.path)
+                    is_directory = entry.is_dir(follow_symlinks=False)
+                    parts = [path / name for name in os.listdir(path)] if is_directory else []
+                    if max(os.lstat(part).st_mtime for part in (path, *parts)) > time.time() - _DAY:
+                        continue
+                    if is_directory:
+                        _delete_owned(path, owned)
+                    else:
+                        remove_file(path)
+
+
+def _mode_of(path: Path | None) -> int | None:
+    """Return the mode of a file or directory that is to be replaced; None: the umask decides."""
+    try:
+        mode = 0 if path is None else os.lstat(path).st_mode
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(mode) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
+
+
+def _write_new(path: Path, content: Content, like: Path | None = None) -> FileDigest:
+    """Create, write, fsync and close one file; it is removed again if any of these fails.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        like: what it is to replace, if that is there; it gets the same mode.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY
+    mode = _mode_of(like)
+    descriptor = os.open(path, flags, 0o666 if mode is None else mode)
     with _removed_on_error(path):
         try:
+            if mode not in {None, stat.S_IMODE(os.fstat(descriptor).st_mode)}:
+                os.chmod(descriptor, mode)
             digest, size = hashlib.sha256(), 0
             for piece in [content] if isinstance(content, (bytes, bytearray, memoryview)) else content:
                 with _beside(digest.update, piece):
@@ -345,14 +390,21 @@ def _fill_new(
     directory: Path,
     files: Mapping[str, Content],
     seal: Callable[[Mapping[str, FileDigest]], tuple[str, bytes]] | None = None,
+    like: Path | None = None,
 ) -> dict[str, FileDigest]:
     """Create a directory and its files, all fsynced; it is removed again if anything fails."""
-    os.mkdir(directory)
+    mode = _mode_of(like)
+    os.mkdir(directory, 0o777 if mode is None else mode | stat.S_IRWXU)
     with _removed_on_error(directory):
-        digests = {name: _write_new(directory / name, content) for name, content in files.items()}
+        digests = {
+            name: _write_new(directory / name, content, None if like is None else like / name)
+            for name, content in files.items()
+        }
         if seal is not None:
             name, content = seal(digests)
             digests[name] = _write_new(directory / name, content)
+        if mode not in {None, stat.S_IMODE(os.lstat(directory).st_mode)}:
+            os.chmod(directory, mode)
         sync_directory(directory)
     return digests
 

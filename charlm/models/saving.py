@@ -8,11 +8,12 @@ values. Nothing in a file is executed, so models of strangers can be opened.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from charlm.errors import (
     CheckpointError,
@@ -217,13 +218,40 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
     # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
     with GENERATORS, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
+    names = _stored_names(model, header)
+    header = replace(header, tensors={name: header.tensors[there[0]] for name, there in names.items()})
     model.to(check_tensors(header, saved_tensors(model), weights))
-    put_tensors(model, safetensors.loads(files[WEIGHTS_FILE], path=weights)[0], {})
+    tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)
+    for one, *others in names.values():
+        for other in others:
+            if not _same_bits(tensors[one], tensors[other]):
+                tied = f"{quoted(one, 80)} and {quoted(other, 80)}"
+                raise refusal(weights, f"must hold one value for {tied}, which the model ties, got two.")
+    put_tensors(model, {name: tensors[there[0]] for name, there in names.items()}, {})
     try:
         model._check_values()
     except InputError as error:
         raise refusal(weights, f"holds what no {cls.__name__} can: {error}") from error
     return model
+
+
+def _stored_names(model: nn.Module, header: safetensors.Header) -> dict[str, list[str]]:
+    """Return by the names of `saved_tensors`, and by others, those under which a file has each tensor.
+
+    Of a tensor that a model ties to another, other programs keep another of its names, or all.
+    """
+    state = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    names: dict[str, list[str]] = {}
+    for name in header.tensors:
+        is_fixed = name in state and extra_name(name) is None
+        names.setdefault(first[id(state[name])] if is_fixed else name, []).append(name)
+    return names
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def model_settings(

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _SOURCES = Path(__file__).parent
 """`kernel.c`, and the headers that it includes."""
 _OPTIONS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
 _PATIENCE_SECONDS = 60.0
+_DAY = 24 * 60 * 60.0  # seconds
 _log = logging.getLogger("charlm.native")
 
 _pointer = ctypes.c_void_p
@@ -171,6 +173,10 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         if there.name == f"{name}-{_digest(there.read_bytes())}.so":
             return there  # whole: to load a part of a library can end the process
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in folder.glob("tmp*.so"):  # by a process that was killed, if it is old
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - _DAY:
+                left.unlink()
     descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(descriptor)
     try:

@@ -16,6 +16,7 @@ import datetime as dt
 import os
 import re
 import secrets
+import threading
 from pathlib import Path
 
 from charlm.errors import (
@@ -175,7 +176,7 @@ class RunDirectory:
         return cls(path, strict_json.take(values, "run_id", str, path=str(file)))
 
     def lock(self) -> None:
-        """Take the lock; the operating system gives it back if the process dies.
+        """Take the lock; the operating system gives it back if the process dies, whatever children it has.
 
         Raises:
             RunLockedError: another process has it.
@@ -183,7 +184,9 @@ class RunDirectory:
         if fcntl is None or self._lock is not None:
             return
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        self._lock = os.open(self.path / ".lock", flags, 0o666)
+        with _forking:
+            self._lock = os.open(self.path / ".lock", flags, 0o666)
+            _locked.add(self)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -194,10 +197,18 @@ class RunDirectory:
 
     def unlock(self) -> None:
         """Give the lock back."""
-        descriptor, self._lock = self._lock, None
-        if descriptor is not None:
-            with contextlib.suppress(OSError):  # it is closed all the same
-                os.close(descriptor)
+        if fcntl is not None and self._lock is not None:  # also for a child that is being forked
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._close_lock()
+
+    def _close_lock(self) -> None:
+        with _forking:
+            _locked.discard(self)
+            descriptor, self._lock = self._lock, None
+            if descriptor is not None:
+                with contextlib.suppress(OSError):  # it is closed all the same
+                    os.close(descriptor)
 
 
 def is_leftover(name: str) -> bool:
@@ -209,3 +220,22 @@ def has_checkpoints(path: Path) -> bool:
     """Return whether a run's directory holds checkpoints, whole or damaged."""
     folder = path / "checkpoints"
     return folder.is_dir() and not all(is_left_behind(entry.name) for entry in folder.iterdir())
+
+
+_locked: set[RunDirectory] = set()
+_forking = threading.RLock()  # held while a process is forked, and while a lock is opened or closed
+
+
+def _leave_locks_to_the_parent() -> None:
+    """Close in a forked process what would keep the locks of its parent when that is dead."""
+    for run in list(_locked):
+        run._close_lock()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_forking.acquire,
+        after_in_parent=_forking.release,
+        after_in_child=_leave_locks_to_the_parent,
+    )

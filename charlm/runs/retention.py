@@ -62,8 +62,10 @@ def remove_leftovers(run: RunDirectory) -> None:
         is_ours = is_left_behind(path.name) or _TRASH.fullmatch(path.name)
         if is_ours and stat.S_ISDIR(path.lstat().st_mode):
             remove_directory(path, path)
-    for path in run.path.iterdir():  # of the log, when a resume cuts it back
-        if is_left_behind(path.name):
+    for path in run.path.iterdir():  # of the log, when a resume cuts it back, and of the n-gram model
+        if is_left_behind(path.name) and stat.S_ISDIR(path.lstat().st_mode):
+            remove_directory(path, path)
+        elif is_left_behind(path.name):
             remove_file(path)
 
 

@@ -34,7 +34,8 @@ class Download:
         url: where it is.
         size: in bytes.
         sha256: of its content, in hexadecimal.
-        timeout_seconds: how long the server may be silent.
+        timeout_seconds: how long the server may be silent; and after so long the download must have kept at
+            least half the pace at which it would be done at the deadline.
         deadline_seconds: how long the whole may take.
     """
 
@@ -57,18 +58,24 @@ def fetch(wanted: Download) -> bytes:
         CorpusError: no answer in time, an error of network or server, or other bytes than wanted.
     """
     outcome: list[bytes | BaseException] = []
+    received = bytearray()
 
     def work() -> None:
         try:
-            outcome.append(_received(wanted))
+            outcome.append(_received(wanted, received))
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, below
             outcome.append(error)
 
     # Name resolution, handshakes and headers can all be slow without end, and no socket timeout bounds
     # their sum. So a thread does the work, and is left alone when the time is up.
     thread = threading.Thread(target=work, name=f"charlm download of {wanted.name}", daemon=True)
+    began = time.monotonic()
     thread.start()
-    thread.join(wanted.deadline_seconds)
+    while thread.is_alive() and (seconds := time.monotonic() - began) < wanted.deadline_seconds:
+        least = wanted.size * seconds / wanted.deadline_seconds / 2
+        if seconds >= wanted.timeout_seconds and len(received) < least:
+            raise _failed(wanted, f"timed out: {len(received)} bytes came in {seconds:.0f} seconds")
+        thread.join(min(wanted.timeout_seconds, wanted.deadline_seconds - seconds))
     if not outcome:
         raise _failed(wanted, f"it took longer than {wanted.deadline_seconds:g} seconds")
     data = outcome[0]
@@ -91,9 +98,9 @@ def fetch(wanted: Download) -> bytes:
     return data
 
 
-def _received(wanted: Download) -> bytes:
+def _received(wanted: Download, data: bytearray) -> bytes:
+    """Fill `data`, and return what is wanted of it, or a byte more."""
     end = time.monotonic() + wanted.deadline_seconds
-    data = bytearray()
     opener = urllib.request.build_opener(_Redirects)
     with opener.open(wanted.url, timeout=wanted.timeout_seconds) as response:
         # read1 returns what has arrived, where read would wait for the whole piece

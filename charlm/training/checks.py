@@ -100,6 +100,6 @@ def check_characters(tokenizer: Tokenizer | None, **data: BlockDataset | None) -
         if own in {None, tokenizer} or characters_fingerprint(own) == characters_fingerprint(tokenizer):
             continue
         raise DataError(
-            f"{name} was encoded with {shown(own)}, but the run's tokenizer is {shown(tokenizer)}: the ids stand "
-            "for other characters. Encode all texts with one tokenizer"
+            f"{name} was encoded with {shown(own)}, but the run's tokenizer is {shown(tokenizer)}: the ids "
+            "stand for other characters. Encode all texts with one tokenizer"
         )

@@ -7,11 +7,14 @@ import hashlib
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from harness.failing_calls import Killed, failing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from charlm.files import atomic
 from charlm.files.atomic import (
@@ -66,6 +69,51 @@ def test_a_file_gets_the_mode_of_the_umask(tmp_path: Path) -> None:
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("f", "d", "d/f")]
     assert modes == [0o640, 0o750, 0o640]
+
+
+@given(st.integers(0, 0o777), st.integers(0, 0o777), st.integers(0, 0o77), st.integers(0, 0o77))
+def test_what_is_replaced_keeps_its_mode_and_what_is_new_gets_that_of_the_umask(
+    tmp_path_factory: pytest.TempPathFactory, file: int, inner: int, folder: int, umask: int
+) -> None:
+    place = tmp_path_factory.mktemp("place")
+    folder |= stat.S_IRWXU
+    write_file(place / "f", b"old")
+    (place / "f").chmod(file)
+    write_directory(place / "d", OLD)
+    (place / "d" / "config.json").chmod(inner)
+    (place / "d").chmod(folder)
+    before = os.umask(umask)
+    try:
+        write_file(place / "f", b"new")
+        write_file(place / "g", b"new")
+        replace_directory(place / "d", NEW, owned=NEW)
+        replace_directory(place / "e", NEW, owned=NEW)
+    finally:
+        os.umask(before)
+    new_file, new_folder = 0o666 & ~umask, 0o777 & ~umask
+    names = ("f", "g", "d", "d/config.json", "d/tokenizer.json", "e", "e/config.json")
+    modes = [stat.S_IMODE((place / name).stat().st_mode) for name in names]
+    assert modes == [file, new_file, folder, inner, new_file, new_folder, new_file]
+    assert content(place / "d") == NEW
+
+
+def test_nobody_can_read_a_private_file_while_it_is_written_anew(tmp_path: Path) -> None:
+    seen: set[int] = set()
+
+    def pieces() -> Iterator[bytes]:
+        yield b"1"
+        seen.update(stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob(".tmp-*"))
+        seen.update(stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob(".tmp-*/*"))
+
+    write_file(tmp_path / "f", b"old")
+    (tmp_path / "f").chmod(0o600)
+    write_file(tmp_path / "f", pieces())
+    assert seen == {0o600}
+    write_directory(tmp_path / "d", {"f": b"old"})
+    (tmp_path / "d").chmod(0o700)
+    (tmp_path / "d" / "f").chmod(0o600)
+    replace_directory(tmp_path / "d", {"f": pieces()}, owned={"f"})
+    assert seen == {0o600, 0o700}
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,3 +502,50 @@ def test_an_error_says_which_file_could_not_be_written(tmp_path: Path) -> None:
         if name in {"write", "fsync"}:
             with failing(at, code=errno.ENOSPC), pytest.raises(OSError, match=r"\[Errno 28\] .*: '.*/f'"):
                 write_file(tmp_path / "f", b"1")
+
+
+def test_what_killed_writes_left_goes_with_a_write_a_day_later(tmp_path: Path) -> None:
+    def left(name: str, days: float, *, holding: str | None = None) -> Path:
+        path = tmp_path / f".tmp-4711-{name}"
+        if holding is None:
+            path.write_bytes(b"part")
+        else:
+            path.mkdir()
+            (path / holding).write_bytes(b"part")
+            os.utime(path / holding, times=(0, time.time() - days * 86_400))
+        os.utime(path, times=(0, time.time() - days * 86_400))
+        return path
+
+    gone = {left("00000001", 1.01), left("00000002", 400)}
+    directories = {left("00000003", 1.01, holding="config.json")}
+    being_written = left("00000004", 400, holding="model.safetensors")
+    (being_written / "model.safetensors").write_bytes(b"more")  # it is large, and still being written
+    stay = {
+        *(left("00000005", 0.99), left("00000006", 0.99, holding="config.json"), being_written),
+        left("00000007", 400, holding="thesis.txt"),
+        *(left("0000000", 400), left("0000000g", 400), left("00000008.txt", 400)),  # of other names
+    }
+    (tmp_path / ".tmp-1-00000009").symlink_to("thesis")
+    os.mkfifo(tmp_path / ".tmp-1-0000000a")
+    stay |= {tmp_path / ".tmp-1-00000009", tmp_path / ".tmp-1-0000000a"}
+    write_file(tmp_path / "f", b"new")
+    assert set(tmp_path.iterdir()) == {tmp_path / "f", *stay, *directories}
+    assert gone
+    replace_directory(tmp_path / "d", NEW, owned=NEW)
+    assert set(tmp_path.iterdir()) == {tmp_path / "d", tmp_path / "f", *stay}
+
+
+def test_what_cannot_be_cleaned_up_is_in_nobody_s_way(tmp_path: Path) -> None:
+    for number in range(100):
+        old = tmp_path / f".tmp-1-{number:08x}"
+        old.mkdir(exist_ok=True)
+        (old / "config.json").touch()
+        for path in (old / "config.json", old):
+            os.utime(path, times=(0, 0))
+        with failing(number, code=errno.EACCES) as calls:
+            atomic._remove_abandoned(tmp_path, OLD)
+        if calls.failed is None:
+            break
+    assert {"scandir", "listdir", "lstat", "unlink", "rmdir"} <= set(calls.names)
+    for path in tmp_path.iterdir():  # only those whose directory could not be deleted when its files were
+        assert list(path.iterdir()) == []

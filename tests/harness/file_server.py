@@ -79,6 +79,13 @@ class _Handler(BaseHTTPRequestHandler):
                 break
             self.wfile.write(self.server.content[i : i + 1])
 
+    def answer_steady(self) -> None:  # within about a second
+        self.send(b"")
+        for start in range(0, len(self.server.content), 20_000):
+            if self.server.stopping.wait(0.05):
+                break
+            self.wfile.write(self.server.content[start : start + 20_000])
+
     def answer_slowheaders(self) -> None:
         self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Header: ")
         while not self.server.stopping.wait(0.02):

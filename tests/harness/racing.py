@@ -6,7 +6,10 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import random
+import signal
+import stat
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -33,7 +36,7 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.training import Callback, StepRecord, list_checkpoints
 
-__all__ = ["finish", "leave", "load_saved", "prepare", "race", "read", "save_in_turns", "write"]
+__all__ = ["finish", "fork", "leave", "load_saved", "prepare", "race", "read", "save_in_turns", "write"]
 
 RACE_STEPS = 4
 
@@ -74,6 +77,20 @@ def race(at: float) -> dict[str, object]:
     except (RunExistsError, RunLockedError) as error:
         return {"refused": type(error).__name__, "seconds": time.monotonic() - began}
     return {"refused": None, "seconds": time.monotonic() - began}
+
+
+def fork() -> int:
+    """Start a process that lives until it is killed, as one that loads data does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        for descriptor in range(64):
+            with contextlib.suppress(OSError):
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.close(descriptor)  # or whoever asked for this would wait for its end
+        signal.pause()
+    return child
 
 
 def leave() -> None:

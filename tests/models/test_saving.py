@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -87,6 +88,47 @@ def test_a_tied_matrix_is_stored_once_and_tied_again(tmp_path: Path) -> None:
     again = GPT.load(tmp_path / "model")
     assert again.lm_head.weight is again.transformer.wte.weight
     assert again.num_parameters() == model.num_parameters()
+
+
+@pytest.mark.parametrize("how", ["gpt2", "three names"])
+def test_a_tied_tensor_is_read_under_any_of_its_names_and_under_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+
+    class Threefold(BigramLM):
+        kind = "threefold"
+
+        def __init__(self, vocab_size: int) -> None:
+            super().__init__(vocab_size)
+            self.second = self.third = next(self.parameters())
+
+    tied = tiny_gpt(tiny_config("gpt2")) if how == "gpt2" else Threefold(13)
+    path = tmp_path / "model" / "model.safetensors"
+    tied.save(tmp_path / "model")
+    state = {name: tensor.clone() for name, tensor in tied.state_dict().items()}
+
+    def read_again() -> bool:
+        again = type(tied).load(tmp_path / "model").state_dict()
+        return all(same_bits(again[name], tensor) for name, tensor in state.items())
+
+    safetensors.torch.save_model(tied, str(path))  # which keeps the name that comes first in the alphabet
+    assert read_again()
+    own = unique_tensors(tied)
+    names = [next(iter(own)), *(name for name in state if name not in own)]
+    for count in range(1, len(names) + 1):
+        for kept in itertools.combinations(names, count):
+            stored = {name: tensor for name, tensor in state.items() if name not in names or name in kept}
+            safetensors.torch.save_file(stored, path)
+            assert read_again()
+            if count > 1:
+                changed = state[kept[-1]].clone()
+                changed[-1, -1] += 1
+                safetensors.torch.save_file({**stored, kept[-1]: changed}, path)
+                tells = "must hold one value for '.*' and '.*', which the model ties, got two"
+                with pytest.raises(FileFormatError, match=tells) as caught:
+                    read_again()
+                assert repr(kept[-1]) in str(caught.value)
 
 
 def test_a_directory_holds_the_promised_files(tmp_path: Path) -> None:
@@ -238,7 +280,10 @@ HOSTILE_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"block_size": 1_048_576}, "must hold the .* parameters of config.json"),
     ({"mlp_width": 1_048_576}, "must hold the .* parameters of config.json"),
     ({"n_layer": 1}, "which the model does not have"),
-    ({"tie_weights": True}, "holds the tensor 'lm_head.weight', which the model does not have"),
+    (
+        {"tie_weights": True},
+        "one value for 'lm_head.weight' and 'transformer.wte.weight', which the model ties",
+    ),
     ({"bias": False}, "which the model does not have"),
     ({"n_head": 3}, "n_embd must be a multiple of n_head"),
     ({"depth": 3}, "unknown field 'depth'"),

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -420,6 +421,17 @@ def test_whatever_the_umask_what_was_compiled_is_loaded_again(
     finally:
         os.umask(before)
     assert calls(tmp_path) == 1
+
+
+@needs_kernel
+def test_what_a_killed_compilation_left_goes_with_the_next_one_a_day_later(cache: Path) -> None:
+    cache.mkdir(parents=True, mode=0o700)
+    for name, days in (("tmpabcd1234.so", 2), ("tmpabcd5678.so", 0), ("mine.so", 2)):
+        (cache / name).touch()
+        os.utime(cache / name, times=(0, time.time() - days * 86_400))
+    assert native.library() is not None
+    names = {path.name for path in cache.iterdir() if not path.name.startswith("kernel-")}
+    assert names == {"tmpabcd5678.so", "mine.so"}
 
 
 @needs_kernel

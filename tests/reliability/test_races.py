@@ -8,7 +8,14 @@ one model after another in the same place while others load it: what they get is
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from harness.campaign import Campaign
+from harness.command import ROOT, environment
 from harness.command_runs import check_whole, newest_step
 from harness.long_lived import LongLived
 from harness.racing import RACE_STEPS
@@ -90,18 +98,137 @@ def test_of_trainers_that_begin_at_one_moment_exactly_one_wins(
 def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path, campaign: Campaign) -> None:
     for trial in range(max(1, campaign.trials(10) // 10)):
         run = tmp_path / f"run {trial}"
-        with LongLived("harness.racing") as holder:
+        with LongLived("harness.racing") as holder, ExitStack() as stack:
             holder.call("harness.racing:prepare", folder=str(run), how="new")
             assert holder.call("harness.racing:race", at=0.0)["refused"] is None
+            child = holder.call("harness.racing:fork")
             trainer = Trainer.resume(run, tiny_split()[0], device="cpu")
             with pytest.raises(RunLockedError):
                 trainer.fit()
             holder.kill()
+            stack.callback(os.kill, child, signal.SIGKILL)  # until then it lives
             began = time.monotonic()
             assert trainer.fit().steps == RACE_STEPS
             assert time.monotonic() - began < 1
         check_whole(run)
         campaign.counted("holders killed")
+
+
+def fork_child(how: str) -> list[int]:
+    """Start a process that lives until it is killed, and return its id, and that of a child of its own."""
+    if how == "another program":
+        return [subprocess.Popen(["sleep", "1000"], close_fds=False).pid]
+    if how == "multiprocessing":
+        process = multiprocessing.get_context("fork").Process(target=signal.pause)
+        process.start()
+        assert process.pid is not None
+        return [process.pid]
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if how == "with a child" and (grandchild := os.fork()):
+            os.write(writing, b"%d" % grandchild)
+        signal.pause()
+    os.close(writing)
+    pids = [child, int(os.read(reading, 20))] if how == "with a child" else [child]
+    os.close(reading)
+    return pids
+
+
+def hold_and_fork(place: Path, draw: random.Random, ready: int) -> None:
+    """Be a trainer that takes the lock and forks children, while a thread takes and gives back others."""
+    run = RunDirectory.open(place / "run")
+    over = threading.Event()
+
+    def take_others() -> None:
+        other = RunDirectory.open(place / "other")
+        while not over.is_set():
+            other.lock()
+            other.unlock()
+
+    thread = threading.Thread(target=take_others)
+    thread.start()
+    children: list[int] = []
+    kinds = ("forked", "with a child", "multiprocessing", "another program")
+    before = draw.randrange(2)
+    for number in range(before + draw.randrange(1, 3)):
+        if number == before:
+            run.lock()
+        children += fork_child(draw.choice(kinds))
+    over.set()
+    thread.join()
+    os.write(ready, json.dumps(children).encode())
+    signal.pause()
+
+
+def kill_parents(place: Path, trials: int, seed: int) -> dict[str, int]:
+    """Kill processes that hold a lock and have children, and take the lock while these live."""
+    figures = {"trainers killed": 0, "children alive": 0}
+    runs = [RunDirectory.create(place / name) for name in ("run", "other")]
+    for trial in range(trials):
+        reading, writing = os.pipe()
+        trainer = os.fork()
+        if trainer == 0:
+            try:
+                hold_and_fork(place, random.Random(f"{seed}/{trial}"), writing)
+            finally:
+                os._exit(1)
+        children = json.loads(os.read(reading, 10_000) or b"[]")
+        os.close(reading)
+        os.close(writing)
+        where = f"seed {seed}, trial {trial}"
+        try:
+            assert children, where
+            if trial % 2:  # that a child ends does not give the lock back
+                os.kill(children.pop(), signal.SIGKILL)
+            with pytest.raises(RunLockedError):
+                runs[0].lock()
+            os.kill(trainer, signal.SIGKILL)
+            os.waitpid(trainer, 0)
+            for run in runs:  # the other one was given back, whatever was forked meanwhile
+                lock_within_a_second(run, where)
+            figures["trainers killed"] += 1
+            figures["children alive"] += len(children)
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+    return figures
+
+
+def lock_within_a_second(run: RunDirectory, where: str) -> None:
+    """Take a lock and give it back; a child that was forked this moment may have it still."""
+    end = time.monotonic() + 1
+    while True:
+        try:
+            run.lock()
+        except RunLockedError as error:
+            if time.monotonic() > end:
+                error.add_note(where)
+                raise
+            time.sleep(0.001)
+        else:
+            run.unlock()
+            return
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_children_of_a_killed_trainer_do_not_keep_its_lock(tmp_path: Path, campaign: Campaign) -> None:
+    code = (
+        "import json, sys; from pathlib import Path; from test_races import kill_parents; "
+        "print(json.dumps(kill_parents(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))"
+    )
+    paths = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(campaign.trials(short=50)), str(campaign.seed)],
+        env=environment(PYTHONPATH=os.pathsep.join(paths)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    for what, number in json.loads(done.stdout).items():
+        campaign.counted(what, number)
+    campaign.counted("locks that stayed", 0)
 
 
 @pytest.mark.timeout(0)

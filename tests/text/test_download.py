@@ -124,6 +124,25 @@ def test_a_slow_download_ends_at_its_deadline(
     assert held(cache) == []
 
 
+@pytest.mark.parametrize("path", ["slow", "slowheaders"])
+def test_a_download_that_would_not_be_done_at_its_deadline_ends_soon(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    use(monkeypatch, wanted_from(server.url(path), timeout_seconds=0.5, deadline_seconds=300))
+    start = time.perf_counter()
+    with pytest.raises(CorpusError, match=r"timed out: \d+ bytes came in [01] seconds\. Download it by"):
+        load_corpus("tinyshakespeare")
+    assert time.perf_counter() - start < 5
+    assert held(cache) == []
+
+
+def test_a_slow_download_that_will_be_done_in_time_goes_on(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, wanted_from(server.url("steady"), timeout_seconds=0.2, deadline_seconds=4))
+    assert load_corpus("tinyshakespeare") == CONTENT.decode()
+
+
 def test_a_silent_server_is_left_after_the_timeout(
     server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
