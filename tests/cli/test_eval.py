@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_colours_grow_with_the_surprisal_and_end_with_the_line() -> None:
 def test_a_line_is_broken_at_the_width_with_its_bits() -> None:
     lines = list(annotated([(c, float(i)) for i, c in enumerate("abcdef")], "$", 4))[1:]
     assert lines == ["abcd\n0123\n", "ef\n45\n"]
+
+
+@pytest.mark.parametrize(
+    ("word", "width"), [("각하", 4), ("한글꽃", 6), ("ệ", 1), ("e\u20dd", 1), ("\u1100\ud7b0\ud7cb", 2)]
+)
+def test_a_sign_of_several_characters_takes_the_columns_of_one(word: str, width: int) -> None:
+    """Terminals draw the vowels and finals of Hangul, and marks, into the sign before."""
+    whole, apart = (unicodedata.normalize(form, word) for form in ("NFC", "NFD"))
+    for text in (whole, apart):
+        lines = list(annotated([(c, 3.0) for c in text * 4], "$", 2 * width))[1:]
+        assert [line.split("\n")[0] for line in lines] == [text * 2, text * 2]
+        assert all(len(line.split("\n")[1]) == 2 * width for line in lines)
 
 
 def test_nothing_in_a_text_moves_the_cursor() -> None:
