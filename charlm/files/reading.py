@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from charlm.errors import FileFormatError, quoted
+from charlm.files.kinds import other_than_data
 
 __all__ = ["read_file", "refusal"]
 
@@ -21,6 +22,7 @@ _FLAGS: int = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 )
 _PIECE = 1 << 20
+_BEGINNING = 4096  # what a file of a wrong size is told by
 
 
 def refusal(path: str | Path, reason: str) -> FileFormatError:
@@ -65,10 +67,10 @@ def read_file(
         if not stat.S_ISREG(status.st_mode):
             raise refusal(path, "must be a regular file, got another kind.")
         size = status.st_size
-        if exact_size is not None and size != exact_size:
-            raise refusal(path, f"must have {exact_size} bytes, got {size}.")
-        if size > max_bytes:
-            raise refusal(path, f"must have at most {max_bytes} bytes, got {size}.")
+        if size > max_bytes or (exact_size is not None and size != exact_size):
+            wanted = f"at most {max_bytes}" if exact_size is None else exact_size
+            kind = other_than_data(os.read(descriptor, _BEGINNING))
+            raise refusal(path, f"must have {wanted} bytes, got {size}{f' of {kind}' if kind else ''}.")
         try:
             data, end = bytearray(size), 0
         except MemoryError as error:
