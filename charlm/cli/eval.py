@@ -60,7 +60,7 @@ def _show(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM, con
         console.say(f"page    {args.html}")
     if args.show:
         for line in _shown(text, found, lm):
-            emit(line, flush=False)
+            emit(line, flush=False, painted=True)
         emit("\n")
 
 
