@@ -211,7 +211,7 @@ def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
     if guessed.enough_minutes != args.minutes:
         words += ["--preset", guessed.preset]
     if args.val_fraction != _VAL_FRACTION:
-        words += ["--val-fraction", f"{args.val_fraction:g}"]
+        words += ["--val-fraction", f"{args.val_fraction}"]
     return shlex.join(words)
 
 

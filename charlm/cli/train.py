@@ -54,13 +54,21 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     check_free(out, overwrite=args.overwrite)
     encoded = encode_corpus(args.files, args.tokenizer or "char")
     signals.check()
+    train_share = 1 - val_fraction if repeated is None else repeated.train_share(len(encoded.ids))
     if settings.training.compile:
         _keep_compiled_code()
     with signals.ending_at_once():
         from charlm.cli.fit import begin  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     return begin(
-        args, settings, encoded, val_fraction=val_fraction, console=console, signals=signals, began=began
+        args,
+        settings,
+        encoded,
+        val_fraction=val_fraction,
+        train_share=train_share,
+        console=console,
+        signals=signals,
+        began=began,
     )
 
 
