@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import re
 import unicodedata
 from pathlib import Path
@@ -183,6 +184,22 @@ def test_a_page_is_written_beside_the_figures(
     assert command("eval", model, file, "--html", str(out), "--json") == 0
     assert command.out.startswith('{"loss_nats"')
     assert out.read_text(encoding="utf-8") == page
+
+
+def test_infinite_and_huge_figures_are_readable(command: Command, tmp_path: Path) -> None:
+    lm = CharLM(BigramLM(2), CharTokenizer("ab"))
+    file = tmp_path / "text.txt"
+    file.write_text("aabbab")
+    for logit, loss, perplexity in (
+        (200.0, r"80\.0000    nats per character", r"5\.541e\+34  per character"),
+        (math.inf, "inf    nats per character, as one was held impossible", "inf    per character"),
+    ):
+        with torch.no_grad():
+            next(lm.model.parameters()).copy_(torch.tensor([[-logit, 0.0], [0.0, -logit]]))
+        lm.save(tmp_path / "model")
+        assert command("eval", tmp_path / "model", file) == 0
+        assert re.search(rf"^loss        {loss}$", command.out, re.M)
+        assert re.search(rf"^perplexity  {perplexity}$", command.out, re.M)
 
 
 def test_what_does_not_fit_together_is_refused(command: Command, model: str, file: str) -> None:
