@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,16 @@ from typing import Any, TextIO
 
 from charlm.errors import CharLMError, quoted
 
-__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages", "writing"]
+__all__ = [
+    "Console",
+    "UsageError",
+    "aligned",
+    "as_word",
+    "emit",
+    "escaped",
+    "product_and_messages",
+    "writing",
+]
 
 # Control characters but "\n" and "\t", ends of lines and paragraphs, and what turns the direction of writing.
 _MOVING = {
@@ -160,6 +170,16 @@ def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:
         + "\n"
         for row in table
     )
+
+
+def as_word(path: str) -> str:
+    """Return a path as a word of a command line that somebody may paste.
+
+    Example:
+        >>> print(as_word("my text"), as_word("-o"), as_word("-"))
+        'my text' ./-o -
+    """
+    return shlex.quote(f"./{path}" if path.startswith("-") and path != "-" else path)
 
 
 def escaped(text: str) -> str:
