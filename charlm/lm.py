@@ -130,6 +130,8 @@ class CharLM:
         Returns:
             The prompt with its continuation; a list of them, in order, for a list. A
             prompt gets the same text alone and in a batch if it stands at the same place in it.
+            With a `ByteTokenizer`, bytes that are no whole character, as at the end, are U+FFFD; to go on
+            behind them, give the ids to `LanguageModel.generate`.
 
         Raises:
             UnknownCharacterError: a prompt has a character that the tokenizer lacks.

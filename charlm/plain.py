@@ -15,7 +15,9 @@ from pathlib import Path
 
 from charlm.errors import InputError, shown
 
-__all__ = ["as_bool", "as_float", "as_int", "as_path", "as_text", "int_from"]
+__all__ = ["as_bool", "as_float", "as_int", "as_path", "as_text", "int_from", "share_of"]
+
+_ROUNDING = 2**-51  # what a float between 0 and 1, one minus it, and their product with a number may be off
 
 
 def as_bool(value: object) -> bool | None:
@@ -101,3 +103,24 @@ def int_from(least: int, value: object, name: str) -> int:
     if number is None or number < least:
         raise InputError(f"{name} must be an int, {least} or more, got {shown(value)}")
     return number
+
+
+def share_of(count: int, share: float) -> int:
+    """Return how many of some things a share of them is, rounded down.
+
+    A float is only near the decimal or the fraction that is meant. So a product that lies below a whole
+    number by no more than that is this number.
+
+    Args:
+        count: how many there are.
+        share: from 0 to 1.
+
+    Example:
+        >>> share_of(1000, 1 - 0.07), int((1 - 0.07) * 1000)
+        (930, 929)
+        >>> share_of(1000, 0.0699)
+        69
+    """
+    product = share * count
+    nearest = round(product)
+    return nearest if abs(product - nearest) <= count * _ROUNDING else int(product)

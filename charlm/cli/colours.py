@@ -99,7 +99,9 @@ def _digit(bits: float) -> str:
 
 
 def _columns(char: str) -> int:
-    """Return how many columns of a terminal a character takes."""
+    """Return how many columns of a terminal a character takes, beside the one that it is joined to."""
     if unicodedata.combining(char) or unicodedata.category(char) in {"Cf", "Me", "Mn"}:
+        return 0
+    if "\u1160" <= char <= "\u11ff" or "\ud7b0" <= char <= "\ud7ff":  # vowels and finals of Hangul in NFD
         return 0
     return 2 if unicodedata.east_asian_width(char) in {"F", "W"} else 1

@@ -60,7 +60,7 @@ def _show(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM, con
         console.say(f"page    {args.html}")
     if args.show:
         for line in _shown(text, found, lm):
-            emit(line, flush=False)
+            emit(line, flush=False, painted=True)
         emit("\n")
 
 
@@ -82,11 +82,13 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
 
 def _table(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
     per_byte = math.nan if result.bits_per_byte is None else result.bits_per_byte
+    impossible = ", as one was held impossible" if math.isinf(result.loss_nats) else ""
+    perplexity = result.perplexity
     rows = [
-        ("loss", f"{result.loss_nats:.4f}", f"nats per {unit}"),
+        ("loss", f"{result.loss_nats:.4f}", f"nats per {unit}{impossible}"),
         ("", f"{result.bits_per_char:.4f}", f"bits per {unit}"),
         ("", f"{per_byte:.4f}", "bits per byte of UTF-8"),
-        ("perplexity", f"{result.perplexity:.4f}", f"per {unit}"),
+        ("perplexity", f"{perplexity:.4f}" if perplexity < 1e6 else f"{perplexity:.4g}", f"per {unit}"),
         ("accuracy", f"{100 * result.accuracy:.2f}", "% predicted as the likeliest"),
         ("predicted", f"{result.n_chars:,}", f"{unit}s, all but the first"),
     ]

@@ -72,15 +72,28 @@ def begin(
     encoded: Encoded,
     *,
     val_fraction: float,
+    train_share: float,
     console: Console,
     signals: Signals,
     began: float,
     kept: bool,
 ) -> int:
-    """Train a new model; `kept` says that the settings are those of an earlier run, and nothing is chosen."""
+    """Train a new model.
+
+    `train_share` is where the text is cut, 1 - `val_fraction` or as a run did; `kept` says that the settings
+    are those of an earlier run, and nothing is chosen.
+    """
     repeats = args.repeat is not None
     timetable = read_timetable(args.repeat) if repeats and settings.training.minutes is not None else None
-    run = _prepare(args, settings, encoded, val_fraction, console, kept=kept)
+    run = _prepare(
+        args,
+        settings,
+        encoded,
+        val_fraction=val_fraction,
+        train_share=train_share,
+        console=console,
+        kept=kept,
+    )
     training, baseline = _measure(run, console, counts=args.baseline, times=timetable is None)
     signals.check()
     if timetable is None and training.minutes is not None:
@@ -91,7 +104,7 @@ def begin(
         delete_run(Path(args.out))
 
     def on_start(path: Path) -> None:
-        write_record(path, _record(args, encoded.kind, run.plan, training, baseline))
+        write_record(path, _record(args, encoded.kind, run, training, baseline))
         if baseline is not None:
             baseline.save(path, console)
 
@@ -124,7 +137,7 @@ def resume(
     began: float,
 ) -> int:
     """Go on with a run."""
-    train, val = _split(encoded, origin.block_size, origin.val_fraction)
+    train, val = _split(encoded, origin.block_size, origin.train_share(len(encoded.ids)))
 
     def on_start(path: Path) -> None:
         commands = origin.values.get("commands")
@@ -186,9 +199,10 @@ def _prepare(
     args: argparse.Namespace,
     settings: Settings,
     encoded: Encoded,
-    val_fraction: float,
-    console: Console,
     *,
+    val_fraction: float,
+    train_share: float,
+    console: Console,
     kept: bool,
 ) -> _Prepared:
     """Plan the training, cut the text, build the model, and say what all of it is."""
@@ -201,7 +215,7 @@ def _prepare(
         choose=args.preset is None and not kept,
         on_gpu=not backend.is_host,
     )
-    train, val = _split(encoded, plan.model.block_size, val_fraction)
+    train, val = _split(encoded, plan.model.block_size, train_share)
     if args.repeat is not None:
         warn_if_different(args.repeat, train, val, backend)
     # Before the model is built, and before an old run is deleted.
@@ -221,12 +235,10 @@ def _prepare(
     return _Prepared(plan, model, train, val, tokenizer, backend)
 
 
-def _split(
-    encoded: Encoded, block_size: int, val_fraction: float
-) -> tuple[BlockDataset, BlockDataset | None]:
+def _split(encoded: Encoded, block_size: int, train_share: float) -> tuple[BlockDataset, BlockDataset | None]:
     try:
         data = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
-        return data.split(1 - val_fraction) if val_fraction else (data, None)
+        return data.split(train_share) if train_share < 1 else (data, None)
     except DataError as error:
         raise DataError(
             f"{error} On the command line: --block-size N, or --val-fraction 0 to train on all of the text."
@@ -295,16 +307,17 @@ def _within_minutes(
 
 
 def _record(
-    args: argparse.Namespace, kind: str, plan: Plan, training: TrainerConfig, baseline: Baseline | None
+    args: argparse.Namespace, kind: str, run: _Prepared, training: TrainerConfig, baseline: Baseline | None
 ) -> dict[str, object]:
     """Return what train.json keeps."""
     return {
         "sources": [lasting(source) for source in args.files],
-        "val_fraction": plan.val_fraction,
+        "val_fraction": run.plan.val_fraction,
+        "train_ids": len(run.train.ids),
         "tokenizer": kind,
-        "preset": plan.preset,
+        "preset": run.plan.preset,
         "device": args.device or "auto",
-        "model": plan.model.to_dict(),
+        "model": run.plan.model.to_dict(),
         "training": training.to_dict(),
         "versions": _versions(),
         "commands": [_command()],

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.output import Console, UsageError, as_word, emit
 from charlm.cli.signals import Signals
 from charlm.errors import quoted
 from charlm.text.corpus import load_corpus
@@ -207,12 +207,12 @@ def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
     if guessed.unlike or guessed.enough_minutes is None:
         return None
     name = "mine" if args.files[0] == "-" else Path(args.files[0]).name.partition(".")[0] or "mine"
-    words = ["charlm", "train", *args.files, "-o", f"runs/{name}", "--minutes", f"{guessed.enough_minutes:g}"]
+    words = ["-o", f"runs/{name}", "--minutes", f"{guessed.enough_minutes:g}"]
     if guessed.enough_minutes != args.minutes:
         words += ["--preset", guessed.preset]
     if args.val_fraction != _VAL_FRACTION:
-        words += ["--val-fraction", f"{args.val_fraction:g}"]
-    return shlex.join(words)
+        words += ["--val-fraction", repr(args.val_fraction).removesuffix(".0")]
+    return " ".join(["charlm train", *map(as_word, args.files), shlex.join(words)])
 
 
 def _recommended(command: str | None, guessed: Guess, minutes: float) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,15 @@
 """What the command writes: the product on standard output, everything else on standard error.
 
-A console that cannot show a character gets its backslash escape. There is no colour. Losing standard error
-(a closed pipe, a full disk) never ends the work; losing standard output does.
+A console that cannot show a character gets its backslash escape, and so does every message and every terminal
+for what would move its cursor, whoever wrote it: a model, a text, the name of a file. A pipe gets the product
+exactly. Losing standard error (a closed pipe, a full disk) never ends the work; losing standard output does.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +19,30 @@ from typing import Any, TextIO
 
 from charlm.errors import CharLMError, quoted
 
-__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages", "writing"]
+__all__ = [
+    "Console",
+    "UsageError",
+    "aligned",
+    "as_word",
+    "emit",
+    "escaped",
+    "product_and_messages",
+    "writing",
+]
+
+# Control characters but "\n" and "\t", ends of lines and paragraphs, and what turns the direction of writing.
+_MOVING = {
+    code: chr(code).encode("unicode_escape").decode()
+    for code in (
+        *range(32),
+        *range(0x7F, 0xA0),
+        0x2028,
+        0x2029,
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+    if chr(code) not in "\n\t"
+}
 
 
 class UsageError(CharLMError):
@@ -55,6 +80,7 @@ class Console:
         self._write(f"charlm: {text}")
 
     def _write(self, text: str) -> None:
+        text = text.translate(_MOVING)
         try:
             if self.bar is None:
                 print(text, file=sys.stderr, flush=True)
@@ -98,15 +124,20 @@ def product_and_messages() -> Iterator[None]:
             stream.reconfigure(errors=errors)
 
 
-def emit(text: str, *, flush: bool = True) -> None:
-    """Write a part of the product to standard output.
+def emit(text: str, *, flush: bool = True, painted: bool = False) -> None:
+    """Write a part of the product to standard output; a terminal gets escapes for what would move its cursor.
+
+    Args:
+        text: any text.
+        flush: write what is buffered, too.
+        painted: the text has colours, and its own escapes.
 
     Raises:
         BrokenPipeError: nobody reads it any more; standard output is discarded from now on.
         OSError: it cannot be written, for example because a disk is full.
     """
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text if painted or not sys.stdout.isatty() else text.translate(_MOVING))
         if flush:
             sys.stdout.flush()
     except OSError:
@@ -141,8 +172,18 @@ def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:
     )
 
 
+def as_word(path: str) -> str:
+    """Return a path as a word of a command line that somebody may paste.
+
+    Example:
+        >>> print(as_word("my text"), as_word("-o"), as_word("-"))
+        'my text' ./-o -
+    """
+    return shlex.quote(f"./{path}" if path.startswith("-") and path != "-" else path)
+
+
 def escaped(text: str) -> str:
-    r"""Return a text that a model wrote without what could move a terminal's cursor.
+    r"""Return a text that a model wrote without what nobody sees, and what could move a terminal's cursor.
 
     Example:
         >>> escaped("one\n\x1b[2Jtwo")

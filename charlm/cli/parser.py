@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn, get_args
 
 from typing_extensions import override
 
 from charlm import __version__
 from charlm.cli.fields import Field, flag_of, sampling_fields
-from charlm.cli.output import UsageError
+from charlm.cli.output import UsageError, as_word
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_values
-from charlm.errors import nearest
+from charlm.errors import nearest, quoted
 from charlm.models.config import PresetName
 
 __all__ = ["COMMANDS", "parse", "text_argument"]
 
 _PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+
+_LONGEST = 40  # characters of a value in a message
 
 _EXAMPLES = """\
 examples:
@@ -51,14 +55,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if "--help" in argv or "-h" in argv:  # the help of `train` shows the values of the preset
         preset = early.parse_known_args(argv)[0].preset
     parser, commands = _parsers(preset, argv)
-    args, extra = parser.parse_known_args(argv)
+    try:
+        args, extra = parser.parse_known_args(argv)
+    except UsageError as error:
+        raise UsageError(_with_way_out(str(error), argv)) from None
     for name in ("quiet", "verbose", "debug"):  # may stand before the command or behind it
         setattr(args, name, getattr(args, name, False))
     if args.command is None:
         raise UsageError(f"a command is needed: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
-    for word in extra:
+    end = extra.index("--") if "--" in extra else len(extra)
+    for word in extra[:end]:
         if word.startswith("-") and word != "-":
             raise UsageError(_unknown_option(word, commands[args.command]))
+    del extra[end : end + 1]
     # argparse takes positional words before the first option or behind the last, not both.
     if args.command == "train":
         args.files += extra
@@ -116,6 +125,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
+    @override
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings != ["--"] or not action.option_strings:
+            return super()._get_values(action, arg_strings)
+        value = self._get_value(action, "--")  # some versions lose that of --prompt=--
+        self._check_value(action, value)
+        return value
+
 
 def _parsers(preset: PresetName, argv: Sequence[str]) -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the command, and those of the subcommands; the preset is the one in the help.
@@ -152,13 +169,33 @@ def _parsers(preset: PresetName, argv: Sequence[str]) -> tuple[_Parser, dict[str
     return parser, dict(commands.choices)
 
 
+def _with_way_out(message: str, argv: Sequence[str]) -> str:
+    """Return what argparse says against a command line, and how to give what begins with a hyphen."""
+    names = message.removeprefix("argument ").removesuffix(": expected one argument").split("/")
+    for option, value in pairwise(argv):
+        if option in names and value.startswith("-"):
+            shown = value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"
+            return (
+                f"{message}; a value that begins with a hyphen is given as {names[-1]}={shlex.quote(shown)}"
+            )
+    if " required: " in message:
+        message += next(filter(None, map(_if_a_path, argv)), "")
+    return message
+
+
+def _if_a_path(word: str) -> str:
+    """Return how to give a path that was taken for an option; nothing, where there is none of this name."""
+    is_path = word.startswith("-") and word != "-" and os.path.lexists(word)
+    return f"; the path {quoted(word)} is given as {as_word(word)}" if is_path else ""
+
+
 def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     meant = nearest_name(name.lstrip("-").replace("-", "_"))
     near = flag_of(meant) if meant and flag_of(meant) in known else nearest(name, known, cutoff=0.75)
     hint = f"did you mean {near}?" if near else f"`{parser.prog} --help` lists all"
-    return f"unknown option '{name}'; {hint}"
+    return f"unknown option '{name}'{_if_a_path(word) or f'; {hint}'}"
 
 
 def _add(to: argparse._ActionsContainer, names: str, text: str, **options: Any) -> None:
@@ -288,7 +325,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"
     _add(parser, "--num-samples", text, type=int, default=1, metavar="N")
-    text = "end before this string; may be given several times (--stop=STR if it begins with a dash)"
+    text = "end before this string, --stop=STR if it begins with a hyphen; may be given several times"
     _add(parser, "--stop", text, action="append", type=text_argument, default=[], metavar="STR")
     _add_switch(parser, "--keep-stop", "let the text end with that string instead")
     _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from charlm.cli.settings import Settings
 from charlm.models.config import GPTConfig, PresetName
+from charlm.plain import share_of
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.recipes import recommend
 from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, evaluation_interval_seconds
@@ -86,7 +87,7 @@ def plan_training(
         UsageError: a flag does not go together with the chosen preset.
         ConfigError: the rest does not.
     """
-    train_chars = int((1 - val_fraction) * n_chars)
+    train_chars = share_of(n_chars, 1 - val_fraction)
     val_chars = n_chars - train_chars
     reasons: tuple[str, ...] = ()
     most_chars = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from charlm.backends.base import DeviceBackend
 from charlm.cli.baseline import compared, scored_part
 from charlm.cli.encoded import Encoded
-from charlm.cli.output import aligned, escaped
+from charlm.cli.output import aligned, as_word, escaped
 from charlm.cli.plan import Plan
 from charlm.cli.progress import clock
 from charlm.cli.verdict import judged
@@ -105,7 +104,7 @@ def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
     of = "" if expected is None else f" of {about}{expected:,}"
     return (
         f"stopped after step {step:,}{of}; all is saved in {quoted(out)}\n"
-        f"To go on: charlm train --resume -o {shlex.quote(out)}"
+        f"To go on: charlm train --resume -o {as_word(out)}"
     )
 
 
@@ -130,5 +129,5 @@ def result_lines(trainer: Trainer, result: TrainResult, out: str, baseline: obje
         said = [("loss", loss), ("n-gram", compared(baseline, best))]
         said.append(("note", judged(trainer, result, baseline)))
         rows += [(label, value) for label, value in said if value is not None]
-    rows += [("run", out), ("next", f"charlm generate {shlex.quote(out)}")]
+    rows += [("run", out), ("next", f"charlm generate {as_word(out)}")]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")

@@ -18,6 +18,7 @@ from charlm.files import strict_json
 from charlm.files.atomic import write_file
 from charlm.files.reading import read_file, refusal
 from charlm.models.config import PRESETS, PresetName
+from charlm.plain import share_of
 from charlm.runs.directory import (
     RECORD_FILE,
     RECORD_FORMAT,
@@ -51,6 +52,18 @@ class Origin:
     """As it was asked for."""
     values: Mapping[str, object]
     """All that train.json holds."""
+
+    def train_share(self, count: int) -> float:
+        """Return the share of so many ids that is trained on, for `BlockDataset.split`.
+
+        Of a decimal it could once be cut one id too early: a run that began so, whose record lacks the number
+        or has it, keeps its cut.
+        """
+        share = 1 - self.val_fraction
+        early = int(share * count)
+        if early == share_of(count, share) or self.values.get("train_ids", early) != early:
+            return share
+        return (early + 0.5) / count
 
     def settings(self, max_steps: int | None = None) -> Settings:
         """Return the settings of the run; with `max_steps` that end takes the place of its own.

@@ -19,6 +19,7 @@ from charlm.cli.fields import Field, fields_of, flag_of
 from charlm.cli.output import UsageError
 from charlm.config import Config
 from charlm.errors import ConfigError, nearest, quoted
+from charlm.files.kinds import other_than_data
 from charlm.models.config import PRESETS, GPTConfig, PresetName
 from charlm.training.config import TrainerConfig
 from charlm.training.recipes import RECIPES
@@ -184,7 +185,10 @@ def _from_file(path: Path) -> dict[str, object]:
     """Return the fields that a TOML file sets, flat or in the tables [model] and [training]."""
     name = quoted(str(path))
     try:
-        content = tomllib.loads(path.read_bytes().decode())
+        data = path.read_bytes()
+        if kind := other_than_data(data):
+            raise ConfigError(f"{name} must be a TOML file in UTF-8, got {kind}")
+        content = tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {error.strerror}; check the path") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

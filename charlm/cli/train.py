@@ -55,6 +55,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     check_free(out, overwrite=args.overwrite)
     encoded = encode_corpus(args.files, args.tokenizer or "char")
     signals.check()
+    train_share = 1 - val_fraction if repeated is None else repeated.train_share(len(encoded.ids))
     if settings.training.compile:
         _keep_compiled_code()
     with signals.ending_at_once():
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         settings,
         encoded,
         val_fraction=val_fraction,
+        train_share=train_share,
         console=console,
         signals=signals,
         began=began,
@@ -102,6 +104,7 @@ def _resume(
             origin.settings(max_steps),
             encoded,
             val_fraction=origin.val_fraction,
+            train_share=origin.train_share(len(encoded.ids)),
             console=console,
             signals=signals,
             began=began,

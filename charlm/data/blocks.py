@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from charlm.errors import DataError, InputError, shown
-from charlm.plain import as_float, int_from
+from charlm.plain import as_float, int_from, share_of
 
 if TYPE_CHECKING:
     from charlm.text.tokenizer import Tokenizer
@@ -95,7 +95,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
 
         Args:
-            fraction: share of the first part, in (0, 1). The cut is at `int(fraction * N)`.
+            fraction: share of the first part, in (0, 1). The cut is at `fraction * N`, rounded down:
+                of a decimal as of the decimal, 0.93 of 1,000 is 930.
 
         Returns:
             Two datasets over the same ids (views, no copy).
@@ -107,7 +108,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         share = as_float(fraction)
         if share is None or not 0 < share < 1:
             raise InputError(f"fraction must be a number between 0 and 1, got {shown(fraction)}")
-        cut = int(share * len(self.ids))
+        cut = share_of(len(self.ids), share)
         _check_length("the first part of the text (for training)", cut, self.block_size)
         _check_length("the second part of the text (for validation)", len(self.ids) - cut, self.block_size)
         first, second = (

@@ -11,6 +11,7 @@ import html
 import json
 import math
 import re
+import unicodedata
 import zlib
 from importlib import resources
 
@@ -59,6 +60,7 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
     result = found.result
     header = {
         "text": text,
+        "names": {c: name for c in set(text) if not c.isprintable() and (name := unicodedata.name(c, ""))},
         "vocab": None if is_byte else [tokenizer.decode([i]) for i in range(V)],
         "count": N,
         "block_size": found.block_size,
@@ -70,7 +72,7 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
         _bits(found.entropy_bits),
         found.rank.astype(ids).tobytes(),
         np.maximum(found.candidates, 0).astype(ids).tobytes(),
-        np.rint(np.nan_to_num(found.candidate_probs) * _SHARES).astype("<u2").tobytes(),
+        _shares(np.nan_to_num(found.candidate_probs)),
     ]
     data = json.dumps(header, ensure_ascii=False).encode()
     blob = zlib.compress(len(data).to_bytes(4, "little") + data + b"".join(parts), 6)
@@ -105,5 +107,10 @@ def _bits(values: NDArray[np.float64]) -> bytes:
     return scaled.astype("<u2").tobytes()
 
 
+def _shares(probs: NDArray[np.float64]) -> bytes:
+    """Return probabilities in 65,535ths, of which only an impossible one has none."""
+    return np.maximum(np.rint(probs * _SHARES), probs > 0).astype("<u2").tobytes()
+
+
 def _figure(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "∞"
+    return "∞" if math.isinf(value) else f"{value:.4f}" if value < 1e6 else f"{value:.4g}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from charlm.errors import CharLMError, FileFormatError, quoted
+from charlm.files.kinds import other_than_data
 
 __all__ = ["read_file", "read_lines", "read_together", "refusal"]
 
@@ -27,6 +28,7 @@ _FLAGS: int = (
 # Windows cannot open a directory; and only Linux can without the right to list it.
 _DIRECTORY: int | None = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY if os.name == "posix" else None
 _PIECE = 1 << 20
+_BEGINNING = 4096  # what a file of a wrong size is told by
 
 T = TypeVar("T")
 
@@ -160,10 +162,10 @@ def _opened(
         if not stat.S_ISREG(status.st_mode):
             raise refusal(path, "must be a regular file, got another kind.")
         size = status.st_size
-        if exact_size is not None and size != exact_size:
-            raise refusal(path, f"must have {exact_size} bytes, got {size}.")
-        if size > max_bytes:
-            raise refusal(path, f"must have at most {max_bytes} bytes, got {size}.")
+        if size > max_bytes or (exact_size is not None and size != exact_size):
+            wanted = f"at most {max_bytes}" if exact_size is None else exact_size
+            kind = other_than_data(os.read(descriptor, _BEGINNING))
+            raise refusal(path, f"must have {wanted} bytes, got {size}{f' of {kind}' if kind else ''}.")
         yield descriptor, size
     finally:
         os.close(descriptor)

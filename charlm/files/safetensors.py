@@ -21,6 +21,7 @@ from torch import Tensor
 
 from charlm.errors import FileFormatError, InputError, quoted
 from charlm.files import strict_json
+from charlm.files.kinds import other_than_data
 from charlm.files.reading import refusal
 
 __all__ = ["Header", "TensorInfo", "dumps", "loads", "parse_header"]
@@ -124,6 +125,8 @@ def parse_header(data: bytes | bytearray, *, path: str) -> Header:
     if len(data) < 8:
         raise refusal(path, f"must begin with 8 bytes of header length, got {len(data)} bytes in all.")
     length = int.from_bytes(data[:8], "little")
+    if data[8:9] != b"{":
+        raise refusal(path, f"must hold safetensors, got {other_than_data(data) or 'something else'}.")
     most = min(_MAX_HEADER, len(data) - 8)
     if length > most:
         raise refusal(path, f"must have a header of at most {most} bytes, got {length}.")
@@ -179,8 +182,6 @@ def _tensor_at(view: memoryview, info: TensorInfo) -> Tensor:
 
 def _parse(text: bytes | bytearray, size: int, path: str) -> Header:
     """Check the header's text against the size of the buffer that follows it."""
-    if not text.startswith(b"{"):
-        raise refusal(path, "must have a header that begins with '{', got another byte or none.")
     entries = strict_json.loads(text, path=path, max_bytes=_MAX_HEADER)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
 from charlm.errors import quoted
+from charlm.files.kinds import other_than_data
 from charlm.files.reading import refusal
 
 __all__ = ["MAX_BYTES", "check_version", "dumps", "dumps_line", "loads", "take"]
@@ -58,6 +59,8 @@ def loads(data: bytes | bytearray, *, path: str, max_bytes: int = MAX_BYTES) -> 
     """
     if len(data) > max_bytes:
         raise refusal(path, f"must have at most {max_bytes} bytes, got {len(data)}.")
+    if kind := other_than_data(data):
+        raise refusal(path, f"must be JSON in UTF-8, got {kind}.")
     if data.startswith(b"\xef\xbb\xbf"):
         raise refusal(path, "must be UTF-8 without a byte order mark, got one. Save it without.")
     try:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import operator
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check_text", "checked_ids", "checked_vocab", "encoded", "shown", "unknown_characters"]
 
 _MAX_SHOWN = 5  # unknown characters named in a message
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # letters with their accents, and apart from them
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -54,7 +56,7 @@ def encoded(part: str, encoding: str, *, text: str) -> bytes:
     )
 
 
-def unknown_characters(text: str, first: Mapping[str, int], count: int) -> UnknownCharacterError:
+def unknown_characters(text: str, first: Mapping[str, int], count: int, vocab: str) -> UnknownCharacterError:
     """Return the error about the characters of a text that a vocabulary lacks.
 
     The number that the message begins with is that of the distinct characters.
@@ -63,6 +65,7 @@ def unknown_characters(text: str, first: Mapping[str, int], count: int) -> Unkno
         text: the whole text.
         first: the position of each character's first occurrence, in order.
         count: the number of all occurrences.
+        vocab: the characters that are known.
     """
     named = list(first.items())[:_MAX_SHOWN]
     places = [f"{quoted(c)} (U+{ord(c):04X}) at {_place(text, position)}" for c, position in named]
@@ -70,9 +73,12 @@ def unknown_characters(text: str, first: Mapping[str, int], count: int) -> Unkno
         places.append(f"and {len(first) - _MAX_SHOWN} more")
     subject = "1 character is" if len(first) == 1 else f"{len(first)} characters are"
     line, column = _line_and_column(text, named[0][1])
+    advice = 'encode(..., on_unknown="skip") leaves such out, and a ByteTokenizer knows all'
+    for form in _FORMS:
+        if set(unicodedata.normalize(form, text)) <= set(vocab):
+            advice = f'all are in the normal form {form} of the text: unicodedata.normalize("{form}", text)'
     return UnknownCharacterError(
-        f"{subject} not in the vocabulary: {', '.join(places)}; "
-        'encode(..., on_unknown="skip") leaves such out, and a ByteTokenizer knows all',
+        f"{subject} not in the vocabulary: {', '.join(places)}; {advice}",
         characters=tuple(first),
         position=named[0][1],
         line=line,

@@ -20,6 +20,7 @@ from pathlib import Path
 from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, did_you_mean, quoted
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
+from charlm.files.kinds import GZIP, encoding_of, kind_of
 from charlm.plain import as_path, as_text
 from charlm.text.download import Download, fetch
 
@@ -35,7 +36,6 @@ _DOWNLOADS = {
     )
 }
 _NAMES = (_PYTHON_DOCS, *_DOWNLOADS)
-_GZIP = b"\x1f\x8b"  # no UTF-8 text begins like this
 _ADVICE = {errno.ENOENT: "; check the path", errno.EISDIR: "; name the files in it"}
 
 
@@ -47,19 +47,26 @@ def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
         encoding: what the bytes are; any text encoding of Python's.
 
     Raises:
-        CorpusError: the file is missing, a directory, unreadable or damaged; `errno` is the system's reason.
-        InvalidTextError: the bytes are not valid in the encoding; `offset` is that of the first bad one,
-            after decompression.
+        CorpusError: the file is missing, a directory, unreadable or damaged, or no text but a pointer of Git
+            LFS, an archive, a PDF or the like; `errno` is the system's reason.
+        InvalidTextError: the bytes are not valid in the encoding, or look like UTF-16 or UTF-32 in another;
+            `offset` is that of the first bad one, after decompression.
         InputError: there is no such encoding.
     """
     name = "standard input" if path == "-" else quoted(str(path))
-    data = _decompressed(_bytes_of(path, name), name, gzip_wanted=str(path).endswith(".gz"))
+    data = _unpacked(_bytes_of(path, name), name, gzip_wanted=str(path).endswith(".gz"))
+    wide = encoding_of(data)
     try:
-        return data.decode(encoding)
+        if wide is None or codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+            return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise _invalid(data, error, name, encoding) from None
     except (LookupError, ValueError) as error:
         raise InputError(f"encoding must be a text encoding of Python, got {quoted(encoding, 40)}") from error
+    raise InvalidTextError(
+        f"{name} must be valid {encoding}; it looks like {wide}: convert it with iconv -f {wide} -t UTF-8, "
+        f'or read it with charlm.text.corpus.read_text(path, encoding="{wide}")'
+    )
 
 
 def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
@@ -78,8 +85,8 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
         The text, which may be empty.
 
     Raises:
-        CorpusError: there is no such file or corpus, or it cannot be read or downloaded.
-        InvalidTextError: a file is not valid UTF-8.
+        CorpusError: there is no such file or corpus, it cannot be read or downloaded, or it is no text.
+        InvalidTextError: a file is not valid UTF-8, or looks like UTF-16 or UTF-32.
         InputError: `source` is none of these.
 
     Example:
@@ -119,28 +126,29 @@ def _bytes_of(path: str | Path, name: str) -> bytes:
         raise _error(f"{name} cannot be read: {error}", error) from error
 
 
-def _decompressed(data: bytes, name: str, *, gzip_wanted: bool) -> bytes:
-    if not data.startswith(_GZIP):
-        if gzip_wanted:
-            raise CorpusError(f"{name} must be compressed with gzip, as its name says, but is not; rename it")
-        return data
+def _unpacked(data: bytes, name: str, *, gzip_wanted: bool) -> bytes:
+    """Return the bytes of a text, and refuse what is none."""
+    packed = data.startswith(GZIP)
     try:
-        return gzip.decompress(data)
+        data = gzip.decompress(data) if packed else data
     except (OSError, EOFError, zlib.error) as error:
         raise _error(
             f"{name} is damaged and cannot be decompressed: {error}; copy it again", error
         ) from error
+    if kind := kind_of(data):
+        raise CorpusError(f"{name} must be a text, got {kind}")
+    if gzip_wanted and not packed:
+        raise CorpusError(f"{name} must be compressed with gzip, as its name says, but is not; rename it")
+    return data
 
 
 def _invalid(data: bytes, error: UnicodeDecodeError, name: str, encoding: str) -> InvalidTextError:
     offset = error.start + len(data) - len(error.object)  # utf-8-sig counts from behind the byte order mark
     line = data.count(b"\n", 0, offset) + 1
-    advice, actual = "convert it to UTF-8", "..."
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        advice, actual = "it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8", '"utf-16"'
     return InvalidTextError(
         f"{name} must be valid {encoding}, got byte 0x{data[offset]:02x} at offset {offset} (line {line}), "
-        f"{error.reason}; {advice}, or read it with charlm.text.corpus.read_text(path, encoding={actual})",
+        f"{error.reason}; convert it to UTF-8, "
+        "or read it with charlm.text.corpus.read_text(path, encoding=...)",
         offset=offset,
     )
 
@@ -163,7 +171,8 @@ def _downloaded(wanted: Download) -> str:
         data = _bytes_of(path, name)
         if not wanted.matches(data):
             raise CorpusError(
-                f"{name} must have {wanted.size} bytes with sha256 {wanted.sha256}, but has other content; "
+                f"{name} must have {wanted.size} bytes with sha256 {wanted.sha256}, "
+                f"got {kind_of(data) or 'other content'}; "
                 f"put the file from {wanted.url} there"
             )
         return data.decode("utf-8")

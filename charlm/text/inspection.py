@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charlm.errors import InputError, shown
-from charlm.plain import as_float
+from charlm.plain import as_float, share_of
 from charlm.text.checks import check_text
 from charlm.text.overlap import find_overlap
 from charlm.text.tokenizer import CharTokenizer
@@ -129,7 +129,7 @@ def inspect_text(text: str, *, val_fraction: float = 0.1) -> TextReport:
     share = as_float(val_fraction)
     if share is None or not 0 <= share < 1:
         raise InputError(f"val_fraction must be at least 0 and below 1, got {shown(val_fraction)}")
-    cut = int((1 - share) * len(text)) if share else len(text)
+    cut = share_of(len(text), 1 - share)
     vocab: str = ""
     ids: NDArray[np.unsignedinteger[Any]] = np.zeros(0, dtype=np.uint8)
     if text:

@@ -286,7 +286,7 @@ class CharTokenizer:
             count += len(unknown)
             for position in unknown.tolist():
                 first.setdefault(text[position], position)
-        return unknown_characters(text, first, count)
+        return unknown_characters(text, first, count, self._characters)
 
     @override
     def __eq__(self, other: object) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,18 @@ def test_a_line_is_broken_at_the_width_with_its_bits() -> None:
     assert lines == ["abcd\n0123\n", "ef\n45\n"]
 
 
+@pytest.mark.parametrize(
+    ("word", "width"), [("각하", 4), ("한글꽃", 6), ("ệ", 1), ("e\u20dd", 1), ("\u1100\ud7b0\ud7cb", 2)]
+)
+def test_a_sign_of_several_characters_takes_the_columns_of_one(word: str, width: int) -> None:
+    """Terminals draw the vowels and finals of Hangul, and marks, into the sign before."""
+    whole, apart = (unicodedata.normalize(form, word) for form in ("NFC", "NFD"))
+    for text in (whole, apart):
+        lines = list(annotated([(c, 3.0) for c in text * 4], "$", 2 * width))[1:]
+        assert [line.split("\n")[0] for line in lines] == [text * 2, text * 2]
+        assert all(len(line.split("\n")[1]) == 2 * width for line in lines)
+
+
 def test_nothing_in_a_text_moves_the_cursor() -> None:
     cells = [("\x1b", 1.0), ("\r", 2.0), ("\x00", 3.0)]
     assert "\\x1b" in "".join(coloured(cells, "$"))
@@ -170,6 +184,22 @@ def test_a_page_is_written_beside_the_figures(
     assert command("eval", model, file, "--html", str(out), "--json") == 0
     assert command.out.startswith('{"loss_nats"')
     assert out.read_text(encoding="utf-8") == page
+
+
+def test_infinite_and_huge_figures_are_readable(command: Command, tmp_path: Path) -> None:
+    lm = CharLM(BigramLM(2), CharTokenizer("ab"))
+    file = tmp_path / "text.txt"
+    file.write_text("aabbab")
+    for logit, loss, perplexity in (
+        (200.0, r"80\.0000    nats per character", r"5\.541e\+34  per character"),
+        (math.inf, "inf    nats per character, as one was held impossible", "inf    per character"),
+    ):
+        with torch.no_grad():
+            next(lm.model.parameters()).copy_(torch.tensor([[-logit, 0.0], [0.0, -logit]]))
+        lm.save(tmp_path / "model")
+        assert command("eval", tmp_path / "model", file) == 0
+        assert re.search(rf"^loss        {loss}$", command.out, re.M)
+        assert re.search(rf"^perplexity  {perplexity}$", command.out, re.M)
 
 
 def test_what_does_not_fit_together_is_refused(command: Command, model: str, file: str) -> None:

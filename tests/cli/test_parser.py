@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from harness.command import Command, environment
+from harness.command import Command, environment, text_file
 
 import charlm
+from charlm.cli import guess as guess_module
+from charlm.cli import parser
 from charlm.cli.fields import field_docs, fields_of, flag_of, sampling_fields
+from charlm.cli.output import UsageError
 from charlm.cli.parser import COMMANDS, parse
 from charlm.cli.settings import FIELDS
 from charlm.generation import SamplingOptions
@@ -198,3 +203,72 @@ def test_a_wrong_command_line_is_said_in_one_line_with_exit_code_2(
 def test_files_may_stand_before_and_behind_options(command: Command, tmp_path: Path) -> None:
     assert command("-q", "train", "nowhere.txt", "-o", tmp_path / "run", "-") == 1
     assert "'nowhere.txt' is neither a file nor a named corpus" in command.err
+
+
+VALUES = sorted(
+    (command, action.option_strings[-1], option)
+    for command in COMMANDS
+    for action in parser._parsers("lecture", [command])[1][command]._actions
+    for option in action.option_strings
+    if action.nargs is None and not isinstance(action, argparse.BooleanOptionalAction)
+)
+
+
+@pytest.mark.parametrize(("command", "long", "option"), VALUES)
+@pytest.mark.parametrize("value", ["-the-cat", "--", "-p", "-" + "y" * 100])
+def test_a_value_that_begins_with_a_hyphen_is_refused_with_the_way_out(
+    command: str, long: str, option: str, value: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse([command, "one", option, value])
+    message = str(caught.value)
+    shown = shlex.quote(value if len(value) <= 40 else value[:39] + "…")
+    assert message.endswith(f"; a value that begins with a hyphen is given as {long}={shown}")
+    with pytest.raises(UsageError) as caught:
+        parse([command, "one", option])
+    assert str(caught.value).endswith(": expected one argument")
+
+
+@pytest.mark.parametrize("value", ["-the cat", "-x", "--other", "--", "-p", "-"])
+def test_a_value_that_begins_with_a_hyphen_is_taken_where_it_is_joined_to_its_option(value: str) -> None:
+    for option in ("-p", "--prompt"):
+        assert parse(["generate", "one", f"{option}={value}"]).prompt == value
+    assert parse(["generate", "one", f"--stop={value}", f"--stop={value}"]).stop == [value, value]
+    assert parse(["generate", "one", f"--prompt-file={value}"]).prompt_file == value
+    assert parse(["train", "one", f"-o={value}", f"--config={value}"]).out == value
+    assert parse(["plot", "one", f"--attention={value}"]).attention == value
+    assert parse(["eval", "one", "two", f"--html={value}"]).html == value
+
+
+def test_a_path_that_begins_with_a_hyphen_is_named_as_it_can_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-zz").touch()
+    for before in (
+        ["inspect"],
+        ["info"],
+        ["eval", "one"],
+        ["train", "-o", "one"],
+        ["train", "two", "-o", "one"],
+    ):
+        with pytest.raises(UsageError) as caught:
+            parse([*before, "-zzz"])  # there is none of this name
+        assert "./" not in str(caught.value)
+        with pytest.raises(UsageError) as caught:
+            parse([*before, "-zz"])
+        assert str(caught.value).endswith("; the path '-zz' is given as ./-zz")
+        args = vars(parse([*before, "--", "-zz"]))
+        assert args.get("files", [args.get("run")])[-1] == "-zz"
+
+
+def test_commands_that_are_proposed_can_be_pasted(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text_file(tmp_path).rename("-my text")
+    assert command.train("./-my text", "--out=-run") == 0
+    assert "next    charlm generate ./-run" in command.err
+    monkeypatch.setattr(guess_module, "_timed", lambda *_: (0.05, 1.0))
+    assert command("inspect", "--", "-my text") == 0
+    assert "charlm train './-my text' -o" in command.out

@@ -56,7 +56,14 @@ def test_without_a_preset_text_time_and_device_choose_it_and_say_why() -> None:
 
 @pytest.mark.parametrize(
     ("n_chars", "val_fraction", "train", "val"),
-    [(10, 0.1, 9, 1), (10, 0.0, 10, 0), (9, 0.5, 4, 5), (10, 0.999, 0, 10), (0, 0.1, 0, 0)],
+    [
+        (10, 0.1, 9, 1),
+        (1000, 0.07, 930, 70),
+        (10, 0.0, 10, 0),
+        (9, 0.5, 4, 5),
+        (10, 0.999, 0, 10),
+        (0, 0.1, 0, 0),
+    ],
 )
 def test_the_text_is_cut_as_the_data_is(n_chars: int, val_fraction: float, train: int, val: int) -> None:
     plan = plan_of(n_chars, val_fraction=val_fraction)

@@ -19,6 +19,7 @@ import pytest
 from harness.command import ROOT, TINY, Command, await_handlers, environment, start, text_file
 
 import charlm
+from charlm import BigramLM, ByteTokenizer, CharLM
 from charlm.cli.__main__ import main
 from charlm.cli.output import Console, _discard
 from charlm.cli.progress import wants_bar
@@ -167,11 +168,11 @@ def test_everything_can_be_written_in_an_ascii_locale(tmp_path: Path) -> None:
     assert (process.returncode, stdout, stderr) == (0, rb"\xf6\U0001f600" + b"\n", b"")
 
 
-def on_a_terminal(*args: str, columns: int = 90, **variables: str) -> tuple[int, str]:
-    """Run the command with standard error on a pseudo-terminal: its exit code and what it wrote."""
+def on_a_terminal(*args: str, columns: int = 90, stream: str = "stderr", **variables: str) -> tuple[int, str]:
+    """Run the command with one stream on a pseudo-terminal: its exit code and what it wrote there."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, columns))
-    process = start(*args, env=environment(TERM="xterm", **variables), stderr=slave)
+    process = start(*args, env=environment(TERM="xterm", **variables), **{stream: slave})
     os.close(slave)
     written = b""
     with contextlib.suppress(OSError):  # EIO once the other end is closed
@@ -180,6 +181,38 @@ def on_a_terminal(*args: str, columns: int = 90, **variables: str) -> tuple[int,
     os.close(master)
     process.communicate(timeout=60)
     return process.returncode, written.decode()
+
+
+ODD = "\x1b[2J\x07\r\b\x9b1A\x7f\x85\u2028\u202e\u2066 \u3000\u200c\xa0\u200d\té한\n"
+SAFE = "\\x1b[2J\\x07\\r\\x08\\x9b1A\\x7f\\x85\\u2028\\u202e\\u2066 \u3000\u200c\xa0\u200d\té한\n"
+
+
+def test_what_would_move_the_cursor_is_escaped_for_a_terminal_and_exact_for_a_pipe(tmp_path: Path) -> None:
+    CharLM(BigramLM(256), ByteTokenizer()).save(tmp_path / "bytes")
+    (tmp_path / "prompt").write_bytes(ODD.encode())
+    flags = ("generate", str(tmp_path / "bytes"), "--prompt-file", str(tmp_path / "prompt"), "-n", "0")
+    for more, text in ((("--num-samples", "1"), ODD), (("--num-samples", "2"), f"{ODD}{'-' * 40}\n{ODD}")):
+        process = start(*flags, *more)
+        assert process.communicate(timeout=60) == (text.encode(), b"")
+        code, written = on_a_terminal(*flags, *more, stream="stdout")
+        assert (code, written.replace("\r\n", "\n")) == (0, text.replace(ODD, SAFE))
+
+
+def test_no_name_moves_the_cursor(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, out, text = Command(capsys), tmp_path / "a\x1b[2J\rb", folder / "text.txt"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert command.train(text, "-o", out) == 0
+    said = command.err
+    assert command("eval", out, text, "--html", out / "page.html") == 0
+    assert "a\\x1b[2J\\rb/page.html" in command.err
+    said += command.err + command.out
+    for words in (("info", out), ("inspect", text, f"--{out}"), ("info", out, out), ("info", "a\x1b")):
+        command(*words)
+        said += command.err + command.out
+    assert "a\\x1b[2J\\rb" in command.out + said
+    assert not {"\x1b", "\r"} & set(said)
 
 
 def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:

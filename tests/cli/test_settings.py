@@ -72,6 +72,7 @@ def test_every_value_of_a_preset_can_be_written_as_a_variable(name: str, preset:
         (b"learning_rate = 1979-05-27", "learning_rate must be a finite number"),
         (b"n_layer = ", "must be a TOML file in UTF-8"),
         (b"\xff", "must be a TOML file in UTF-8"),
+        ("learning_rate = 1\n".encode("utf-16-le"), "UTF-8, got text in UTF-16LE; convert it with iconv"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, message: str) -> None:

@@ -41,6 +41,10 @@ def record_of(run: Path) -> dict[str, Any]:
     return values
 
 
+def weights(run: Path) -> list[bytes]:
+    return [t.numpy().tobytes() for t in charlm.load(run, device="cpu").model.state_dict().values()]
+
+
 def test_training_says_what_it_does_on_standard_error_only(command: Command, text: Path, run: Path) -> None:
     assert command.train(text, "-o", run) == 0
     assert not command.out
@@ -395,6 +399,44 @@ def test_a_strange_record_is_refused(
     (run / "train.json").write_text(json.dumps({**record_of(run), **content}))
     assert command("train", "--resume", "-o", run) == 1
     assert message in command.err
+
+
+def test_a_decimal_is_cut_as_a_decimal_by_every_command(command: Command, tmp_path: Path) -> None:
+    text, run = text_file(tmp_path, (TEXT * 3)[:1000]), tmp_path / "run"
+    assert command.train(text, "-o", run, "--val-fraction", "0.07") == 0
+    assert "930 characters to train on, 70 for validation" in command.err
+    assert record_of(run)["train_ids"] == 930
+    assert command("inspect", text, "--val-fraction", "0.07") == 0
+    assert "930 characters to train on, 70 for validation" in command.out
+    assert command("train", "--resume", "-o", run, "--max-steps", "25") == 0
+    assert "930 characters to train on, 70 for validation" in command.err
+
+
+def test_a_run_that_began_with_another_cut_keeps_it(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, run, two, three = text_file(tmp_path, (TEXT * 3)[:1000]), *(tmp_path / name for name in "123")
+    with monkeypatch.context() as older:  # as charlm cut before
+        older.setattr("charlm.cli.plan.share_of", lambda count, share: int(share * count))
+        older.setattr("charlm.data.blocks.share_of", lambda count, share: int(share * count))
+        assert command.train(text, "-o", run, "--val-fraction", "0.07") == 0
+    assert "929 characters to train on, 71 for validation" in command.err
+    record = record_of(run)
+    del record["train_ids"]
+    (run / "train.json").write_text(json.dumps(record))
+    assert command("train", "-o", two, "--repeat", run) == 0
+    assert "929 characters to train on, 71 for validation" in command.err
+    assert command("train", "-o", three, "--repeat", two) == 0  # its record says where it cut
+    (tmp_path / "other").mkdir()
+    longer = text_file(tmp_path / "other", (TEXT * 5)[:10_000])
+    assert command("train", longer, "-o", tmp_path / "4", "--repeat", three) == 0
+    assert "9,300 characters to train on, 700 for validation" in command.err  # of another text
+    for one in (run, two, three):
+        assert record_of(one).get("train_ids", 929) == 929
+        assert weights(one) == weights(run)
+    for one in (run, two, three):
+        assert command("train", "--resume", "-o", one, "--max-steps", "25") == 0
+        assert "929 characters to train on, 71 for validation" in command.err
 
 
 def test_a_run_of_the_command_can_go_on_in_a_program(command: Command, text: Path, run: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
@@ -205,10 +207,11 @@ def test_ids_from_text_are_the_tokenizers() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(4, 60), st.floats(0.01, 0.99))
-def test_a_split_cuts_at_the_lectures_place(N: int, fraction: float) -> None:
+@given(st.integers(4, 60), st.floats(0.01, 0.99) | st.decimals("0.01", "0.99", places=2).map(float))
+@example(100, 0.29)
+def test_a_split_cuts_at_the_place_of_the_decimal(N: int, fraction: float) -> None:
     ids = list(range(N))
-    cut = int(fraction * N)
+    cut = math.floor(Fraction(str(fraction)) * N)
     data = BlockDataset(torch.tensor(ids), 1)
     if min(cut, N - cut) < 2:
         with pytest.raises(DataError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import zlib
@@ -97,9 +98,12 @@ def test_a_page_loads_nothing() -> None:
 def test_figures_that_are_not_finite_are_carried_as_such() -> None:
     data = BlockDataset(torch.tensor([0, 1] * 4), 4)
     lm = CharLM(BigramLM(2).fit(data, smoothing=0), CharTokenizer("ab"))
-    page = surprisal_page("aab", lm.surprisal("aab"), lm.tokenizer)
+    found = lm.surprisal("aab")
+    page = surprisal_page("aab", found, lm.tokenizer)
     assert np.frombuffer(carried(page)[1], "<u2", 3).tolist() == [65_535, 65_534, 0]
     assert "<dd>∞</dd>" in page
+    large = dataclasses.replace(found, result=dataclasses.replace(found.result, loss_nats=80.0))
+    assert "<dd>5.541e+34</dd>" in surprisal_page("aab", large, lm.tokenizer)
 
 
 def test_large_vocabularies_have_wide_ids() -> None:
@@ -209,6 +213,63 @@ def test_pointing_at_a_character_shows_its_figures_and_the_likeliest(tmp_path: P
     assert seen["second"]["own"] == (lm.tokenizer.encode("b")[0] in found.candidates[1])
     if byte:  # both bytes of the character are shown
         assert re.search(r"0xC3 .*0xA9 ", seen["accent"]["text"], re.S)
+
+
+POINT = """
+const card = document.getElementById('card'), cells = [...document.querySelectorAll('section i')];
+return cells.map((cell) => {
+  cell.dispatchEvent(new PointerEvent('pointerover', { bubbles: true }));
+  return [cell.dataset.label || cell.textContent, card.innerText];
+});"""
+
+
+@needs_browser
+def test_what_nobody_sees_is_named_in_the_text_and_on_the_card(tmp_path: Path) -> None:
+    names = {
+        "\xa0": "NO-BREAK SPACE",
+        "\xad": "SOFT HYPHEN",
+        "\u2003": "EM SPACE",
+        "\u3000": "IDEOGRAPHIC SPACE",
+        "\u200b": "ZERO WIDTH SPACE",
+        "\u200f": "RIGHT-TO-LEFT MARK",
+        "\u2028": "LINE SEPARATOR",
+        "\u2029": "PARAGRAPH SEPARATOR",
+        "\u2066": "LEFT-TO-RIGHT ISOLATE",
+        "\ufeff": "ZERO WIDTH NO-BREAK SPACE",
+        **dict.fromkeys("\x07\x1b\x85\u115f\ue000", ""),
+    }
+    text = "a" + "a".join(names)
+    page, _ = page_of(text)
+    seen = look_at(page, POINT, tmp_path)
+    assert len(seen) == len(text)
+    for char, (label, said) in list(zip(text, seen, strict=True))[1:]:
+        code = f"U+{ord(char):04X}"
+        assert label == {"a": "a", "\xa0": "NBSP"}.get(char, code)
+        assert f"{code} {names.get(char, '')}".strip() in said
+
+
+@needs_browser
+def test_figures_that_are_infinite_or_zero_are_said_in_words(tmp_path: Path) -> None:
+    data = BlockDataset(torch.tensor([0, 1] * 4), 4)
+    lm = CharLM(BigramLM(2).fit(data, smoothing=0), CharTokenizer("ab"))
+    found = lm.surprisal("aab", top=2)
+    seen = look_at(surprisal_page("aab", found, lm.tokenizer), POINT, tmp_path)
+    assert "∞ bits (0 %, held impossible), place 2" in seen[1][1]
+    assert re.search(r"a\s+0 %", seen[1][1])
+    assert "0.00 bits (100.0 %)" in seen[2][1]
+    found.bits[1:] = 300.0, 255.9
+    found.candidate_probs[1] = 1 - 1e-9, 1e-9
+    (tmp_path / "large").mkdir()
+    seen = look_at(surprisal_page("aab", found, lm.tokenizer), POINT, tmp_path / "large")
+    assert "over 255 bits (<0.01 %)" in seen[1][1]
+    assert re.search(r"a\s+<0.01 %", seen[1][1])
+    assert "255.90 bits (<0.01 %)" in seen[2][1]
+    found.bits[1:] = found.entropy_bits[1:] = np.nan  # of weights that are none
+    (tmp_path / "none").mkdir()
+    none = look_at(surprisal_page("aab", found, lm.tokenizer), POINT, tmp_path / "none")
+    assert "no figure" in none[1][1]
+    seen += none
+    assert not any(word in said for _, said in seen for word in ("Infinity", "NaN", "undefined"))
 
 
 @needs_browser

@@ -16,7 +16,7 @@ import pytest
 import torch
 from harness.tiny_models import tiny_config, tiny_gpt
 from harness.tiny_training import TEXT, TOKENIZER, quick_config, tiny_split
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from charlm import (
@@ -39,7 +39,7 @@ from charlm.evaluation.surprisal import surprisal
 from charlm.generation import SamplingOptions
 from charlm.generation.stopping import StopMatcher
 from charlm.models.config import BigramConfig, NGramConfig
-from charlm.plain import as_bool, as_float, as_int, as_text, int_from
+from charlm.plain import as_bool, as_float, as_int, as_text, int_from, share_of
 from charlm.text.inspection import inspect_text
 from charlm.training import (
     Timetable,
@@ -394,3 +394,23 @@ def test_what_is_no_backend_and_no_count_is_refused() -> None:
         arguments: dict[str, Any] = {"evaluations": count, "device": "cpu"}
         with pytest.raises(InputError, match="evaluations must be an int, 0 or more"):
             steps_within(1.0, model, train, quick_config(), **arguments)
+
+
+@settings(max_examples=500)
+@given(st.integers(0, 2_000_000), st.integers(0, 10**6), st.integers(1, 10**6))
+@example(1000, 70_000, 10**6)
+@example(100, 290_000, 10**6)
+def test_a_share_is_cut_as_the_decimal_or_the_fraction_that_is_meant(
+    count: int, part: int, whole: int
+) -> None:
+    part = min(part, whole)
+    for exact in (Fraction(part, whole), Fraction(part, 10**6)):
+        rest = 1 - exact
+        assert share_of(count, float(exact)) == math.floor(exact * count)
+        assert share_of(count, 1 - float(exact)) == share_of(count, float(rest)) == math.floor(rest * count)
+
+
+@given(st.integers(0, 10**12), st.floats(0, 1))
+def test_a_share_is_never_more_than_one_beside_the_product(count: int, share: float) -> None:
+    assert 0 <= share_of(count, share) <= count
+    assert share_of(count, share) - int(share * count) in {0, 1}

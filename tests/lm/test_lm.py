@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness.tiny_models import tiny_config, tiny_gpt
 from harness.tiny_training import TEXT, TOKENIZER, global_generators, quick_config, same_tensors, tiny_split
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles.plain_evaluation import plain_evaluation
 from torch import Tensor
@@ -121,6 +121,23 @@ def test_bytes_come_out_as_whole_characters(prompt: str, seed: int, stop: list[s
         )
         new = bytes(ids[0, -30:].tolist()).decode("utf-8", "replace")
         assert whole == prompt + new
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.text(LETTERS, min_size=1, max_size=20), st.integers(0, 40), st.integers(0, 2**40))
+def test_a_text_goes_on_from_its_string_wherever_it_was_cut(prompt: str, cut: int, seed: int) -> None:
+    first = LM.generate(prompt, cut, seed=seed)
+    assert LM.generate(first, 40 - cut, seed=seed) == LM.generate(prompt, 40, seed=seed)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.text(min_size=1, max_size=6), st.integers(0, 40), st.integers(0, 2**40))
+@example("é", 1, 0)  # cut inside a character, or behind what is none
+def test_bytes_go_on_from_their_ids_wherever_they_were_cut(prompt: str, cut: int, seed: int) -> None:
+    ids = torch.tensor([BYTES.tokenizer.encode(prompt)])  # (1, T)
+    first = BYTES.model.generate(ids, cut, seed=seed, overflow="restart")
+    whole = BYTES.model.generate(first, 40 - cut, seed=seed, overflow="restart")
+    assert BYTES.tokenizer.decode(whole[0]) == BYTES.generate(prompt, 40, seed=seed)
 
 
 class Typist(LanguageModel):

@@ -284,7 +284,7 @@ def test_the_data_folder_is_read_and_checked(
     assert caught.value.errno == errno.ENOENT
     file = tmp_path / "tinyshakespeare.txt"
     file.write_bytes(CONTENT[:-1] + b"?")
-    with pytest.raises(CorpusError, match="but has other content; put the file from http://127"):
+    with pytest.raises(CorpusError, match="got other content; put the file from http://127"):
         load_corpus("tinyshakespeare")
     (tmp_path / "elsewhere").write_bytes(CONTENT)
     file.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,6 +158,23 @@ def test_one_unknown_character_reads_as_one_and_shows_its_line() -> None:
         r"1 character is not in the vocabulary: '\x07' (U+0007) at position 10 (line 4, column 3); encode"
     )
     assert caught.value.count == 2
+
+
+@pytest.mark.parametrize(("known", "given"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("word", ["café", "Việt", "각하", "Ångström"])
+def test_a_text_that_fails_by_its_normal_form_alone_gets_the_way_out(
+    known: Literal["NFC", "NFD"], given: Literal["NFC", "NFD"], word: str
+) -> None:
+    tokenizer = CharTokenizer.from_text(unicodedata.normalize(known, word))
+    text = unicodedata.normalize(given, word)
+    advice = f'; all are in the normal form {known} of the text: unicodedata.normalize("{known}", text)'
+    with pytest.raises(UnknownCharacterError) as caught:
+        tokenizer.encode(text)
+    assert str(caught.value).endswith(advice)
+    assert tokenizer.decode(tokenizer.encode(unicodedata.normalize(known, text))) != text
+    with pytest.raises(UnknownCharacterError) as caught:  # this character no form has
+        tokenizer.encode(text + "?")
+    assert "normal form" not in str(caught.value)
 
 
 def test_at_most_five_unknown_characters_are_shown() -> None:

@@ -1,0 +1,110 @@
+"""What a file is, by its first bytes: what may lie there in place of a text, of JSON or of weights.
+
+Each answer is what stands behind "got", with the way out: "a pointer of Git LFS; fetch the file itself with
+git lfs pull". Readers put it into their refusals. Knows nothing of how such files are read.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["GZIP", "encoding_of", "kind_of", "other_than_data"]
+
+GZIP = b"\x1f\x8b"  # no UTF-8 text begins like this
+
+_SAMPLE = 4096  # bytes that are looked at
+_UNPACK = "; unpack it, and give the files in it"
+_PICKLE = "a pickle, which could run code; save its tensors with safetensors.torch.save_file"
+# Some of these may be valid UTF-8, and none is a text. The first pattern that fits counts.
+_KINDS = {
+    rb"version https://git-lfs\.github\.com/spec/": (
+        "a pointer of Git LFS; fetch the file itself with git lfs pull"
+    ),
+    rb"/annex/objects/": "a pointer of git-annex; fetch the file itself with git annex get",
+    rb"..[\x00-\x0f]\0{5}\{": "safetensors, which are weights; give a text",
+    rb"\x1f\x8b": "gzip; unpack it with gunzip",
+    rb"\xfd7zXZ\0": "xz; unpack it with unxz",
+    rb"BZh[1-9]1AY&SY": "bzip2; unpack it with bunzip2",
+    rb"\x28\xb5\x2f\xfd": "zstd; unpack it with unzstd",
+    rb"PK\x03\x04.{26,90}/data\.pkl": _PICKLE,  # torch.save
+    rb"\x80[\x02-\x05]": _PICKLE,
+    rb"PK\x03\x04": "a zip archive, as .docx and .epub are; unpack it, or save its text in UTF-8",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive" + _UNPACK,
+    rb"Rar!\x1a\x07": "a RAR archive" + _UNPACK,
+    rb".{257}ustar(\0|  \0)": "a tar archive" + _UNPACK,
+    rb"%PDF-": "a PDF; extract its text, with pdftotext for example",
+    rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a document of an old Office; save its text in UTF-8",
+    rb"SQLite format 3\0": "an SQLite database; export its text",
+    rb"\x89PNG|\xff\xd8\xff|GIF8[79]a": "a picture; give the text itself",
+}
+_PATTERNS = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in _KINDS.items()]
+# Byte order marks, of which the shorter ones begin the longer ones.
+_MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+# How wide a character is, and where in it its high byte stands.
+_UNMARKED = {"UTF-32LE": (4, 3), "UTF-32BE": (4, 0), "UTF-16LE": (2, 1), "UTF-16BE": (2, 0)}
+_CONTROLS = bytes(range(32))
+_ODD_CONTROLS = frozenset(map(chr, range(32))) - frozenset("\t\n\v\f\r")
+
+
+def kind_of(data: bytes | bytearray) -> str | None:
+    r"""Return what a file is that can be no text, or None.
+
+    Args:
+        data: its first bytes, or all of them.
+
+    Example:
+        >>> kind_of(b"%PDF-1.7\n"), kind_of(b"It was a bright cold day"), kind_of(b"")
+        ('a PDF; extract its text, with pdftotext for example', None, None)
+    """
+    return next((kind for pattern, kind in _PATTERNS if pattern.match(data)), None)
+
+
+def encoding_of(data: bytes | bytearray) -> str | None:
+    r"""Return the encoding of a text in UTF-16 or UTF-32, with a byte order mark or without, or None.
+
+    Without a mark it is told by the high bytes of its characters: most are below 32, with a NUL among them,
+    and what they are decoded to has no control characters but white space. So UTF-8 may hold NULs, unless
+    every second byte of it is one. (Chinese and others have larger high bytes, and are no UTF-8 then.)
+
+    Args:
+        data: the first bytes of a file, or all of them.
+
+    Returns:
+        A name that both Python and iconv know.
+
+    Example:
+        >>> encoding_of("bright and cold".encode("utf-16-le")), encoding_of(b"bright\0and\0cold\0days\0")
+        ('UTF-16LE', None)
+    """
+    for mark, encoding in _MARKED.items():
+        if data.startswith(mark):
+            return encoding
+    sample = bytes(data[: min(_SAMPLE, len(data) // 4 * 4)])
+    for encoding, (width, place) in _UNMARKED.items():
+        high = sample[place::width]
+        controls = len(high) - len(high.translate(None, _CONTROLS))
+        if len(sample) >= 16 and 0 in high and controls >= 0.75 * len(high):  # else it is too short to tell
+            text = sample.decode(encoding, "replace")
+            # The sample may end inside a character.
+            if "\ufffd" not in text[:-1] and _ODD_CONTROLS.isdisjoint(text):
+                return encoding
+    return None
+
+
+def other_than_data(data: bytes | bytearray) -> str | None:
+    """Return what a file is that is neither JSON nor safetensors, or None.
+
+    Args:
+        data: its first bytes, or all of them.
+
+    Example:
+        >>> other_than_data(b"<!DOCTYPE html><title>404 Not Found</title>")
+        'a page of HTML or XML, perhaps in place of a download; download the file again'
+    """
+    if kind := kind_of(data):
+        return kind
+    if encoding := encoding_of(data):
+        return f"text in {encoding}; convert it with iconv -f {encoding} -t UTF-8"
+    if data[:_SAMPLE].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return "a page of HTML or XML, perhaps in place of a download; download the file again"
+    return None
