@@ -40,7 +40,7 @@ from charlm.cli.rundir import Origin, delete_run, lasting, write_record
 from charlm.cli.settings import Settings
 from charlm.cli.signals import Signals
 from charlm.data.blocks import BlockDataset
-from charlm.errors import DataError, TrainingInterrupted
+from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.budget import steps_within
@@ -170,14 +170,19 @@ def _fit(
     """Train, say what came, and return the exit code."""
     trainer.seconds += time.perf_counter() - began  # what came before the first step is part of the minutes
     try:
-        result = trainer.fit()
+        trainer.fit()
     except TrainingInterrupted as stopped:
         progress.close()
         console.complain(stopped_lines(trainer, stopped.step, out))
         return signals.exit_code
+    except CheckpointWriteError:  # what the run came to is told all the same
+        progress.close()
+        if trainer.step:
+            console.say(result_lines(trainer, out, baseline, enough=enough))
+        raise
     finally:
         progress.close()
-    console.say(result_lines(trainer, result, out, baseline, enough=enough))
+    console.say(result_lines(trainer, out, baseline, enough=enough))
     return 0
 
 

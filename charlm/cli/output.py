@@ -16,8 +16,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from charlm.errors import CharLMError, quoted
+from charlm.files.atomic import check_writable
 
-__all__ = ["Console", "UsageError", "aligned", "emit", "escaped", "product_and_messages", "writing"]
+__all__ = [
+    "Console",
+    "UsageError",
+    "aligned",
+    "check_output",
+    "emit",
+    "escaped",
+    "product_and_messages",
+    "writing",
+]
 
 
 class UsageError(CharLMError):
@@ -112,6 +122,20 @@ def emit(text: str, *, flush: bool = True) -> None:
     except OSError:
         _discard(sys.stdout)
         raise
+
+
+def check_output(path: str | Path, *, directory: bool = False) -> None:
+    """Refuse a target that cannot be written, before the work whose result goes there.
+
+    Args:
+        path: a file in a directory that exists.
+        directory: it is a directory, which is made where it is missing.
+
+    Raises:
+        CharLMError: it cannot be written.
+    """
+    with writing(path):
+        check_writable(path, directory=directory)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charlm.cli.output import Console, UsageError, emit, writing
+from charlm.cli.output import Console, UsageError, check_output, emit, writing
 from charlm.cli.signals import Signals
 from charlm.errors import InputError, quoted
 from charlm.lm import load
@@ -27,6 +27,7 @@ __all__ = ["run"]
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Draw, write the file, and write its name to standard output."""
     out = _target(args)
+    check_output(out)
     drawn, what = _drawn(args)
     with writing(out):
         save_picture(drawn, out)

@@ -18,7 +18,6 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import quoted
 from charlm.models.gpt import GPT
 from charlm.training.config import MOST_STEPS, TrainerConfig
-from charlm.training.records import TrainResult
 from charlm.training.trainer import Trainer
 
 __all__ = [
@@ -109,16 +108,16 @@ def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
     )
 
 
-def result_lines(trainer: Trainer, result: TrainResult, out: str, baseline: object, *, enough: bool) -> str:
+def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool) -> str:
     """Return what a training came to, and what comes next.
 
     Args:
         trainer: after its run.
-        result: of the run.
         out: its directory.
         baseline: what train.json holds of the n-gram model.
         enough: whether its last step is the last that the text is good for.
     """
+    result = trainer.result()
     why = _REASONS.get(result.reason, "")
     if enough and result.reason == "max_steps":
         why = ", as many as so short a text is good for"
@@ -130,5 +129,6 @@ def result_lines(trainer: Trainer, result: TrainResult, out: str, baseline: obje
         said = [("loss", loss), ("n-gram", compared(baseline, best))]
         said.append(("note", judged(trainer, result, baseline)))
         rows += [(label, value) for label, value in said if value is not None]
-    rows += [("run", out), ("next", f"charlm generate {shlex.quote(out)}")]
+    if result.checkpoint is not None:
+        rows += [("run", out), ("next", f"charlm generate {shlex.quote(out)}")]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")

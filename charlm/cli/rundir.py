@@ -85,6 +85,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """
     if RunDirectory.is_free(path):
         return
+    if not path.is_dir():
+        RunDirectory.refuse_if_taken(path)
     name = quoted(str(path))
     if not overwrite:
         raise RunExistsError(

@@ -14,7 +14,7 @@ from typing import cast
 
 from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError
+from charlm.cli.output import Console, UsageError, check_output
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         settings = repeated.settings()
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
+    check_output(out, directory=True)
     encoded = encode_corpus(args.files, args.tokenizer or "char")
     signals.check()
     if settings.training.compile:
@@ -70,6 +71,7 @@ def _resume(
     _refuse_beside("--resume", args, flags, kept=("max_steps",))
     max_steps = cast("int | None", from_flags(flags).get("max_steps"))
     origin = read_record(Path(args.out))
+    check_output(args.out, directory=True)
     sources = args.files or _found_again(origin)
     _mention_ignored_variables(console, "resumed")
     encoded = encode_corpus(sources, origin.tokenizer)

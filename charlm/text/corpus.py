@@ -17,7 +17,15 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, did_you_mean, quoted
+from charlm.errors import (
+    CorpusError,
+    FileFormatError,
+    InputError,
+    InvalidTextError,
+    did_you_mean,
+    quoted,
+    warn,
+)
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
 from charlm.plain import as_path, as_text
@@ -183,11 +191,10 @@ def _keep(path: Path, data: bytearray) -> None:
         atomic.make_directory(path.parent)
         atomic.write_file(path, data)
     except OSError as error:
-        raise _error(
-            f"{quoted(str(path))} cannot be written: {error.strerror or error}; "
-            "set CHARLM_CACHE_DIR to a folder that can be written",
-            error,
-        ) from error
+        warn(
+            f"the download is not kept: {quoted(str(path))} cannot be written: {error.strerror or error}; "
+            "set CHARLM_CACHE_DIR to a folder that can be written"
+        )
 
 
 def _error(message: str, cause: Exception) -> CorpusError:
