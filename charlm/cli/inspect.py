@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.output import Console, emit, refuse
 from charlm.cli.signals import Signals
 from charlm.errors import quoted
 from charlm.text.corpus import load_corpus
@@ -39,10 +39,10 @@ _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of othe
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Write what was counted, measured and guessed as text or as JSON."""
-    if not 0 < args.minutes < 1e6:
-        raise UsageError(f"--minutes must be above 0, got {args.minutes:g}")
+    problems = [] if 0 < args.minutes < 1e6 else [f"--minutes must be above 0, got {args.minutes:g}"]
     if not 0 <= args.val_fraction < 1:
-        raise UsageError(f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}")
+        problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
+    refuse(problems)
     text = load_corpus(args.files)
     report = inspect_text(text, val_fraction=args.val_fraction)
     if not args.json:

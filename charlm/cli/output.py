@@ -26,12 +26,19 @@ __all__ = [
     "emit",
     "escaped",
     "product_and_messages",
+    "refuse",
     "writing",
 ]
 
 
 class UsageError(CharLMError):
     """The command line itself is wrong; the command ends with the exit code 2."""
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise a UsageError that lists the problems, if there are any."""
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 class Console:

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from charlm import __version__
 from charlm.cli.fields import Field, flag_of, sampling_fields
-from charlm.cli.output import UsageError
+from charlm.cli.output import UsageError, refuse
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_values
 from charlm.errors import nearest
 from charlm.models.config import PresetName
@@ -56,9 +56,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         setattr(args, name, getattr(args, name, False))
     if args.command is None:
         raise UsageError(f"a command is needed: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
-    for word in extra:
-        if word.startswith("-") and word != "-":
-            raise UsageError(_unknown_option(word, commands[args.command]))
+    options = [word for word in extra if word.startswith("-") and word != "-"]
+    refuse([_unknown_option(word, commands[args.command]) for word in options])
     # argparse takes positional words before the first option or behind the last, not both.
     if args.command == "train":
         args.files += extra

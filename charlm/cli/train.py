@@ -14,11 +14,11 @@ from typing import cast
 
 from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError, check_output
+from charlm.cli.output import Console, UsageError, check_output, refuse
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
-from charlm.errors import CorpusError
+from charlm.errors import ConfigError, CorpusError
 from charlm.files.folders import cache_folder
 
 __all__ = ["run"]
@@ -41,15 +41,22 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
         args.device = args.device or repeated.device
         _mention_ignored_variables(console, "repeated")
+    problems = []
     if not args.files:
-        raise UsageError("FILE is needed: the path of a text, - for standard input, or python-docs")
+        problems += ["FILE is needed: the path of a text, - for standard input, or python-docs"]
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
-        raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
-    if repeated is None:
-        settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
-    else:
-        settings = repeated.settings()
+        problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
+    try:
+        if repeated is None:
+            settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
+        else:
+            settings = repeated.settings()
+    except (ConfigError, UsageError) as error:
+        if not problems:
+            raise
+        problems += [str(error)]
+    refuse(problems)
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
     check_output(out, directory=True)
