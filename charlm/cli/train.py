@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -18,7 +19,7 @@ from charlm.cli.output import Console, UsageError, check_output, refuse
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
-from charlm.errors import ConfigError, CorpusError
+from charlm.errors import ConfigError, CorpusError, quoted
 from charlm.files.folders import cache_folder
 
 __all__ = ["run"]
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if args.repeat is not None:
         _refuse_beside("--repeat", args, flags, kept=())
         repeated = read_record(Path(args.repeat))
-        args.files = args.files or _found_again(repeated)
+        args.files = args.files or _found_again(repeated, args)
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
         args.device = args.device or repeated.device
         _mention_ignored_variables(console, "repeated")
@@ -79,7 +80,7 @@ def _resume(
     max_steps = cast("int | None", from_flags(flags).get("max_steps"))
     origin = read_record(Path(args.out))
     check_output(args.out, directory=True)
-    sources = args.files or _found_again(origin)
+    sources = args.files or _found_again(origin, args)
     _mention_ignored_variables(console, "resumed")
     encoded = encode_corpus(sources, origin.tokenizer)
     signals.check()
@@ -128,10 +129,18 @@ def _refuse_beside(
         )
 
 
-def _found_again(origin: Origin) -> list[str]:
-    if "-" in origin.sources:
-        raise UsageError("the run's text came from standard input; give it again, as FILE or -")
-    return list(origin.sources)
+def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
+    """Return where the run's text came from, if it is there still."""
+    lost = [s for s in origin.sources if s == "-" or (Path(s).is_absolute() and not Path(s).exists())]
+    if not lost:
+        return list(origin.sources)
+    came = " and ".join(
+        "standard input" if source == "-" else f"{quoted(source)}, which is not there now" for source in lost
+    )
+    files = ["FILE" if source in lost else source for source in origin.sources]
+    how = ["--resume"] if args.resume else ["--repeat", args.repeat]
+    command = shlex.join(["charlm", "train", *files, *how, "-o", args.out])
+    raise UsageError(f"the run's text came from {came}; give it again: {command}")
 
 
 def _mention_ignored_variables(console: Console, kind: str) -> None:

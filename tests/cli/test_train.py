@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -105,7 +106,29 @@ def test_standard_input_and_bytes(command: Command, run: Path, monkeypatch: pyte
     assert isinstance(charlm.load(run).tokenizer, ByteTokenizer)
     assert record_of(run)["sources"] == ["-"]
     assert command("train", "--resume", "-o", run) == 2
-    assert "the run's text came from standard input; give it again" in command.err
+    assert "came from standard input; give it again: charlm train FILE --resume -o" in command.err
+
+
+def test_a_text_that_has_moved_is_asked_for_with_the_command_that_goes_on(
+    command: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    lost = text.rename("lost.txt").absolute()
+    kept = text_file(tmp_path)
+    assert command.train("lost.txt", kept, "-o", "run", "--max-steps", "2") == 0
+    moved = Path("..", "new place").absolute().resolve()
+    monkeypatch.chdir(tmp_path)
+    Path("old").rename(moved)
+    for option, value in (("--resume", None), ("--repeat", "new place/run")):
+        words = [option] if value is None else [option, value]
+        out = "new place/run" if value is None else "again"
+        assert command("train", *words, "-o", out) == 2
+        (message, _) = command.err.splitlines()
+        told, _, advice = message.partition("; give it again: charlm ")
+        assert told == f"charlm: error: the run's text came from '{lost}', which is not there now"
+        known = [str(moved / "lost.txt") if word == "FILE" else word for word in shlex.split(advice)]
+        assert command(*known) == 0
 
 
 def test_a_text_too_short_for_the_block_says_what_to_do(command: Command, text: Path, run: Path) -> None:
