@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charlm.text.corpus import load_corpus
+from charlm.text.inspection import remarks
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 __all__ = ["Encoded", "encode_corpus"]
@@ -26,18 +27,22 @@ class Encoded:
     """(N,) in the smallest type that holds them."""
     n_chars: int
     """Length of the text."""
+    remarks: Sequence[str]
+    """What a person should know of the text."""
 
 
-def encode_corpus(sources: Sequence[str], kind: str) -> Encoded:
+def encode_corpus(sources: Sequence[str], kind: str, val_fraction: float) -> Encoded:
     """Read texts, make the tokenizer, and encode them.
 
     Args:
         sources: as `load_corpus` takes them.
         kind: of the tokenizer: "char" or "byte".
+        val_fraction: share of the text, at its end, that is kept for validation.
 
     Raises:
         CharLMError: what `load_corpus` and the tokenizer raise.
     """
     text = load_corpus(sources)
     tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(text)
-    return Encoded(kind, tokenizer, tokenizer.encode_array(text), len(text))
+    notes = remarks(text, tokenizer.vocab_size, val_fraction=val_fraction)
+    return Encoded(kind, tokenizer, tokenizer.encode_array(text), len(text), notes)

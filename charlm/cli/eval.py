@@ -23,7 +23,7 @@ from charlm.evaluation.surprisal import Surprisal
 from charlm.files.atomic import write_file
 from charlm.lm import CharLM, load
 from charlm.text.corpus import load_corpus
-from charlm.text.tokenizer import ByteTokenizer
+from charlm.text.tokenizer import ByteTokenizer, unit_of
 
 __all__ = ["run"]
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
     result = lm.evaluate(text) if found is None else found.result
     baseline = _baseline(Path(args.run), text, lm, console)
-    unit = "byte" if isinstance(lm.tokenizer, ByteTokenizer) else "character"
+    unit = unit_of(lm.tokenizer)
     try:
         if found is not None and args.html is not None:
             _write_page(args, text, found, lm)

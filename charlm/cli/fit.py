@@ -42,7 +42,7 @@ from charlm.cli.signals import Signals
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
-from charlm.text.tokenizer import Tokenizer
+from charlm.text.tokenizer import Tokenizer, unit_of
 from charlm.training.budget import steps_within
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
@@ -85,7 +85,7 @@ def begin(
     if timetable is None and training.minutes is not None:
         training = _within_minutes(training, run, training.minutes, began, console)
     most_steps = run.plan.most_steps
-    console.say(steps_line(training, run.train.block_size, most_steps, repeats=repeats))
+    console.say(steps_line(training, run.train, most_steps, repeats=repeats))
     if args.overwrite:
         delete_run(Path(args.out))
 
@@ -196,6 +196,7 @@ def _prepare(
         len(encoded.ids),
         tokenizer.vocab_size,
         val_fraction=val_fraction,
+        unit=unit_of(tokenizer),
         choose=args.preset is None and args.repeat is None,
         on_gpu=not backend.is_host,
     )
@@ -213,6 +214,8 @@ def _prepare(
     torch.manual_seed(plan.training.seed)
     model = GPT(plan.model)
     console.say(text_line(args.files or [], encoded, train, val))
+    for remark in encoded.remarks:
+        console.say(f"note    {remark}")
     console.say(recipe_line(plan))
     console.say(model_line(model))
     console.say(device_line(backend, plan.training))
@@ -223,7 +226,7 @@ def _split(
     encoded: Encoded, block_size: int, val_fraction: float
 ) -> tuple[BlockDataset, BlockDataset | None]:
     try:
-        data = BlockDataset(encoded.ids, block_size)
+        data = BlockDataset(encoded.ids, block_size, unit=unit_of(encoded.tokenizer))
         return data.split(1 - val_fraction) if val_fraction else (data, None)
     except DataError as error:
         raise DataError(

@@ -16,6 +16,7 @@ from charlm.models.gpt import GPT
 from charlm.plotting import plot_attention, plot_bigram, plot_run, save_picture, token_labels
 from charlm.plotting.figures import picture_format
 from charlm.runs.history import read_history
+from charlm.text.tokenizer import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,9 @@ def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
         return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
     lm = load(args.run, device="cpu")
     if args.bigram:
-        return plot_bigram(lm.model, lm.tokenizer), "what the model expects after each character"
+        return plot_bigram(
+            lm.model, lm.tokenizer
+        ), f"what the model expects after each {unit_of(lm.tokenizer)}"
     if not isinstance(lm.model, GPT):
         raise InputError(f"--attention needs a GPT, got a model of the kind {lm.model.kind!r}. Try --bigram.")
     ids = lm.tokenizer.encode(args.attention)

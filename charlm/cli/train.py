@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
     check_output(out, directory=True)
-    encoded = encode_corpus(args.files, args.tokenizer or "char")
+    encoded = encode_corpus(args.files, args.tokenizer or "char", val_fraction)
     signals.check()
     if settings.training.compile:
         _keep_compiled_code()
@@ -82,7 +82,7 @@ def _resume(
     check_output(args.out, directory=True)
     sources = args.files or _found_again(origin, args)
     _mention_ignored_variables(console, "resumed")
-    encoded = encode_corpus(sources, origin.tokenizer)
+    encoded = encode_corpus(sources, origin.tokenizer, origin.val_fraction)
     signals.check()
     training = origin.values.get("training")
     if isinstance(training, dict) and training.get("compile"):

@@ -17,7 +17,7 @@ from charlm.modes import evaluation_mode
 from charlm.plain import int_from
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable, token_labels
-from charlm.text.tokenizer import Tokenizer
+from charlm.text.tokenizer import Tokenizer, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,9 @@ def plot_bigram(
         ax = new_figure(side + 1.6, side + 0.8).subplots()
     ax.tick_params(top=True, labeltop=True, right=True, labelright=True)
     image = _draw(ax, table[np.ix_(ids, ids)], token_labels(tokenizer, ids.tolist()))
-    ax.set_ylabel("character")
-    ax.set_xlabel("next character" + (f" (the {len(ids)} most frequent of {V:,})" if most < V else ""))
+    unit = unit_of(tokenizer)
+    ax.set_ylabel(unit)
+    ax.set_xlabel(f"next {unit}" + (f" (the {len(ids)} most frequent of {V:,})" if most < V else ""))
     _scale(image, ax, "probability")
     return ax
 
