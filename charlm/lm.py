@@ -296,7 +296,8 @@ class CharLM:
 
     def _options(self, max_new_tokens: int, sampling: Sampling) -> tuple[int, SamplingOptions]:
         count = int_from(0, max_new_tokens, "max_new_tokens")
-        return count, SamplingOptions.from_keywords({"overflow": "restart", **sampling})
+        options: Sampling = {"overflow": "restart", **sampling}
+        return count, SamplingOptions.from_keywords(options, beside=["max_new_tokens", "stop", "keep_stop"])
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [
