@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         raise UsageError("--show writes a text and --json an object; give one of them")
     if args.html is not None:
         check_output(args.html)
-    text = load_corpus(args.files)
+    text = load_corpus(args.files, encoding=args.encoding)
     lm = load(args.run, device=args.device)
     found = None
     if args.html is not None or args.show:

@@ -90,7 +90,7 @@ def begin(
         delete_run(Path(args.out))
 
     def on_start(path: Path) -> None:
-        write_record(path, _record(args, encoded.kind, run.plan, training, baseline))
+        write_record(path, _record(args, encoded, run.plan, training, baseline))
         if baseline is not None:
             baseline.save(path, console)
 
@@ -129,6 +129,7 @@ def resume(
         commands = origin.values.get("commands")
         changed = {
             "sources": [lasting(source) for source in sources],
+            "encoding": encoded.encoding,
             "training": trainer.config.to_dict(),
             "moved_end": bool(origin.values.get("moved_end")) or max_steps is not None,
             "versions": _versions(),
@@ -296,13 +297,14 @@ def _within_minutes(
 
 
 def _record(
-    args: argparse.Namespace, kind: str, plan: Plan, training: TrainerConfig, baseline: Baseline | None
+    args: argparse.Namespace, encoded: Encoded, plan: Plan, training: TrainerConfig, baseline: Baseline | None
 ) -> dict[str, object]:
     """Return what train.json keeps."""
     return {
         "sources": [lasting(source) for source in args.files],
+        "encoding": encoded.encoding,
         "val_fraction": plan.val_fraction,
-        "tokenizer": kind,
+        "tokenizer": encoded.kind,
         "preset": plan.preset,
         "device": args.device or "auto",
         "model": plan.model.to_dict(),

@@ -105,5 +105,5 @@ def _prompt(args: argparse.Namespace) -> str:
     if len(given) > 1:
         raise UsageError("-p, --prompt-file and - exclude each other; give one of them")
     if args.prompt_file is not None or args.stdin is not None:
-        return read_text(given[0])
+        return read_text(given[0], encoding=args.encoding)
     return args.prompt or ""

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if not 0 <= args.val_fraction < 1:
         problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
     refuse(problems)
-    text = load_corpus(args.files)
+    text = load_corpus(args.files, encoding=args.encoding)
     report = inspect_text(text, val_fraction=args.val_fraction)
     notes = remarks(text, report.vocab_size, val_fraction=args.val_fraction)
     if not args.json:
@@ -216,6 +216,8 @@ def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
     words = ["charlm", "train", *args.files, "-o", f"runs/{name}", "--minutes", f"{guessed.enough_minutes:g}"]
     if guessed.enough_minutes != args.minutes:
         words += ["--preset", guessed.preset]
+    if args.encoding != "utf-8":
+        words += ["--encoding", args.encoding]
     if args.val_fraction != _VAL_FRACTION:
         words += ["--val-fraction", f"{args.val_fraction:g}"]
     return shlex.join(words)

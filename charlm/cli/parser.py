@@ -176,9 +176,15 @@ def _add_run(to: argparse._ActionsContainer) -> None:
     _add(to, "run", "a run, one of its checkpoints, or a saved model", metavar="RUN")
 
 
-def _add_files(to: argparse._ActionsContainer, nargs: str) -> None:
+def _add_files(to: argparse._ActionsContainer, nargs: str, encoding: str | None = "utf-8") -> None:
     named = "'python-docs' or 'tinyshakespeare' are texts with a name"
-    _add(to, "files", f"texts in UTF-8, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
+    _add(to, "files", f"texts, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
+    _add_encoding(to, "the texts", encoding)
+
+
+def _add_encoding(to: argparse._ActionsContainer, what: str, default: str | None) -> None:
+    text = f"of {what}, a name such as latin-1 or utf-16 (default: utf-8)"
+    _add(to, "--encoding", text, default=default, metavar="E")
 
 
 def _add_json(to: argparse._ActionsContainer, holding: str = "") -> None:
@@ -207,7 +213,7 @@ def _declare_inspect(parser: argparse.ArgumentParser, preset: PresetName) -> Non
 
 
 def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
-    _add_files(parser, "*")
+    _add_files(parser, "*", None)
     _add(parser, "-o --out", "directory of the run, missing or empty", required=True, metavar="RUN")
     text = f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})"
     _add(parser, "--preset", text, choices=_PRESET_NAMES)
@@ -283,6 +289,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     )
     _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
+    _add_encoding(parser, "that file", "utf-8")
     text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"

@@ -34,6 +34,8 @@ class Origin:
 
     sources: Sequence[str]
     """Paths, names of corpora, or "-"."""
+    encoding: str
+    """Of the files among them."""
     val_fraction: float
     """Share of the text, at its end, that is kept for validation."""
     tokenizer: str
@@ -175,6 +177,7 @@ def read_record(path: Path) -> Origin:
     model = strict_json.take(values, "model", dict, path=where)
     return Origin(
         sources=sources,
+        encoding=strict_json.take({"encoding": "utf-8", **values}, "encoding", str, path=where),
         val_fraction=strict_json.take(values, "val_fraction", float, path=where),
         tokenizer=strict_json.take(values, "tokenizer", str, path=where),
         block_size=strict_json.take(model, "block_size", int, path=where),

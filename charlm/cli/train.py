@@ -41,6 +41,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         args.files = args.files or _found_again(repeated, args)
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
         args.device = args.device or repeated.device
+        args.encoding = args.encoding or repeated.encoding
         _mention_ignored_variables(console, "repeated")
     problems = []
     if not args.files:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
     check_output(out, directory=True)
-    encoded = encode_corpus(args.files, args.tokenizer or "char", val_fraction)
+    encoded = encode_corpus(args.files, args.encoding or "utf-8", args.tokenizer or "char", val_fraction)
     signals.check()
     if settings.training.compile:
         _keep_compiled_code()
@@ -82,7 +83,7 @@ def _resume(
     check_output(args.out, directory=True)
     sources = args.files or _found_again(origin, args)
     _mention_ignored_variables(console, "resumed")
-    encoded = encode_corpus(sources, origin.tokenizer, origin.val_fraction)
+    encoded = encode_corpus(sources, args.encoding or origin.encoding, origin.tokenizer, origin.val_fraction)
     signals.check()
     training = origin.values.get("training")
     if isinstance(training, dict) and training.get("compile"):

@@ -70,7 +70,7 @@ def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
         raise InputError(f"encoding must be a text encoding of Python, got {quoted(encoding, 40)}") from error
 
 
-def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
+def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "utf-8") -> str:
     """Return the text of a file, of a corpus with a name, or of several.
 
     The names are `python-docs`, Python's own documentation (`pydoc_data.topics`, which differs between
@@ -81,14 +81,15 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
         source: a path, "-" for standard input, or a name; or several of these, whose texts are joined with
             nothing in between, as `cat` does. A string is a name only where no file is called so; a `Path`
             never is.
+        encoding: of the files, as in `read_text`.
 
     Returns:
         The text, which may be empty.
 
     Raises:
         CorpusError: there is no such file or corpus, or it cannot be read or downloaded.
-        InvalidTextError: a file is not valid UTF-8.
-        InputError: `source` is none of these.
+        InvalidTextError: a file is not valid in the encoding.
+        InputError: `source` is none of these, or there is no such encoding.
 
     Example:
         >>> text = load_corpus("python-docs")
@@ -100,14 +101,14 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
         raise InputError(f"source must be a path, a name or a list of these, got {type(source).__name__}")
     if not sources:
         raise InputError("source must name at least one file or corpus, got an empty list")
-    return "".join(_one_corpus(as_text(one) or one) for one in sources)
+    return "".join(_one_corpus(as_text(one) or one, encoding) for one in sources)
 
 
-def _one_corpus(source: str | Path) -> str:
+def _one_corpus(source: str | Path, encoding: str) -> str:
     if isinstance(source, str) and source in _NAMES and not as_path(source).is_file():
         return _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[source])
     try:
-        return read_text(source)
+        return read_text(source, encoding=encoding)
     except CorpusError as error:
         if error.errno != errno.ENOENT or isinstance(source, Path):
             raise
@@ -143,12 +144,12 @@ def _decompressed(data: bytes, name: str, *, gzip_wanted: bool) -> bytes:
 def _invalid(data: bytes, error: UnicodeDecodeError, name: str, encoding: str) -> InvalidTextError:
     offset = error.start + len(data) - len(error.object)  # utf-8-sig counts from behind the byte order mark
     line = data.count(b"\n", 0, offset) + 1
-    advice, actual = "convert it to UTF-8", "..."
+    advice = "convert it to UTF-8, or say what it is, such as latin-1"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        advice, actual = "it looks like UTF-16: convert it with iconv -f UTF-16 -t UTF-8", '"utf-16"'
+        advice = "it looks like UTF-16: convert it to UTF-8, or say so, utf-16"
     return InvalidTextError(
         f"{name} must be valid {encoding}, got byte 0x{data[offset]:02x} at offset {offset} (line {line}), "
-        f"{error.reason}; {advice}, or read it with charlm.text.corpus.read_text(path, encoding={actual})",
+        f"{error.reason}; {advice}: encoding=... in Python, --encoding of the command",
         offset=offset,
     )
 

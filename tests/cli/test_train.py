@@ -133,6 +133,39 @@ def test_a_text_that_has_moved_is_asked_for_with_the_command_that_goes_on(
         assert command(*known) == 0
 
 
+def test_a_text_of_another_encoding_is_read_by_every_command_and_again(
+    command: Command, tmp_path: Path, run: Path
+) -> None:
+    text = tmp_path / "latin.txt"
+    text.write_bytes(TEXT.replace("wall", "Mäuerchen").encode("latin-1"))
+    assert command.train(text, "-o", run) == 1
+    assert "such as latin-1: encoding=... in Python, --encoding of the command" in command.err
+    given = ("--encoding", "latin-1")
+    assert command.train(text, "-o", run, *given) == 0
+    assert record_of(run)["encoding"] == "latin-1"
+    assert "ä" in charlm.load(run).tokenizer.vocab  # type: ignore[attr-defined]  # a CharTokenizer
+    assert command("train", "--repeat", run, "-o", tmp_path / "again") == 0
+    assert command("train", "--resume", "-o", tmp_path / "again", "--max-steps", "22") == 0
+    reading: list[list[str | Path]] = [
+        ["eval", run, text],
+        ["generate", run, "-n", "1", "--prompt-file", text],
+    ]
+    for words in reading:
+        assert command(*words) == 1
+        assert command(*words, *given) == 0
+    assert command("inspect", text, *given, "--json") == 0
+    assert json.loads(command.out)["command"].endswith("--encoding latin-1")
+    text.write_bytes(text.read_bytes().decode("latin-1").encode())  # since then it was converted
+    assert command("train", "--resume", "-o", run, "--max-steps", "22", "--encoding", "utf-8") == 0
+    assert record_of(run)["encoding"] == "utf-8"
+    assert command("eval", run, text, "--encoding", "klingon") == 1
+    assert "encoding must be a text encoding of Python, got 'klingon'" in command.err
+    values = record_of(run)
+    del values["encoding"]  # as an earlier charlm wrote it
+    (run / "train.json").write_text(json.dumps(values))
+    assert command("train", "--resume", "-o", run, "--max-steps", "24") == 0
+
+
 def test_bytes_are_called_bytes(command: Command, tmp_path: Path, run: Path) -> None:
     """By all that is said of a training on them, also before it and after it."""
     text = text_file(tmp_path, TEXT.replace("wall", "Mäuerchen") + TEXT)

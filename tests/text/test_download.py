@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -140,6 +141,9 @@ def test_without_a_network_the_system_s_reason_is_kept(cache: Path, monkeypatch:
         with pytest.raises(CorpusError, match="Connection refused") as caught:
             load_corpus("tinyshakespeare")
     assert caught.value.errno == errno.ECONNREFUSED
+    assert (
+        "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
+    )  # none of what lies below
     assert held(cache) == []
 
 
