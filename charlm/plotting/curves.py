@@ -158,7 +158,8 @@ def plot_run(history: RunHistory) -> Figure:
     plot_learning_rate(history, ax=panels["rate"]).set_xlabel("")
     plot_speed(history, ax=panels["speed"])
     title = figure.suptitle(history.name)
-    title.set(text=readable([history.name], title.get_fontproperties(), spaces=False)[0], parse_math=False)
+    names, families = readable([history.name], title.get_fontproperties(), spaces=False)
+    title.set(text=names[0], family=families, parse_math=False)
     return figure
 
 

@@ -170,10 +170,12 @@ def _draw(
     points = min(box.width, box.height) / ax.figure.dpi * _POINTS_PER_INCH / len(table)  # of a row
     every = math.ceil(_SMALLEST_LABEL / points)
     size = min(_LARGEST_LABEL, 0.75 * points * every)
-    texts = readable(labels, ax.title.get_fontproperties())
+    texts, families = readable(labels, ax.title.get_fontproperties())
     for axis, wanted in ((ax.yaxis, down), (ax.xaxis, across)):
         shown_at = range(0, len(table), every) if wanted else range(0)
-        axis.set_ticks(shown_at, [texts[i] for i in shown_at], fontsize=size, parse_math=False)
+        axis.set_ticks(
+            shown_at, [texts[i] for i in shown_at], fontsize=size, family=families, parse_math=False
+        )
     for label in ax.get_xticklabels():
         label.set_rotation(90 if len(label.get_text()) > 2 else 0)
     ax.tick_params(length=0)
