@@ -2,13 +2,20 @@
 
 The public names load when they are first used (PEP 562), so `import charlm` is quick and brings no
 torch until a name needs it. `charlm.__all__` lists them; the rest lives under `charlm.training`,
-`charlm.evaluation`, `charlm.generation`, `charlm.plotting`, `charlm.errors` and `charlm.testing`.
+`charlm.evaluation`, `charlm.generation`, `charlm.plotting`, `charlm.errors` and `charlm.testing`, which load
+in the same way.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from charlm import errors as errors
+    from charlm import evaluation as evaluation
+    from charlm import generation as generation
+    from charlm import plotting as plotting
+    from charlm import testing as testing
+    from charlm import training as training
     from charlm.backends.base import DeviceBackend as DeviceBackend
     from charlm.backends.registry import get_backend as get_backend
     from charlm.backends.registry import register_backend as register_backend
@@ -55,6 +62,8 @@ _HOMES = {
     "register_backend": "charlm.backends.registry",
 }
 
+_MODULES = ("errors", "evaluation", "generation", "plotting", "testing", "training")
+
 __all__ = [
     "GPT",
     "BigramLM",
@@ -81,6 +90,8 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(f"charlm.{name}")
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module 'charlm' has no attribute {name!r}")
@@ -90,4 +101,4 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

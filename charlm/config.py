@@ -69,9 +69,9 @@ class Config:
 
     def __new__(cls, **fields: Any) -> Self:
         """Check all that is given before the dataclass's own constructor sees it."""
-        problems = [*_unknown_fields(cls, fields), *_bad_values(cls, fields)]
+        problems = _problems(cls, fields, whole=True)
         if problems:
-            raise _config_error(cls, problems)
+            raise _config_error(cls, [*problems, *_missing(cls, fields)])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -83,12 +83,16 @@ class Config:
                 object.__setattr__(self, name, value)
             else:  # only a default can still be wrong here
                 problems.append(f"{name} must be {problem}, got {shown(given)}")
-        problems = problems or list(self._conflicts())
         if problems:
             raise _config_error(type(self), problems)
 
-    def _conflicts(self) -> Iterator[str]:
-        """Yield a sentence for each pair of fields that do not go together. For subclasses."""
+    @classmethod
+    def _conflicts(cls, right: Mapping[str, Any]) -> Iterator[str]:
+        """Yield a sentence for each pair of fields that do not go together. For subclasses.
+
+        Args:
+            right: the fields whose own values are right; others may be wrong or missing.
+        """
         yield from ()
 
     @classmethod
@@ -110,19 +114,16 @@ class Config:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{cls.__name__}: the fields must be a mapping, got {type(values).__name__}")
-        missing = [
-            f"{field.name} is missing"
-            for field in dataclasses.fields(cls)
-            if field.name not in values and field.default is dataclasses.MISSING
-        ]
-        problems = [*_unknown_fields(cls, values), *missing, *_bad_values(cls, values)]
+        problems = [*_problems(cls, values, whole=True), *_missing(cls, values)]
         if problems:
             raise _config_error(cls, problems)
         return cls(**values)
 
     @classmethod
     def check(cls, values: Mapping[str, object]) -> list[str]:
-        """Return a sentence for each unknown name and bad value; what is missing is not looked at.
+        """Return a sentence for each unknown name, bad value and pair that does not go together.
+
+        What is missing is not looked at.
 
         Args:
             values: fields by name.
@@ -132,7 +133,7 @@ class Config:
             >>> GPTConfig.check({"n_layer": 0})
             ['n_layer must be an int at least 1 and at most 256, got 0']
         """
-        return [*_unknown_fields(cls, values), *_bad_values(cls, values)]
+        return _problems(cls, values, whole=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, in order, as values that JSON has (tuples as lists)."""
@@ -181,12 +182,28 @@ def _unknown_fields(cls: type[Config], values: Mapping[str, object]) -> Iterator
         yield f"{len(unknown) - _MOST_UNKNOWN} more unknown fields"
 
 
-def _bad_values(cls: type[Config], values: Mapping[str, object]) -> Iterator[str]:
+def _problems(cls: type[Config], values: Mapping[str, object], *, whole: bool) -> list[str]:
+    """Return all that is wrong with fields; if they are to be the whole config, the defaults count, too."""
+    bad: list[str] = []
+    right: dict[str, Any] = {}
+    looked_at = {**_defaults(cls), **values} if whole else values
     for name, hint in _hints(cls).items():
-        if name in values:
-            _, problem = _checked(hint, values[name])
-            if problem is not None:
-                yield f"{name} must be {problem}, got {shown(values[name])}"
+        if name in looked_at:
+            kept, problem = _checked(hint, looked_at[name])
+            if problem is None:
+                right[name] = kept
+            elif name in values:
+                bad.append(f"{name} must be {problem}, got {shown(values[name])}")
+    return [*_unknown_fields(cls, values), *bad, *cls._conflicts(right)]
+
+
+def _missing(cls: type[Config], values: Mapping[str, object]) -> list[str]:
+    return [f"{name} is missing" for name in _hints(cls) if name not in {**_defaults(cls), **values}]
+
+
+def _defaults(cls: type[Config]) -> dict[str, object]:
+    fields = dataclasses.fields(cls)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
 
 def _checked(hint: Any, value: Any) -> tuple[Any, str | None]:

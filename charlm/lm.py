@@ -33,7 +33,7 @@ from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
 from charlm.runs.choosing import best_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.text.streaming import StreamDecoder, start_ids
-from charlm.text.tokenizer import ByteTokenizer, Tokenizer
+from charlm.text.tokenizer import ByteTokenizer, Tokenizer, unit_of
 
 __all__ = ["CharLM", "load"]
 
@@ -280,7 +280,8 @@ class CharLM:
         """Return a text in the windows in which it is evaluated."""
         ids = self.tokenizer.encode_array(text)
         if len(ids) < 2:
-            raise DataError(f"the text must have at least two characters to predict one, got {len(ids)}")
+            unit = unit_of(self.tokenizer)
+            raise DataError(f"the text must have at least two {unit}s to predict one, got {len(ids)}")
         if block_size is None:
             block_size = self.model.block_size or _UNLIMITED_BLOCK
         return BlockDataset(ids, min(int_from(1, block_size, "block_size"), len(ids) - 1))
@@ -297,7 +298,8 @@ class CharLM:
 
     def _options(self, max_new_tokens: int, sampling: Sampling) -> tuple[int, SamplingOptions]:
         count = int_from(0, max_new_tokens, "max_new_tokens")
-        return count, SamplingOptions.from_keywords({"overflow": "restart", **sampling})
+        options: Sampling = {"overflow": "restart", **sampling}
+        return count, SamplingOptions.from_keywords(options, beside=["max_new_tokens", "stop", "keep_stop"])
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [

@@ -23,6 +23,14 @@ from charlm.errors import CharLMError, NotEnoughMemoryError, UnknownCharacterErr
 __all__ = ["main"]
 
 
+_LEAST_ADDRESSES = 1_000_000_000  # bytes: with 0.85 GB and less torch was seen to abort
+# As torch, the system's loader and its threads say it.
+_OUT_OF_MEMORY = (
+    *("allocate memory", "enough memory", "out of memory", "bad_alloc", "failed to map segment"),
+    *("can't start new thread", "Resource temporarily unavailable"),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
@@ -70,6 +78,7 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
         emit("")
         return 0
     console.quiet, console.verbose = args.quiet, args.verbose
+    _check_address_space()
     from charlm.cli.threads import sharing_cores  # noqa: PLC0415 - help does without
 
     with sharing_cores():
@@ -81,6 +90,20 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
     return code
 
 
+def _check_address_space() -> None:
+    """Refuse a limit within which torch, while it is loaded, would end the process without a word."""
+    try:
+        import resource  # noqa: PLC0415 - Windows has none
+    except ImportError:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < _LEAST_ADDRESSES:
+        raise CharLMError(
+            f"PyTorch takes about 1 GB of memory, but a process may have only {limit / 1e9:.2f} GB here; "
+            "raise the limit (ulimit -v)"
+        )
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, UnknownCharacterError):
         return f"{error} (when training: --tokenizer byte)"
@@ -88,10 +111,15 @@ def _message(error: Exception) -> str:
         return f"{error} (as flags: --batch-size, --accumulate, --block-size, --n-embd, --n-layer)"
     if isinstance(error, CharLMError):
         return str(error)
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return (
+            "the memory does not suffice. Free some of it, raise its limit (ulimit -v), or use a smaller "
+            "batch, model or text (--debug shows where)"
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename!r}" if error.filename is not None else ""
         return f"{error.strerror}{where}"
-    text = " ".join(str(error).split())[:500]
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 

@@ -7,6 +7,7 @@ number, so the training itself does not change by one bit.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from charlm.errors import CharLMError
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.lm import CharLM
 from charlm.models.ngram import NGramLM
-from charlm.text.tokenizer import Tokenizer
+from charlm.text.tokenizer import Tokenizer, Unit
 
 __all__ = [
     "BASELINE_FOLDER",
+    "BITS",
     "Baseline",
     "Counted",
     "compared",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 BASELINE_FOLDER = "ngram"
+BITS: Mapping[Unit, str] = {"character": "bits/char", "byte": "bits/byte"}
+"""How a loss in bits is written."""
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
 _LEAST_SCORED = 20_000  # characters
@@ -121,9 +125,10 @@ def score_baseline(
         most = max(_MOST_SCORED // tokenizer.vocab_size, _LEAST_SCORED, val.block_size + 1)
         result = evaluate(counted.model, val, max_chars=most if eval_chars is None else eval_chars)
         entropy = entropy_nats(val)
-        loss = f": {result.loss_nats:.4f} nats ({result.bits_per_char:.4f} bits/char){scored_part(result)}"
+        loss = f": {result.loss_nats:.4f} nats ({result.bits_per_char:.4f} {BITS[val.unit]})"
+        loss += scored_part(result, val.unit)
     seconds = counted.seconds + time.perf_counter() - began
-    part = "" if counted.chars == len(train.ids) else f" from the last {counted.chars:,} characters"
+    part = "" if counted.chars == len(train.ids) else f" from the last {counted.chars:,} {train.unit}s"
     line = f"n-gram  baseline of order {counted.model.order}, counted{part} in {seconds:.1f} s{loss}"
     left_out = 0 if result is None else result.n_left_out
     scored = 0 if result is None or val is None else result.n_chars if left_out else len(val.ids)
@@ -167,14 +172,14 @@ def entropy_nats(data: BlockDataset) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def scored_part(result: EvalResult) -> str:
+def scored_part(result: EvalResult, unit: Unit) -> str:
     """Return on how much of a text a loss was measured, in words; empty: on all of it."""
     if not result.n_left_out:
         return ""
-    return f" on {result.n_chars:,} of {result.n_chars + result.n_left_out:,} characters"
+    return f" on {result.n_chars:,} of {result.n_chars + result.n_left_out:,} {unit}s"
 
 
-def compared(values: object, result: EvalResult) -> str | None:
+def compared(values: object, result: EvalResult, unit: Unit) -> str | None:
     """Return whether a model with this result beats the baseline of train.json, if there is one."""
     known: dict[str, Any] = values if isinstance(values, dict) else {}
     baseline = known.get("loss_nats")
@@ -184,4 +189,4 @@ def compared(values: object, result: EvalResult) -> str | None:
     verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"not beaten, {-ahead:.4f} better than the model"
     scored = known.get("scored")
     others = isinstance(scored, int) and abs(scored - result.n_chars) > 1
-    return f"baseline {baseline:.4f} nats{f' on {scored:,} characters' if others else ''}, {verdict}"
+    return f"baseline {baseline:.4f} nats{f' on {scored:,} {unit}s' if others else ''}, {verdict}"

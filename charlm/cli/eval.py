@@ -14,7 +14,7 @@ import numpy as np
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
-from charlm.cli.output import Console, UsageError, aligned, emit, writing
+from charlm.cli.output import Console, UsageError, aligned, check_output, emit, writing
 from charlm.cli.signals import Signals
 from charlm.errors import CharLMError, quoted
 from charlm.evaluation.evaluate import EvalResult
@@ -23,7 +23,7 @@ from charlm.evaluation.surprisal import Surprisal
 from charlm.files.atomic import write_file
 from charlm.lm import CharLM, load
 from charlm.text.corpus import load_corpus
-from charlm.text.tokenizer import ByteTokenizer
+from charlm.text.tokenizer import ByteTokenizer, unit_of
 
 __all__ = ["run"]
 
@@ -36,32 +36,34 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         raise UsageError(f"--html must name a file that ends in .html, got {quoted(args.html)}")
     if args.show and args.json:
         raise UsageError("--show writes a text and --json an object; give one of them")
-    text = load_corpus(args.files)
+    if args.html is not None:
+        check_output(args.html)
+    text = load_corpus(args.files, encoding=args.encoding)
     lm = load(args.run, device=args.device)
+    found = None
     if args.html is not None or args.show:
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
-        result = found.result
-        _show(args, text, found, lm, console)
-    else:
-        result = lm.evaluate(text)
+    result = lm.evaluate(text) if found is None else found.result
     baseline = _baseline(Path(args.run), text, lm, console)
-    unit = "byte" if isinstance(lm.tokenizer, ByteTokenizer) else "character"
-    emit(_json(result, baseline, unit) if args.json else _table(result, baseline, unit))
+    unit = unit_of(lm.tokenizer)
+    try:
+        if found is not None and args.html is not None:
+            _write_page(args, text, found, lm)
+            console.say(f"page    {args.html}")
+    finally:  # what was computed is told, whatever became of the page
+        if found is not None and args.show:
+            for line in _shown(text, found, lm):
+                emit(line, flush=False, painted=True)
+            emit("\n")
+        emit(_json(result, baseline, unit) if args.json else _table(result, baseline, unit))
     return 0
 
 
-def _show(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM, console: Console) -> None:
-    """Write the page, and the text with its surprisal to standard output, as far as each is asked for."""
-    if args.html is not None:
-        title = f"{Path(args.run).name} reads {', '.join(Path(file).name for file in args.files)}"
-        page = surprisal_page(text, found, lm.tokenizer, title=title)
-        with writing(args.html):
-            write_file(Path(args.html), page.encode())
-        console.say(f"page    {args.html}")
-    if args.show:
-        for line in _shown(text, found, lm):
-            emit(line, flush=False, painted=True)
-        emit("\n")
+def _write_page(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM) -> None:
+    title = f"{Path(args.run).name} reads {', '.join(Path(file).name for file in args.files)}"
+    page = surprisal_page(text, found, lm.tokenizer, title=title)
+    with writing(args.html):
+        write_file(Path(args.html), page.encode())
 
 
 def _json(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:

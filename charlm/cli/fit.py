@@ -40,9 +40,9 @@ from charlm.cli.rundir import Origin, delete_run, lasting, write_record
 from charlm.cli.settings import Settings
 from charlm.cli.signals import Signals
 from charlm.data.blocks import BlockDataset
-from charlm.errors import DataError, TrainingInterrupted
+from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
-from charlm.text.tokenizer import Tokenizer
+from charlm.text.tokenizer import Tokenizer, unit_of
 from charlm.training.budget import steps_within
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
@@ -99,12 +99,12 @@ def begin(
     if timetable is None and training.minutes is not None:
         training = _within_minutes(training, run, training.minutes, began, console)
     most_steps = run.plan.most_steps
-    console.say(steps_line(training, run.train.block_size, most_steps, repeats=repeats))
+    console.say(steps_line(training, run.train, most_steps, repeats=repeats))
     if args.overwrite:
         delete_run(Path(args.out))
 
     def on_start(path: Path) -> None:
-        write_record(path, _record(args, encoded.kind, run, training, baseline))
+        write_record(path, _record(args, encoded, run, training, baseline))
         if baseline is not None:
             baseline.save(path, console)
 
@@ -143,6 +143,7 @@ def resume(
         commands = origin.values.get("commands")
         changed = {
             "sources": [lasting(source) for source in sources],
+            "encoding": encoded.encoding,
             "training": trainer.config.to_dict(),
             "moved_end": bool(origin.values.get("moved_end")) or max_steps is not None,
             "versions": _versions(),
@@ -184,14 +185,19 @@ def _fit(
     """Train, say what came, and return the exit code."""
     trainer.seconds += time.perf_counter() - began  # what came before the first step is part of the minutes
     try:
-        result = trainer.fit()
+        trainer.fit()
     except TrainingInterrupted as stopped:
         progress.close()
         console.complain(stopped_lines(trainer, stopped.step, out))
         return signals.exit_code
+    except CheckpointWriteError:  # what the run came to is told all the same
+        progress.close()
+        if trainer.step:
+            console.say(result_lines(trainer, out, baseline, enough=enough))
+        raise
     finally:
         progress.close()
-    console.say(result_lines(trainer, result, out, baseline, enough=enough))
+    console.say(result_lines(trainer, out, baseline, enough=enough))
     return 0
 
 
@@ -212,6 +218,7 @@ def _prepare(
         len(encoded.ids),
         tokenizer.vocab_size,
         val_fraction=val_fraction,
+        unit=unit_of(tokenizer),
         choose=args.preset is None and not kept,
         on_gpu=not backend.is_host,
     )
@@ -229,6 +236,8 @@ def _prepare(
     torch.manual_seed(plan.training.seed)
     model = GPT(plan.model)
     console.say(text_line(args.files or [], encoded, train, val))
+    for remark in encoded.remarks:
+        console.say(f"note    {remark}")
     console.say(recipe_line(plan))
     console.say(model_line(model))
     console.say(device_line(backend, plan.training))
@@ -307,14 +316,19 @@ def _within_minutes(
 
 
 def _record(
-    args: argparse.Namespace, kind: str, run: _Prepared, training: TrainerConfig, baseline: Baseline | None
+    args: argparse.Namespace,
+    encoded: Encoded,
+    run: _Prepared,
+    training: TrainerConfig,
+    baseline: Baseline | None,
 ) -> dict[str, object]:
     """Return what train.json keeps."""
     return {
         "sources": [lasting(source) for source in args.files],
+        "encoding": encoded.encoding,
         "val_fraction": run.plan.val_fraction,
         "train_ids": len(run.train.ids),
-        "tokenizer": kind,
+        "tokenizer": encoded.kind,
         "preset": run.plan.preset,
         "device": args.device or "auto",
         "model": run.plan.model.to_dict(),

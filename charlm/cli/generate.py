@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
-from charlm.cli.output import Console, UsageError, emit
+from charlm.cli.output import Console, UsageError, emit, refuse
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, InputError
 from charlm.generation.options import Sampling, SamplingOptions
@@ -84,15 +84,17 @@ def _checked(args: argparse.Namespace, stop: list[str]) -> Sampling:
         "min_p": args.min_p,
         "overflow": args.overflow,
     }
+    problems = []
     if args.max_new_tokens < 0:
-        raise UsageError(f"--max-new-tokens must be 0 or more, got {args.max_new_tokens}")
+        problems += [f"--max-new-tokens must be 0 or more, got {args.max_new_tokens}"]
     if args.num_samples < 1:
-        raise UsageError(f"--num-samples must be 1 or more, got {args.num_samples}")
-    try:
-        SamplingOptions(**{**sampling, "seed": args.seed})
-        StopMatcher(stop)
-    except InputError as error:
-        raise UsageError(str(error)) from error
+        problems += [f"--num-samples must be 1 or more, got {args.num_samples}"]
+    for check in (lambda: SamplingOptions(**{**sampling, "seed": args.seed}), lambda: StopMatcher(stop)):
+        try:
+            check()
+        except InputError as error:
+            problems += [str(error)]
+    refuse(problems)
     return sampling
 
 
@@ -103,5 +105,5 @@ def _prompt(args: argparse.Namespace) -> str:
     if len(given) > 1:
         raise UsageError("-p, --prompt-file and - exclude each other; give one of them")
     if args.prompt_file is not None or args.stdin is not None:
-        return read_text(given[0])
+        return read_text(given[0], encoding=args.encoding)
     return args.prompt or ""

@@ -39,7 +39,7 @@ from charlm.runs.checkpoint import (
 )
 from charlm.runs.choosing import best_of
 from charlm.runs.directory import RunDirectory
-from charlm.text.tokenizer import CharTokenizer
+from charlm.text.tokenizer import CharTokenizer, unit_of
 from charlm.training.config import ABSENT
 
 __all__ = ["run"]
@@ -259,7 +259,7 @@ def _model_files(path: Path) -> tuple[_Model, _Tokenizer | None]:
         return model, None
     read = build_tokenizer(files, path)
     vocab = "".join(read.vocab) if isinstance(read, CharTokenizer) else None
-    return model, _Tokenizer("byte" if vocab is None else "character", read.vocab_size, vocab)
+    return model, _Tokenizer(unit_of(read), read.vocab_size, vocab)
 
 
 def _training(path: Path) -> _Training:
@@ -275,7 +275,7 @@ def _training(path: Path) -> _Training:
     if isinstance(best, dict) and "n_left_out" in best:
         left_out = strict_json.take(best, "n_left_out", int, path=where)
         scored = strict_json.take(best, "n_chars", int, path=where)
-        part = f", losses on {scored:,} of {scored + left_out:,} characters" if left_out else ""
+        part = f", losses on {scored:,} of {scored + left_out:,}" if left_out else ""
     return _Training(
         step=strict_json.take(state, "step", int, path=where),
         chars_seen=strict_json.take(state, "chars_seen", int, path=where),
@@ -299,34 +299,35 @@ def _text(found: _Found) -> str:
     """Return all that was found as lines to read."""
     lines = [f"{found.kind}: {found.path}\n"]
     model, tokenizer, training = found.model, found.tokenizer, found.training
+    unit = "character" if tokenizer is None else tokenizer.kind
     if model is not None:
         per_char = model.flops_per_char
-        flops = "" if per_char is None else f", {per_char:,} FLOPs per character"
+        flops = "" if per_char is None else f", {per_char:,} FLOPs per {unit}"
         lines.append(f"\nmodel: {model.kind}, {model.parameters:,} parameters{flops}\n")
         lines.append(_settings(model.settings))
     if tokenizer is not None:
         vocab = "" if tokenizer.vocab is None else f": {quoted(tokenizer.vocab, 80)}"
         lines.append(f"\ntokenizer: {tokenizer.kind}, vocabulary {tokenizer.vocab_size:,}{vocab}\n")
     if training is not None:
-        done = f"{training.step:,}{training.length}, {training.chars_seen:,} characters"
+        done = f"{training.step:,}{training.length}, {training.chars_seen:,} {unit}s"
         lines.append(f"\ntraining: {done}, {clock(training.seconds)}\n")
         lines.append(_settings(training.settings))
     if found.baseline is not None:
-        lines.append(f"\nbaseline: {_baseline_line(found.baseline)}\n")
+        lines.append(f"\nbaseline: {_baseline_line(found.baseline, unit)}\n")
     if found.checkpoints is not None:
-        part = "" if training is None else training.part
+        part = f"{training.part} {unit}s" if training is not None and training.part else ""
         lines.append(f"\ncheckpoints: {len(found.checkpoints)}{part}\n")
         lines.append(aligned(map(_checkpoint_row, found.checkpoints), indent="  "))
     return "".join(lines)
 
 
-def _baseline_line(baseline: _Baseline) -> str:
+def _baseline_line(baseline: _Baseline, unit: str) -> str:
     settings, loss = baseline.settings, baseline.loss_nats
     if baseline.damaged or settings is None:
         return "an n-gram model, damaged"
     val = "" if loss is None else f", val loss {loss:.4f}"
     if val and baseline.part is not None:
-        val += " on {:,} of {:,} characters".format(*baseline.part)
+        val += f" on {baseline.part[0]:,} of {baseline.part[1]:,} {unit}s"
     return f"n-gram model of order {settings.get('order')}, {settings.get('n_ngrams', 0):,} n-grams{val}"
 
 

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.cli.output import Console, UsageError, as_word, emit
+from charlm.cli.output import Console, as_word, emit, refuse
 from charlm.cli.signals import Signals
 from charlm.errors import quoted
 from charlm.text.corpus import load_corpus
-from charlm.text.inspection import RARE_BELOW, SHARED_WIDTH, TextReport, inspect_text
+from charlm.text.inspection import RARE_BELOW, SHARED_WIDTH, TextReport, inspect_text, remarks
 
 if TYPE_CHECKING:
     from charlm.cli.guess import Guess
@@ -39,14 +39,15 @@ _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of othe
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Write what was counted, measured and guessed as text or as JSON."""
-    if not 0 < args.minutes < 1e6:
-        raise UsageError(f"--minutes must be above 0, got {args.minutes:g}")
+    problems = [] if 0 < args.minutes < 1e6 else [f"--minutes must be above 0, got {args.minutes:g}"]
     if not 0 <= args.val_fraction < 1:
-        raise UsageError(f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}")
-    text = load_corpus(args.files)
+        problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
+    refuse(problems)
+    text = load_corpus(args.files, encoding=args.encoding)
     report = inspect_text(text, val_fraction=args.val_fraction)
+    notes = remarks(text, report.vocab_size, val_fraction=args.val_fraction)
     if not args.json:
-        _write(_counted(args.files, report))
+        _write(_counted(args.files, report, notes))
     signals.check()
     guessed = None
     if report.train_chars >= 2 and (report.val_chars >= 2 or not args.val_fraction):
@@ -56,7 +57,12 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         guessed = guess(text, val_fraction=args.val_fraction, minutes=args.minutes, began=began)
     command = None if guessed is None else _command(args, guessed)
     if args.json:
-        emit(json.dumps({**_counted_values(report), **_guessed_values(guessed), "command": command}) + "\n")
+        emit(
+            json.dumps(
+                {**_counted_values(report), "notes": notes, **_guessed_values(guessed), "command": command}
+            )
+            + "\n"
+        )
     elif guessed is None:
         _write([("training", _too_short(report))])
     else:
@@ -68,13 +74,11 @@ def _write(rows: Iterable[tuple[str, str]]) -> None:
     emit("".join(f"{label:<10}  {value}\n" for label, value in rows))
 
 
-def _counted(files: Sequence[str], report: TextReport) -> Iterator[tuple[str, str]]:
+def _counted(files: Sequence[str], report: TextReport, notes: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the lines about the text itself, each with its label."""
     names = ", ".join("standard input" if name == "-" else name for name in files[:3])
     yield "text", names + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     yield "characters", f"{report.n_chars:,} in {report.n_lines:,} lines; {report.n_bytes:,} bytes of UTF-8"
-    if report.has_bom:
-        yield "", "the first is a byte order mark, which is learnt like any other character"
     yield "line ends", _line_ends(report)
     yield "vocabulary", f"{report.vocab_size:,} characters: {quoted(''.join(report.counts), 70)}"
     yield "rare", f"fewer than {RARE_BELOW} times: {_listed(report.rare)}"
@@ -97,6 +101,8 @@ def _counted(files: Sequence[str], report: TextReport) -> Iterator[tuple[str, st
         lines = f"at line {here:,} and at line {there:,},"
         yield "", f"the longest: {len(report.longest_shared):,} characters {lines}"
         yield "", quoted(report.longest_shared, _EXCERPT[0])
+    for remark in notes:
+        yield "note", remark
 
 
 def _shared(report: TextReport) -> str:
@@ -210,6 +216,8 @@ def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
     words = ["-o", f"runs/{name}", "--minutes", f"{guessed.enough_minutes:g}"]
     if guessed.enough_minutes != args.minutes:
         words += ["--preset", guessed.preset]
+    if args.encoding != "utf-8":
+        words += ["--encoding", args.encoding]
     if args.val_fraction != _VAL_FRACTION:
         words += ["--val-fraction", repr(args.val_fraction).removesuffix(".0")]
     return " ".join(["charlm train", *map(as_word, args.files), shlex.join(words)])

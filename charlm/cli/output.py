@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from charlm.errors import CharLMError, quoted
+from charlm.files.atomic import check_writable
 
 __all__ = [
     "Console",
     "UsageError",
     "aligned",
     "as_word",
+    "check_output",
     "emit",
     "escaped",
     "product_and_messages",
+    "refuse",
     "writing",
 ]
 
@@ -47,6 +50,12 @@ _MOVING = {
 
 class UsageError(CharLMError):
     """The command line itself is wrong; the command ends with the exit code 2."""
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise a UsageError that lists the problems, if there are any."""
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 class Console:
@@ -143,6 +152,20 @@ def emit(text: str, *, flush: bool = True, painted: bool = False) -> None:
     except OSError:
         _discard(sys.stdout)
         raise
+
+
+def check_output(path: str | Path, *, directory: bool = False) -> None:
+    """Refuse a target that cannot be written, before the work whose result goes there.
+
+    Args:
+        path: a file in a directory that exists.
+        directory: it is a directory, which is made where it is missing.
+
+    Raises:
+        CharLMError: it cannot be written.
+    """
+    with writing(path):
+        check_writable(path, directory=directory)
 
 
 @contextmanager

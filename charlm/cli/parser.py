@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from charlm import __version__
 from charlm.cli.fields import Field, flag_of, sampling_fields
-from charlm.cli.output import UsageError, as_word
+from charlm.cli.output import UsageError, as_word, refuse
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_values
 from charlm.errors import nearest, quoted
 from charlm.models.config import PresetName
@@ -64,9 +64,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.command is None:
         raise UsageError(f"a command is needed: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
     end = extra.index("--") if "--" in extra else len(extra)
-    for word in extra[:end]:
-        if word.startswith("-") and word != "-":
-            raise UsageError(_unknown_option(word, commands[args.command]))
+    options = [word for word in extra[:end] if word.startswith("-") and word != "-"]
+    refuse([_unknown_option(word, commands[args.command]) for word in options])
     del extra[end : end + 1]
     # argparse takes positional words before the first option or behind the last, not both.
     if args.command == "train":
@@ -214,9 +213,15 @@ def _add_run(to: argparse._ActionsContainer) -> None:
     _add(to, "run", "a run, one of its checkpoints, or a saved model", metavar="RUN")
 
 
-def _add_files(to: argparse._ActionsContainer, nargs: str) -> None:
+def _add_files(to: argparse._ActionsContainer, nargs: str, encoding: str | None = "utf-8") -> None:
     named = "'python-docs' or 'tinyshakespeare' are texts with a name"
-    _add(to, "files", f"texts in UTF-8, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
+    _add(to, "files", f"texts, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
+    _add_encoding(to, "the texts", encoding)
+
+
+def _add_encoding(to: argparse._ActionsContainer, what: str, default: str | None) -> None:
+    text = f"of {what}, a name such as latin-1 or utf-16 (default: utf-8)"
+    _add(to, "--encoding", text, default=default, metavar="E")
 
 
 def _add_json(to: argparse._ActionsContainer, holding: str = "") -> None:
@@ -245,7 +250,7 @@ def _declare_inspect(parser: argparse.ArgumentParser, preset: PresetName) -> Non
 
 
 def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
-    _add_files(parser, "*")
+    _add_files(parser, "*", None)
     _add(parser, "-o --out", "directory of the run, missing or empty", required=True, metavar="RUN")
     text = f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})"
     _add(parser, "--preset", text, choices=_PRESET_NAMES)
@@ -321,6 +326,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     )
     _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
+    _add_encoding(parser, "that file", "utf-8")
     text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"

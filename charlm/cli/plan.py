@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from charlm.cli.settings import Settings
 from charlm.models.config import GPTConfig, PresetName
 from charlm.plain import share_of
+from charlm.text.tokenizer import Unit
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.recipes import recommend
 from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, evaluation_interval_seconds
@@ -71,7 +72,14 @@ class Plan:
 
 
 def plan_training(
-    settings: Settings, n_chars: int, vocab_size: int, *, val_fraction: float, choose: bool, on_gpu: bool
+    settings: Settings,
+    n_chars: int,
+    vocab_size: int,
+    *,
+    val_fraction: float,
+    choose: bool,
+    on_gpu: bool,
+    unit: Unit = "character",
 ) -> Plan:
     """Work out what a training of a text is going to be.
 
@@ -82,6 +90,7 @@ def plan_training(
         val_fraction: share of the text, at its end, that is kept for validation; 0: none.
         choose: whether text, time and device choose the preset. Else it is that of the settings.
         on_gpu: whether the training runs on one.
+        unit: what the length counts.
 
     Raises:
         UsageError: a flag does not go together with the chosen preset.
@@ -93,7 +102,11 @@ def plan_training(
     most_chars = None
     if choose:
         advice = recommend(
-            train_chars, val_chars if val_fraction else None, minutes=settings.training.minutes, on_gpu=on_gpu
+            train_chars,
+            val_chars if val_fraction else None,
+            minutes=settings.training.minutes,
+            on_gpu=on_gpu,
+            unit=unit,
         )
         settings = settings.over(advice.preset, advice.changes)
         reasons = advice.reasons

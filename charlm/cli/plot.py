@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from charlm.cli.output import Console, UsageError, emit, writing
+from charlm.cli.output import Console, UsageError, check_output, emit, writing
 from charlm.cli.signals import Signals
 from charlm.errors import InputError, quoted
 from charlm.lm import load
@@ -16,6 +16,7 @@ from charlm.models.gpt import GPT
 from charlm.plotting import plot_attention, plot_bigram, plot_run, save_picture, token_labels
 from charlm.plotting.figures import picture_format
 from charlm.runs.history import read_history
+from charlm.text.tokenizer import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ __all__ = ["run"]
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Draw, write the file, and write its name to standard output."""
     out = _target(args)
+    check_output(out)
     drawn, what = _drawn(args)
     with writing(out):
         save_picture(drawn, out)
@@ -63,7 +65,9 @@ def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
         return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
     lm = load(args.run, device="cpu")
     if args.bigram:
-        return plot_bigram(lm.model, lm.tokenizer), "what the model expects after each character"
+        return plot_bigram(
+            lm.model, lm.tokenizer
+        ), f"what the model expects after each {unit_of(lm.tokenizer)}"
     if not isinstance(lm.model, GPT):
         raise InputError(f"--attention needs a GPT, got a model of the kind {lm.model.kind!r}. Try --bigram.")
     ids = lm.tokenizer.encode(args.attention)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from charlm.cli.baseline import scored_part
+from charlm.cli.baseline import BITS, scored_part
 from charlm.cli.output import Console, escaped
 from charlm.cli.signals import Signals
 from charlm.cli.verdict import FEW_STEPS, few_steps
+from charlm.text.tokenizer import Unit
 from charlm.training.callbacks import Callback
 from charlm.training.timetable import evaluation_interval_seconds
 
@@ -42,12 +43,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def speed(chars_per_second: float) -> str:
+def speed(per_second: float, unit: Unit) -> str:
     """Return a speed in three digits, such as 81.3k chars/s."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if chars_per_second >= 0.9995 * size:
-            return f"{chars_per_second / size:.3g}{unit} chars/s"
-    return f"{chars_per_second:.3g} chars/s"
+    name = "bytes/s" if unit == "byte" else "chars/s"
+    for letter, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if per_second >= 0.9995 * size:
+            return f"{per_second / size:.3g}{letter} {name}"
+    return f"{per_second:.3g} {name}"
 
 
 def wants_bar(environment: Mapping[str, str] = os.environ) -> bool:
@@ -91,10 +93,11 @@ class Progress(Callback):
         if wants_bar() and not self._console.quiet:
             self._console.bar = _new_bar(trainer.step, trainer.expected_steps)
         chars = config.eval_chars if trainer.timetable is None else trainer.timetable.eval_chars
-        if chars is not None and trainer.val_data is not None and chars < len(trainer.val_data.ids) - 1:
+        val = trainer.val_data
+        if chars is not None and val is not None and chars < len(val.ids) - 1:
             self._console.say(
-                f"eval    each scores about {chars:,} of the {len(trainer.val_data.ids):,} characters for "
-                "validation, spread over them; charlm eval scores all"
+                f"eval    each scores about {chars:,} of the {len(val.ids):,} {val.unit}s "
+                "for validation, spread over them; charlm eval scores all"
             )
         self._started = trainer.seconds
         self._signals.stop_gently(trainer.interrupt, self._announce_stop)
@@ -102,7 +105,7 @@ class Progress(Callback):
     @override
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
         """Collect the loss where it is logged; move the bar."""
-        config, bar = trainer.config, self._console.bar
+        config, bar, unit = trainer.config, self._console.bar, trainer.train_data.unit
         now = time.monotonic()
         self._last = record
         interval = config.eval_interval
@@ -113,14 +116,14 @@ class Progress(Callback):
                 self._console.detail(
                     f"step {record.step:,}  train loss {record.loss:.4f}  learning rate "
                     f"{record.learning_rate:.3g}  gradient norm {record.grad_norm:.3g}  "
-                    f"{speed(record.chars_per_second)}"
+                    f"{speed(record.chars_per_second, unit)}"
                 )
         if bar is not None:
             if now - self._drawn_at >= _BAR_SECONDS or record.step == bar.total:
                 self._drawn_at = now
                 rate = record.chars_per_second
                 self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
-                facts = [f"loss {record.loss:.4f}", *self._val, speed(self._rate)]
+                facts = [f"loss {record.loss:.4f}", *self._val, speed(self._rate, unit)]
                 bar.total = trainer.expected_steps
                 bar.set_postfix_str(_fitting(bar, facts), refresh=False)
             bar.update(1)
@@ -135,13 +138,13 @@ class Progress(Callback):
     @override
     def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         """Write a line."""
-        result = evaluation.result
+        result, unit = evaluation.result, trainer.train_data.unit
         self._val = [f"val {result.loss_nats:.4f}"]
         self._line(
             trainer,
             evaluation.step,
-            f"  val loss {result.loss_nats:.4f} nats = {result.bits_per_char:.4f} bits/char"
-            + scored_part(result)
+            f"  val loss {result.loss_nats:.4f} nats = {result.bits_per_char:.4f} {BITS[unit]}"
+            + scored_part(result, unit)
             + ("" if evaluation.is_best else " (not the best)"),
         )
 
@@ -190,8 +193,8 @@ class Progress(Callback):
         self._losses.clear()
         width = len(f"{trainer.expected_steps or step:,}")
         self._console.say(
-            f"step {step:{width},}{loss}{validation}  {speed(chars / max(seconds, 1e-9))}  "
-            f"{clock(trainer.seconds)}"
+            f"step {step:{width},}{loss}{validation}  "
+            f"{speed(chars / max(seconds, 1e-9), trainer.train_data.unit)}  {clock(trainer.seconds)}"
         )
 
     def _announce_stop(self) -> None:

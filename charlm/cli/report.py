@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from charlm.backends.base import DeviceBackend
-from charlm.cli.baseline import compared, scored_part
+from charlm.cli.baseline import BITS, compared, scored_part
 from charlm.cli.encoded import Encoded
 from charlm.cli.output import aligned, as_word, escaped
 from charlm.cli.plan import Plan
@@ -17,7 +17,6 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import quoted
 from charlm.models.gpt import GPT
 from charlm.training.config import MOST_STEPS, TrainerConfig
-from charlm.training.records import TrainResult
 from charlm.training.trainer import Trainer
 
 __all__ = [
@@ -38,11 +37,10 @@ def text_line(sources: Sequence[str], encoded: Encoded, train: BlockDataset, val
     """Return what is trained on."""
     names = escaped(", ".join("standard input" if s == "-" else s for s in sources[:3]))
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
-    unit = "bytes" if encoded.kind == "byte" else "characters"
     kept = f"{len(val.ids):,} for validation" if val is not None else "none for validation"
     return (
         f"text    {names}{more}: {encoded.n_chars:,} characters, vocabulary "
-        f"{encoded.tokenizer.vocab_size:,}; {len(train.ids):,} {unit} to train on, {kept}"
+        f"{encoded.tokenizer.vocab_size:,}; {len(train.ids):,} {train.unit}s to train on, {kept}"
     )
 
 
@@ -67,16 +65,17 @@ def device_line(backend: DeviceBackend, training: TrainerConfig) -> str:
     return f"device  {backend.name}{threads}, {backend.precision(training.precision)}"
 
 
-def steps_line(training: TrainerConfig, block_size: int, most_steps: int | None, *, repeats: bool) -> str:
+def steps_line(training: TrainerConfig, train: BlockDataset, most_steps: int | None, *, repeats: bool) -> str:
     """Return how many steps are going to be made, of how much text each.
 
     Args:
         training: the settings of the run.
-        block_size: T of its blocks.
+        train: what it is trained on.
         most_steps: as many as the text is good for; None: not asked.
         repeats: whether another run has decided it.
     """
-    each = f"; each {training.batch_size * training.accumulate} blocks of {block_size} characters"
+    blocks = training.batch_size * training.accumulate
+    each = f"; each {blocks} blocks of {train.block_size} {train.unit}s"
     if repeats:
         return f"steps   those of the run that is repeated{each}"
     if training.minutes is None:
@@ -108,26 +107,27 @@ def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
     )
 
 
-def result_lines(trainer: Trainer, result: TrainResult, out: str, baseline: object, *, enough: bool) -> str:
+def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool) -> str:
     """Return what a training came to, and what comes next.
 
     Args:
         trainer: after its run.
-        result: of the run.
         out: its directory.
         baseline: what train.json holds of the n-gram model.
         enough: whether its last step is the last that the text is good for.
     """
+    result = trainer.result()
     why = _REASONS.get(result.reason, "")
     if enough and result.reason == "max_steps":
         why = ", as many as so short a text is good for"
     rows = [("done", f"{result.steps:,} steps in {clock(result.seconds)}{why}")]
-    best, final = result.best, result.final
+    best, final, unit = result.best, result.final, trainer.train_data.unit
     if best is not None and final is not None:
-        loss = f"best {best.loss_nats:.4f} nats ({best.bits_per_char:.4f} bits/char) at step "
-        loss += f"{result.best_step:,}, final {final.loss_nats:.4f}{scored_part(best)}"
-        said = [("loss", loss), ("n-gram", compared(baseline, best))]
+        loss = f"best {best.loss_nats:.4f} nats ({best.bits_per_char:.4f} {BITS[unit]}) at step "
+        loss += f"{result.best_step:,}, final {final.loss_nats:.4f}{scored_part(best, unit)}"
+        said = [("loss", loss), ("n-gram", compared(baseline, best, unit))]
         said.append(("note", judged(trainer, result, baseline)))
         rows += [(label, value) for label, value in said if value is not None]
-    rows += [("run", out), ("next", f"charlm generate {as_word(out)}")]
+    if result.checkpoint is not None:
+        rows += [("run", out), ("next", f"charlm generate {as_word(out)}")]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")

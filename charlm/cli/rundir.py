@@ -42,6 +42,8 @@ class Origin:
 
     sources: Sequence[str]
     """Paths, names of corpora, or "-"."""
+    encoding: str
+    """Of the files among them."""
     val_fraction: float
     """Share of the text, at its end, that is kept for validation."""
     tokenizer: str
@@ -107,6 +109,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """
     if RunDirectory.is_free(path):
         return
+    if not path.is_dir():
+        RunDirectory.refuse_if_taken(path)
     name, has_run = quoted(str(path)), (path / "run.json").is_file()
     own = {*_OWN, ".lock"}
     foreign = [e.name for e in path.iterdir() if e.name not in own and not is_leftover(e.name)]
@@ -195,6 +199,7 @@ def read_record(path: Path) -> Origin:
     model = strict_json.take(values, "model", dict, path=where)
     return Origin(
         sources=sources,
+        encoding=strict_json.take({"encoding": "utf-8", **values}, "encoding", str, path=where),
         val_fraction=strict_json.take(values, "val_fraction", float, path=where),
         tokenizer=strict_json.take(values, "tokenizer", str, path=where),
         block_size=strict_json.take(model, "block_size", int, path=where),

@@ -9,7 +9,7 @@ and their sentences name the source. No torch here.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -128,28 +128,28 @@ def gather(
 
     Raises:
         UsageError: a flag is wrong, or does not go together with the rest.
-        ConfigError: the file or a variable is wrong.
+        ConfigError: the file or a variable is wrong. Either error lists all that is wrong anywhere.
     """
-    in_file = {} if file is None else _from_file(Path(file))
+    in_file, problems = ({}, []) if file is None else _from_file(Path(file))
     in_environment = {
         name: _value(field, text.replace(",", " ").split() if field.kind is tuple else text)
         for name, field in FIELDS.items()
         if (text := environment.get(variable_of(name))) is not None
     }
-    in_flags = from_flags(flags)
-    _refuse(in_file, ConfigError, lambda name: name, f"{quoted(str(file))}: ")
-    _refuse(in_environment, ConfigError, variable_of)
-
+    in_flags = {name: _value(FIELDS[name], given) for name, given in flags.items()}
+    bad, bad_flags = _bad_values(in_environment, variable_of), _bad_values(in_flags, flag_of)
+    problems += [*bad.values(), *bad_flags.values()]
+    wrong = {*bad, *bad_flags, *_bad_values(in_file, str)}
     below = {**in_file, **in_environment}
-    if preset is not None:
-        return _combined(preset, {}, below, in_flags)
-    refusals: list[Exception] = []
-    for candidate in _CHOSEN_AMONG:
-        try:
-            return _combined(candidate, {}, below, in_flags)
-        except (ConfigError, UsageError) as error:
-            refusals.append(error)
-    raise refusals[0]
+    candidates = _CHOSEN_AMONG if preset is None else (preset,)
+    refusals = [_refusal(candidate, {}, below, in_flags, wrong) for candidate in candidates]
+    conflict = None if None in refusals else refusals[0]
+    problems += [] if conflict is None else [str(conflict)]
+    if bad_flags or isinstance(conflict, UsageError):
+        raise UsageError("; ".join(problems))
+    if problems:
+        raise ConfigError("; ".join(problems), problems=problems)
+    return _combined(candidates[refusals.index(None)], {}, below, in_flags)
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
@@ -159,7 +159,8 @@ def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
         UsageError: a value is wrong.
     """
     values = {name: _value(FIELDS[name], given) for name, given in flags.items()}
-    _refuse(values, UsageError, flag_of)
+    if bad := _bad_values(values, flag_of):
+        raise UsageError("; ".join(bad.values()))
     return values
 
 
@@ -181,8 +182,12 @@ def _value(field: Field, given: object) -> object:
     return given
 
 
-def _from_file(path: Path) -> dict[str, object]:
-    """Return the fields that a TOML file sets, flat or in the tables [model] and [training]."""
+def _from_file(path: Path) -> tuple[dict[str, object], list[str]]:
+    """Return the fields that a TOML file sets, flat or in the tables [model] and [training].
+
+    Returns:
+        The values by name, and what is wrong with the file in one sentence, if anything is.
+    """
     name = quoted(str(path))
     try:
         data = path.read_bytes()
@@ -190,9 +195,9 @@ def _from_file(path: Path) -> dict[str, object]:
             raise ConfigError(f"{name} must be a TOML file in UTF-8, got {kind}")
         content = tomllib.loads(data.decode())
     except OSError as error:
-        raise ConfigError(f"{name} cannot be read: {error.strerror}; check the path") from error
+        return {}, [f"{name} cannot be read: {error.strerror}; check the path"]
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{name} must be a TOML file in UTF-8: {error}") from error
+        return {}, [f"{name} must be a TOML file in UTF-8: {error}"]
     found: dict[str, object] = {}
     problems: list[str] = []
     for key, value in content.items():
@@ -204,13 +209,16 @@ def _from_file(path: Path) -> dict[str, object]:
                 if inner not in FIELDS or FIELDS[inner].table != key
             ]
             problems += [f"{quoted(inner, 40)} stands there twice" for inner in inside if inner in content]
-            found.update(inside)
+            found.update({k: v for k, v in inside.items() if k in FIELDS and FIELDS[k].table == key})
         else:
             found[key] = value
             problems += [] if key in FIELDS else [_unknown(key, "")]
-    if problems:
-        raise ConfigError(f"{name}: {'; '.join(problems)}", problems=problems)
-    return {key: None if FIELDS[key].optional and value == "none" else value for key, value in found.items()}
+    known = {key: value for key, value in found.items() if key in FIELDS}
+    values = {
+        key: None if FIELDS[key].optional and value == "none" else value for key, value in known.items()
+    }
+    problems += _bad_values(values, str).values()
+    return values, [f"{name}: {'; '.join(problems)}"] if problems else []
 
 
 def _unknown(name: str, where: str) -> str:
@@ -223,20 +231,13 @@ def _unknown(name: str, where: str) -> str:
     return f"unknown field {quoted(name, 40)}{where}; {hint}"
 
 
-def _refuse(
-    values: Mapping[str, object],
-    error: type[ConfigError | UsageError],
-    called: Callable[[str], str],
-    where: str = "",
-) -> None:
-    """Raise what the config classes say against the values, each sentence with the name that was used."""
-    problems = [
-        problem.replace(name, called(name), 1)
+def _bad_values(values: Mapping[str, object], called: Callable[[str], str]) -> dict[str, str]:
+    """Return what the config classes say against each value that is wrong, with the name that was used."""
+    return {
+        name: problem.replace(name, called(name), 1)
         for name, value in values.items()
         for problem in _TABLES[FIELDS[name].table].check({name: value})
-    ]
-    if problems:
-        raise error(where + "; ".join(problems))
+    }
 
 
 def _combined(
@@ -245,25 +246,38 @@ def _combined(
     below: Mapping[str, object],
     flags: Mapping[str, object],
 ) -> Settings:
-    """Return the settings, or raise what does not go together: against the flags, if it is due to them."""
-    without_flags = {**preset_values(preset), **changes, **below}
-    values = {**without_flags, **flags}
-    conflict, own_conflict = _conflict(without_flags), _conflict(values)
-    if own_conflict is not None:
-        raise own_conflict if conflict is not None else UsageError(str(own_conflict))
+    """Return the settings, or raise what does not go together."""
+    if refusal := _refusal(preset, changes, below, flags):
+        raise refusal
+    values = {**preset_values(preset), **changes, **below, **flags}
     training = TrainerConfig.from_dict(_part(values, "training"))
     return Settings(preset, _part(values, "model"), training, below, flags)
 
 
+def _refusal(
+    preset: PresetName,
+    changes: Mapping[str, object],
+    below: Mapping[str, object],
+    flags: Mapping[str, object],
+    wrong: Collection[str] = (),
+) -> ConfigError | UsageError | None:
+    """Return the error of fields that do not go together: against the flags, if it is due to them.
+
+    Fields that are wrong themselves do not count.
+    """
+    without_flags = {**preset_values(preset), **changes, **below}
+    conflicts = _conflicts({**without_flags, **flags}, wrong)
+    if not conflicts:
+        return None
+    message = "; ".join(conflicts)
+    return ConfigError(message) if _conflicts(without_flags, wrong) else UsageError(message)
+
+
 def _part(values: Mapping[str, object], table: str) -> dict[str, object]:
-    return {name: values[name] for name, field in FIELDS.items() if field.table == table}
+    return {name: values[name] for name, field in FIELDS.items() if field.table == table and name in values}
 
 
-def _conflict(values: Mapping[str, object]) -> ConfigError | None:
-    """Return the error of fields that do not go together, or None."""
-    try:
-        GPTConfig.from_dict({**_part(values, "model"), "vocab_size": 1})
-        TrainerConfig.from_dict(_part(values, "training"))
-    except ConfigError as error:
-        return error
-    return None
+def _conflicts(values: Mapping[str, object], wrong: Collection[str]) -> list[str]:
+    """Return a sentence for each pair of fields that do not go together."""
+    right = {name: value for name, value in values.items() if name not in wrong}
+    return [problem for table, cls in _TABLES.items() for problem in cls.check(_part(right, table))]

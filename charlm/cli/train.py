@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError
+from charlm.cli.output import Console, UsageError, check_output, refuse
 from charlm.cli.rundir import Origin, check_free, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
-from charlm.errors import CheckpointError, CorpusError, quoted
+from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
 from charlm.files.folders import cache_folder
 from charlm.runs.directory import RECORD_FILE, RunDirectory
 
@@ -38,22 +39,31 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if args.repeat is not None:
         _refuse_beside("--repeat", args, flags, kept=())
         repeated = read_record(Path(args.repeat))
-        args.files = args.files or _found_again(repeated)
+        args.files = args.files or _found_again(repeated, args)
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
         args.device = args.device or repeated.device
+        args.encoding = args.encoding or repeated.encoding
         _mention_ignored_variables(console, "repeated")
+    problems = []
     if not args.files:
-        raise UsageError("FILE is needed: the path of a text, - for standard input, or python-docs")
+        problems += ["FILE is needed: the path of a text, - for standard input, or python-docs"]
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
-        raise UsageError(f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}")
-    if repeated is None:
-        settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
-    else:
-        settings = repeated.settings()
+        problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
+    try:
+        if repeated is None:
+            settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
+        else:
+            settings = repeated.settings()
+    except (ConfigError, UsageError) as error:
+        if not problems:
+            raise
+        problems += [str(error)]
+    refuse(problems)
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
-    encoded = encode_corpus(args.files, args.tokenizer or "char")
+    check_output(out, directory=True)
+    encoded = encode_corpus(args.files, args.encoding or "utf-8", args.tokenizer or "char", val_fraction)
     signals.check()
     train_share = 1 - val_fraction if repeated is None else repeated.train_share(len(encoded.ids))
     if settings.training.compile:
@@ -85,9 +95,10 @@ def _resume(
             f"there is nothing in {quoted(args.out)} to go on with: begin a training, without --resume"
         )
     origin = read_record(out)
-    sources = args.files or _found_again(origin)
+    check_output(out, directory=True)
+    sources = args.files or _found_again(origin, args)
     _mention_ignored_variables(console, "resumed")
-    encoded = encode_corpus(sources, origin.tokenizer)
+    encoded = encode_corpus(sources, args.encoding or origin.encoding, origin.tokenizer, origin.val_fraction)
     signals.check()
     training = origin.values.get("training")
     if isinstance(training, dict) and training.get("compile"):
@@ -149,10 +160,18 @@ def _refuse_beside(
         )
 
 
-def _found_again(origin: Origin) -> list[str]:
-    if "-" in origin.sources:
-        raise UsageError("the run's text came from standard input; give it again, as FILE or -")
-    return list(origin.sources)
+def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
+    """Return where the run's text came from, if it is there still."""
+    lost = [s for s in origin.sources if s == "-" or (Path(s).is_absolute() and not Path(s).exists())]
+    if not lost:
+        return list(origin.sources)
+    came = " and ".join(
+        "standard input" if source == "-" else f"{quoted(source)}, which is not there now" for source in lost
+    )
+    files = ["FILE" if source in lost else source for source in origin.sources]
+    how = ["--resume"] if args.resume else ["--repeat", args.repeat]
+    command = shlex.join(["charlm", "train", *files, *how, "-o", args.out])
+    raise UsageError(f"the run's text came from {came}; give it again: {command}")
 
 
 def _mention_ignored_variables(console: Console, kind: str) -> None:

@@ -52,12 +52,13 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | Non
         )
     if behind <= _FAR_BEHIND:
         return None
-    epochs = result.chars_seen / len(trainer.train_data.ids)
+    data = trainer.train_data
+    epochs = result.chars_seen / len(data.ids)
     rose = result.best_step < _OVERFITTED * result.steps
     if epochs > 1 and (rose or (result.reason == "max_steps" and epochs > 4)):
         return (
             f"the model stays {behind:.2f} nats behind counting: the text is too short for it "
-            f"({len(trainer.train_data.ids):,} characters, seen {epochs:.0f} times). A longer text helps; on "
+            f"({len(data.ids):,} {data.unit}s, seen {epochs:.0f} times). A longer text helps; on "
             "this one the n-gram model in the run's folder ngram predicts better"
         )
     if rose:

@@ -9,7 +9,7 @@ is one gather from a strided view of all windows: nothing is copied until it is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from torch.utils.data import Dataset
 
 from charlm.errors import DataError, InputError, shown
 from charlm.plain import as_float, int_from, share_of
-
-if TYPE_CHECKING:
-    from charlm.text.tokenizer import Tokenizer
+from charlm.text.tokenizer import Tokenizer, Unit, unit_of
 
 __all__ = ["BlockDataset", "draw_starts", "in_order"]
 
@@ -52,7 +50,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
-        InputError: the ids are no row of integers, or `block_size` is no int of 1 or more.
+        InputError: the ids are no row of integers, `block_size` is no int of 1 or more, or `unit` is neither.
 
     Example:
         >>> data = BlockDataset(torch.arange(10), block_size=4)
@@ -73,7 +71,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         self.tokenizer = tokenizer
         self.block_size: int = int_from(1, block_size, "block_size")
         self.ids, self.max_id = _smallest(ids)
-        _check_length("the text", len(self.ids), self.block_size)
+        self._check_length("the text", len(self.ids))
         self._windows = self.ids.unfold(0, self.block_size + 1, 1)  # (N - T, T + 1), a view
 
     @classmethod
@@ -109,13 +107,26 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         if share is None or not 0 < share < 1:
             raise InputError(f"fraction must be a number between 0 and 1, got {shown(fraction)}")
         cut = share_of(len(self.ids), share)
-        _check_length("the first part of the text (for training)", cut, self.block_size)
-        _check_length("the second part of the text (for validation)", len(self.ids) - cut, self.block_size)
+        self._check_length("the first part of the text (for training)", cut)
+        self._check_length("the second part of the text (for validation)", len(self.ids) - cut)
         first, second = (
             type(self)(ids, self.block_size, tokenizer=self.tokenizer)
             for ids in (self.ids[:cut], self.ids[cut:])
         )
         return first, second
+
+    @property
+    def unit(self) -> Unit:
+        """What an id stands for, "character" or "byte": how messages and charts call it."""
+        return "character" if self.tokenizer is None else unit_of(self.tokenizer)
+
+    def _check_length(self, name: str, N: int) -> None:
+        if self.block_size >= N:
+            raise DataError(
+                f"{name} has {N} {self.unit}s; block_size {self.block_size} needs at least "
+                f"{self.block_size + 1}: a block and the {self.unit} after it. Use a longer text or a "
+                "smaller block_size."
+            )
 
     def __len__(self) -> int:
         """Return the number of starts, N - block_size."""
@@ -129,7 +140,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         return window[:-1].long(), window[1:].long()  # two copies: who changes one leaves the other
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.ids)} characters, block_size={self.block_size})"
+        return f"{type(self).__name__}({len(self.ids)} {self.unit}s, block_size={self.block_size})"
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out the view of all windows: pickled, it would be T + 1 times the text."""
@@ -211,14 +222,6 @@ def in_order(
         yield inputs[i : i + B], targets[i : i + B]
     if most is None and full * T < N - 1:
         yield ids[full * T : -1][None], ids[full * T + 1 :][None]
-
-
-def _check_length(name: str, N: int, block_size: int) -> None:
-    if block_size >= N:
-        raise DataError(
-            f"{name} has {N} characters; block_size {block_size} needs at least {block_size + 1}: "
-            "a block and the character after it. Use a longer text or a smaller block_size."
-        )
 
 
 def _smallest(ids: Tensor | NDArray[Any]) -> tuple[Tensor, int]:

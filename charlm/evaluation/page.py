@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from charlm.errors import InputError
 from charlm.evaluation.surprisal import Surprisal
-from charlm.text.tokenizer import ByteTokenizer, Tokenizer
+from charlm.text.tokenizer import Tokenizer, unit_of
 
 __all__ = ["surprisal_page"]
 
@@ -51,10 +51,11 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
         >>> page[:15]
         '<!doctype html>'
     """
-    is_byte = isinstance(tokenizer, ByteTokenizer)
+    unit = unit_of(tokenizer)
+    is_byte = unit == "byte"
     N = len(text.encode()) if is_byte else len(text)
     if len(found.bits) != N:
-        raise InputError(f"found must have a figure for each of {N} characters, got {len(found.bits)}")
+        raise InputError(f"found must have a figure for each of {N} {unit}s, got {len(found.bits)}")
     V = tokenizer.vocab_size
     ids = "<u2" if V <= _UNKNOWN else "<u4"
     result = found.result
@@ -76,7 +77,6 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
     ]
     data = json.dumps(header, ensure_ascii=False).encode()
     blob = zlib.compress(len(data).to_bytes(4, "little") + data + b"".join(parts), 6)
-    unit = "byte" if is_byte else "character"
     figures = (
         (f"{N:,}", f"{unit}s" + (", all but the first predicted")),
         (_figure(result.bits_per_char), f"bits per {unit}"),

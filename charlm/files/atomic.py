@@ -33,6 +33,7 @@ from charlm.plain import as_path
 __all__ = [
     "Content",
     "FileDigest",
+    "check_writable",
     "is_left_behind",
     "make_directory",
     "remove_directory",
@@ -100,6 +101,32 @@ def write_file(path: str | Path, data: Content) -> None:
         if error.errno is not None and error.filename is None:  # a write or fsync does not say of what
             error.filename = str(target)
         raise
+
+
+def check_writable(target: str | Path, *, directory: bool = False) -> None:
+    """Find out, before long work, whether its result can be written: a file is made there and removed again.
+
+    Rights alone do not say it: root has them all, also where nothing can be written.
+
+    Args:
+        target: what `write_file` is going to write.
+        directory: it is a directory with files in it, which `make_directory` makes where it is missing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = as_path(target)
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(target)  # a name that is too long, or below a file
+    if directory:
+        while not os.path.lexists(target):
+            target = target.parent
+        target /= "file"
+    elif target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    probe = _temporary_beside(target)
+    _write_new(probe, b"")
+    os.unlink(probe)
 
 
 def write_directory(

@@ -6,7 +6,7 @@ temperature 1 and no filter sample from the model's own distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self, TypedDict, cast, get_args
 
@@ -98,6 +98,11 @@ class SamplingOptions:
     draft: Draft | None = None
     """A quicker model that guesses ahead for a single text. Changes speed, and no more than rounding does."""
 
+    def __new__(cls, **options: Any) -> Self:
+        """Refuse unknown names, before the dataclass's own constructor does it without a hint."""
+        _refuse_unknown(options)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         t, p, m = as_float(self.temperature), as_float(self.top_p), as_float(self.min_p)
         k, seed = as_int(self.top_k), as_int(self.seed)
@@ -125,21 +130,18 @@ class SamplingOptions:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def from_keywords(cls, sampling: Sampling) -> Self:
+    def from_keywords(cls, sampling: Sampling, *, beside: Sequence[str] = ()) -> Self:
         """Return the options of a call; a missing seed is one draw from torch's global generator.
 
         Args:
             sampling: the keyword arguments that were given.
+            beside: what else the function takes by name: an unknown option may be meant as one of them.
 
         Raises:
-            TypeError: an option is unknown, as for any function.
+            TypeError: an option is unknown; names the likely right one.
             InputError: an option is bad.
         """
-        known = [field.name for field in fields(cls)]
-        for name in sampling:
-            if name not in known:
-                hint = did_you_mean(name, known, f"the options are {', '.join(known)}")
-                raise TypeError(f"unknown option {name!r}; {hint}")
+        _refuse_unknown(sampling, beside)
         return cls(**sampling).seeded()
 
     def seeded(self) -> Self:
@@ -191,3 +193,21 @@ class SamplingOptions:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(f"a filter must return logits {tuple(shape)}, got {got}")
         return logits
+
+
+def _refuse_unknown(options: Mapping[str, object], beside: Sequence[str] = ()) -> None:
+    """Raise TypeError, as for any function, with all that is wrong with options of which one is unknown."""
+    known = [field.name for field in fields(SamplingOptions)]
+    all_of_them = f"the options are {', '.join(known)}"
+    hints = [
+        f"unknown option {shown(name)}; {did_you_mean(name, [*known, *beside], all_of_them)}"
+        for name in options
+        if name not in known
+    ]
+    if not hints:
+        return
+    try:
+        SamplingOptions(**cast("Sampling", {n: value for n, value in options.items() if n in known}))
+    except InputError as error:
+        hints.append(str(error))
+    raise TypeError("; ".join(hints))

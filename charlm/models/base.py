@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, overload
 
@@ -21,8 +21,7 @@ from typing_extensions import Unpack, override
 from charlm.errors import InputError, shown
 from charlm.generation.cache import Cache
 from charlm.generation.engine import Engine, TorchEngine
-from charlm.generation.filters import Filter
-from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
+from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.state import PredictionState
 from charlm.generation.stream import continue_ids
 from charlm.models.config import ModelConfig
@@ -142,42 +141,26 @@ class LanguageModel(nn.Module, ABC):
         """Return an empty cache for one generation, or None if the model keeps none."""
         return None
 
-    def generate(
-        self,
-        idx: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        filters: Sequence[Filter] = (),
-        seed: int | None = None,
-        use_cache: bool = True,
-        overflow: Overflow = "slide",
-        draft: Draft | None = None,
-    ) -> Tensor:
+    def generate(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Tensor:
         """Continue each row of ids.
 
         Args:
             idx: (B, T0) int64, T0 at least 1; may be longer than `block_size`.
             max_new_tokens: how many ids to add, 0 or more.
-            temperature: divides the logits; 0 always takes the likeliest id.
-            top_k: keep the k likeliest ids.
-            top_p: keep the likeliest ids that hold this probability together.
-            min_p: keep ids at least this many times as likely as the likeliest.
-            filters: functions (logits (B, V), ids so far (B, t)) -> logits, applied last.
-            seed: the same seed gives the same ids for any batch size. None: one draw from torch's
-                global generator.
-            use_cache: changes speed, never the result.
-            overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
-            draft: a quicker model of the same vocabulary, such as an `NGramLM`, that guesses ahead where
-                there is one row. Changes speed; in PyTorch, rounding may change an id once in a long while.
+            sampling: options by name, those of `SamplingOptions`. temperature divides the logits, 0 always
+                takes the likeliest id. top_k, top_p and min_p keep the likeliest ids. filters are functions
+                (logits (B, V), ids so far (B, t)) -> logits, applied last. The same seed gives the same ids
+                for any batch size; None is one draw from torch's global generator. use_cache changes speed,
+                never the result. overflow is what happens past `block_size`: "slide" by one id each time, or
+                "restart" from the last half. draft is a quicker model of the same vocabulary, such as an
+                `NGramLM`, that guesses ahead where there is one row; it changes speed, and in PyTorch
+                rounding may change an id once in a long while.
 
         Returns:
             (B, T0 + max_new_tokens) int64: the prompt and what follows.
 
         Raises:
+            TypeError: an option is unknown; names the likely right one.
             InputError: an argument is wrong.
             NonFiniteError: the model's logits hold NaN, or the filters removed every id.
 
@@ -186,19 +169,7 @@ class LanguageModel(nn.Module, ABC):
             >>> BigramLM(65).generate(torch.zeros(1, 1, dtype=torch.long), 100, seed=1337).shape
             torch.Size([1, 101])
         """
-        steps = self.stream(
-            idx,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            filters=filters,
-            seed=seed,
-            use_cache=use_cache,
-            overflow=overflow,
-            draft=draft,
-        )
+        steps = self.stream(idx, max_new_tokens, **sampling)
         columns, parts = list(itertools.islice(steps, _COLUMNS)), [idx]
         while columns:
             parts.append(torch.stack(columns, dim=1))  # (B, _COLUMNS)
@@ -222,7 +193,9 @@ class LanguageModel(nn.Module, ABC):
         self._check_idx(idx)
         self._check_range("idx", idx, lowest=0)
         count = int_from(0, max_new_tokens, "max_new_tokens")
-        return continue_ids(self, idx, count, SamplingOptions.from_keywords(sampling))
+        return continue_ids(
+            self, idx, count, SamplingOptions.from_keywords(sampling, beside=["max_new_tokens"])
+        )
 
     def new_state(
         self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True

@@ -128,12 +128,14 @@ class GPTConfig(ModelConfig):
     """First weights: normal: N(0, 0.02), as in the lecture's gpt.py (its notebook leaves torch's own); gpt2:
     smaller where a branch ends; zero: 0 there and in the head."""
 
+    @classmethod
     @override
-    def _conflicts(self) -> Iterator[str]:
-        if self.n_embd % self.n_head:
-            yield f"n_embd must be a multiple of n_head, got n_embd {self.n_embd} and n_head {self.n_head}"
-        elif self.position == "rotary" and self.n_embd // self.n_head % 2:
-            yield f"rotary positions need an even n_embd / n_head, got {self.n_embd} / {self.n_head}"
+    def _conflicts(cls, right: Mapping[str, Any]) -> Iterator[str]:
+        n_embd, n_head = right.get("n_embd", 0), right.get("n_head", 1)
+        if n_embd % n_head:
+            yield f"n_embd must be a multiple of n_head, got n_embd {n_embd} and n_head {n_head}"
+        elif right.get("position") == "rotary" and n_embd // n_head % 2:
+            yield f"rotary positions need an even n_embd / n_head, got {n_embd} / {n_head}"
 
     @property
     def head_size(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Self, cast, get_args
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,13 +140,10 @@ class GPT(LanguageModel):
         """
         name = as_text(config)
         if name is not None:
-            fields: Mapping[str, object] = _preset(name)
-            if "vocab_size" not in overrides:
-                raise ConfigError(
-                    f"preset {name!r} needs the vocabulary's size: "
-                    f"GPT.from_config({name!r}, vocab_size=tokenizer.vocab_size)",
-                    problems=["vocab_size is missing"],
-                )
+            fields: Mapping[str, object] = PRESETS.get(cast("PresetName", name), {})
+            if not fields or "vocab_size" not in overrides:
+                problems = [_preset_problem(name), *GPTConfig.check({**fields, **overrides})]
+                raise ConfigError("; ".join(problems), problems=problems)
         elif isinstance(config, GPTConfig):
             fields = config.to_dict()
         elif isinstance(config, Mapping):
@@ -255,9 +252,12 @@ class GPT(LanguageModel):
                     nn.init.zeros_(module.bias)
 
 
-def _preset(name: str) -> Mapping[str, object]:
-    for known in get_args(PresetName):
-        if known == name:
-            return PRESETS[known]
+def _preset_problem(name: str) -> str:
+    """Say what is wrong with a preset's name or, if that is right, with it alone."""
+    if name in PRESETS:
+        return (
+            f"preset {name!r} needs the vocabulary's size: "
+            f"GPT.from_config({name!r}, vocab_size=tokenizer.vocab_size)"
+        )
     hint = did_you_mean(name, PRESETS, f"there are {', '.join(map(repr, PRESETS))}")
-    raise ConfigError(f"unknown preset {name!r}; {hint} (to read a saved model: charlm.load(path))")
+    return f"unknown preset {name!r}; {hint} (to read a saved model: charlm.load(path))"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable
 from charlm.runs.history import RunHistory
+from charlm.text.tokenizer import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
     if len(history.steps):
         _line(ax, history.steps, history.loss_nats, color=_GREY, linewidth=1, label="training (one batch)")
     if len(history.eval_steps):
-        label = f"validation{_part(history.eval_part)}"
+        label = f"validation{_part(history.eval_part, history.unit)}"
         _line(ax, history.eval_steps, history.eval_loss_nats, color="0", marker="o", label=label)
     best = history.best
     if best is not None:
@@ -61,7 +62,9 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
         label = f"best: {loss:.4f} at step {step:,}"
         ax.plot(step, loss, "*", markersize=14, color="0", markerfacecolor="1", zorder=3, label=label)
     if history.baseline_loss_nats is not None:
-        label = f"n-gram baseline: {history.baseline_loss_nats:.4f}{_part(history.baseline_part)}"
+        label = (
+            f"n-gram baseline: {history.baseline_loss_nats:.4f}{_part(history.baseline_part, history.unit)}"
+        )
         ax.axhline(history.baseline_loss_nats, color="0", linewidth=0.8, linestyle="--", label=label)
     if len(history.skipped_steps):
         ax.plot(
@@ -155,7 +158,8 @@ def plot_run(history: RunHistory) -> Figure:
     plot_learning_rate(history, ax=panels["rate"]).set_xlabel("")
     plot_speed(history, ax=panels["speed"])
     title = figure.suptitle(history.name)
-    title.set(text=readable([history.name], title.get_fontproperties(), spaces=False)[0], parse_math=False)
+    names, families = readable([history.name], title.get_fontproperties(), spaces=False)
+    title.set(text=names[0], family=families, parse_math=False)
     return figure
 
 
@@ -163,8 +167,8 @@ def _axes(ax: Axes | None) -> Axes:
     return new_figure(*_SIZE).subplots() if ax is None else ax
 
 
-def _part(part: tuple[int, int] | None) -> str:
-    return "" if part is None else " ({:,} of {:,} characters)".format(*part)
+def _part(part: tuple[int, int] | None, unit: Unit) -> str:
+    return "" if part is None else f" ({part[0]:,} of {part[1]:,} {unit}s)"
 
 
 def _line(

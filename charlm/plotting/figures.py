@@ -7,6 +7,7 @@ SVG's elements.
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ _PIXELS_PER_INCH = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of that many inches that pyplot does not know of.
+    """Return an empty figure of that many inches that pyplot does not know of, and that notebooks show.
 
     Raises:
         CharLMError: matplotlib is not installed.
@@ -34,7 +35,9 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise CharLMError("charlm plot needs matplotlib: pip install matplotlib") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(_picture, figure, "png", figure.dpi)  # type: ignore[attr-defined]  # IPython asks for it
+    return figure
 
 
 def picture_format(path: str | Path) -> str:
@@ -74,6 +77,10 @@ def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
         raise InputError(
             "the axes must belong to a figure to be saved, got some that were removed from theirs"
         )
+    write_file(path, _picture(figure, kind, _PIXELS_PER_INCH))
+
+
+def _picture(figure: Figure, kind: str, pixels_per_inch: float) -> bytes:
     from matplotlib import rc_context  # noqa: PLC0415 - an extra
 
     data = io.BytesIO()
@@ -81,7 +88,7 @@ def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
         figure.savefig(
             data,
             format=kind,
-            dpi=_PIXELS_PER_INCH if kind == "png" else None,
+            dpi=pixels_per_inch if kind == "png" else None,
             metadata={"Date": None} if kind == "svg" else None,
         )
-    write_file(path, data.getvalue())
+    return data.getvalue()

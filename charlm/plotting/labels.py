@@ -1,8 +1,8 @@
 """Text in pictures: every character readable, and none that the font cannot draw.
 
 A newline is ↵, a tab ⇥, a space ␣. What has no shape of its own (control characters, marks that need a
-letter) and what the font lacks is shown by its code point, as U+4E00. matplotlib would draw an empty box, and
-warn.
+letter) and what no installed font has is shown by its code point, as U+4E00. matplotlib would draw an empty
+box, and warn.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     return [f"0x{i:02X}" if of_bytes and i > 127 else text for i, text in texts]
 
 
-def readable(texts: Iterable[str], properties: FontProperties, *, spaces: bool = True) -> list[str]:
-    """Return texts as a font can draw them.
+def readable(
+    texts: Iterable[str], properties: FontProperties, *, spaces: bool = True
+) -> tuple[list[str], list[str]]:
+    """Return texts as fonts can draw them, and the families of these fonts.
 
     Args:
         texts: any.
-        properties: the font that will be asked for.
+        properties: the font that will be asked for. What it lacks is looked for in all that are installed.
         spaces: show them by a symbol, too.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: PLC0415 - an extra
@@ -59,12 +61,36 @@ def readable(texts: Iterable[str], properties: FontProperties, *, spaces: bool =
         except ValueError:  # not installed
             continue
     fonts = fonts or [get_font(findfont(properties))]
+    texts = list(texts)
+    symbols = {c: _SYMBOLS.get(c, c) if spaces or c != " " else " " for c in set().union(*texts)}
+    alone = {s for s in symbols.values() if s.isprintable() and not unicodedata.category(s).startswith("M")}
+    lacking = {symbol for symbol in alone if not any(font.get_char_index(ord(symbol)) for font in fonts)}
+    families = [*properties.get_family(), *_families_with(lacking)]
 
     def drawn(character: str) -> str:
-        symbol = _SYMBOLS.get(character, character) if spaces or character != " " else " "
-        alone = symbol.isprintable() and not unicodedata.category(symbol).startswith("M")
-        if alone and any(font.get_char_index(ord(symbol)) for font in fonts):
-            return symbol
-        return f"U+{ord(character):04X}"
+        symbol = symbols[character]
+        return symbol if symbol in alone and symbol not in lacking else f"U+{ord(character):04X}"
 
-    return ["".join(map(drawn, text)) for text in texts]
+    return ["".join(map(drawn, text)) for text in texts], families
+
+
+def _families_with(characters: set[str]) -> list[str]:
+    """Return families of installed fonts that have the characters, and take away those that are found."""
+    from matplotlib.font_manager import fontManager, get_font  # noqa: PLC0415 - an extra
+
+    families = []
+    for entry in sorted(
+        fontManager.ttflist, key=lambda entry: (entry.style, entry.weight != 400, entry.name)
+    ):
+        if not characters:
+            break
+        if entry.style != "normal" or entry.name in families or "Last Resort" in entry.name:  # it has boxes
+            continue
+        try:
+            font = get_font(entry.fname)
+        except (OSError, RuntimeError):  # removed since matplotlib made its list, or damaged
+            continue
+        if found := {character for character in characters if font.get_char_index(ord(character))}:
+            families.append(entry.name)
+            characters -= found
+    return families

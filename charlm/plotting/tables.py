@@ -17,7 +17,7 @@ from charlm.modes import evaluation_mode
 from charlm.plain import int_from
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable, token_labels
-from charlm.text.tokenizer import Tokenizer
+from charlm.text.tokenizer import Tokenizer, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,9 @@ def plot_bigram(
         ax = new_figure(side + 1.6, side + 0.8).subplots()
     ax.tick_params(top=True, labeltop=True, right=True, labelright=True)
     image = _draw(ax, table[np.ix_(ids, ids)], token_labels(tokenizer, ids.tolist()))
-    ax.set_ylabel("character")
-    ax.set_xlabel("next character" + (f" (the {len(ids)} most frequent of {V:,})" if most < V else ""))
+    unit = unit_of(tokenizer)
+    ax.set_ylabel(unit)
+    ax.set_xlabel(f"next {unit}" + (f" (the {len(ids)} most frequent of {V:,})" if most < V else ""))
     _scale(image, ax, "probability")
     return ax
 
@@ -169,10 +170,12 @@ def _draw(
     points = min(box.width, box.height) / ax.figure.dpi * _POINTS_PER_INCH / len(table)  # of a row
     every = math.ceil(_SMALLEST_LABEL / points)
     size = min(_LARGEST_LABEL, 0.75 * points * every)
-    texts = readable(labels, ax.title.get_fontproperties())
+    texts, families = readable(labels, ax.title.get_fontproperties())
     for axis, wanted in ((ax.yaxis, down), (ax.xaxis, across)):
         shown_at = range(0, len(table), every) if wanted else range(0)
-        axis.set_ticks(shown_at, [texts[i] for i in shown_at], fontsize=size, parse_math=False)
+        axis.set_ticks(
+            shown_at, [texts[i] for i in shown_at], fontsize=size, family=families, parse_math=False
+        )
     for label in ax.get_xticklabels():
         label.set_rotation(90 if len(label.get_text()) > 2 else 0)
     ax.tick_params(length=0)

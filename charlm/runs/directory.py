@@ -94,6 +94,8 @@ class RunDirectory:
     @classmethod
     def refuse_if_taken(cls, path: Path) -> None:
         """Raise RunExistsError unless a new run may begin at `path`."""
+        if os.path.lexists(path) and not path.is_dir():
+            raise RunExistsError(f"{quoted(str(path))} is no directory. Choose another name for the run.")
         if not cls.is_free(path):
             way = "Choose another directory."
             if (path / "run.json").is_file() and has_checkpoints(path):

@@ -17,7 +17,15 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from charlm.errors import CorpusError, FileFormatError, InputError, InvalidTextError, did_you_mean, quoted
+from charlm.errors import (
+    CorpusError,
+    FileFormatError,
+    InputError,
+    InvalidTextError,
+    did_you_mean,
+    quoted,
+    warn,
+)
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
 from charlm.files.kinds import GZIP, encoding_of, kind_of
@@ -65,11 +73,11 @@ def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
         raise InputError(f"encoding must be a text encoding of Python, got {quoted(encoding, 40)}") from error
     raise InvalidTextError(
         f"{name} must be valid {encoding}; it looks like {wide}: convert it with iconv -f {wide} -t UTF-8, "
-        f'or read it with charlm.text.corpus.read_text(path, encoding="{wide}")'
+        f'or say so: encoding="{wide}" in Python, --encoding {wide} of the command'
     )
 
 
-def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
+def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "utf-8") -> str:
     """Return the text of a file, of a corpus with a name, or of several.
 
     The names are `python-docs`, Python's own documentation (`pydoc_data.topics`, which differs between
@@ -80,14 +88,15 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
         source: a path, "-" for standard input, or a name; or several of these, whose texts are joined with
             nothing in between, as `cat` does. A string is a name only where no file is called so; a `Path`
             never is.
+        encoding: of the files, as in `read_text`.
 
     Returns:
         The text, which may be empty.
 
     Raises:
         CorpusError: there is no such file or corpus, it cannot be read or downloaded, or it is no text.
-        InvalidTextError: a file is not valid UTF-8, or looks like UTF-16 or UTF-32.
-        InputError: `source` is none of these.
+        InvalidTextError: a file is not valid in the encoding, or looks like UTF-16 or UTF-32.
+        InputError: `source` is none of these, or there is no such encoding.
 
     Example:
         >>> text = load_corpus("python-docs")
@@ -99,14 +108,14 @@ def load_corpus(source: str | Path | Sequence[str | Path]) -> str:
         raise InputError(f"source must be a path, a name or a list of these, got {type(source).__name__}")
     if not sources:
         raise InputError("source must name at least one file or corpus, got an empty list")
-    return "".join(_one_corpus(as_text(one) or one) for one in sources)
+    return "".join(_one_corpus(as_text(one) or one, encoding) for one in sources)
 
 
-def _one_corpus(source: str | Path) -> str:
+def _one_corpus(source: str | Path, encoding: str) -> str:
     if isinstance(source, str) and source in _NAMES and not as_path(source).is_file():
         return _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[source])
     try:
-        return read_text(source)
+        return read_text(source, encoding=encoding)
     except CorpusError as error:
         if error.errno != errno.ENOENT or isinstance(source, Path):
             raise
@@ -147,8 +156,8 @@ def _invalid(data: bytes, error: UnicodeDecodeError, name: str, encoding: str) -
     line = data.count(b"\n", 0, offset) + 1
     return InvalidTextError(
         f"{name} must be valid {encoding}, got byte 0x{data[offset]:02x} at offset {offset} (line {line}), "
-        f"{error.reason}; convert it to UTF-8, "
-        "or read it with charlm.text.corpus.read_text(path, encoding=...)",
+        f"{error.reason}; convert it to UTF-8, or say what it is, such as latin-1: encoding=... in Python, "
+        "--encoding of the command",
         offset=offset,
     )
 
@@ -192,11 +201,10 @@ def _keep(path: Path, data: bytearray) -> None:
         atomic.make_directory(path.parent)
         atomic.write_file(path, data)
     except OSError as error:
-        raise _error(
-            f"{quoted(str(path))} cannot be written: {error.strerror or error}; "
-            "set CHARLM_CACHE_DIR to a folder that can be written",
-            error,
-        ) from error
+        warn(
+            f"the download is not kept: {quoted(str(path))} cannot be written: {error.strerror or error}; "
+            "set CHARLM_CACHE_DIR to a folder that can be written"
+        )
 
 
 def _error(message: str, cause: Exception) -> CorpusError:

@@ -21,7 +21,7 @@ from charlm.text.checks import check_text
 from charlm.text.overlap import find_overlap
 from charlm.text.tokenizer import CharTokenizer
 
-__all__ = ["RARE_BELOW", "SHARED_WIDTH", "TextReport", "inspect_text"]
+__all__ = ["RARE_BELOW", "SHARED_WIDTH", "TextReport", "inspect_text", "remarks"]
 
 RARE_BELOW = 10
 """A character is rare that occurs fewer times than this."""
@@ -31,6 +31,9 @@ SHARED_WIDTH = 50
 _MOST_IN_ENTROPY = 10_000_000  # characters: 1 s
 _MOST_COMPARED = 5_000_000  # characters of validation
 _STRETCH = 2**22  # characters counted at once
+
+_PIECES = 100  # of the validation text, looked for in the training text
+_FEW_EACH = 100  # occurrences of a character, on average, in a text that has many
 
 _WITHOUT_PICTURE = frozenset("\t\n\r ")  # cannot be seen either, and belong into a text
 
@@ -169,6 +172,46 @@ def inspect_text(text: str, *, val_fraction: float = 0.1) -> TextReport:
         longest_shared=longest,
         longest_shared_lines=lines,
     )
+
+
+def remarks(text: str, vocab_size: int, *, val_fraction: float) -> list[str]:
+    r"""Return what a person should change in a text, or know of it, before training: a sentence for each.
+
+    Takes a moment even for a long text. Of the validation text only a hundred pieces are looked for in the
+    training text; `inspect_text` says exactly how much of it is there.
+
+    Args:
+        text: the text.
+        vocab_size: how many different characters it has; 256 with a `ByteTokenizer`, never too many.
+        val_fraction: the share of the end that is kept for validation.
+
+    Example:
+        >>> remarks("one\r\ntwo\n", 8, val_fraction=0.0)
+        ['its line ends are of several kinds, all of which are learnt: make them one kind']
+    """
+    found = []
+    if text.startswith("\ufeff"):
+        found.append(
+            "it begins with a byte order mark, which is learnt like any other character: take it out"
+        )
+    crlf = text.count("\r\n")
+    if sum(count > 0 for count in (crlf, text.count("\n") - crlf, text.count("\r") - crlf)) > 1:
+        found.append("its line ends are of several kinds, all of which are learnt: make them one kind")
+    if vocab_size > 256 and len(text) < _FEW_EACH * vocab_size:
+        found.append(
+            f"it has {vocab_size:,} different characters, each {len(text) // vocab_size} times on average, "
+            "which is little to learn from: bytes (--tokenizer byte) are 256 at most"
+        )
+    cut = int((1 - val_fraction) * len(text))
+    places = range(cut, len(text) - SHARED_WIDTH + 1, SHARED_WIDTH)
+    places = places[:: max(1, len(places) // _PIECES)]
+    shared = sum(text.find(text[place : place + SHARED_WIDTH], 0, cut) >= 0 for place in places)
+    if 10 * shared > len(places):
+        found.append(
+            "much of its end, which is kept for validation, stands in the training text, too: a loss on it "
+            "says little of new text"
+        )
+    return found
 
 
 def _counted(ids: NDArray[Any], V: int) -> NDArray[np.int64]:

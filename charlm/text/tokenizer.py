@@ -30,8 +30,10 @@ __all__ = [
     "CharTokenizer",
     "OnUnknown",
     "Tokenizer",
+    "Unit",
     "load_tokenizer",
     "tokenizer_from_dict",
+    "unit_of",
 ]
 
 OnUnknown: TypeAlias = Literal["error", "skip", "replace"]
@@ -42,6 +44,10 @@ MAX_FILE_BYTES = 8 * 2**20
 
 _FORMAT, _VERSION = "charlm.tokenizer", 1
 _STRETCH = 2**16  # characters: text, codes and ids of a stretch take at most 0.8 MB; measured fastest
+
+
+Unit: TypeAlias = Literal["character", "byte"]
+"""What an id stands for."""
 
 
 @runtime_checkable
@@ -390,6 +396,11 @@ class ByteTokenizer:
     @override
     def __repr__(self) -> str:
         return "ByteTokenizer()"
+
+
+def unit_of(tokenizer: Tokenizer) -> Unit:
+    """Return what each id of a tokenizer stands for."""
+    return "byte" if isinstance(tokenizer, ByteTokenizer) else "character"
 
 
 def load_tokenizer(path: str | Path) -> CharTokenizer | ByteTokenizer:

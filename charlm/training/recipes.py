@@ -13,6 +13,7 @@ from types import MappingProxyType
 from charlm.errors import InputError, shown
 from charlm.models.config import PRESETS, PresetName
 from charlm.plain import as_float, int_from
+from charlm.text.tokenizer import Unit
 from charlm.training.config import TrainerConfig
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
@@ -96,7 +97,12 @@ class Recommendation:
 
 
 def recommend(
-    train_chars: int, val_chars: int | None, *, minutes: float | None = None, on_gpu: bool = False
+    train_chars: int,
+    val_chars: int | None,
+    *,
+    minutes: float | None = None,
+    on_gpu: bool = False,
+    unit: Unit = "character",
 ) -> Recommendation:
     """Choose a preset for a text and a time, and fit it to a short text.
 
@@ -106,6 +112,7 @@ def recommend(
         minutes: how long the training may take; None: about one.
         on_gpu: whether it will run on one. The presets were measured on two cores; a GPU gets the one for
             twenty times the time.
+        unit: what the numbers count, for the reasons.
 
     Returns:
         The preset, and which of its fields to change.
@@ -132,7 +139,7 @@ def recommend(
     preset = min(allowed, sensible, key=len)[-1]
     reasons = [f"for {time:g} min on {'a GPU' if on_gpu else 'a CPU'}"]
     if len(sensible) < len(allowed):
-        reasons = [f"as the text is short ({train_chars:,} characters to train on)"]
+        reasons = [f"as the text is short ({train_chars:,} {unit}s to train on)"]
 
     changes: dict[str, object] = {}
     longest = (train_chars if val_chars is None else min(train_chars, val_chars)) - 1

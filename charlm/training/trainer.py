@@ -249,7 +249,8 @@ class Trainer:
             TrainingInterrupted: `interrupt` was called; the step under way is done and saved.
             NonFiniteError: the loss or a gradient is not finite (with `nonfinite="skip"`: ten times in a
                 row); the weights are those before that step.
-            CheckpointWriteError: saving failed three times in a row.
+            CheckpointWriteError: saving failed three times in a row, or at the end; `result()` says
+                what the run came to.
             RunLockedError: another process trains in the same directory, or has since this trainer knew it.
         """
         for _ in self.steps():

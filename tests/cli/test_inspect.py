@@ -98,7 +98,7 @@ def test_a_messy_text_has_its_faults_named(command: Command, tmp_path: Path, qui
     text = "\ufeffone\r\ntwo\rthree\x00\x1b[2J\u202eאב\n" + copied + CORPUS[:600] + copied + "😀"
     assert command("inspect", text_file(tmp_path, text)) == 0
     found = lines(command)
-    assert "the first is a byte order mark" in found["characters"]
+    assert "byte order mark" in found["note"]
     assert found["line ends"].endswith(r"1 \r\n, 1 \r alone; mixed")
     for shown in (r"'\x00' U+0000 (1)", r"'\x1b' U+001B (1)", r"'\u202e' U+202E (1)", r"'\ufeff' U+FEFF (1)"):
         assert shown in found["invisible"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from harness.command import Command, text_file
+from harness.command import Command, environment, text_file
 
 HUGE = ("--batch-size", "1000000", "--block-size", "64", "--n-embd", "512", "--n-layer", "8")  # 15 TB
 
@@ -107,3 +110,52 @@ def test_without_a_home_directory_torch_keeps_its_own_place(
     monkeypatch.setattr(Path, "home", nowhere)
     assert command.train(text, "-o", tmp_path / "run", "--compile") == 1
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit on addresses is none")
+@pytest.mark.parametrize("megabytes", [300, 600, 700, 900, 1200, 1600])
+def test_a_limit_on_memory_ends_in_one_line(text: Path, tmp_path: Path, megabytes: int) -> None:
+    """Below a gigabyte, where torch would abort, before it is loaded."""
+    words = shlex.join(
+        [sys.executable, "-m", "charlm", "train", str(text), "-o", str(tmp_path / "run"), "-q"]
+    )
+    big = "--preset cpu-10s --max-steps 3 --device cpu --block-size 64 --batch-size 3000"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v {megabytes * 1000}; exec {words} {big}"],
+        check=False,
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "charlm: error: "
+        + ("PyTorch takes about 1 GB" if megabytes < 1000 else "the memory does not suffice")
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_is_short_is_called_so(
+    command: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("charlm.cli.train.encode_corpus", failing)
+    assert command.train(text, "-o", tmp_path / "run") == 1
+    assert command.err.startswith("charlm: error: the memory does not suffice.")
+    assert len(command.err.splitlines()) == 1

@@ -90,6 +90,46 @@ def test_none_in_a_file_stands_for_none(tmp_path: Path) -> None:
     assert gather("gpt2", file=str(file), environment={}, flags={}).training.save_interval is None
 
 
+def test_whatever_is_wrong_anywhere_is_named_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the file, among the variables and the options; and what does not go together, between any two."""
+    file = tmp_path / "my.toml"
+    file.write_text(
+        "n_layers = 2\nn_layer = 0\nbatch_size = 1\n[model]\nseed = 2\nn_embd = 10\n"
+        "[training]\nbatch_size = 1\ngrad_clip = 0\n"
+    )
+    environment = {"CHARLM_DROPOUT": "2", "CHARLM_N_HEAD": "3"}
+    found = [
+        *("unknown field 'n_layers'", "n_layer must", "grad_clip must", "belongs into [training]", "twice"),
+        *("CHARLM_DROPOUT must", "n_embd must be a multiple of n_head"),
+    ]
+    with pytest.raises(ConfigError) as caught:
+        gather("gpt2", file=str(file), environment=environment, flags={})
+    assert [text for text in found if text not in str(caught.value)] == []
+    with pytest.raises(UsageError) as refused:
+        gather("gpt2", file=str(file), environment=environment, flags={"momentum": "x"})
+    assert [text for text in [*found, "--momentum must"] if text not in str(refused.value)] == []
+    with pytest.raises(UsageError) as refused:  # a wrong n_head conflicts with nothing, the preset's neither
+        gather("gpt2", file=str(file), environment={}, flags={"n_head": "0", "seed": "x"})
+    assert "multiple" not in str(refused.value)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    command = Command(capsys)
+    assert command("train", "-o", tmp_path / "run", "--config", file, "--val-fraction", "2") == 2
+    for text in [*found, "FILE is needed", "--val-fraction must be"]:
+        assert text in command.err
+    missing = ("--config", tmp_path / "missing.toml", "--fooo", "--barr")
+    assert command("train", "-o", tmp_path / "run", *missing) == 2
+    assert "'--fooo'" in command.err
+    assert "'--barr'" in command.err
+    options = ("-n", "-1", "--num-samples", "0", "-t", "-1", "--stop", "")
+    assert command("generate", tmp_path, *options) == 2
+    assert command.err.count("must be") == 4
+    assert command("inspect", file, "--minutes", "0", "--val-fraction", "2") == 2
+    assert command.err.count("must be") == 2
+
+
 def test_a_wrong_variable_is_named() -> None:
     with pytest.raises(ConfigError, match="CHARLM_BIAS must be True or False, got 'perhaps'"):
         gather("gpt2", file=None, environment={"CHARLM_BIAS": "perhaps"}, flags={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +20,8 @@ from charlm.runs.checkpoint import list_checkpoints
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import ByteTokenizer
 from charlm.training import StepRecord, StepsEstimate, read_timetable
+
+NOTED = ("byte order mark", "line ends", "different characters", "stands in the training text")
 
 
 @pytest.fixture
@@ -110,7 +113,117 @@ def test_standard_input_and_bytes(command: Command, run: Path, monkeypatch: pyte
     assert isinstance(charlm.load(run).tokenizer, ByteTokenizer)
     assert record_of(run)["sources"] == ["-"]
     assert command("train", "--resume", "-o", run) == 2
-    assert "the run's text came from standard input; give it again" in command.err
+    assert "came from standard input; give it again: charlm train FILE --resume -o" in command.err
+
+
+def test_a_text_that_has_moved_is_asked_for_with_the_command_that_goes_on(
+    command: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    lost = text.rename("lost.txt").absolute()
+    kept = text_file(tmp_path)
+    assert command.train("lost.txt", kept, "-o", "run", "--max-steps", "2") == 0
+    moved = Path("..", "new place").absolute().resolve()
+    monkeypatch.chdir(tmp_path)
+    Path("old").rename(moved)
+    for option, value in (("--resume", None), ("--repeat", "new place/run")):
+        words = [option] if value is None else [option, value]
+        out = "new place/run" if value is None else "again"
+        assert command("train", *words, "-o", out) == 2
+        (message, _) = command.err.splitlines()
+        told, _, advice = message.partition("; give it again: charlm ")
+        assert told == f"charlm: error: the run's text came from '{lost}', which is not there now"
+        known = [str(moved / "lost.txt") if word == "FILE" else word for word in shlex.split(advice)]
+        assert command(*known) == 0
+
+
+def test_a_text_of_another_encoding_is_read_by_every_command_and_again(
+    command: Command, tmp_path: Path, run: Path
+) -> None:
+    text = tmp_path / "latin.txt"
+    text.write_bytes(TEXT.replace("wall", "Mäuerchen").encode("latin-1"))
+    assert command.train(text, "-o", run) == 1
+    assert "such as latin-1: encoding=... in Python, --encoding of the command" in command.err
+    given = ("--encoding", "latin-1")
+    assert command.train(text, "-o", run, *given) == 0
+    assert record_of(run)["encoding"] == "latin-1"
+    assert "ä" in charlm.load(run).tokenizer.vocab  # type: ignore[attr-defined]  # a CharTokenizer
+    assert command("train", "--repeat", run, "-o", tmp_path / "again") == 0
+    assert command("train", "--resume", "-o", tmp_path / "again", "--max-steps", "22") == 0
+    reading: list[list[str | Path]] = [
+        ["eval", run, text],
+        ["generate", run, "-n", "1", "--prompt-file", text],
+    ]
+    for words in reading:
+        assert command(*words) == 1
+        assert command(*words, *given) == 0
+    assert command("inspect", text, *given, "--json") == 0
+    assert json.loads(command.out)["command"].endswith("--encoding latin-1")
+    text.write_bytes(text.read_bytes().decode("latin-1").encode())  # since then it was converted
+    assert command("train", "--resume", "-o", run, "--max-steps", "22", "--encoding", "utf-8") == 0
+    assert record_of(run)["encoding"] == "utf-8"
+    assert command("eval", run, text, "--encoding", "klingon") == 1
+    assert "encoding must be a text encoding of Python, got 'klingon'" in command.err
+    values = record_of(run)
+    del values["encoding"]  # as an earlier charlm wrote it
+    (run / "train.json").write_text(json.dumps(values))
+    assert command("train", "--resume", "-o", run, "--max-steps", "24") == 0
+
+
+def test_bytes_are_called_bytes(command: Command, tmp_path: Path, run: Path) -> None:
+    """By all that is said of a training on them, also before it and after it."""
+    text = text_file(tmp_path, TEXT.replace("wall", "Mäuerchen") + TEXT)
+    words = ("--tokenizer", "byte", "--eval-chars", "50", "-v")
+    said = []
+    assert command.train(text, "-o", run, *words) == 0
+    said += command.err.splitlines()
+    assert command("train", "--resume", "-o", run, "--max-steps", "30") == 0
+    said += command.err.splitlines()
+    assert command("info", run) == 0
+    said += [line for line in command.out.splitlines() if "_" not in line]  # a setting's name is what it is
+    assert command("eval", run, text) == 0
+    said += command.out.splitlines()
+    assert command.train(text, "-o", tmp_path / "new", *words, "--block-size", "5000") == 1
+    said += command.err.splitlines()
+    (text := tmp_path / "one").write_text("x")
+    assert command("eval", run, text) == 1
+    said += command.err.splitlines()
+    counted = [line for line in said if "char" in line.replace(str(tmp_path), "").replace("charlm", "")]
+    assert [line.partition(";")[0].split(": ")[1] for line in counted] == [
+        f"{2 * len(TEXT) + 60 * 5:,} characters, vocabulary 256"  # of the text itself
+    ] * 2
+    assert sum("bytes/s" in line for line in said) >= 3
+    for told in (
+        "bits/byte",
+        "bytes to train on",
+        "16 bytes",
+        "FLOPs per byte",
+        "two bytes",
+        "the byte after",
+    ):
+        assert any(told in line for line in said), told
+
+
+def test_what_is_odd_in_a_text_is_told_by_train_as_by_inspect(
+    command: Command, tmp_path: Path, run: Path
+) -> None:
+    many = "".join(chr(0x4E00 + i) for i in range(500))
+    lines = [f"{i} {many[i % 400 : i % 400 + 60]}\n" for i in range(100)]
+    text = tmp_path / "odd.txt"
+    text.write_bytes(("\ufeff" + "".join(lines[:50]) + many + "\r\n" + "".join(lines[:20])).encode())
+    assert command("inspect", text) == 0
+    notes = [line.split(None, 1)[1] for line in command.out.splitlines() if line.startswith("note")]
+    assert [next(word for word in NOTED if word in note) for note in notes] == list(NOTED)
+    assert command("inspect", text, "--json") == 0
+    assert json.loads(command.out)["notes"] == notes
+    assert command.train(text, "-o", run) == 0
+    assert [line[8:] for line in command.err.splitlines() if line.startswith("note")][:-1] == notes
+    bytes_run = run.with_name("bytes")
+    assert command.train(text, "-o", bytes_run, "--tokenizer", "byte") == 0
+    assert [line[8:] for line in command.err.splitlines() if line.startswith("note")][:-1] == [
+        note for note in notes if "different characters" not in note
+    ]
 
 
 def test_a_text_too_short_for_the_block_says_what_to_do(command: Command, text: Path, run: Path) -> None:
@@ -302,8 +415,8 @@ def test_resume_goes_on_to_a_new_end(
     assert record["training"]["max_steps"] == 30
     assert len(record["commands"]) == 2
     moved = text.rename(text.with_name("moved.txt"))
-    assert command("train", "--resume", "-o", run, "--max-steps", "40") == 1
-    assert "text.txt' is neither a file nor a named corpus" in command.err
+    assert command("train", "--resume", "-o", run, "--max-steps", "40") == 2
+    assert "text.txt', which is not there now" in command.err
     assert command("train", moved, "--resume", "-o", run, "--max-steps", "40") == 0
     assert record_of(run)["sources"] == [str(moved)]
     assert command("train", "python-docs", "--resume", "-o", run, "--max-steps", "50") == 1
@@ -487,10 +600,11 @@ def test_an_error_of_the_system_is_one_line(command: Command, text: Path, tmp_pa
 
 def test_figures_are_short() -> None:
     assert [clock(s) for s in (0.4, 62, 3723)] == ["0:00", "1:02", "1:02:03"]
-    assert [speed(r) for r in (12.34, 999.7, 81_300, 2.5e6, 3e9)] == [
+    assert [speed(r, "character") for r in (12.34, 999.7, 81_300, 2.5e6, 3e9)] == [
         "12.3 chars/s",
         "1k chars/s",
         "81.3k chars/s",
         "2.5M chars/s",
         "3G chars/s",
     ]
+    assert speed(81_300, "byte") == "81.3k bytes/s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from charlm.files import atomic
 from charlm.files.atomic import (
     FileDigest,
+    check_writable,
     make_directory,
     remove_directory,
     remove_file,
@@ -58,6 +60,31 @@ def test_write_file_writes_bytes_in_one_piece_or_several(tmp_path: Path, data: b
     write_file(str(tmp_path / "f"), data)
     assert (tmp_path / "f").read_bytes() == (b"".join(data) if isinstance(data, list) else bytes(data))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("directory", [False, True])
+@pytest.mark.parametrize(
+    "name", ["new", "file", "folder", "new/new", "file/new", "folder/new", "dangling", "x" * 300]
+)
+def test_whether_a_target_can_be_written_is_known_beforehand(
+    tmp_path: Path, name: str, directory: bool
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere/at/all")
+    before = sorted(os.walk(tmp_path))
+    try:
+        check_writable(tmp_path / name, directory=directory)
+        refused = False
+    except OSError:
+        refused = True
+    assert sorted(os.walk(tmp_path)) == before
+    with pytest.raises(OSError, match=r"\[Errno") if refused else contextlib.nullcontext():
+        if directory:
+            make_directory(tmp_path / name)
+            write_file(tmp_path / name / "file", b"")
+        else:
+            write_file(tmp_path / name, b"")
 
 
 def test_a_file_gets_the_mode_of_the_umask(tmp_path: Path) -> None:

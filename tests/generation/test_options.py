@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import math
-from typing import Any, get_args
+import pickle
+from collections.abc import Callable
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 from harness.tiny_models import MODELS, prompt, tiny_config, tiny_gpt
 
+from charlm import BigramLM, CharLM, CharTokenizer
 from charlm.errors import InputError, NonFiniteError
-from charlm.generation import Overflow, SamplingOptions
+from charlm.generation import Overflow, Sampling, SamplingOptions
 
 W = 16
 NAN = math.nan
@@ -78,10 +84,47 @@ def test_all_bad_options_are_listed() -> None:
         SamplingOptions(temperature=-1, top_k=0, overflow="x")  # type: ignore[arg-type]  # the point
 
 
-def test_an_unknown_option_is_a_type_error_as_for_any_function() -> None:
-    options: dict[str, Any] = {"temprature": 1.0}
-    with pytest.raises(TypeError, match="temprature"):
-        MODELS["bigram"](torch.float32).stream(prompt(1, 3), 5, **options)
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [("topk", "did you mean 'top_k'?"), ("zzz", "the options are temperature, top_k, ")],
+)
+def test_an_unknown_option_is_a_type_error_that_names_the_likely_right_one(option: str, hint: str) -> None:
+    """Wherever options are taken; and it hides no bad value."""
+    options: dict[str, Any] = {option: 1.0, "temperature": -1}
+    ways: dict[str, Callable[[], object]] = {
+        name: functools.partial(method, prompt(1, 3), 5)
+        for kind in MODELS
+        for name, method in {
+            f"{kind} generates": MODELS[kind](torch.float32).generate,
+            f"{kind} streams": MODELS[kind](torch.float32).stream,
+        }.items()
+    }
+    lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+    ways |= {"texts": functools.partial(lm.generate, "a"), "pieces": functools.partial(lm.stream, "a")}
+    ways |= {
+        "options": SamplingOptions,
+        "keywords": lambda **given: SamplingOptions.from_keywords(cast("Sampling", given)),
+    }
+    for name, way in ways.items():
+        with pytest.raises(TypeError) as caught:
+            way(**options)
+        assert str(caught.value).startswith(f"unknown option '{option}'; {hint}"), name
+        assert "; temperature must be 0, or from" in str(caught.value), name
+
+
+def test_an_unknown_option_may_be_meant_as_another_argument() -> None:
+    lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+    for given, meant in (("max_tokens", "max_new_tokens"), ("keepstop", "keep_stop")):
+        options: dict[str, Any] = {given: 1}
+        with pytest.raises(TypeError, match=f"did you mean '{meant}'"):
+            lm.generate("a", **options)
+
+
+def test_options_are_copied_and_pickled() -> None:
+    options = SamplingOptions(top_k=3, seed=5)
+    assert (
+        copy.copy(options) == pickle.loads(pickle.dumps(options)) == dataclasses.replace(options) == options
+    )
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63, 2**64 - 1, -(2**64) + 1])

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,10 +34,11 @@ class Sample(Config):
     betas: tuple[float, float] = (0.9, 0.95)
     sizes: tuple[Annotated[int, Range(1)], Literal["s", "m"]] = (1, "s")
 
-    def _conflicts(self) -> Iterator[str]:
-        if self.flag and self.kind == "b":
+    @classmethod
+    def _conflicts(cls, right: Mapping[str, Any]) -> Iterator[str]:
+        if right.get("flag") and right.get("kind") == "b":
             yield "flag needs kind a"
-        if self.flag and self.name == "":
+        if right.get("flag") and right.get("name") == "":
             yield "flag needs a name"
 
 
@@ -165,19 +166,40 @@ def test_missing_unknown_and_bad_fields_are_reported_together() -> None:
         Sample.from_dict({"rate": 2, "flagg": True})
     assert caught.value.problems == (
         "unknown field 'flagg'; did you mean 'flag'?",
-        "count is missing",
         "rate must be a finite number above 0 and at most 1, got 2",
+        "count is missing",
     )
     assert str(caught.value) == "Sample: 3 problems: " + "; ".join(caught.value.problems)
 
 
-def test_conflicts_are_reported_together_once_every_field_is_right() -> None:
+def test_conflicts_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         Sample(count=1, flag=True, kind="b", name="")
     assert caught.value.problems == ("flag needs kind a", "flag needs a name")
-    with pytest.raises(ConfigError) as caught:
-        Sample(count=0, flag=True, kind="b")
-    assert len(caught.value.problems) == 1
+
+
+@given(st.lists(st.sampled_from(BAD), unique_by=lambda bad: bad[0]), st.booleans(), st.booleans())
+def test_no_problem_hides_another(bad: list[tuple[str, object, str]], misspelt: bool, missing: bool) -> None:
+    """Each bad value is told, an unknown name, a missing field, and a conflict whose fields are right."""
+    values: dict[str, Any] = {"count": 1, "flag": True, "kind": "b", "name": ""}
+    values |= {name: value for name, value, _ in bad} | ({"flagg": 1} if misspelt else {})
+    wrong = {name for name, _, _ in bad}
+    expected = {f"{name} must be {message}" for name, _, message in bad}
+    expected |= {"flag needs kind a"} if wrong.isdisjoint({"flag", "kind"}) else set()
+    expected |= {"flag needs a name"} if wrong.isdisjoint({"flag", "name"}) else set()
+    expected |= {"unknown field 'flagg'; did you mean 'flag'?"} if misspelt else set()
+    if missing and "count" not in wrong:
+        del values["count"]
+        expected |= {"count is missing"}
+    ways: list[Callable[[], object]] = [lambda: Sample.from_dict(values)]
+    if expected != {"count is missing"}:  # that alone is Python's to say
+        ways.append(lambda: Sample(**values))
+    for make in ways if expected else []:
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert len(caught.value.problems) == len(expected)
+        assert set(caught.value.problems) == expected
+    assert set(Sample.check(values)) == expected - {"count is missing"}
 
 
 def test_check_tells_the_problems_of_some_fields_without_making_a_config() -> None:

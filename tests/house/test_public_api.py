@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,16 @@ def test_all_is_sorted_complete_and_small() -> None:
 @pytest.mark.parametrize("name", charlm.__all__)
 def test_every_public_name_has_a_docstring(name: str) -> None:
     assert inspect.getdoc(getattr(charlm, name))
+
+
+@pytest.mark.slow
+def test_every_public_module_is_an_attribute_that_loads_when_it_is_used() -> None:
+    modules = [name.removeprefix("charlm.") for name in MODULES[1:]]
+    assert set(modules) == set(charlm._MODULES) <= set(dir(charlm))
+    for name in modules:
+        looks = f"import sys, charlm; assert 'torch' not in sys.modules; print(charlm.{name}.__name__)"
+        done = subprocess.run([sys.executable, "-c", looks], check=True, capture_output=True, text=True)
+        assert done.stdout == f"charlm.{name}\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

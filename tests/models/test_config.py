@@ -110,7 +110,7 @@ def test_all_bad_fields_are_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         GPTConfig.from_dict({"n_layer": -1, "dropout": "x", "n_heads": 4, "bias": None})
     problems = caught.value.problems
-    assert [p.split()[0] for p in problems] == ["unknown", "vocab_size", "n_layer", "dropout", "bias"]
+    assert [p.split()[0] for p in problems] == ["unknown", "n_layer", "dropout", "bias", "vocab_size"]
     assert str(caught.value).startswith(
         "GPTConfig: 5 problems: unknown field 'n_heads'; did you mean 'n_head'?"
     )
@@ -179,7 +179,14 @@ def test_an_unknown_preset_says_which_there_are(name: Any, hint: str) -> None:
 def test_a_preset_needs_the_size_of_the_vocabulary(name: PresetName) -> None:
     with pytest.raises(ConfigError, match=r"vocab_size=tokenizer\.vocab_size") as caught:
         GPT.from_config(name)
-    assert caught.value.problems == ("vocab_size is missing",)
+    assert caught.value.problems == (str(caught.value),)
+    fields: dict[str, Any] = {"n_layer": 0, "n_embd": 10, "n_head": 3}
+    with pytest.raises(ConfigError, match=r"vocab_size=tokenizer\.vocab_size") as caught:
+        GPT.from_config(name, **fields)
+    assert [problem.split()[0] for problem in caught.value.problems] == ["preset", "n_layer", "n_embd"]
+    with pytest.raises(ConfigError, match="unknown preset") as caught:
+        GPT.from_config("x", **fields)  # type: ignore[arg-type]  # the point of the test
+    assert [problem.split()[0] for problem in caught.value.problems] == ["unknown", "n_layer", "n_embd"]
 
 
 @pytest.mark.parametrize("config", [5, None, ["vocab_size"], 2.0])

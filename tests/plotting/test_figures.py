@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from fontTools.fontBuilder import FontBuilder  # type: ignore[import-untyped]
+from fontTools.pens.ttGlyphPen import TTGlyphPen  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, fontManager
 
 from charlm import BigramLM, CharTokenizer
 from charlm.errors import InputError
@@ -85,13 +89,63 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_a_character_is_looked_for_in_each_font_that_is_asked_for() -> None:
-    assert readable(["a漢↵"], FontProperties(family=["DejaVu Sans"])) == ["aU+6F22↵"]
+def test_a_character_is_looked_for_in_each_font_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     few = "STIXSizeOneSym"  # comes with matplotlib, and has brackets but no letters
-    assert readable(["(a\n"], FontProperties(family=[few])) == ["(U+0061U+000A"]
-    assert readable(["(a\n"], FontProperties(family=[few, "no such font", "DejaVu Sans"])) == ["(a↵"]
-    assert readable(["a"], FontProperties(family=["no such font"])) == ["a"]  # then matplotlib takes its own
+    for families, text, shown in (
+        ([few, "no such font", "DejaVu Sans"], "(a\n", "(a↵"),
+        (["no such font"], "a", "a"),  # then matplotlib takes its own
+        ([few], "(a\n", "(a↵"),  # a and the arrow from any other
+    ):
+        assert readable([text], FontProperties(family=families))[0] == [shown]
+    monkeypatch.setattr(fontManager, "ttflist", [])  # no other is installed
+    assert readable(["(a\n"], FontProperties(family=[few])) == (["(U+0061U+000A"], [few])
+
+
+def test_characters_of_another_script_are_drawn_where_an_installed_font_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fontManager, "ttflist", [e for e in fontManager.ttflist if "DejaVu" in e.name])
+    tokenizer = CharTokenizer("a漢")
+    ax = plot_bigram(BigramLM(2), tokenizer)
+    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["a", "U+6F22"]
+    fontManager.addfont(font_with(tmp_path / "han.ttf", "漢"))
+    drawn = plot_bigram(BigramLM(2), tokenizer)
+    assert [label.get_text() for label in drawn.get_yticklabels()][:2] == ["a", "漢"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph is a warning
+        save_picture(drawn, tmp_path / "han.png")
+
+
+def font_with(path: Path, character: str) -> Path:
+    """Write a font that has a square for one character, and nothing else."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 900), (900, 900), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    square = pen.glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(character): "square"})
+    builder.setupGlyf({".notdef": square, "square": square})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "One Han", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+    return path
+
+
+def test_a_notebook_shows_a_figure_that_we_made(tmp_path: Path) -> None:
+    """IPython asks an object for `_repr_png_`, and does it the last line of a cell."""
+    ax = plot_bigram(BigramLM(2), CharTokenizer("ab"))
+    shown = ax.figure._repr_png_()  # type: ignore[union-attr]  # set on the object
+    assert shown.startswith(b"\x89PNG\r\n")
+    again = pickle.loads(pickle.dumps(ax.figure))
+    assert again._repr_png_().startswith(b"\x89PNG\r\n")
+    assert again._repr_png_.args[0] is again
 
 
 def test_a_space_may_stay_one() -> None:
-    assert readable(["a b\t"], FontProperties(), spaces=False) == ["a b⇥"]
+    assert readable(["a b\t"], FontProperties(), spaces=False)[0] == ["a b⇥"]

@@ -92,14 +92,17 @@ def test_invalid_utf8_is_refused_with_its_offset(
         assert message.startswith(f"'{tmp_path / name}' must be valid utf-8, got byte 0x{byte:02x}")
         assert f" at offset {offset} (line {line})" in message
         assert message.endswith(
-            "; convert it to UTF-8, or read it with charlm.text.corpus.read_text(path, encoding=...)"
+            "; convert it to UTF-8, or say what it is, such as latin-1: encoding=... in Python, --encoding "
+            "of the command"
         )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_is_told_apart_from_damage(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "wide").write_bytes("\ufeffHello".encode(encoding))
-    with pytest.raises(InvalidTextError, match=r"it looks like UTF-16: convert it with iconv") as caught:
+    with pytest.raises(
+        InvalidTextError, match=r"it looks like UTF-16: .* or say so, utf-16: encoding="
+    ) as caught:
         read_text(tmp_path / "wide")
     assert caught.value.offset == 0
 

@@ -16,7 +16,7 @@ from charlm import CharTokenizer
 from charlm.errors import InputError, InvalidTextError
 from charlm.testing import tiny_corpus
 from charlm.text import inspection
-from charlm.text.inspection import SHARED_WIDTH, TextReport, inspect_text
+from charlm.text.inspection import SHARED_WIDTH, TextReport, inspect_text, remarks
 
 texts = st.text(st.sampled_from("ab \n\r\x00\ufeffé漢😀א\u202e")) | st.text()
 
@@ -142,3 +142,32 @@ def test_a_report_is_frozen() -> None:
         report.n_chars = 4  # type: ignore[misc]
     with pytest.raises(TypeError):
         report.counts["a"] = 2  # type: ignore[index]
+
+
+@given(texts, st.floats(0, 0.99))
+def test_remarks_agree_with_the_report(text: str, val_fraction: float) -> None:
+    """On text too short for a run that counts as shared."""
+    report = inspect_text(text[:40], val_fraction=val_fraction)
+    found = " ".join(remarks(text[:40], report.vocab_size, val_fraction=val_fraction))
+    assert ("byte order mark" in found) == report.has_bom
+    assert ("line ends" in found) == ((report.lf > 0) + (report.crlf > 0) + (report.cr > 0) > 1)
+    assert "stands in" not in found
+
+
+def test_validation_that_repeats_the_training_text_is_remarked_on() -> None:
+    new, old = tiny_corpus(40_000, seed=1), tiny_corpus(40_000, seed=2)
+    for repeated, told in ((0, False), (1_000, True), (4_000, True)):
+        text = old[:36_000] + new[: 4_000 - repeated] + old[:repeated]
+        found = remarks(text, 60, val_fraction=0.1)
+        assert (len(found) == 1 and "stands in the training text" in found[0]) == told
+        assert inspect_text(text).shared == pytest.approx(repeated / 4_000, abs=0.05)
+    assert not remarks(old, 256, val_fraction=0)
+
+
+def test_many_characters_in_a_short_text_are_remarked_on() -> None:
+    assert (
+        "9,000 different characters, each 2 times on average"
+        in remarks("x" * 18_000, 9_000, val_fraction=0)[0]
+    )
+    assert not remarks("x" * 18_000, 256, val_fraction=0)
+    assert not remarks("x" * 900_000, 9_000, val_fraction=0)

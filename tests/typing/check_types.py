@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import charlm
 from charlm import (
     GPT,
     BigramLM,
@@ -63,6 +64,7 @@ def check(folder: Path) -> None:
         assert_type(record, StepRecord)
         assert_type(record.loss, float)
     assert_type(trainer.result(), TrainResult)
+    assert_type(charlm.evaluation.evaluate(model, val), charlm.evaluation.EvalResult)
 
     lm.save(folder / "model")
     assert_type(load(folder / "model"), CharLM)
