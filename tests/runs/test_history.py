@@ -189,6 +189,19 @@ def test_unit_and_baseline_are_those_that_the_command_wrote(tmp_path: Path) -> N
         read_history(run)
 
 
+@pytest.mark.parametrize(
+    ("left_out", "part"), [({}, None), ({"n_left_out": 0}, None), ({"n_left_out": 1}, (500, 501))]
+)
+def test_the_baseline_has_a_part_only_where_something_was_left_out(
+    tmp_path: Path, left_out: Mapping[str, object], part: tuple[int, int] | None
+) -> None:
+    run = run_with(tmp_path, step(10, 3.0))
+    values = {"format": "charlm.train", "version": 1, "tokenizer": "char"}
+    baseline = {"loss_nats": 1.5, "scored": 500, **left_out}
+    (run / "train.json").write_text(json.dumps({**values, "baseline": baseline}), encoding="utf-8")
+    assert read_history(run).baseline_part == part
+
+
 def test_a_run_of_bytes_by_the_trainer_can_say_so(tmp_path: Path) -> None:
     """Without the command's record the unit is not known; a history is a value that can be changed."""
     import dataclasses
