@@ -70,17 +70,6 @@ def test_a_history_has_what_the_trainer_said(tmp_path: Path) -> None:
     assert history.baseline_loss_nats is None
 
 
-def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
-    train, val = tiny_split()
-    Trainer(
-        BigramLM(TOKENIZER.vocab_size), train, quick_config(), val_data=val, out_dir=tmp_path / "run"
-    ).fit()
-    Trainer.resume(tmp_path / "run", train, val_data=val, max_steps=20).fit()
-    history = read_history(tmp_path / "run")
-    assert history.steps.tolist() == list(range(1, 21))
-    assert history.eval_steps.tolist() == [4, 8, 12, 16, 20]
-
-
 def test_a_skipped_step_is_told_apart_and_has_no_loss(tmp_path: Path) -> None:
     class Sometimes(PlainModule):
         calls: Tensor
