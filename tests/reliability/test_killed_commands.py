@@ -36,7 +36,7 @@ def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
     text, run, whole = write_text(tmp_path), tmp_path / "run", tmp_path / "whole"
     with LongLived("charlm.cli.fit", "charlm.cli.info") as worker:
         worker.ask("harness.long_lived:command", args=["train", str(text), "-o", str(whole), *FLAGS])
-        for trial in range(campaign.trials(6)):
+        for trial in range(campaign.trials(4)):
             where = f"kill {trial} of seed {campaign.seed}"
             process = start(*next_command(run, text, *FLAGS), "--verbose")
             saved, message = killed(process, run, draw)
