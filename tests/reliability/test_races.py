@@ -19,6 +19,7 @@ from harness.command_runs import check_whole, newest_step
 from harness.long_lived import LongLived
 from harness.racing import RACE_STEPS
 from harness.tiny_training import tiny_split
+from harness.warm import WarmPython
 
 from charlm import Trainer
 from charlm.errors import RunLockedError
@@ -30,21 +31,21 @@ pytestmark = pytest.mark.slow
 class Workers:
     """Processes that are started when they are first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: WarmPython) -> None:
+        self.python = python
         self.stack = ExitStack()
         self._started: list[LongLived] = []
 
     def first(self, number: int) -> list[LongLived]:
         """Return that many of them."""
         while len(self._started) < number:
-            self._started.append(self.stack.enter_context(LongLived("harness.racing")))
+            self._started.append(self.stack.enter_context(LongLived(self.python)))
         return self._started[:number]
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    found = Workers()
-    found.first(4)  # all begin to load torch at once
+def workers(warm_python: WarmPython) -> Iterator[Workers]:
+    found = Workers(warm_python)
     with found.stack:
         yield found
 
@@ -86,10 +87,12 @@ def test_of_trainers_that_begin_at_one_moment_exactly_one_wins(
         assert newest_step(run) == RACE_STEPS, where
 
 
-def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path, campaign: Campaign) -> None:
+def test_a_killed_process_leaves_no_lock_behind(
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
+) -> None:
     for trial in range(max(1, campaign.trials(10) // 10)):
         run = tmp_path / f"run {trial}"
-        with LongLived("harness.racing") as holder:
+        with LongLived(warm_python) as holder:
             holder.call("harness.racing:prepare", folder=str(run), how="new")
             assert holder.call("harness.racing:race", at=0.0)["refused"] is None
             trainer = Trainer.resume(run, tiny_split()[0], device="cpu")
