@@ -102,6 +102,9 @@ def _answer(connection: socket.socket) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    sys.path[:0] = [
+        path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path not in sys.path
+    ]
     coded, code = variables.get("PYTHONIOENCODING", "utf-8"), 1
     with (
         open(0, encoding=coded, closefd=False) as sys.stdin,
