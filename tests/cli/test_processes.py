@@ -60,10 +60,27 @@ def training(folder: Path, name: str, *flags: str) -> Iterator[subprocess.Popen[
         process.communicate()
 
 
+def test_a_ctrl_c_that_comes_twice_at_once_counts_once(folder: Path) -> None:
+    out = folder / "at once"
+    # A step takes half a second, so that both signals meet one.
+    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "1000") as process:
+        wait_for(process, b"step ")
+        time.sleep(0.15)  # for the save: the next step is under way
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+        process.send_signal(signal.SIGINT)  # as `timeout` passes it on to its group
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, b"")
+    assert b"stopping after this step, and saving; Ctrl-C ends at once\n" in stderr
+    said = re.search(rb"stopped after step ([\d,]+) of", stderr)
+    assert said is not None
+    assert list_checkpoints(out)[-1].step == int(said[1].replace(b",", b""))
+
+
 def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path) -> None:
     out = folder / "twice"
     # A step takes more than a second.
-    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "4000") as process:
+    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "2500") as process:
         wait_for(process, b"step ")
         time.sleep(0.3)  # for the save: the next step is under way
         process.send_signal(signal.SIGINT)

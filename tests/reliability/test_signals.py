@@ -120,8 +120,6 @@ def test_whole_commands_end_with_the_code_of_the_signal_and_go_on_bit_for_bit(
             )
             time.sleep(draw.uniform(0.05, 0.2) if message else draw.uniform(0.3, 2))
             process.send_signal(number)
-            time.sleep(0.03)
-            process.send_signal(number)  # `timeout` sends it twice, which does not count as a second one
             message += process.communicate(timeout=60)[1]
             code, after, said = process.returncode, newest_step(run), stopped_after(message.decode())
             check_whole(run)
