@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness.breaks import break_charlm
 from harness.campaign import Campaign
+from harness.command import environment
+from harness.warm import WarmPython
 
 break_charlm(os.environ.get("BREAK_CHARLM"))  # what reliability/broken_versions.py asks for
 
@@ -45,6 +47,13 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "small.txt"
     path.write_text(tiny_corpus(6_000), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Run what needs a process of its own, and not a new Python."""
+    with WarmPython(environment()) as python:
+        yield python
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import re
 import shutil
 import time
@@ -260,6 +261,18 @@ def test_of_a_long_text_only_a_part_is_counted_and_scored(
         "entropy_nats": entropy_of(val),
     }
     assert f"n-gram  baseline {values['loss_nats']:.4f} nats on 96 characters, not beaten, " in command.err
+
+
+@pytest.mark.parametrize(("strange", "unlike"), [(5, False), (4, True), (6, True), (0, True)])
+def test_a_text_is_compared_with_the_sixth_of_each_ten_of_its_pieces(strange: int, unlike: bool) -> None:
+    """One piece of ten is noise, as the validation text is: where it is scored, that is nothing unlike."""
+    draw = random.Random(0)
+    noise = ["".join(draw.choices("abcdefghij", k=100)) for _ in range(80)]
+    pieces = [noise.pop() if i % 10 == strange else "abcdefghij" * 10 for i in range(200)]
+    tokenizer = CharTokenizer("abcdefghij")
+    train, val = (BlockDataset.from_text("".join(text), tokenizer, 16) for text in (pieces, noise))
+    counted = baseline.count_within(train, tokenizer.vocab_size)
+    assert baseline.score_baseline(counted, train, val, tokenizer).unlike == unlike
 
 
 @pytest.mark.parametrize(("seconds", "counted"), [(0.1, 500), (0.6, 500), (2.0, 1_000), (1e6, 2_043)])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from harness.command import TEXT, TINY, Command, environment, text_file
+from harness.warm import WarmPython
 
 from charlm import BigramLM, ByteTokenizer, CharLM, CharTokenizer, Trainer
 from charlm.cli.__main__ import main
@@ -152,14 +152,14 @@ def test_a_place_that_cannot_be_written_is_named(command: Command, run: Path, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--bigram",), ("--attention", "9")])
 def test_without_matplotlib_one_line_says_how_to_get_it(
-    run: Path, tmp_path: Path, flags: tuple[str, ...]
+    run: Path, tmp_path: Path, warm_python: WarmPython, flags: tuple[str, ...]
 ) -> None:
     program = (
         "import sys\nsys.modules['matplotlib'] = None\n"
         "from charlm.cli.__main__ import main\nsys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, "plot", str(run), *flags],
+        warm_python("-c", program, "plot", run, *flags),
         cwd=tmp_path,
         env=environment(),
         capture_output=True,

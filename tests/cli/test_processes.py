@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from harness.command import ROOT, TINY, Command, await_handlers, environment, start, text_file
+from harness.warm import WarmPython
 
 import charlm
 from charlm import BigramLM, ByteTokenizer, CharLM
@@ -60,37 +61,27 @@ def training(folder: Path, name: str, *flags: str) -> Iterator[subprocess.Popen[
         process.communicate()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_resume_goes_on(
-    folder: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int
-) -> None:
-    out = folder / number.name
-    # A step takes about a second, so that the signals meet one and not the end of the run.
-    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "2000") as process:
+def test_a_ctrl_c_that_comes_twice_at_once_counts_once(folder: Path) -> None:
+    out = folder / "at once"
+    # A step takes half a second, so that both signals meet one.
+    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "1000") as process:
         wait_for(process, b"step ")
-        time.sleep(0.2)  # for the save: the next step is under way
-        process.send_signal(number)
+        time.sleep(0.15)  # for the save: the next step is under way
+        process.send_signal(signal.SIGINT)
         time.sleep(0.03)
-        process.send_signal(number)  # `timeout` sends it twice, which does not count as a second one
+        process.send_signal(signal.SIGINT)  # as `timeout` passes it on to its group
         stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert not stdout
-    assert b"Traceback" not in stderr
+    assert (process.returncode, stdout) == (130, b"")
     assert b"stopping after this step, and saving; Ctrl-C ends at once\n" in stderr
-    assert stderr.decode().endswith(f"To go on: charlm train --resume -o {out}\n")
     said = re.search(rb"stopped after step ([\d,]+) of", stderr)
     assert said is not None
-    newest = list_checkpoints(out)[-1]
-    assert newest.step == int(said[1].replace(b",", b""))
-    command = Command(capsys)
-    assert command("train", "--resume", "-o", out, "--max-steps", str(newest.step + 1)) == 0
-    assert f"steps   {newest.step:,} of {newest.step + 1:,} are done" in command.err
+    assert list_checkpoints(out)[-1].step == int(said[1].replace(b",", b""))
 
 
 def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path) -> None:
     out = folder / "twice"
     # A step takes more than a second.
-    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "4000") as process:
+    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "2500") as process:
         wait_for(process, b"step ")
         time.sleep(0.3)  # for the save: the next step is under way
         process.send_signal(signal.SIGINT)
@@ -140,8 +131,12 @@ def test_a_closed_pipe_ends_quietly(folder: Path) -> None:
         assert process.wait(timeout=60) == 0
 
 
-def test_a_reader_that_leaves_standard_error_does_not_stop_a_training(folder: Path) -> None:
-    with start("train", str(folder / "text.txt"), "-o", str(folder / "unread"), *TINY) as process:
+def test_a_reader_that_leaves_standard_error_does_not_stop_a_training(
+    folder: Path, warm_python: WarmPython
+) -> None:
+    with start(
+        "train", str(folder / "text.txt"), "-o", str(folder / "unread"), *TINY, python=warm_python
+    ) as process:
         assert process.stderr is not None
         process.stderr.close()
         assert process.wait(timeout=60) == 0
@@ -168,11 +163,13 @@ def test_everything_can_be_written_in_an_ascii_locale(tmp_path: Path) -> None:
     assert (process.returncode, stdout, stderr) == (0, rb"\xf6\U0001f600" + b"\n", b"")
 
 
-def on_a_terminal(*args: str, columns: int = 90, stream: str = "stderr", **variables: str) -> tuple[int, str]:
+def on_a_terminal(
+    python: WarmPython, *args: str, columns: int = 90, stream: str = "stderr", **variables: str
+) -> tuple[int, str]:
     """Run the command with one stream on a pseudo-terminal: its exit code and what it wrote there."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, columns))
-    process = start(*args, env=environment(TERM="xterm", **variables), **{stream: slave})
+    process = start(*args, env=environment(TERM="xterm", **variables), python=python, **{stream: slave})
     os.close(slave)
     written = b""
     with contextlib.suppress(OSError):  # EIO once the other end is closed
@@ -187,14 +184,16 @@ ODD = "\x1b[2J\x07\r\b\x9b1A\x7f\x85\u2028\u202e\u2066 \u3000\u200c\xa0\u200d\t�
 SAFE = "\\x1b[2J\\x07\\r\\x08\\x9b1A\\x7f\\x85\\u2028\\u202e\\u2066 \u3000\u200c\xa0\u200d\té한\n"
 
 
-def test_what_would_move_the_cursor_is_escaped_for_a_terminal_and_exact_for_a_pipe(tmp_path: Path) -> None:
+def test_what_would_move_the_cursor_is_escaped_for_a_terminal_and_exact_for_a_pipe(
+    tmp_path: Path, warm_python: WarmPython
+) -> None:
     CharLM(BigramLM(256), ByteTokenizer()).save(tmp_path / "bytes")
     (tmp_path / "prompt").write_bytes(ODD.encode())
     flags = ("generate", str(tmp_path / "bytes"), "--prompt-file", str(tmp_path / "prompt"), "-n", "0")
     for more, text in ((("--num-samples", "1"), ODD), (("--num-samples", "2"), f"{ODD}{'-' * 40}\n{ODD}")):
         process = start(*flags, *more)
         assert process.communicate(timeout=60) == (text.encode(), b"")
-        code, written = on_a_terminal(*flags, *more, stream="stdout")
+        code, written = on_a_terminal(warm_python, *flags, *more, stream="stdout")
         assert (code, written.replace("\r\n", "\n")) == (0, text.replace(ODD, SAFE))
 
 
@@ -215,9 +214,9 @@ def test_no_name_moves_the_cursor(
     assert not {"\x1b", "\r"} & set(said)
 
 
-def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:
+def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path, warm_python: WarmPython) -> None:
     args = ("train", str(folder / "text.txt"), "-o", str(folder / "bar"), *TINY, "--overwrite")
-    code, written = on_a_terminal(*args)
+    code, written = on_a_terminal(warm_python, *args)
     assert code == 0
     assert re.search(
         r"\r20/20 \d\d:\d\d<\d\d:\d\d, loss \d\.\d+, val \d\.\d+, \S+ chars/s \|#{9,}\|", written
@@ -225,7 +224,7 @@ def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:
     plain = re.sub(r"\r[^\n]*\r", "", written.replace("\r\n", "\n"))
     assert len(re.findall(r"^step \d0  train loss", plain, re.MULTILINE)) == 2
     assert "\x1b[3" not in written  # no colours
-    code, written = on_a_terminal(*args, CI="true")
+    code, written = on_a_terminal(warm_python, *args, CI="true")
     assert code == 0
     assert "20/20" not in written
     assert len(re.findall(r"^step \d0  train loss", written, re.MULTILINE)) == 2
@@ -241,10 +240,10 @@ def test_a_terminal_gets_a_bar_and_ci_gets_lines(folder: Path) -> None:
     ],
 )
 def test_a_narrow_terminal_shows_fewer_numbers_and_none_of_them_cut(
-    folder: Path, columns: int, shown: str
+    folder: Path, warm_python: WarmPython, columns: int, shown: str
 ) -> None:
     args = ("train", str(folder / "text.txt"), "-o", str(folder / f"bar {columns}"), *TINY)
-    code, written = on_a_terminal(*args, columns=columns)
+    code, written = on_a_terminal(warm_python, *args, columns=columns)
     assert code == 0
     lines = re.findall(r"\r(20/20 [^\r]*)", written)  # a busy machine may draw the end twice
     assert 1 <= len(lines) <= 2

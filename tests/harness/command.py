@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from harness.warm import WarmPython
 
 from charlm.cli.__main__ import main
 
@@ -45,11 +46,20 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
 
 
-def start(*args: str, env: Mapping[str, str] | None = None, **options: int) -> subprocess.Popen[bytes]:
-    """Start the command as a process of its own, with pipes unless `options` say otherwise."""
+def start(
+    *args: str, env: Mapping[str, str] | None = None, python: WarmPython | None = None, **options: int
+) -> subprocess.Popen[bytes]:
+    """Start the command as a process of its own, with pipes unless `options` say otherwise.
+
+    Args:
+        args: the words after `charlm`.
+        env: its variables; None: those of `environment()`.
+        python: whose fork it is; None: a new Python, to which signals can be sent.
+        options: descriptors.
+    """
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(
-        [sys.executable, "-m", "charlm.cli", *args],
+        [sys.executable, "-m", "charlm.cli", *args] if python is None else python("-m", "charlm.cli", *args),
         env=environment() if env is None else dict(env),
         stdin=pipes["stdin"],
         stdout=pipes["stdout"],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from harness.warm import WarmPython
 
 __all__ = ["Block", "Page", "masked", "numbers", "plain_environment"]
 
@@ -65,10 +67,11 @@ class Page:
             code = code.replace("python-docs", str(corpus))
         return code
 
-    def run(self, folder: Path, codes: list[str]) -> list[str]:
+    def run(self, python: WarmPython, folder: Path, codes: list[str]) -> list[str]:
         """Run the blocks in a folder, in one process, and return what each printed.
 
         Args:
+            python: runs them, and each command `charlm`.
             folder: an empty directory of its own.
             codes: the code of each block of `runnable`.
         """
@@ -82,10 +85,10 @@ class Page:
         binaries = folder.parent / f"{folder.name}-bin"
         binaries.mkdir()
         command = binaries / "charlm"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m charlm "$@"\n', encoding="utf-8")
+        command.write_text(f'#!/bin/sh\nexec {shlex.join(python("-m", "charlm"))} "$@"\n', encoding="utf-8")
         command.chmod(0o755)
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", "\n".join(program)],
+            python("-W", "error", "-c", "\n".join(program)),
             check=False,
             cwd=folder,
             env={**plain_environment(), "PATH": f"{binaries}:{os.environ['PATH']}"},

@@ -1,6 +1,6 @@
-"""Processes that live through many trials: starting one, with torch, costs more than a trial.
+"""Processes that live through many trials.
 
-`LongLived` starts such a process, asks it to call functions by name, with arguments and answers as JSON, and
+`LongLived` begins such a process, asks it to call functions by name, with arguments and answers as JSON, and
 restarts it if it was killed. This file is also the program that runs in it. Signals that reach the process
 outside of what is tested are noted by handlers of its own, and do nothing.
 """
@@ -24,6 +24,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from harness.command import environment
+from harness.warm import WarmPython
 
 __all__ = ["LongLived", "command"]
 
@@ -32,17 +33,17 @@ class LongLived:
     """A process that calls functions on request.
 
     Args:
-        modules: imported at once, before the first request is answered.
+        python: whose fork it is.
     """
 
-    def __init__(self, *modules: str) -> None:
+    def __init__(self, python: WarmPython) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *modules],
+            python("-W", "error", __file__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(PYTHONWARNINGS="error"),
+            env=environment(),
         )
-        self.pid = self._process.pid
+        self.pid: int = self.call("os:getpid")
 
     def ask(self, function: str, **arguments: object) -> None:
         """Request a call, `module:function`; the answer is fetched with `answer`."""
@@ -66,7 +67,7 @@ class LongLived:
 
     def kill(self) -> None:
         """End the process with SIGKILL."""
-        self._process.kill()
+        os.kill(self.pid, signal.SIGKILL)
         self._process.communicate()
 
     def __enter__(self) -> Self:
@@ -126,12 +127,12 @@ def _handlers() -> list[object]:
 
 
 _PLACES = {
-    ("writer.py", "save"): "a save",
+    ("writer.py", "write"): "a save",
     ("trainer.py", "evaluate"): "an evaluation",
     ("step.py", "take"): "a step",
     ("trainer.py", "_finish"): "the end of a run",
     ("trainer.py", "_begin"): "the beginning of a training",
-    ("trainer.py", "steps"): "a training",
+    ("trainer.py", "_steps"): "a training",
     ("resume.py", "resume"): "a resume",
 }
 
@@ -151,8 +152,6 @@ def _serve() -> None:
     os.dup2(2, 1)  # whatever else is printed is no answer
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _note)
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
     for line in sys.stdin.buffer:
         name, arguments = json.loads(line)
         module, _, function = name.partition(":")

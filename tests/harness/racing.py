@@ -87,7 +87,8 @@ def fork() -> int:
     if child == 0:
         for descriptor in range(64):
             with contextlib.suppress(OSError):
-                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                mode = os.fstat(descriptor).st_mode
+                if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
                     os.close(descriptor)  # or whoever asked for this would wait for its end
         signal.pause()
     return child

@@ -22,11 +22,11 @@ import re
 import shutil
 import string
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from harness.documents import Page, masked, numbers, plain_environment
+from harness.warm import WarmPython
 
 from charlm.testing import tiny_corpus
 
@@ -40,20 +40,23 @@ WHOLE_TOLERANCE = 0.02  # of a number, between two machines
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> Path:
     """Name a run of a small GPT that knows all printable ASCII characters, and its n-gram baseline."""
     folder = tmp_path_factory.mktemp("given")
     (folder / "text.txt").write_text(string.printable + tiny_corpus(6_000), encoding="utf-8")
     words = ["train", "text.txt", "-o", "run", "--max-steps", "20", "--n-layer", "1", "--eval-interval", "10"]
-    subprocess.run(
-        [sys.executable, "-m", "charlm", "-q", *words], check=True, cwd=folder, env=plain_environment()
-    )
+    subprocess.run(warm_python("-m", "charlm", "-q", *words), check=True, cwd=folder, env=plain_environment())
     return folder / "run"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_blocks_run_in_order_and_print_what_is_shown(
-    document: Path, tmp_path: Path, small_corpus: Path, small_run: Path, request: pytest.FixtureRequest
+    document: Path,
+    tmp_path: Path,
+    small_corpus: Path,
+    small_run: Path,
+    warm_python: WarmPython,
+    request: pytest.FixtureRequest,
 ) -> None:
     page = Page(document)
     if page.uses("tinyshakespeare") and "CHARLM_DATA_DIR" not in os.environ:
@@ -68,7 +71,7 @@ def test_code_blocks_run_in_order_and_print_what_is_shown(
     blocks = page.runnable()
     codes = [block.code if whole else page.shortened(block, small_corpus) for block in blocks]
     changed = False
-    for block, code, printed in zip(blocks, codes, page.run(folder, codes), strict=True):
+    for block, code, printed in zip(blocks, codes, page.run(warm_python, folder, codes), strict=True):
         changed = changed or code != block.code
         shown = block.output
         if shown is None or "varies" in shown.remarks:
@@ -83,11 +86,13 @@ def test_code_blocks_run_in_order_and_print_what_is_shown(
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
-def test_example_runs_on_a_small_corpus(example: Path, tmp_path: Path, small_corpus: Path) -> None:
+def test_example_runs_on_a_small_corpus(
+    example: Path, tmp_path: Path, small_corpus: Path, warm_python: WarmPython
+) -> None:
     takes_corpus = "load_corpus" in example.read_text(encoding="utf-8")
     arguments = [str(small_corpus), *SLOW_ARGUMENTS.get(example.name, [])] if takes_corpus else []
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(example), *arguments],
+        warm_python("-W", "error", example, *arguments),
         check=True,
         cwd=tmp_path,
         env=plain_environment(),

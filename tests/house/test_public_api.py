@@ -67,11 +67,6 @@ def test_all_is_sorted_complete_and_small() -> None:
     assert set(charlm.__all__) <= set(dir(charlm))
 
 
-@pytest.mark.parametrize("name", charlm.__all__)
-def test_every_public_name_has_a_docstring(name: str) -> None:
-    assert inspect.getdoc(getattr(charlm, name))
-
-
 @pytest.mark.slow
 def test_every_public_module_is_an_attribute_that_loads_when_it_is_used() -> None:
     modules = [name.removeprefix("charlm.") for name in MODULES[1:]]

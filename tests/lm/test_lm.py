@@ -404,8 +404,9 @@ def test_a_run_is_loaded_with_its_best_weights(run: Path) -> None:
     assert lm.evaluate(TEXT).n_chars == len(TEXT) - 1
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "state.json"])
-def test_a_damaged_best_checkpoint_falls_back_with_a_warning(run: Path, name: str) -> None:
+def test_a_damaged_best_checkpoint_falls_back_with_a_warning(run: Path) -> None:
+    """Whichever file it is: `reliability/test_damage.py`."""
+    name = "model.safetensors"
     best, second, newest = paths_of(run)
     data = bytearray((best / name).read_bytes())
     data[len(data) // 2] ^= 1

@@ -23,6 +23,7 @@ from harness.command import environment
 from harness.drawn_models import needs_kernel
 from harness.states import torch_state
 from harness.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.warm import WarmPython
 
 from charlm.generation import TorchEngine
 from charlm.models.gpt import GPT
@@ -108,13 +109,11 @@ def calls(folder: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
-def start(cache: Path, **changes: str) -> subprocess.Popen[str]:
+def start(python: WarmPython, cache: Path, **changes: str) -> subprocess.Popen[str]:
     """Start a process of its own that generates."""
     env = environment(CHARLM_CACHE_DIR=str(cache.parent), OMP_NUM_THREADS="1", **changes)
     env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(Path(__file__).resolve().parents[1])])
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", CHILD], env=env, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(python("-W", "error", "-c", CHILD), env=env, stdout=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
@@ -128,24 +127,26 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
 
 
 @needs_kernel
-def test_it_is_compiled_once_and_then_loaded_by_every_process(cache: Path, tmp_path: Path) -> None:
+def test_it_is_compiled_once_and_then_loaded_by_every_process(
+    cache: Path, tmp_path: Path, warm_python: WarmPython
+) -> None:
     compiler = counting_compiler(tmp_path)
-    assert finish(start(cache, CC=compiler)) == ("NativeGPT", [])
+    assert finish(start(warm_python, cache, CC=compiler)) == ("NativeGPT", [])
     assert calls(tmp_path) == 1
     (file,) = cache.iterdir()
     before = file.stat()
     assert before.st_mode & 0o077 == 0  # nobody else may have written it
     assert cache.stat().st_mode & 0o077 == 0
-    assert finish(start(cache, CC=compiler)) == ("NativeGPT", [])
+    assert finish(start(warm_python, cache, CC=compiler)) == ("NativeGPT", [])
     assert calls(tmp_path) == 1
     assert file.stat().st_mtime_ns == before.st_mtime_ns
     assert list(cache.iterdir()) == [file]
 
 
 @needs_kernel
-def test_several_processes_may_compile_at_once(cache: Path, tmp_path: Path) -> None:
+def test_several_processes_may_compile_at_once(cache: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     compiler = counting_compiler(tmp_path, then='sleep 0.5\nexec "$CC_BEHIND" "$@"')
-    processes = [start(cache, CC=compiler) for _ in range(2)]
+    processes = [start(warm_python, cache, CC=compiler) for _ in range(2)]
     assert [finish(process) for process in processes] == [("NativeGPT", [])] * 2
     assert [path.suffix for path in cache.iterdir()] == [".so"]
 
@@ -175,13 +176,13 @@ for name, damaged in {
 
 
 @needs_kernel
-def test_a_damaged_file_is_never_loaded_and_replaced(cache: Path) -> None:
+def test_a_damaged_file_is_never_loaded_and_replaced(cache: Path, warm_python: WarmPython) -> None:
     """To load the beginning of a library would end the process with SIGBUS, so it happens in another one."""
     assert native.library() is not None
     (file,) = cache.iterdir()
     env = environment(CHARLM_CACHE_DIR=str(cache.parent))
     done = subprocess.run(
-        [sys.executable, "-c", DAMAGES, str(file)],
+        warm_python("-c", DAMAGES, file),
         env=env,
         stdout=subprocess.PIPE,
         text=True,

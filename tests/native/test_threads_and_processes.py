@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,18 +13,19 @@ from harness.command import environment
 from harness.drawn_models import needs_kernel
 from harness.own_model import Recurrent
 from harness.tiny_models import prompt, tiny_config, tiny_gpt
+from harness.warm import WarmPython
 
 from charlm.models.base import LanguageModel
 
 pytestmark = pytest.mark.slow
 
 
-def in_a_process(code: str, *args: str, warnings: str = "error") -> str:
+def in_a_process(python: WarmPython, code: str, *args: str, warnings: str = "error") -> str:
     """Run Python code that can import the tests' helpers, and return what it printed."""
     env = environment(OMP_NUM_THREADS="1")
     env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(Path(__file__).resolve().parents[1])])
     done = subprocess.run(
-        [sys.executable, "-W", warnings, "-c", code, *args],
+        python("-W", warnings, "-c", code, *args),
         env=env,
         stdout=subprocess.PIPE,
         text=True,
@@ -146,9 +146,11 @@ assert [text(seed) for seed in range(4)] == expected
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("path", [pytest.param("fast", marks=needs_kernel), "readable"])
-def test_after_a_fork_parent_child_and_grandchild_generate_the_same_texts(path: str) -> None:
+def test_after_a_fork_parent_child_and_grandchild_generate_the_same_texts(
+    path: str, warm_python: WarmPython
+) -> None:
     # Python 3.12 warns of any fork where there are threads; that it goes well here is what is shown.
-    in_a_process(FORKING, path, warnings="ignore::DeprecationWarning")
+    in_a_process(warm_python, FORKING, path, warnings="ignore")
 
 
 MEMORY = """
@@ -198,7 +200,9 @@ if len(sys.argv) > 3:
 @pytest.mark.parametrize(
     "args", [pytest.param(("fast", "50_000", "all"), marks=needs_kernel), ("bigram", "25_000")], ids=str
 )
-def test_the_memory_of_a_generation_does_not_grow_with_the_text(args: tuple[str, ...]) -> None:
+def test_the_memory_of_a_generation_does_not_grow_with_the_text(
+    args: tuple[str, ...], warm_python: WarmPython
+) -> None:
     """From 10,000 characters on. Ids of 8 bytes in a buffer that doubles, and the text, are under 3 MB."""
-    for growth in map(int, in_a_process(MEMORY, *args).split()):
+    for growth in map(int, in_a_process(warm_python, MEMORY, *args).split()):
         assert growth < 3_000_000

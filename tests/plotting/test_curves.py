@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from harness.command import environment
+from harness.warm import WarmPython
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -220,7 +220,7 @@ def test_the_axes_that_are_given_are_used_and_returned() -> None:
 
 
 @pytest.mark.slow
-def test_matplotlib_s_state_is_left_alone(tmp_path: Path) -> None:
+def test_matplotlib_s_state_is_left_alone(tmp_path: Path, warm_python: WarmPython) -> None:
     program = """
 import sys
 import matplotlib
@@ -240,7 +240,7 @@ assert list(dict.items(matplotlib.rcParams)) == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, str(tmp_path / "run.svg")],
+        warm_python("-W", "error", "-c", program, tmp_path / "run.svg"),
         env=environment(),
         capture_output=True,
         text=True,

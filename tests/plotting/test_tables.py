@@ -96,6 +96,11 @@ def test_of_a_large_vocabulary_the_most_frequent_are_drawn_and_the_label_says_so
     assert plot_bigram(model, tokenizer).get_xlabel() == "next character (the 80 most frequent of 303)"
 
 
+def test_a_byte_is_labelled_by_its_character_or_as_a_part_of_one_by_its_number() -> None:
+    labels = token_labels(ByteTokenizer(), range(256))
+    assert labels == [*map(chr, range(128)), *(f"0x{i:02X}" for i in range(128, 256))]
+
+
 def test_what_a_font_lacks_or_has_no_shape_is_shown_by_its_code_point() -> None:
     text = "a漢😀\u0301אع\u200d\x00\x1b\u00a0\ufdfa\ue000$"
     tokenizer = CharTokenizer(text)

@@ -20,6 +20,7 @@ from harness.command import start
 from harness.command_runs import FLAGS, LAST_STEP, check_whole, newest_step, next_command, write_text
 from harness.long_lived import LongLived
 from harness.stopped_runs import assert_equal, outcome_on_disk
+from harness.warm import WarmPython
 
 import charlm
 
@@ -30,13 +31,13 @@ SAVE_INTERVAL = 4  # of FLAGS
 
 @pytest.mark.timeout(0)
 def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
-    tmp_path: Path, campaign: Campaign
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
 ) -> None:
     draw = random.Random(campaign.seed)
     text, run, whole = write_text(tmp_path), tmp_path / "run", tmp_path / "whole"
-    with LongLived("charlm.cli.fit", "charlm.cli.info") as worker:
+    with LongLived(warm_python) as worker:
         worker.ask("harness.long_lived:command", args=["train", str(text), "-o", str(whole), *FLAGS])
-        for trial in range(campaign.trials(6)):
+        for trial in range(campaign.trials(4)):
             where = f"kill {trial} of seed {campaign.seed}"
             process = start(*next_command(run, text, *FLAGS), "--verbose")
             saved, message = killed(process, run, draw)

@@ -268,7 +268,7 @@ def test_a_run_that_loses_power_has_every_save_that_returned(memory: Path, campa
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lose_power(campaign, memory, campaign.trials(short=1_000), work, check_run)
+        lose_power(campaign, memory, campaign.trials(short=500), work, check_run)
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer"])

@@ -28,6 +28,7 @@ from harness.command_runs import check_whole, newest_step
 from harness.long_lived import LongLived
 from harness.racing import RACE_STEPS
 from harness.tiny_training import tiny_split
+from harness.warm import WarmPython
 
 from charlm import Trainer
 from charlm.errors import RunLockedError
@@ -39,21 +40,21 @@ pytestmark = pytest.mark.slow
 class Workers:
     """Processes that are started when they are first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: WarmPython) -> None:
+        self.python = python
         self.stack = ExitStack()
         self._started: list[LongLived] = []
 
     def first(self, number: int) -> list[LongLived]:
         """Return that many of them."""
         while len(self._started) < number:
-            self._started.append(self.stack.enter_context(LongLived("harness.racing")))
+            self._started.append(self.stack.enter_context(LongLived(self.python)))
         return self._started[:number]
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    found = Workers()
-    found.first(4)  # all begin to load torch at once
+def workers(warm_python: WarmPython) -> Iterator[Workers]:
+    found = Workers(warm_python)
     with found.stack:
         yield found
 
@@ -95,15 +96,17 @@ def test_of_trainers_that_begin_at_one_moment_exactly_one_wins(
         assert newest_step(run) == RACE_STEPS, where
 
 
-def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path, campaign: Campaign) -> None:
+def test_a_killed_process_leaves_no_lock_behind(
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
+) -> None:
     for trial in range(max(1, campaign.trials(10) // 10)):
         run = tmp_path / f"run {trial}"
-        with LongLived("harness.racing") as holder, ExitStack() as stack:
+        with LongLived(warm_python) as holder, ExitStack() as stack:
             holder.call("harness.racing:prepare", folder=str(run), how="new")
             assert holder.call("harness.racing:race", at=0.0)["refused"] is None
             child = holder.call("harness.racing:fork")
             trainer = Trainer.resume(run, tiny_split()[0], device="cpu")
-            with pytest.raises(RunLockedError):
+            with pytest.raises(RunLockedError, match="another process is training in"):
                 trainer.fit()
             holder.kill()
             stack.callback(os.kill, child, signal.SIGKILL)  # until then it lives
@@ -233,7 +236,7 @@ def test_children_of_a_killed_trainer_do_not_keep_its_lock(tmp_path: Path, campa
 
 @pytest.mark.timeout(0)
 def test_readers_never_see_half_a_checkpoint(tmp_path: Path, workers: Workers, campaign: Campaign) -> None:
-    saves = campaign.trials(40)
+    saves = campaign.trials(25)
     for keep_last, keep_best in ((1, 1), (1, 0), (2, 1)):
         run = tmp_path / f"last {keep_last} best {keep_best}"
         writer, *readers = workers.first(4 if campaign.asked is None else 9)

@@ -1,4 +1,6 @@
-"""A run of 200 steps that is stopped and resumed comes to the same as one that is not: 0 bits differ.
+"""A run that is stopped and resumed comes to the same as one that is not: 0 bits differ.
+
+It has 200 steps, in the short form 40.
 
 Each configuration is trained once without a stop, and once by a trainer that is stopped at every k that is
 tried: in turns by `interrupt()`, which saves and raises, and by `save()` and leaving the loop. At each
@@ -33,26 +35,27 @@ from harness.stopped_runs import (
 
 from charlm.errors import TrainingInterrupted
 
-pytestmark = pytest.mark.slow
-
+SHORT_STEPS = 40
+SHORT: dict[str, object] = {"max_steps": SHORT_STEPS, "eval_interval": 2}  # the last is no best evaluation
 PROCESS_EVERY = 40  # one resume of this many in the long form is made in a process of its own
-SHORT_IN_PROCESSES = ("gpt with dropout and accumulation", "gpt in fp16 with a scaler")
 
 
-def undisturbed(kind: str, folder: Path) -> dict[str, Any]:
+def undisturbed(kind: str, folder: Path, **changes: object) -> dict[str, Any]:
     """Return what the run comes to that is never stopped."""
     listeners = callbacks()
     seed_generators()
-    trainer = kind_trainer(kind, folder, listeners)
+    trainer = kind_trainer(kind, folder, listeners, **changes)
     trainer.fit()
     return outcome(trainer, listeners[1])
 
 
-def stopped_copies(kind: str, folder: Path, stops: list[int], seed: int) -> tuple[dict[int, Path], Any]:
+def stopped_copies(
+    kind: str, folder: Path, stops: list[int], seed: int, **changes: object
+) -> tuple[dict[int, Path], Any]:
     """Train with a stop at each of some steps; return copies of the run's directory, and the outcome."""
     noise, numbers, stop_at = callbacks()
     seed_generators()
-    trainer = kind_trainer(kind, folder / "stopped", (noise, numbers, stop_at))
+    trainer = kind_trainer(kind, folder / "stopped", (noise, numbers, stop_at), **changes)
     copies = {}
     for i, k in enumerate(stops):
         if (i + seed) % 2 == 0:
@@ -69,33 +72,31 @@ def stopped_copies(kind: str, folder: Path, stops: list[int], seed: int) -> tupl
     return copies, outcome(trainer, numbers)
 
 
-def spread(number: int) -> list[int]:
-    """Return that many steps between 1 and 199, evenly spread, both ends among them."""
-    if number >= STEPS - 1:
-        return list(range(1, STEPS))
-    return sorted({1 + round(i * (STEPS - 2) / max(1, number - 1)) for i in range(number)})
+def spread(number: int, steps: int) -> list[int]:
+    """Return that many steps from the first to the last but one, evenly spread, both ends among them."""
+    if number >= steps - 1:
+        return list(range(1, steps))
+    return sorted({1 + round(i * (steps - 2) / max(1, number - 1)) for i in range(number)})
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * ("fp16" in kind)) for kind in KINDS]
+)
 def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(
     tmp_path: Path, kind: str, campaign: Campaign
 ) -> None:
-    stops = spread(campaign.trials(4))
-    whole = undisturbed(kind, tmp_path / "whole")
+    steps, changes = (SHORT_STEPS, SHORT) if campaign.asked is None else (STEPS, {})
+    stops = spread(campaign.trials(4), steps)
+    whole = undisturbed(kind, tmp_path / "whole", **changes)
     assert whole["state"]["evaluations_since_best"] > 0  # or nothing of this would be tested
-    assert whole["state"]["best"]["step"] < STEPS
-    copies, continued = stopped_copies(kind, tmp_path, stops, campaign.seed)
+    assert whole["state"]["best"]["step"] < steps
+    copies, continued = stopped_copies(kind, tmp_path, stops, campaign.seed, **changes)
     assert_equal(continued, whole, f"{kind}: after {len(stops)} stops in one process")
-    short = campaign.asked is None
-    in_processes = [] if short and kind not in SHORT_IN_PROCESSES else stops[len(stops) // 2 :: PROCESS_EVERY]
-    processes = {k: in_a_process(kind, copies[k]) for k in in_processes[:1]}  # while others are resumed here
+    in_processes = [] if campaign.asked is None else stops[len(stops) // 2 :: PROCESS_EVERY]
     for i, k in enumerate(stops):
         if k in in_processes:
-            process = processes.get(k) or in_a_process(kind, copies[k])
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err.decode()
-            found = json.loads(out)
+            found = in_a_process(kind, copies[k])
             campaign.counted("resumes in a new process")
         else:
             found = resumed(kind, copies[k])
@@ -106,10 +107,20 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(
         shutil.rmtree(copies[k])
 
 
-def in_a_process(kind: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Resume a run in a new process."""
-    return subprocess.Popen(
-        [sys.executable, stopped_runs.__file__, kind, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+@pytest.mark.slow
+def test_a_new_process_resumes_a_run_to_the_same_bits(tmp_path: Path) -> None:
+    kind = "gpt with dropout and accumulation"
+    whole = undisturbed(kind, tmp_path / "whole", **SHORT)
+    copies, _ = stopped_copies(kind, tmp_path, [10], 0, **SHORT)
+    found = in_a_process(kind, copies[10])
+    found["steps"] = whole["steps"][:10] + found["steps"]
+    assert_equal(found, whole, kind)
+
+
+def in_a_process(kind: str, folder: Path) -> dict[str, Any]:
+    """Return what a run comes to that a new process resumes."""
+    command = [sys.executable, stopped_runs.__file__, kind, str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    outcome_of_process: dict[str, Any] = json.loads(done.stdout)
+    return outcome_of_process

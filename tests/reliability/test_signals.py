@@ -41,6 +41,7 @@ from harness.stopped_runs import (
     outcome_on_disk,
     seed_generators,
 )
+from harness.warm import WarmPython
 
 from charlm import Trainer
 from charlm.errors import TrainingInterrupted
@@ -60,11 +61,11 @@ def command(worker: LongLived, args: list[str]) -> dict[str, Any]:
 
 @pytest.mark.timeout(0)
 def test_a_process_that_is_signalled_again_and_again_goes_on_bit_for_bit(
-    tmp_path: Path, campaign: Campaign
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
 ) -> None:
     draw = random.Random(campaign.seed)
     text = write_text(tmp_path)
-    with LongLived("charlm.cli.fit") as worker:
+    with LongLived(warm_python) as worker:
         command(worker, ["train", str(text), "-o", str(tmp_path / "first"), *FLAGS])  # all is loaded
         said = command(worker, ["train", str(text), "-o", str(tmp_path / "whole"), *FLAGS])
         seconds = said["seconds"]
@@ -102,11 +103,11 @@ def test_a_process_that_is_signalled_again_and_again_goes_on_bit_for_bit(
 
 @pytest.mark.timeout(0)
 def test_whole_commands_end_with_the_code_of_the_signal_and_go_on_bit_for_bit(
-    tmp_path: Path, campaign: Campaign
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
 ) -> None:
     draw = random.Random(campaign.seed)
     text, run = write_text(tmp_path), tmp_path / "run"
-    with LongLived("charlm.cli.fit") as worker:
+    with LongLived(warm_python) as worker:
         command(worker, ["train", str(text), "-o", str(tmp_path / "whole"), *FLAGS])
         wanted = outcome_on_disk(tmp_path / "whole", generators=False)
         for trial in range(max(2, campaign.trials(20) // 10)):
@@ -114,7 +115,9 @@ def test_whole_commands_end_with_the_code_of_the_signal_and_go_on_bit_for_bit(
             where = f"trial {trial} of seed {campaign.seed}, {number.name}"
             before = newest_step(run)
             process = start(*next_command(run, text, *FLAGS), "--verbose")
-            message = read_up_to(process, b"steps  ") if draw.random() < 0.7 else b""
+            message = (
+                read_up_to(process, b"steps  ") if campaign.asked is None or draw.random() < 0.7 else b""
+            )
             time.sleep(draw.uniform(0.05, 0.2) if message else draw.uniform(0.3, 2))
             process.send_signal(number)
             message += process.communicate(timeout=60)[1]
@@ -129,6 +132,9 @@ def test_whole_commands_end_with_the_code_of_the_signal_and_go_on_bit_for_bit(
             assert code in {0, 128 + number}, f"{where}: {code}, {message!r}"
             assert b"Traceback" not in message, f"{where}: {message!r}"
             assert said in {None, after}, f"{where}: {message!r}"
+            if said is not None:
+                assert b"stopping after this step, and saving; Ctrl-C ends at once\n" in message, where
+                assert message.endswith(f"To go on: charlm train --resume -o {run}\n".encode()), where
             campaign.counted(
                 f"of them {'before or after the training' if said is None else 'in the training'}"
             )
@@ -152,12 +158,14 @@ def read_up_to(process: subprocess.Popen[bytes], text: bytes) -> bytes:
 
 
 @pytest.mark.timeout(0)
-def test_a_second_ctrl_c_ends_within_a_second_and_damages_nothing(tmp_path: Path, campaign: Campaign) -> None:
+def test_a_second_ctrl_c_ends_within_a_second_and_damages_nothing(
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
+) -> None:
     draw = random.Random(campaign.seed)
     text, run = write_text(tmp_path), tmp_path / "run"
     # A step takes half a second or more.
     slow = (*FLAGS, "--accumulate", "600", "--max-steps", "2", "--eval-interval", "1", "--save-interval", "1")
-    with LongLived("charlm.cli.fit") as worker:
+    with LongLived(warm_python) as worker:
         worker.ask("harness.long_lived:command", args=["train", str(text), "-o", str(tmp_path / "w"), *slow])
         for trial in range(max(1, campaign.trials(10) // 10)):
             where = f"trial {trial} of seed {campaign.seed}"

@@ -26,7 +26,7 @@ from charlm.training import Callback, EvalRecord, SampleRecord, StepRecord, Trai
 
 pytestmark = pytest.mark.slow
 
-STEPS = 12
+STEPS = 8
 
 INTERVALS: dict[str, dict[str, object]] = {
     "everything in each step": {

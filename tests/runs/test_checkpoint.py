@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import re
 import shutil
 import threading
@@ -111,42 +110,6 @@ def test_verify_returns_what_the_checkpoint_is(checkpoint: Path) -> None:
     assert info.val_loss is not None
 
 
-def test_every_changed_byte_is_found(checkpoint: Path) -> None:
-    draw = random.Random(0)
-    for name in sorted(FILES):
-        content = (checkpoint / name).read_bytes()
-        positions = {0, 8, len(content) - 1, *draw.choices(range(len(content)), k=80)}
-        if name == "manifest.json":  # it vouches for itself, so every byte
-            positions = set(range(len(content)))
-        for position in sorted(positions):
-            for new in {content[position] ^ (1 << draw.randrange(8)), 0x20, 0x0A} - {content[position]}:
-                damaged = bytearray(content)
-                damaged[position] = new
-                (checkpoint / name).write_bytes(damaged)
-                with pytest.raises(CheckpointCorruptError, match=name):
-                    verify_checkpoint(checkpoint)
-        (checkpoint / name).write_bytes(content)
-    verify_checkpoint(checkpoint)
-
-
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_missing_longer_and_shorter_files_are_found(checkpoint: Path, name: str) -> None:
-    content = (checkpoint / name).read_bytes()
-    for other in (b"", content[:-1], content + b"\n"):
-        (checkpoint / name).write_bytes(other)
-        with pytest.raises(CheckpointCorruptError, match=name):
-            verify_checkpoint(checkpoint)
-    (checkpoint / name).unlink()
-    with pytest.raises(CheckpointCorruptError, match=name):
-        verify_checkpoint(checkpoint)
-
-
-def test_an_extra_file_is_found(checkpoint: Path) -> None:
-    (checkpoint / "notes\x1b.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(CheckpointCorruptError, match=r"missing or too many: 'notes\\x1b.txt'"):
-        verify_checkpoint(checkpoint)
-
-
 @pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
 def test_only_regular_files_are_read(checkpoint: Path, kind: str) -> None:
     file = checkpoint / "model.safetensors"
@@ -159,32 +122,6 @@ def test_only_regular_files_are_read(checkpoint: Path, kind: str) -> None:
     else:
         os.mkfifo(file)
     with pytest.raises(CheckpointCorruptError, match="must be a regular file"):
-        verify_checkpoint(checkpoint)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "train.safetensors", "state.json"])
-def test_parts_of_another_save_or_run_are_found_even_under_a_new_manifest(
-    run_of_bigram: Path, checkpoint: Path, tmp_path: Path, name: str
-) -> None:
-    other_run = Trainer(BigramLM(V), tiny_split()[0], device="cpu", out_dir=tmp_path / "other").save()
-    earlier = list_checkpoints(run_of_bigram)[0].path
-    reseal(checkpoint)
-    verify_checkpoint(checkpoint)
-    for source in (earlier, other_run):
-        shutil.copy(source / name, checkpoint / name)
-        with pytest.raises(CheckpointCorruptError, match=f"{name}' "):
-            verify_checkpoint(checkpoint)
-        reseal(checkpoint)
-        with pytest.raises(CheckpointCorruptError, match=f"{name}' belongs to another checkpoint"):
-            verify_checkpoint(checkpoint)
-
-
-def test_two_swapped_files_are_found(checkpoint: Path) -> None:
-    one, other = checkpoint / "model.safetensors", checkpoint / "train.safetensors"
-    one.rename(checkpoint / "aside")
-    other.rename(one)
-    (checkpoint / "aside").rename(other)
-    with pytest.raises(CheckpointCorruptError, match=r"model.safetensors"):
         verify_checkpoint(checkpoint)
 
 

@@ -70,17 +70,6 @@ def test_a_history_has_what_the_trainer_said(tmp_path: Path) -> None:
     assert history.baseline_loss_nats is None
 
 
-def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
-    train, val = tiny_split()
-    Trainer(
-        BigramLM(TOKENIZER.vocab_size), train, quick_config(), val_data=val, out_dir=tmp_path / "run"
-    ).fit()
-    Trainer.resume(tmp_path / "run", train, val_data=val, max_steps=20).fit()
-    history = read_history(tmp_path / "run")
-    assert history.steps.tolist() == list(range(1, 21))
-    assert history.eval_steps.tolist() == [4, 8, 12, 16, 20]
-
-
 def test_a_skipped_step_is_told_apart_and_has_no_loss(tmp_path: Path) -> None:
     class Sometimes(PlainModule):
         calls: Tensor
@@ -187,6 +176,19 @@ def test_unit_and_baseline_are_those_that_the_command_wrote(tmp_path: Path) -> N
     (run / "train.json").write_text("{}", encoding="utf-8")
     with pytest.raises(FileFormatError, match=r"train\.json"):
         read_history(run)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "part"), [({}, None), ({"n_left_out": 0}, None), ({"n_left_out": 1}, (500, 501))]
+)
+def test_the_baseline_has_a_part_only_where_something_was_left_out(
+    tmp_path: Path, left_out: Mapping[str, object], part: tuple[int, int] | None
+) -> None:
+    run = run_with(tmp_path, step(10, 3.0))
+    values = {"format": "charlm.train", "version": 1, "tokenizer": "char"}
+    baseline = {"loss_nats": 1.5, "scored": 500, **left_out}
+    (run / "train.json").write_text(json.dumps({**values, "baseline": baseline}), encoding="utf-8")
+    assert read_history(run).baseline_part == part
 
 
 def test_a_run_of_bytes_by_the_trainer_can_say_so(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -271,34 +270,6 @@ def test_callbacks_may_evaluate_and_save(tmp_path: Path) -> None:
     infos = list_checkpoints(tmp_path)
     assert [info.step for info in infos] == [1, 4, 8, 12]  # the later save of one step replaces the earlier
     assert infos[1].val_loss == result.history[0].result.loss_nats
-
-
-def test_callback_state_goes_through_a_resume(tmp_path: Path) -> None:
-    class Counter(Callback):
-        def __init__(self) -> None:
-            self.count = 0
-
-        @override
-        def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
-            self.count += 1
-
-        @override
-        def state(self) -> Mapping[str, object]:
-            return {"count": self.count}
-
-        @override
-        def load_state(self, state: Mapping[str, object]) -> None:
-            self.count = int(str(state["count"]))
-
-    train, _ = tiny_split()
-    Trainer(
-        BigramLM(V), train, quick_config(), device="cpu", out_dir=tmp_path, callbacks=[Callback(), Counter()]
-    ).fit()
-    counter = Counter()
-    trainer = Trainer.resume(tmp_path, train, callbacks=[Callback(), counter], max_steps=15, device="cpu")
-    assert counter.count == 12
-    trainer.fit()
-    assert counter.count == 15
 
 
 def test_after_the_best_weights_came_back_the_last_step_is_not_lost(tmp_path: Path) -> None:

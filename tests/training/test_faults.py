@@ -6,8 +6,6 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +18,10 @@ from harness.tiny_training import TOKENIZER, Numbers, quick_config, same_tensors
 
 from charlm import BigramLM, Trainer
 from charlm.errors import CheckpointWriteError, NonFiniteError, RunLockedError
-from charlm.runs.directory import RunDirectory
 from charlm.runs.log import read_metrics
 from charlm.training import list_checkpoints, verify_checkpoint
 
 V = TOKENIZER.vocab_size
-ROOT = Path(__file__).parents[2]
 
 
 def trainer_of(out_dir: Path, **config: object) -> Trainer:
@@ -146,73 +142,6 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
             second = trainer.save()
     assert verify_checkpoint(second).step == 1
     assert not first.exists()
-
-
-def test_every_failing_call_of_a_save_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, keep_last=1)
-    trainer.save()
-    with failing(-1) as calls:
-        trainer._state.step += 1
-        trainer.save()
-    run = RunDirectory.open(tmp_path)
-    for at in range(len(calls.names)):
-        trainer._state.step += 1
-        before = {info.step for info in list_checkpoints(run.path)}
-        with warnings.catch_warnings(), failing(at, how="always"):
-            warnings.simplefilter("ignore")
-            try:
-                trainer.save()
-            except CheckpointWriteError as error:
-                assert error.errno == errno.EIO  # noqa: PT017 - it may also succeed
-        left = list_checkpoints(run.path)
-        assert left
-        assert {info.step for info in left} <= {*before, trainer.step}
-        verify_checkpoint(left[-1].path)
-
-
-def in_a_process(code: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-HOLDER = """
-import sys
-from harness.tiny_training import *
-from charlm import BigramLM, Trainer
-train, _ = tiny_split()
-trainer = Trainer(BigramLM(8), train, quick_config(save_interval=1), device="cpu", out_dir=sys.argv[1])
-for record in trainer.steps():
-    if record.step == 3:
-        print("training", flush=True)
-        sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
-def test_a_directory_is_locked_while_another_process_trains_there(tmp_path: Path) -> None:
-    train, _ = tiny_split()
-    holder = in_a_process(HOLDER, str(tmp_path / "run"))
-    assert holder.stdout is not None
-    assert holder.stdin is not None
-    try:
-        assert holder.stdout.readline() == "training\n"
-        trainer = Trainer.resume(tmp_path / "run", train, device="cpu")
-        with pytest.raises(RunLockedError, match="another process is training in"):
-            trainer.fit()
-        assert trainer.step == 3
-    finally:
-        holder.kill()  # SIGKILL: nothing of its own cleans up
-        holder.wait()
-        holder.stdout.close()
-        holder.stdin.close()
-    assert trainer.fit().steps == 12
-    assert (tmp_path / "run" / ".lock").exists()
 
 
 def test_two_trainers_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:

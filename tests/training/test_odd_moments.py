@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, DeviceBackend, EvalResult, Trainer
 from charlm.errors import (
-    CharLMError,
     CheckpointCorruptError,
     CheckpointWriteError,
     NonFiniteError,
@@ -331,28 +330,6 @@ def test_a_resume_that_fails_at_its_last_read_leaves_the_model_as_it_was(
     with pytest.raises(torch.OutOfMemoryError):
         Trainer.resume(tmp_path / "run", train, val_data=val, model=model, device="cpu")
     assert same_tensors(model.state_dict(), before)
-
-
-class Refuses(Noise):
-    """Does not take its state back."""
-
-    @override
-    def load_state(self, state: Mapping[str, object]) -> None:
-        raise CharLMError("not mine")
-
-
-def test_a_callback_that_refuses_its_state_leaves_model_and_generators_as_they_were(tmp_path: Path) -> None:
-    train, val = tiny_split()
-    trainer_of(tmp_path / "run", Noise()).fit()
-    model = BigramLM(V)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = torch.get_rng_state()
-    with pytest.raises(CharLMError, match="not mine"):
-        Trainer.resume(
-            tmp_path / "run", train, val_data=val, model=model, device="cpu", callbacks=[Refuses()]
-        )
-    assert same_tensors(model.state_dict(), before)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_generators_that_are_none_are_refused_before_a_callback_has_its_state(

@@ -1,4 +1,4 @@
-"""Stopping and going on: bit for bit, or refused with the reason."""
+"""Going on with a run, or being refused with the reason; bit for bit: `reliability/test_resumes.py`."""
 
 from __future__ import annotations
 
@@ -52,21 +52,10 @@ V = TOKENIZER.vocab_size
 SIZE = {"vocab_size": V, "n_embd": 16, "n_layer": 1, "block_size": 8}
 STEPS = 12
 
-KINDS: dict[str, tuple[dict[str, object] | None, dict[str, object]]] = {
-    "bigram": (None, {}),
-    "gpt": ({}, {"learning_rate": 0.01}),
-    "gpt with dropout and accumulation": ({"dropout": 0.3}, {"accumulate": 4, "learning_rate": 0.01}),
-    "gpt in bf16 with warm-up and muon": (
-        {},
-        {"precision": "bf16", "warmup_steps": 6, "optimizer": "muon", "learning_rate": 0.01},
-    ),
-}
-
 
 def model_of(kind: str) -> LanguageModel:
-    changes, _ = KINDS[kind]
-    if changes is not None:
-        return tiny_gpt(tiny_config("gpt2", **{**SIZE, **changes}))
+    if kind == "gpt":
+        return tiny_gpt(tiny_config("gpt2", **SIZE))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return BigramLM(V)
@@ -101,7 +90,8 @@ def trainer_of(
     **config: object,
 ) -> Trainer:
     train, val = tiny_split()
-    settings = quick_config(**{"max_steps": STEPS, **KINDS[kind][1], **config})
+    rate = {"learning_rate": 0.01} if kind == "gpt" else {}
+    settings = quick_config(**{"max_steps": STEPS, **rate, **config})
     return cls(
         model_of(kind),
         train,
@@ -122,56 +112,6 @@ def resumed(
 ) -> Trainer:
     train, val = tiny_split()
     return cls.resume(out_dir, train, val_data=val, device="cpu", callbacks=callbacks, max_steps=max_steps)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_resume_continues_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    numbers = Numbers()
-    whole = trainer_of(kind, callbacks=[numbers])
-    history = whole.fit().history
-    for k in (1, 4, 6, 11):
-        first, second = Numbers(), Numbers()
-        out_dir = tmp_path / str(k)
-        trainer = trainer_of(kind, out_dir, [first])
-        trainer.callbacks += (Interrupt(k),)
-        with pytest.raises(TrainingInterrupted):
-            trainer.fit()
-        again = resumed(out_dir, [second])
-        assert again.step == k
-        result = again.fit()
-        assert first.steps[:k] + second.steps == numbers.steps
-        assert same_tensors(tensors_of(again), tensors_of(whole))
-        assert result.final == history[-1].result
-        assert result.best_step == whole.result().best_step
-        assert result.chars_seen == whole.chars_seen
-        evaluations = [r for r in read_metrics(out_dir / "metrics.jsonl") if r["kind"] == "eval"]
-        assert [(r["step"], r["loss_nats"]) for r in evaluations] == [
-            (e.step, e.result.loss_nats) for e in history
-        ]
-
-
-def test_the_callbacks_own_random_numbers_go_on_after_a_resume(tmp_path: Path) -> None:
-    import random
-
-    import numpy as np
-
-    def seed() -> None:
-        torch.manual_seed(3)
-        np.random.seed(3)  # noqa: NPY002 - the global generator is the point
-        random.seed(3)
-
-    whole, first, second = Noise(), Noise(), Noise()
-    seed()
-    trainer_of(callbacks=[whole]).fit()
-    seed()
-    trainer = trainer_of(out_dir=tmp_path, callbacks=[first])
-    for record in trainer.steps():
-        if record.step == 8:
-            break
-    seed()
-    torch.rand(5)  # whatever the new process drew before
-    resumed(tmp_path, [second]).fit()
-    assert second.drawn == whole.drawn
 
 
 def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
@@ -233,14 +173,8 @@ def flip(file: Path, position: int) -> None:
     ("how", "file"),
     [
         ("flip", "model.safetensors"),
-        ("flip", "train.safetensors"),
-        ("flip", "state.json"),
-        ("flip", "manifest.json"),
-        ("flip", "tokenizer.json"),
-        ("delete", "config.json"),
         ("delete", "manifest.json"),
         ("truncate", "train.safetensors"),
-        ("truncate", "manifest.json"),
         ("extend", "state.json"),
     ],
 )
@@ -528,19 +462,6 @@ def test_a_loss_that_is_not_finite_survives_the_log_and_the_resume(tmp_path: Pat
     assert again.best is None
     (info,) = list_checkpoints(tmp_path)
     assert info.val_loss is None
-
-
-def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
-    """The best evaluation is after step 4; those after 6 and 8 are worse, with a stop in between."""
-    config: dict[str, Any] = {"eval_interval": 2, "patience": 2, "cls": BestAtFour}
-    whole = trainer_of(**config).fit()
-    assert (whole.steps, whole.reason) == (8, "patience")
-    trainer = trainer_of(out_dir=tmp_path, **config)
-    for record in trainer.steps():
-        if record.step == 6:
-            break
-    result = resumed(tmp_path, cls=BestAtFour).fit()
-    assert (result.steps, result.reason) == (8, "patience")
 
 
 def test_training_and_validation_blocks_may_differ_in_size(tmp_path: Path) -> None:
