@@ -378,7 +378,7 @@ def _write_new(path: Path, content: Content, like: Path | None = None) -> FileDi
     descriptor = os.open(path, flags, 0o666 if mode is None else mode)
     with _removed_on_error(path):
         try:
-            if mode not in {None, stat.S_IMODE(os.fstat(descriptor).st_mode)}:
+            if mode is not None and mode != stat.S_IMODE(os.fstat(descriptor).st_mode):
                 os.chmod(descriptor, mode)
             digest, size = hashlib.sha256(), 0
             for piece in [content] if isinstance(content, (bytes, bytearray, memoryview)) else content:
@@ -430,7 +430,7 @@ def _fill_new(
         if seal is not None:
             name, content = seal(digests)
             digests[name] = _write_new(directory / name, content)
-        if mode not in {None, stat.S_IMODE(os.lstat(directory).st_mode)}:
+        if mode is not None and mode != stat.S_IMODE(os.lstat(directory).st_mode):
             os.chmod(directory, mode)
         sync_directory(directory)
     return digests

@@ -310,6 +310,7 @@ def test_old_or_new_stands_whichever_call_fails(tmp_path: Path, name: str, how: 
 
 
 def test_an_fsync_that_fails_is_not_repeated(tmp_path: Path) -> None:
+    write_file(tmp_path / "f", b"old")
     with failing(-1) as calls:
         write_file(tmp_path / "f", b"new")
     with failing(calls.names.index("fsync")) as calls, pytest.raises(OSError, match="on purpose"):

@@ -210,6 +210,20 @@ def test_what_is_missing_from_a_directory_that_is_replaced_is_looked_for_in_the_
     assert read_together(lambda: there, read) == b"1"
 
 
+@pytest.mark.parametrize("can_open", [True, False], ids=["as on Linux", "as on Windows"])
+def test_a_directory_that_is_gone_before_it_is_opened_is_looked_for_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_open: bool
+) -> None:
+    if not can_open:
+        monkeypatch.setattr(reading, "_DIRECTORY", None)
+    (tmp_path / "a").write_bytes(b"1")
+    places = [tmp_path / "moved", *(tmp_path for _ in range(3))]
+    found = read_together(
+        lambda: places.pop(0), lambda where, fd: read_file(where / "a", max_bytes=1, inside=fd)
+    )
+    assert found == b"1"
+
+
 @pytest.mark.parametrize("kind", ["nothing", "a dangling link", "a file", "an empty directory"])
 def test_where_nothing_can_be_read_together_the_system_s_error_goes_up(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "d"
