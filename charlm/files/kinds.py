@@ -6,6 +6,7 @@ git lfs pull". Readers put it into their refusals. Knows nothing of how such fil
 
 from __future__ import annotations
 
+import codecs
 import re
 
 __all__ = ["GZIP", "encoding_of", "kind_of", "other_than_data"]
@@ -39,8 +40,13 @@ _KINDS = {
 }
 # Byte order marks, of which the shorter ones begin the longer ones.
 _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-# How wide a character is, and where in it its high byte stands.
-_UNMARKED = {"UTF-32LE": (4, 3), "UTF-32BE": (4, 0), "UTF-16LE": (2, 1), "UTF-16BE": (2, 0)}
+# How wide a character is, where in it its high byte stands, and what decodes it without importing a codec.
+_UNMARKED = {
+    "UTF-32LE": (4, 3, codecs.utf_32_le_decode),
+    "UTF-32BE": (4, 0, codecs.utf_32_be_decode),
+    "UTF-16LE": (2, 1, codecs.utf_16_le_decode),
+    "UTF-16BE": (2, 0, codecs.utf_16_be_decode),
+}
 _LAST = "\U0003ffff"  # there are no letters behind it
 _SPACES = b"\t\n\v\f\r"
 _ODD = bytes(range(32)).translate(None, _SPACES)  # control characters that no text has many of
@@ -82,15 +88,14 @@ def encoding_of(data: bytes | bytearray) -> str | None:
     sample = bytes(data[: min(_SAMPLE, len(data) // 4 * 4)])
     if len(sample) < 16:  # too short to tell
         return None
-    for encoding, (width, place) in _UNMARKED.items():
+    for encoding, (width, place, decode) in _UNMARKED.items():
         high, low = sample[place::width], sample[place ^ 1 :: width]
         # The high byte of Devanagari is a tab, of others a line end: then low bytes are controls, too.
         told = _share(high, _ODD) >= 0.75 or (
             0 in high and _share(high, _ODD + _SPACES) >= 0.75 and _share(low, _ODD[1:]) >= 0.05
         )
-        text = sample.decode(encoding, "replace") if told else ""
-        known = text and max(text) <= _LAST and not set(_ODD.decode()) & set(text)
-        if known and "\ufffd" not in text[:-1]:  # the sample may end inside a character
+        text = decode(sample, "replace", False)[0] if told else ""  # may end inside one
+        if text and max(text) <= _LAST and not set(_ODD.decode() + "\ufffd") & set(text):
             return encoding
     return None
 
