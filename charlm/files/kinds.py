@@ -6,6 +6,7 @@ git lfs pull". Readers put it into their refusals. Knows nothing of how such fil
 
 from __future__ import annotations
 
+import codecs
 import re
 
 __all__ = ["GZIP", "encoding_of", "kind_of", "other_than_data"]
@@ -37,13 +38,18 @@ _KINDS = {
     rb"SQLite format 3\0": "an SQLite database; export its text",
     rb"\x89PNG|\xff\xd8\xff|GIF8[79]a": "a picture; give the text itself",
 }
-_PATTERNS = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in _KINDS.items()]
 # Byte order marks, of which the shorter ones begin the longer ones.
 _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-# How wide a character is, and where in it its high byte stands.
-_UNMARKED = {"UTF-32LE": (4, 3), "UTF-32BE": (4, 0), "UTF-16LE": (2, 1), "UTF-16BE": (2, 0)}
-_CONTROLS = bytes(range(32))
-_ODD_CONTROLS = frozenset(map(chr, range(32))) - frozenset("\t\n\v\f\r")
+# How wide a character is, where in it its high byte stands, and what decodes it without importing a codec.
+_UNMARKED = {
+    "UTF-32LE": (4, 3, codecs.utf_32_le_decode),
+    "UTF-32BE": (4, 0, codecs.utf_32_be_decode),
+    "UTF-16LE": (2, 1, codecs.utf_16_le_decode),
+    "UTF-16BE": (2, 0, codecs.utf_16_be_decode),
+}
+_LAST = "\U0003ffff"  # there are no letters behind it
+_SPACES = b"\t\n\v\f\r"
+_ODD = bytes(range(32)).translate(None, _SPACES)  # control characters that no text has many of
 
 
 def kind_of(data: bytes | bytearray) -> str | None:
@@ -56,15 +62,15 @@ def kind_of(data: bytes | bytearray) -> str | None:
         >>> kind_of(b"%PDF-1.7\n"), kind_of(b"It was a bright cold day"), kind_of(b"")
         ('a PDF; extract its text, with pdftotext for example', None, None)
     """
-    return next((kind for pattern, kind in _PATTERNS if pattern.match(data)), None)
+    return next((kind for pattern, kind in _KINDS.items() if re.match(pattern, data, re.DOTALL)), None)
 
 
 def encoding_of(data: bytes | bytearray) -> str | None:
     r"""Return the encoding of a text in UTF-16 or UTF-32, with a byte order mark or without, or None.
 
-    Without a mark it is told by the high bytes of its characters: most are below 32, with a NUL among them,
-    and what they are decoded to has no control characters but white space. So UTF-8 may hold NULs, unless
-    every second byte of it is one. (Chinese and others have larger high bytes, and are no UTF-8 then.)
+    Without a mark it is told by the high bytes of its characters, most of which are control characters, and
+    by what they are decoded to, which has none. So UTF-8 may hold NULs, unless nearly every second byte of it
+    is one. (Chinese and others have larger high bytes, and are no UTF-8 then.)
 
     Args:
         data: the first bytes of a file, or all of them.
@@ -80,15 +86,22 @@ def encoding_of(data: bytes | bytearray) -> str | None:
         if data.startswith(mark):
             return encoding
     sample = bytes(data[: min(_SAMPLE, len(data) // 4 * 4)])
-    for encoding, (width, place) in _UNMARKED.items():
-        high = sample[place::width]
-        controls = len(high) - len(high.translate(None, _CONTROLS))
-        if len(sample) >= 16 and 0 in high and controls >= 0.75 * len(high):  # else it is too short to tell
-            text = sample.decode(encoding, "replace")
-            # The sample may end inside a character.
-            if "\ufffd" not in text[:-1] and _ODD_CONTROLS.isdisjoint(text):
-                return encoding
+    if len(sample) < 16:  # too short to tell
+        return None
+    for encoding, (width, place, decode) in _UNMARKED.items():
+        high, low = sample[place::width], sample[place ^ 1 :: width]
+        # The high byte of Devanagari is a tab, of others a line end: then low bytes are controls, too.
+        told = _share(high, _ODD) >= 0.75 or (
+            0 in high and _share(high, _ODD + _SPACES) >= 0.75 and _share(low, _ODD[1:]) >= 0.05
+        )
+        text = decode(sample, "replace", False)[0] if told else ""  # may end inside one
+        if text and max(text) <= _LAST and not set(_ODD.decode() + "\ufffd") & set(text):
+            return encoding
     return None
+
+
+def _share(part: bytes, among: bytes) -> float:
+    return 1 - len(part.translate(None, among)) / len(part)
 
 
 def other_than_data(data: bytes | bytearray) -> str | None:

@@ -59,7 +59,7 @@ def loads(data: bytes | bytearray, *, path: str, max_bytes: int = MAX_BYTES) -> 
     """
     if len(data) > max_bytes:
         raise refusal(path, f"must have at most {max_bytes} bytes, got {len(data)}.")
-    if kind := other_than_data(data):
+    if (data[:1] != b"{" or data[1:2] == b"\0") and (kind := other_than_data(data)):
         raise refusal(path, f"must be JSON in UTF-8, got {kind}.")
     if data.startswith(b"\xef\xbb\xbf"):
         raise refusal(path, "must be UTF-8 without a byte order mark, got one. Save it without.")
