@@ -354,7 +354,7 @@ def test_signals_no_longer_disturb_a_program_that_has_ended(
 def test_an_error_that_a_signal_caused_is_no_error(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> str:
+    def interrupted(*_: object, **__: object) -> str:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)

@@ -85,6 +85,36 @@ def test_code_blocks_run_in_order_and_print_what_is_shown(
             assert printed == shown.code, block.code
 
 
+def test_the_code_of_every_page_passes_the_type_checker(tmp_path: Path) -> None:
+    """With mypy --strict, but that a page need not write types, and may use a name again."""
+    for document in DOCUMENTS:
+        code = "\n".join(block.code for block in Page(document).blocks if block.language == "python")
+        name = "_".join(document.relative_to(ROOT).with_suffix("").parts).replace("-", "_")
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    loosened = ("untyped-defs", "untyped-calls", "incomplete-defs", "redefinition")
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "mypy",
+                "--strict",
+                "--config-file=",
+                "--cache-dir",
+                str(ROOT / ".mypy_cache/docs"),
+            ),
+            *(f"--allow-{what}" for what in loosened),
+            *sorted(path.name for path in tmp_path.glob("*.py")),
+        ],
+        check=False,
+        cwd=tmp_path,
+        env={**plain_environment(), "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)
 def test_example_runs_on_a_small_corpus(
     example: Path, tmp_path: Path, small_corpus: Path, warm_python: WarmPython
