@@ -22,6 +22,7 @@ import re
 import shutil
 import string
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
