@@ -79,7 +79,7 @@ def test_slide_and_restart_differ_only_past_the_window() -> None:
     assert not torch.equal(slide, restart)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(window=st.integers(1, 40), overflow=st.sampled_from(OVERFLOWS), first=st.integers(1, 200))
 def test_the_context_grows_by_one_but_at_a_restart_and_always_fits(
     window: int, overflow: Overflow, first: int

@@ -37,7 +37,7 @@ logit_rows = st.lists(
 ).filter(lambda row: any(math.isfinite(x) for x in row))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(logit_rows, st.integers(1, 12))
 def test_top_k_keeps_exactly_k_of_the_largest_and_the_smaller_id_of_equals(row: list[float], k: int) -> None:
     best = sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]
@@ -53,7 +53,7 @@ def test_top_k_examples() -> None:
     assert torch.equal(keep_top_k(logits, 10**9), logits)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(logit_rows, st.floats(1e-6, 1))
 def test_top_p_keeps_the_smallest_likeliest_set_that_holds_p(row: list[float], p: float) -> None:
     logits = torch.tensor([row], dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_min_p_of_one_keeps_every_equal_of_the_best() -> None:
     assert kept(keep_min_p(torch.tensor([[2.0, 1.0, 2.0]]), 1.0)) == [[0, 2]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(logit_rows, st.integers(1, 9), st.floats(1e-6, 1), st.floats(0, 1))
 def test_no_filter_removes_the_likeliest_or_changes_what_it_keeps(
     row: list[float], k: int, p: float, m: float

@@ -20,7 +20,7 @@ def row(draw: st.DrawFn) -> tuple[range, range]:
     return span, range(begin, draw(st.integers(0, 50)))  # perhaps taken back to before the context
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     rows=st.lists(row(), min_size=1, max_size=4), window=st.none() | st.integers(1, 12), overflow=overflows
 )
@@ -50,7 +50,7 @@ def test_each_position_of_each_span_is_predicted_once_from_what_it_may_see(
     assert predicted == [list(span) for span in spans]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(length=st.integers(1, 60), window=st.none() | st.integers(1, 12), overflow=overflows)
 def test_one_more_id_is_all_that_is_read_while_the_context_goes_on(
     length: int, window: int | None, overflow: Overflow

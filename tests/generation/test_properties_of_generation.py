@@ -51,7 +51,7 @@ def text_of(ids: Sequence[int]) -> str:
     return "".join(LETTERS[i] for i in ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     model=models(F64),
     rows=ragged(30, most=1),
@@ -78,7 +78,7 @@ def test_with_a_cache_or_without_the_ids_are_those_of_reading_everything_anew(
     assert cached.tolist() == wanted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=3),
@@ -110,7 +110,7 @@ def test_in_float32_and_bfloat16_the_cache_changes_logits_within_their_rounding(
     torch.testing.assert_close(cached.predict().float(), anew, rtol=0, atol=atol)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     model=models(F64), rows=ragged(30), count=counts, way=ways, seed=seeds, overflow=overflows, data=st.data()
 )
@@ -136,7 +136,7 @@ def test_each_prompt_of_a_batch_gets_what_it_would_get_alone(
         assert together.text(row).tolist() == ids + wanted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     model=models(F64),
     rows=ragged(30, most=1),
@@ -172,7 +172,7 @@ prompts = st.lists(st.text(LETTERS, max_size=25), min_size=1, max_size=4)
 stops = st.lists(st.text(LETTERS[:6], min_size=1, max_size=2), min_size=0, max_size=3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     model=models(F64),
     texts=prompts,

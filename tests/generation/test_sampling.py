@@ -41,7 +41,7 @@ def test_a_number_that_rounds_to_one_draws_the_last_possible_character() -> None
     assert drawn([0.25, 0.75, 0.0, 0.0], 1.0) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-30, 30) | st.just(-math.inf), min_size=1, max_size=20).filter(
         lambda row: max(row) > -math.inf

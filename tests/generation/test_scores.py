@@ -70,7 +70,7 @@ def test_within_the_window_a_score_is_the_log_softmax_of_one_forward_pass(model:
         torch.testing.assert_close(wide.log_probs(idx, overflow=overflow), wanted, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(model=models(F64), rows=ragged(30, most=1), copies=st.integers(1, 3), overflow=overflows)
 def test_log_probs_are_those_of_the_context_that_each_position_sees(
     model: LanguageModel, rows: list[list[int]], copies: int, overflow: Overflow
@@ -81,7 +81,7 @@ def test_log_probs_are_those_of_the_context_that_each_position_sees(
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     model=models(F64),
     text=st.text("\nabcdefghijkl", min_size=1, max_size=25),

@@ -54,7 +54,7 @@ def assert_predicts(
     torch.testing.assert_close(state.predict(), wanted, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(window=st.none() | st.integers(1, 40), overflow=overflows, position=st.integers(1, 200))
 def test_the_context_is_what_counting_from_the_start_gives(
     window: int | None, overflow: Overflow, position: int
@@ -62,7 +62,7 @@ def test_the_context_is_what_counting_from_the_start_gives(
     assert position - context_start(position, window, overflow) == plain_window(position, window, overflow)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     model=models(F64),
     rows=ragged(24),

@@ -21,7 +21,7 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(letters, stops, st.lists(st.integers(0, 30), max_size=8))
 def test_in_any_pieces_the_text_ends_where_the_whole_would(
     text: str, stop: list[str], cuts: list[int]
@@ -37,7 +37,7 @@ def test_in_any_pieces_the_text_ends_where_the_whole_would(
     assert matcher.finish() == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(letters, stops)
 def test_nothing_is_held_back_that_cannot_become_a_stop_string(text: str, stop: list[str]) -> None:
     matcher = StopMatcher(stop)
@@ -50,7 +50,7 @@ def test_nothing_is_held_back_that_cannot_become_a_stop_string(text: str, stop: 
         assert not held or any(s.startswith(held) for s in stop)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(letters, st.text("ab\n", min_size=1, max_size=4))
 def test_a_single_stop_string_ends_the_text_at_find(text: str, stop: str) -> None:
     matcher = StopMatcher([stop])
@@ -59,7 +59,7 @@ def test_a_single_stop_string_ends_the_text_at_find(text: str, stop: str) -> Non
     assert shown == (text if at < 0 else text[:at])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(letters, stops, st.lists(st.integers(0, 30), max_size=8))
 def test_a_kept_stop_string_ends_the_text_and_nothing_is_held_back(
     text: str, stop: list[str], cuts: list[int]

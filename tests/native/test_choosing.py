@@ -63,7 +63,7 @@ def states_of(model: GPT, last: list[int]) -> list[PredictionState]:
 
 
 @needs_kernel
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     table=tables(),
     options=ways(),
@@ -184,7 +184,7 @@ def test_logits_that_a_temperature_makes_equal_are_a_tie_on_both_paths() -> None
             assert next_ids(state, SamplingOptions(seed=0, top_k=1, **way), [0]).tolist() == [wanted]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     row=st.lists(numbers | st.just(-INF), min_size=1, max_size=20).filter(lambda row: max(row) > -INF),
     options=ways(),

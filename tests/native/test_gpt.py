@@ -76,7 +76,7 @@ def test_every_switch_gives_what_the_readable_path_gives(name: str, dtype: torch
     torch.testing.assert_close(got, plain(model.float(), rows).predict(), rtol=0, atol=1e-4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     half=st.booleans(),
     overflow=overflows,
@@ -111,7 +111,7 @@ def test_any_model_predicts_scores_and_chooses_as_on_the_readable_path(
                 torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     half=st.booleans(),
     overflow=overflows,

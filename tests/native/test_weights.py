@@ -102,7 +102,7 @@ def test_a_change_of_the_weights_is_noticed_at_the_next_generation(
     assert not torch.allclose(model.log_probs(prompt(2, 9)), before, atol=1e-3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(VARIANTS)),
     which=st.integers(0, 10**6),

@@ -96,7 +96,7 @@ def speed(mood: Sequence[tuple[float, float]], each: float) -> Callable[[float],
     return lambda now: each * next((f for at, f in sorted(mood, reverse=True) if now >= at), 1.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @example(mood=[(12.0, 4.0)], each=0.5, evaluation=0.6)
 @given(mood=moods, each=st.floats(0.01, 0.6), evaluation=st.sampled_from([0.0, 0.05, 0.6]))
 def test_whatever_the_machine_does_the_time_is_kept(
@@ -114,7 +114,7 @@ def test_whatever_the_machine_does_the_time_is_kept(
     assert min(machine.rates) >= 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(mood=moods, each=st.floats(0.02, 0.6))
 def test_a_repetition_makes_the_same_steps_whatever_its_machine_does(
     mood: list[tuple[float, float]], each: float
@@ -128,7 +128,7 @@ def test_a_repetition_makes_the_same_steps_whatever_its_machine_does(
     assert again.keeper.timetable == first.keeper.timetable
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(mood=moods, at=st.floats(0.01, 0.99))
 def test_a_stop_in_any_phase_leaves_the_time_and_the_past_as_they_are(
     mood: list[tuple[float, float]], at: float
