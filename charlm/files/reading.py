@@ -163,7 +163,7 @@ def _opened(
             raise refusal(path, "must be a regular file, got another kind.")
         size = status.st_size
         if size > max_bytes or (exact_size is not None and size != exact_size):
-            wanted = f"at most {max_bytes}" if exact_size is None else exact_size
+            wanted = f"at most {max_bytes}" if size > max_bytes else exact_size
             kind = other_than_data(os.read(descriptor, _BEGINNING))
             raise refusal(path, f"must have {wanted} bytes, got {size}{f' of {kind}' if kind else ''}.")
         yield descriptor, size

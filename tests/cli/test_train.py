@@ -581,11 +581,11 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(
     command: Command, text: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("out of\nmemory")
+        raise RuntimeError("out of\nideas")
 
     monkeypatch.setattr("charlm.models.gpt.GPT.forward", fail)
     assert command.train(text, "-o", run) == 1
-    assert command.err.splitlines()[-1] == "charlm: error: RuntimeError: out of memory (--debug shows where)"
+    assert command.err.splitlines()[-1] == "charlm: error: RuntimeError: out of ideas (--debug shows where)"
     assert "Traceback" not in command.err
     assert command.train(text, "-o", run, "--overwrite", "--debug") == 1
     assert "Traceback" in command.err

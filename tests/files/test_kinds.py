@@ -159,7 +159,7 @@ def test_a_text_in_utf_16_or_32_is_refused_with_the_way_out(line: str, encoding:
             with pytest.raises(InvalidTextError) as caught:
                 load_corpus(path)
             assert f"it looks like {called}: convert it with iconv -f {called} " in str(caught.value)
-            assert f'read_text(path, encoding="{called}")' in str(caught.value)
+            assert f'encoding="{called}" in Python, --encoding {called} of the command' in str(caught.value)
             assert read_text(path, encoding=called) == text
             path.write_bytes(gzip.compress(path.read_bytes()))
             with pytest.raises(InvalidTextError, match=f"it looks like {called}: "):

@@ -15,7 +15,7 @@ from harness.tiny_training import TOKENIZER, PlainModule, quick_config, tiny_spl
 from torch import Tensor
 from typing_extensions import override
 
-from charlm import BigramLM, ByteTokenizer, Trainer
+from charlm import BigramLM, BlockDataset, ByteTokenizer, Trainer
 from charlm.errors import CheckpointError, FileFormatError
 from charlm.runs.directory import RunDirectory
 from charlm.training import RunHistory, read_history
@@ -195,7 +195,7 @@ def test_a_run_of_bytes_by_the_trainer_can_say_so(tmp_path: Path) -> None:
     """Without the command's record the unit is not known; a history is a value that can be changed."""
     import dataclasses
 
-    train = tiny_split()[0]
+    train = BlockDataset.from_text("été\n" * 50, ByteTokenizer(), 8)
     torch.manual_seed(0)
     trainer = Trainer(
         BigramLM(256),

@@ -100,11 +100,9 @@ def test_invalid_utf8_is_refused_with_its_offset(
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_is_told_apart_from_damage(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "wide").write_bytes("\ufeffHello".encode(encoding))
-    with pytest.raises(
-        InvalidTextError, match=r"it looks like UTF-16: .* or say so, utf-16: encoding="
-    ) as caught:
+    with pytest.raises(InvalidTextError, match=r'it looks like UTF-16: .* or say so: encoding="UTF-16"'):
         read_text(tmp_path / "wide")
-    assert caught.value.offset == 0
+    assert read_text(tmp_path / "wide", encoding="UTF-16") == "Hello"
 
 
 def test_the_offset_counts_from_the_start_of_the_file(tmp_path: Path) -> None:

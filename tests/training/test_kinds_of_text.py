@@ -16,6 +16,7 @@ from oracles.plain_evaluation import plain_evaluation
 
 from charlm import BigramLM, BlockDataset, ByteTokenizer, CharTokenizer, LanguageModel, Trainer
 from charlm.errors import DataError
+from charlm.text.tokenizer import unit_of
 from charlm.training import Callback, TrainerConfig
 
 BLOCK = 8
@@ -101,10 +102,12 @@ def test_a_text_too_short_for_a_split_says_so_and_which_part_is(kind: str) -> No
     text = TEXTS[kind][:20]
     for tokenizer, N in ((CharTokenizer.from_text(text), 20), (ByteTokenizer(), len(text.encode()))):
         cut = int(0.9 * N)
-        with pytest.raises(DataError, match=f"^the text has {N} characters; block_size {N} needs"):
+        with pytest.raises(DataError, match=f"^the text has {N} {unit_of(tokenizer)}s; block_size {N} needs"):
             BlockDataset.from_text(text, tokenizer, N)
         for block_size, part, length in ((cut, "training", cut), (N - cut, "validation", N - cut)):
-            with pytest.raises(DataError, match=rf"\(for {part}\) has {length} characters; block_size"):
+            with pytest.raises(
+                DataError, match=rf"\(for {part}\) has {length} (character|byte)s; block_size"
+            ):
                 BlockDataset.from_text(text, tokenizer, block_size).split()
         train, val = BlockDataset.from_text(text, tokenizer, N - cut - 1).split()
         assert tokenizer.decode([*train.ids, *val.ids]) == text
