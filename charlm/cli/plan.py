@@ -7,14 +7,17 @@ No torch here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from charlm.cli.settings import Settings
 from charlm.models.config import GPTConfig, PresetName
 from charlm.plain import share_of
-from charlm.text.tokenizer import Unit
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.recipes import recommend
 from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, evaluation_interval_seconds
+
+if TYPE_CHECKING:
+    from charlm.text.tokenizer import Unit
 
 __all__ = ["Plan", "plan_training"]
 

@@ -50,7 +50,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
-        InputError: the ids are no row of integers, `block_size` is no int of 1 or more, or `unit` is neither.
+        InputError: the ids are no row of integers, or `block_size` is no int of 1 or more.
 
     Example:
         >>> data = BlockDataset(torch.arange(10), block_size=4)
@@ -63,12 +63,12 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     ids: Tensor
     max_id: int
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | None = None
 
     def __init__(
         self, ids: Tensor | NDArray[Any], block_size: int, *, tokenizer: Tokenizer | None = None
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer or self.tokenizer
         self.block_size: int = int_from(1, block_size, "block_size")
         self.ids, self.max_id = _smallest(ids)
         self._check_length("the text", len(self.ids))
@@ -87,7 +87,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             UnknownCharacterError: the text has a character that the tokenizer lacks.
             DataError: the text is too short for a single block with its targets.
         """
-        return cls(tokenizer.encode_array(text), block_size, tokenizer=tokenizer)
+        return cls._made(tokenizer.encode_array(text), block_size, tokenizer)
 
     def split(self, fraction: float = 0.9) -> tuple[Self, Self]:
         """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
@@ -110,10 +110,17 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         self._check_length("the first part of the text (for training)", cut)
         self._check_length("the second part of the text (for validation)", len(self.ids) - cut)
         first, second = (
-            type(self)(ids, self.block_size, tokenizer=self.tokenizer)
-            for ids in (self.ids[:cut], self.ids[cut:])
+            self._made(ids, self.block_size, self.tokenizer) for ids in (self.ids[:cut], self.ids[cut:])
         )
         return first, second
+
+    @classmethod
+    def _made(cls, ids: Tensor | NDArray[Any], block_size: int, tokenizer: Tokenizer | None) -> Self:
+        """Return a dataset; a subclass need not know that there is a tokenizer."""
+        made = cls.__new__(cls)
+        made.tokenizer = tokenizer
+        made.__init__(ids, block_size)  # type: ignore[misc]
+        return made
 
     @property
     def unit(self) -> Unit:
@@ -147,6 +154,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         return {"ids": self.ids.numpy(), "block_size": self.block_size, "tokenizer": self.tokenizer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.tokenizer = state.pop("tokenizer", None)
         self.__init__(**state)  # type: ignore[misc]  # rebuilds the view from the ids
 
     def sample_batch(

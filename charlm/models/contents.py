@@ -3,12 +3,15 @@
 Torch knows four kinds. Parameters and persistent buffers make its state_dict, and are of fixed shape.
 Buffers registered with `persistent=False` are in no state_dict, but training may change them as well: they
 belong to a run, not to a saved model. Extra state is what a module gives by `get_extra_state`: a tensor, or a
-value that JSON has, which is written as the bytes of that JSON.
+value that JSON has, which is written as the bytes of that JSON. (While it is only kept, any value will do.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from charlm.errors import InputError
 from charlm.files import strict_json
 
-__all__ = ["extra_name", "extra_tensors", "passing_buffers", "put_tensors", "saved_tensors", "unique_tensors"]
+__all__ = ["Contents", "extra_name", "passing_buffers", "saved_tensors", "unique_tensors"]
 
 _EXTRA = "_extra_state"  # as torch calls it in a state_dict
 _JSON = ".json"
@@ -29,32 +32,8 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {
         name: t
         for name, t in state.items()
-        if not name.endswith(_EXTRA) and seen.setdefault(id(t), name) == name
+        if extra_name(name) is None and seen.setdefault(id(t), name) == name
     }
-
-
-def extra_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return the extra state of a module and its parts, by the names of a state_dict.
-
-    Raises:
-        InputError: it is neither a tensor nor a value that JSON has.
-    """
-    found = {}
-    for name, part in _with_extra_state(module).items():
-        state = part.get_extra_state()
-        if isinstance(state, Tensor):
-            found[name] = state.detach()
-            continue
-        try:
-            data = strict_json.dumps({"state": state})
-            strict_json.loads(data, path=name)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{type(part).__name__}.get_extra_state() must give a tensor or a value that JSON has, got "
-                f"{type(state).__name__}: {error}"
-            ) from error
-        found[name + _JSON] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return found
 
 
 def extra_name(name: str) -> str | None:
@@ -63,7 +42,7 @@ def extra_name(name: str) -> str | None:
     Its shape is not fixed, and it may be a tensor in one save and JSON in another.
     """
     name = name.removesuffix(_JSON)
-    return name if name.endswith(_EXTRA) else None
+    return name if name.rpartition(".")[2] == _EXTRA else None
 
 
 def passing_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -80,34 +59,80 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return what a file of weights holds: all but the buffers that no state_dict has.
 
     Raises:
-        InputError: some extra state cannot be written.
+        InputError: some extra state is neither a tensor nor a value that JSON has.
     """
-    return {**unique_tensors(module), **extra_tensors(module)}
-
-
-def put_tensors(module: nn.Module, saved: Mapping[str, Tensor], passing: Mapping[str, Tensor]) -> None:
-    """Put what `saved_tensors` and `passing_buffers` returned, or copies of it, back into their module.
-
-    Args:
-        module: of the same shape.
-        saved: all of them.
-        passing: some of them; the others stay as they are.
-    """
-    with torch.no_grad():
-        for name, tensor in unique_tensors(module).items():
-            tensor.copy_(saved[name])
-        for name, buffer in passing_buffers(module).items():
-            if name in passing and buffer.shape == passing[name].shape:
-                buffer.copy_(passing[name])
-            elif name in passing:  # it grows while the model trains
-                path, _, last = name.rpartition(".")
-                setattr(module.get_submodule(path), last, passing[name].to(buffer, copy=True))
+    extra = {}
     for name, part in _with_extra_state(module).items():
-        if name in saved:
-            part.set_extra_state(saved[name].clone())
-        else:
-            data = saved[name + _JSON].cpu().numpy().tobytes()
-            part.set_extra_state(strict_json.loads(data, path=name)["state"])
+        state = part.get_extra_state()
+        if isinstance(state, Tensor):
+            extra[name] = state.detach()
+            continue
+        try:
+            data = strict_json.dumps({"state": state})
+            strict_json.loads(data, path=name)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{type(part).__name__}.get_extra_state() must give a tensor or a value that JSON has, got "
+                f"{type(state).__name__}: {error}"
+            ) from error
+        extra[name + _JSON] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return {**unique_tensors(module), **extra}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a module carries at one moment, to be put back."""
+
+    tensors: Mapping[str, Tensor]
+    """Of `unique_tensors`, all of them."""
+    passing: Mapping[str, Tensor]
+    """Of `passing_buffers`; those that are missing stay as they are."""
+    extra: Mapping[str, object]
+    """Extra state, by its name in a state_dict."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self:
+        """Return copies of what a module carries now."""
+        return cls(
+            {name: tensor.detach().clone() for name, tensor in unique_tensors(module).items()},
+            {name: buffer.detach().clone() for name, buffer in passing_buffers(module).items()},
+            _extra_of(module),
+        )
+
+    @classmethod
+    def saved(cls, stored: Mapping[str, Tensor], passing: Mapping[str, Tensor]) -> Self:
+        """Return what a file of weights holds, and the buffers that lie elsewhere."""
+        extra: dict[str, object] = {}
+        for stored_name, tensor in stored.items():
+            name = extra_name(stored_name)
+            if name is not None and stored_name != name:
+                data = tensor.cpu().numpy().tobytes()
+                extra[name] = strict_json.loads(data, path=name)["state"]
+            elif name is not None:
+                extra[name] = tensor
+        return cls({n: t for n, t in stored.items() if extra_name(n) is None}, passing, extra)
+
+    def put_into(self, module: nn.Module) -> None:
+        """Put it back. What `set_extra_state` raises leaves the module as it was."""
+        before = _extra_of(module)
+        try:
+            _set_extra(module, self.extra)
+        except BaseException:
+            _set_extra(module, before)
+            raise
+        with torch.no_grad():
+            for name, tensor in unique_tensors(module).items():
+                tensor.copy_(self.tensors[name])
+            for name, kept in self.passing.items():
+                path, _, last = name.rpartition(".")
+                part = module.get_submodule(path)
+                if last not in part._non_persistent_buffers_set:
+                    continue
+                own = part._buffers[last]
+                if own is not None and own.shape == kept.shape and own.is_contiguous():
+                    own.copy_(kept)
+                else:  # it is made, or grows, while the model trains
+                    setattr(part, last, kept.clone())
 
 
 def _with_extra_state(module: nn.Module) -> dict[str, nn.Module]:
@@ -116,3 +141,12 @@ def _with_extra_state(module: nn.Module) -> dict[str, nn.Module]:
         for path, part in module.named_modules()
         if type(part).get_extra_state is not nn.Module.get_extra_state
     }
+
+
+def _extra_of(module: nn.Module) -> dict[str, object]:
+    return {name: deepcopy(part.get_extra_state()) for name, part in _with_extra_state(module).items()}
+
+
+def _set_extra(module: nn.Module, extra: Mapping[str, object]) -> None:
+    for name, part in _with_extra_state(module).items():
+        part.set_extra_state(deepcopy(extra[name]))

@@ -28,7 +28,7 @@ from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory, standing_directory
 from charlm.files.reading import read_file, read_together, refusal
 from charlm.locks import GENERATORS
-from charlm.models.contents import extra_name, put_tensors, saved_tensors
+from charlm.models.contents import Contents, extra_name, saved_tensors
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
 from charlm.plain import as_path, as_text
@@ -227,7 +227,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
             if not _same_bits(tensors[one], tensors[other]):
                 tied = f"{quoted(one, 80)} and {quoted(other, 80)}"
                 raise refusal(weights, f"must hold one value for {tied}, which the model ties, got two.")
-    put_tensors(model, {name: tensors[there[0]] for name, there in names.items()}, {})
+    Contents.saved({name: tensors[there[0]] for name, there in names.items()}, {}).put_into(model)
     try:
         model._check_values()
     except InputError as error:

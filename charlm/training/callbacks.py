@@ -21,7 +21,8 @@ class Callback:
     """Base of callbacks: every method does nothing until it is overridden.
 
     The trainer calls the callbacks in the order of its list, with itself as the first argument. What a method
-    raises ends the run.
+    raises ends the run. A method may save and evaluate, but not wait for another thread that does: that one
+    waits for the end of the step.
 
     Example:
         >>> class StopBelow(Callback):

@@ -10,7 +10,7 @@ from torch import nn
 from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError, InputError, shown
 from charlm.models.base import LanguageModel
-from charlm.models.contents import extra_tensors
+from charlm.models.contents import saved_tensors
 from charlm.models.saving import check_savable
 from charlm.text.tokenizer import Tokenizer
 from charlm.training.callbacks import Callback
@@ -44,7 +44,8 @@ def check_arguments(
         raise InputError("model must have a parameter that requires a gradient, got none")
     if any(parameter.dtype in {torch.float16, torch.bfloat16} for parameter in tensors):
         raise InputError("model must have float32 weights; precision= says what matrix products run in")
-    extra_tensors(model)  # the best weights go with it, whether or not they are saved
+    if saving:
+        saved_tensors(model)
     if saving and isinstance(model, LanguageModel):
         check_savable(model)
     if not isinstance(callbacks, Sequence):
@@ -97,7 +98,11 @@ def check_characters(tokenizer: Tokenizer | None, **data: BlockDataset | None) -
     for name, part in data.items():
         own = None if part is None else part.tokenizer
         tokenizer = tokenizer or own
-        if own in {None, tokenizer} or characters_fingerprint(own) == characters_fingerprint(tokenizer):
+        if (
+            own is None
+            or own is tokenizer
+            or characters_fingerprint(own) == characters_fingerprint(tokenizer)
+        ):
             continue
         raise DataError(
             f"{name} was encoded with {shown(own)}, but the run's tokenizer is {shown(tokenizer)}: the ids "

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.evaluation.evaluate import EvalResult
-from charlm.models.contents import passing_buffers, put_tensors, saved_tensors
+from charlm.models.contents import Contents
 from charlm.training.config import TrainerConfig
 from charlm.training.records import EvalRecord
 from charlm.training.state import RunState
 from charlm.training.timetable import LONGEST_EVALUATION, Timekeeper
 from charlm.training.timing import chars_within, evaluation_seconds
 
-__all__ = ["Evaluations", "Weights"]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Copies of all that a model carries, as charlm.models.contents names it."""
-
-    saved: Mapping[str, Tensor]
-    """What a file of weights holds."""
-    passing: Mapping[str, Tensor]
-    """Buffers that no state_dict has."""
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Self:
-        """Return copies of what a model carries now."""
-        return cls(_copied(saved_tensors(model)), _copied(passing_buffers(model)))
-
-    def put_into(self, model: nn.Module) -> None:
-        """Put them back."""
-        put_tensors(model, self.saved, self.passing)
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+__all__ = ["Evaluations"]
 
 
 class Evaluations:
@@ -61,7 +35,7 @@ class Evaluations:
     """
 
     history: list[EvalRecord]
-    best_weights: Weights | None
+    best_weights: Contents | None
     best_in_model: bool
 
     def __init__(
@@ -69,7 +43,7 @@ class Evaluations:
     ) -> None:
         self._model, self._data, self._config, self._backend = model, data, config, backend
         self.best_weights = None
-        self._last_weights: Weights | None = None  # while the model holds the best
+        self._last_weights: Contents | None = None  # while the model holds the best
         self.best_in_model = False
         self.history = []
 
@@ -106,12 +80,12 @@ class Evaluations:
         """
         lowest = math.inf if state.best is None else state.best.result.loss_nats
         is_best = result.loss_nats < lowest  # never if it is not finite
+        if is_best and self._config.restore_best:  # first: an interrupt leaves the best before
+            self.best_weights = Contents.of(self._model)
         state.last = EvalRecord(state.step, result, is_best, seconds)
         self.history.append(state.last)
         if is_best:
             state.best, state.evaluations_since_best = state.last, 0
-            if self._config.restore_best:
-                self.best_weights = Weights.of(self._model)
         elif counted:
             state.evaluations_since_best += 1
         return state.last
@@ -122,7 +96,7 @@ class Evaluations:
         An interrupt at any place of it leaves the last ones to be found by `put_last_back`.
         """
         if self.best_weights is not None and state.best is not None and state.best.step != state.step:
-            self._last_weights = Weights.of(self._model)
+            self._last_weights = Contents.of(self._model)
             self.best_in_model = True
             self.best_weights.put_into(self._model)
 

@@ -254,9 +254,11 @@ class AdamW(_LeanOptimizer):
             for parameter in moving:
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    state.update(  # in one go: an interrupt finds all of it or nothing
+                        step=torch.zeros((), dtype=torch.float32, device=parameter.device),
+                        exp_avg=torch.zeros_like(parameter),
+                        exp_avg_sq=torch.zeros_like(parameter),
+                    )
             steps = [self.state[p]["step"] for p in moving]
             torch._foreach_add_(steps, 1)
             beta1, beta2 = group["betas"]

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from charlm.errors import InputError, shown
 from charlm.models.config import PRESETS, PresetName
 from charlm.plain import as_float, int_from
-from charlm.text.tokenizer import Unit
 from charlm.training.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from charlm.text.tokenizer import Unit
 
 __all__ = ["RECIPES", "Recommendation", "recommend"]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,7 +32,7 @@ from charlm.errors import (
 from charlm.files import safetensors
 from charlm.files.strict_json import take
 from charlm.models.base import LanguageModel
-from charlm.models.contents import passing_buffers, put_tensors, saved_tensors
+from charlm.models.contents import Contents, passing_buffers, saved_tensors
 from charlm.models.saving import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -57,7 +56,6 @@ from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig, saved_config, with_end
-from charlm.training.evaluations import Weights
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
     characters_fingerprint,
@@ -94,6 +92,8 @@ class _Saved:
     timetable: Timetable | None
     repeats: bool
     optimizers: Sequence[object]
+    asleep: Sequence[object]
+    """Names of the model's parts that were in evaluation mode."""
     rates_are_shares: bool
     """Else every group of the caller's optimizer had the schedule's learning rate."""
     callbacks: Sequence[Mapping[str, object]]
@@ -135,6 +135,7 @@ def _read(out_dir: Path) -> _Saved:
         timetable=timetable,
         repeats=repeats,
         optimizers=take(values, "optimizers", list, path=where),
+        asleep=take({"asleep": [], **values}, "asleep", list, path=where),
         rates_are_shares=values.get("rates") == "shares",
         callbacks=take(values, "callbacks", list, path=where),
         data=table("data"),
@@ -242,11 +243,16 @@ def resume(
     _warn_if_elsewhere(saved.environment, trainer.backend, "the run goes on")
 
     # All is read and checked: from here on live objects change, first those that may refuse.
+    place = next(model.parameters()).device
     with restored_generators(saved.generators, tensors, saved.where):
         if len(saved.callbacks) == len(trainer.callbacks):
             for callback, callback_state in zip(trainer.callbacks, saved.callbacks, strict=True):
                 callback.load_state(callback_state)
-    put_tensors(model, weights, saved_buffers(tensors))
+        Contents.saved(weights, saved_buffers(tensors, place)).put_into(model)
+    if saved.asleep:
+        model.train()
+        for name, part in model.named_modules():
+            part.training = name not in saved.asleep
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
     if trainer._stepper.rates_are_shares and not saved.rates_are_shares:
@@ -335,7 +341,7 @@ def _check_callbacks(saved: _Saved, callbacks: Sequence[Callback]) -> None:
         )
 
 
-def _best_weights(saved: _Saved, model: nn.Module) -> Weights | None:
+def _best_weights(saved: _Saved, model: nn.Module) -> Contents | None:
     """Return the weights of the best evaluation so far, on the model's device, if they were kept."""
     best, current = saved.state.best, saved.checkpoint
     if best is None:
@@ -351,16 +357,12 @@ def _best_weights(saved: _Saved, model: nn.Module) -> Weights | None:
             "restored at the end (keep_best is 0, or that checkpoint is damaged)"
         )
         return None
-    weights, passing = _weights(kept, model), {}
+    device, passing = next(model.parameters()).device, {}
     if passing_buffers(model):
         path = str(kept.info.path / TRAIN_FILE)
-        passing = saved_buffers(safetensors.loads(kept.files[TRAIN_FILE], path=path)[0])
-    device = next(model.parameters()).device
-    return Weights(_on(device, weights), _on(device, passing))
-
-
-def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
+        passing = saved_buffers(safetensors.loads(kept.files[TRAIN_FILE], path=path)[0], device)
+    weights = {name: tensor.to(device) for name, tensor in _weights(kept, model).items()}
+    return Contents.saved(weights, passing)
 
 
 def _is_text(saved: _Saved, name: str, data: BlockDataset | None) -> bool:

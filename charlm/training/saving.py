@@ -26,6 +26,7 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointCorruptError, CheckpointMismatchError, InputError, quoted
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content
+from charlm.locks import GENERATORS
 from charlm.models.base import LanguageModel
 from charlm.models.contents import passing_buffers, saved_tensors
 from charlm.models.saving import TOKENIZER_FILE, WEIGHTS_FILE, model_files
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
 __all__ = [
+    "asleep_parts",
     "characters_fingerprint",
     "environment",
     "fingerprint",
@@ -62,8 +64,11 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         InputError: an optimizer of the caller's keeps something other than tensors for a parameter.
     """
     files = _model_files(trainer, identity.metadata)
-    passing = {f"buffer.{name}": buffer for name, buffer in passing_buffers(trainer.model).items()}
-    tensors = {**_generator_tensors(), **passing, **_optimizer_tensors(trainer.model, trainer.optimizers)}
+    tensors = {
+        **_generator_tensors(),
+        **_buffer_tensors(trainer.model),
+        **_optimizer_tensors(trainer.model, trainer.optimizers),
+    }
     files[TRAIN_FILE] = safetensors.dumps(tensors, identity.metadata)
     train, val = trainer.train_data, trainer.val_data
     state: dict[str, object] = {
@@ -78,11 +83,18 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         "environment": environment(trainer.backend),
         "rng": _generator_scalars(),
     }
+    if asleep := asleep_parts(trainer.model):
+        state["asleep"] = asleep
     if trainer._stepper.rates_are_shares:
         state["rates"] = "shares"
     if trainer.timetable is not None:
         state["timetable"] = trainer._timekeeper.to_dict()
     return files, state
+
+
+def asleep_parts(model: nn.Module) -> list[str]:
+    """Return which parts of a model are in evaluation mode while it trains; none if it is so itself."""
+    return [name for name, part in model.named_modules() if model.training and not part.training]
 
 
 def _model_files(trainer: Trainer, metadata: Mapping[str, str]) -> dict[str, Content]:
@@ -165,10 +177,27 @@ def optimizer_state(
     return states
 
 
-def saved_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return, of the tensors of train.safetensors, the buffers that the model's files leave out, by name."""
-    prefix = "buffer."
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+def _buffer_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that the model's files leave out, as "buffer.NAME" or "complex.NAME"."""
+    tensors = {}
+    for name, buffer in passing_buffers(model).items():
+        if buffer.is_complex():
+            tensors[f"complex.{name}"] = torch.view_as_real(buffer.resolve_conj())
+        else:
+            tensors[f"buffer.{name}"] = buffer
+    return tensors
+
+
+def saved_buffers(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return what `gather` kept of the buffers that the model's files leave out, by name, on a device."""
+    found = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "buffer":
+            found[rest] = tensor.to(device)
+        elif kind == "complex":
+            found[rest] = torch.view_as_complex(tensor.contiguous()).to(device)
+    return found
 
 
 _FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()
@@ -206,8 +235,10 @@ def environment(backend: DeviceBackend) -> dict[str, object]:
 def _generator_tensors() -> dict[str, Tensor]:
     """Return the large parts of the global generators' states."""
     _, keys, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the caller's own
+    with GENERATORS:
+        state = torch.get_rng_state()
     return {
-        "rng.torch": torch.get_rng_state(),
+        "rng.torch": state,
         "rng.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),  # (624,)
         "rng.python": torch.tensor(random.getstate()[1], dtype=torch.int64, device="cpu"),  # (625,)
     }
@@ -229,7 +260,8 @@ def restored_generators(
     Raises:
         CheckpointCorruptError: they are no such states; `path` names the file.
     """
-    before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - the caller's
+    with GENERATORS:
+        before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - the caller's
     try:
         try:
             _set_generators(scalars, tensors)
@@ -251,4 +283,5 @@ def _set_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     keys = tensors["rng.numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own
     random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
-    torch.set_rng_state(tensors["rng.torch"].clone())
+    with GENERATORS:
+        torch.set_rng_state(tensors["rng.torch"].clone())

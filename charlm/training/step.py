@@ -50,6 +50,7 @@ class Stepper:
         chars_per_step: characters predicted in one step.
         rates_are_shares: the caller's optimizer has groups with learning rates of their own, which
             `made_by` has made shares of the schedule's.
+        is_moving: the weights move, or have moved in a step that is not counted; an interrupt leaves it so.
     """
 
     optimizers: list[Optimizer]
@@ -57,6 +58,7 @@ class Stepper:
     guard: Guard
     chars_per_step: int
     rates_are_shares: bool
+    is_moving: bool
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Stepper:
         self._precision = precision
         self._learning_rate = learning_rate
         self.scaler = backend.scaler(precision)
-        self.rates_are_shares = False
+        self.rates_are_shares = self.is_moving = False
         if optimizer is None:
             self.optimizers = build_optimizers(model, config, backend)
         else:
@@ -116,6 +118,7 @@ class Stepper:
             if verdict == "move":
                 if config.grad_clip is not None:
                     torch.nn.utils.clip_grads_with_norm_(self._parameters, config.grad_clip, norm)
+                self.is_moving = True  # until the caller has counted the step
                 for optimizer in active:
                     optimizer.step()
         self._drop_gradients()

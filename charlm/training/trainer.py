@@ -26,9 +26,10 @@ from torch.optim import Optimizer
 from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.registry import get_backend
 from charlm.data.blocks import BlockDataset
-from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted, renamed, shown
+from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted, renamed, shown, warn
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.models.base import LanguageModel
+from charlm.models.contents import Contents
 from charlm.plain import as_float, as_path
 from charlm.randomness import derive_seed
 from charlm.runs.checkpoint import SaveIdentity, encode_state
@@ -40,7 +41,7 @@ from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments, check_characters
 from charlm.training.config import TrainerConfig
 from charlm.training.due import due_after
-from charlm.training.evaluations import Evaluations, Weights
+from charlm.training.evaluations import Evaluations
 from charlm.training.memory import check_memory
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import EvalRecord, SampleRecord, StepRecord, StopReason, TrainResult
@@ -171,6 +172,7 @@ class Trainer:
             None  # the last that `steps` returned
         )
         self._is_telling_of_a_save = False
+        self._is_fitting = False
         self._has_rehearsed = False
         self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
@@ -253,8 +255,13 @@ class Trainer:
                 what the run came to.
             RunLockedError: another process trains in the same directory, or has since this trainer knew it.
         """
-        for _ in self.steps():
-            pass
+        loop = self.steps()
+        self._is_fitting = True
+        try:
+            for _ in loop:
+                pass
+        finally:
+            self._is_fitting = False
         return self.result()
 
     def steps(self) -> Generator[StepRecord, None, None]:
@@ -289,36 +296,29 @@ class Trainer:
         `for record in trainer.steps()`; an iterator with a name, or an error's traceback, keeps it.
 
         Raises:
-            InputError: the loop is in the middle of a step.
+            InputError: the loop is that of `fit`, or in the middle of a step.
         """
         loop = None if self._loop is None else self._loop()
-        if loop is not None:
-            try:
-                loop.close()
-            except ValueError as error:  # what Python says of a generator that is executing
-                raise InputError(
-                    "the trainer is running already: let the step under way come to its end first"
-                ) from error
+        if loop is None:
+            return
+        running = "the trainer is running already: let it come to its end, or call finish() or interrupt()"
+        if self._is_fitting:
+            raise InputError(running)
+        try:
+            loop.close()
+        except ValueError as error:  # what Python says of a generator that is executing
+            raise InputError(running) from error
 
     def _steps(self) -> Generator[StepRecord, None, None]:
         awake = [module for module in self.model.modules() if module.training]
         try:
-            with self._turns.of_step():
-                self._begin()
+            self._turns.step(self._begin)
             while self._reason is None:
-                with self._turns.of_step():
-                    record = self._take_step()
-                    self._after_step(record)
-                yield record
+                yield self._turns.step(self._take_step)
                 self._counted_at = time.perf_counter()  # the caller's own time is not the run's
-            with self._turns.of_step():
-                self._finish()
+            self._turns.step(self._finish)
         finally:
-            with self._turns.of_step():
-                self.model.eval()
-                for module in awake:
-                    module.training = True
-                self._end()
+            self._turns.step(lambda: self._end(awake))
 
     @property
     def step(self) -> int:
@@ -389,8 +389,10 @@ class Trainer:
         if data is None:
             raise DataError("there is nothing to evaluate: pass data, or give the trainer val_data")
         check_characters(self.tokenizer or self.train_data.tokenizer, data=data)
-        with self._turns.of_guest("evaluate"):
-            return evaluate(self.model, data, backend=self.backend, max_chars=max_chars)
+        scored = data
+        return self._turns.visit(
+            "evaluate", lambda: evaluate(self.model, scored, backend=self.backend, max_chars=max_chars)
+        )
 
     def save(self) -> Path:
         """Write a checkpoint now; when this returns, it survives a loss of power.
@@ -412,14 +414,15 @@ class Trainer:
             InputError: the trainer has no `out_dir`; or the thread that steps calls in the middle of a step.
         """
         writer = self._writer_for("save")
-        with self._turns.of_guest("save", ": call request_save() there, and the step's end saves"):
-            if self.checkpoint is not None and (
-                self._evaluations.best_in_model or self._is_telling_of_a_save
-            ):
+
+        def save() -> Path:
+            if self.checkpoint and (self._evaluations.best_in_model or self._is_telling_of_a_save):
                 return self.checkpoint  # the last step is saved already
             checkpoint = self._write(writer)
             self._tell_of_save(checkpoint)
             return checkpoint
+
+        return self._turns.visit("save", save, ": call request_save() there, and the step's end saves")
 
     def request_save(self) -> None:
         """Ask for a checkpoint at the end of the step under way, or of the next one.
@@ -471,6 +474,10 @@ class Trainer:
         def __getattr__(self, name: str) -> object:
             raise renamed("Trainer", name, {"stop": "finish", "request_stop": "interrupt"})
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave a loop that was left to the original: a copy has none."""
+        return {**self.__dict__, "_loop": None}
+
     def _restore(
         self,
         state: RunState,
@@ -478,7 +485,7 @@ class Trainer:
         checkpoint: Path,
         writer: RunWriter,
         timetable: Timetable | None,
-        best_weights: Weights | None,
+        best_weights: Contents | None,
         moved_end: bool,
     ) -> None:
         """Stand where a checkpoint was saved; weights, moments and generators are restored already."""
@@ -494,6 +501,12 @@ class Trainer:
         if self._writer is not None:
             self._writer.begin(self.step)
         self._evaluations.put_last_back()
+        if self._stepper.is_moving:
+            warn(
+                f"step {self.step + 1} was cut short while the weights moved: it is taken again, and what "
+                "follows is not bit for bit what it would have been"
+            )
+            self._stepper.is_moving = False
         if not self.model.training:  # as `load` returns it; what sleeps inside a training model stays asleep
             self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
@@ -531,6 +544,8 @@ class Trainer:
         with self._before_a_bad_step():
             record = self._stepper.take(self.step)
         self._state.step, self._state.chars_seen = record.step, self.chars_seen + record.chars
+        self._stepper.is_moving = False
+        self._after_step(record)
         return record
 
     def _check_steps(self) -> None:
@@ -654,6 +669,11 @@ class Trainer:
 
     def _write(self, writer: RunWriter) -> Path:
         """Gather the run's state, write it as a checkpoint, and prune older ones."""
+        if self._stepper.is_moving:
+            raise InputError(
+                f"step {self.step + 1} was cut short while the weights moved: they are those of no step. Go "
+                "on from the last checkpoint (Trainer.resume), or train on: fit() takes the step again"
+            )
         self._check_steps()
         self._state.skipped_in_a_row = self._stepper.guard.in_a_row()
         config = self.config
@@ -692,7 +712,11 @@ class Trainer:
         self._evaluations.put_best_back(self._state)
         self._reporter.ended()
 
-    def _end(self) -> None:
+    def _end(self, awake: Sequence[nn.Module]) -> None:
+        """Give the lock back, and the model its flags, with these modules in training mode."""
+        self.model.eval()
+        for module in awake:
+            module.training = True
         self._interrupted = False
         if self._writer is not None:
             self._writer.end()

@@ -3,80 +3,84 @@
 A checkpoint is of a step's end, whoever asks for it. So the thread that steps holds the run from the
 beginning of a step to its end, and whoever else wants to save or to score waits until then. A signal handler
 runs in the middle of whatever its thread was doing: in a thread that steps it cannot wait, and is refused.
+
+An interrupt may come at any line. So a turn is held by a lock of C, which a `with` always gives back, and a
+note of whose it is counts only while that lock is held.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+from weakref import WeakSet
 
 from charlm.errors import InputError
 
 __all__ = ["Turns"]
 
+T = TypeVar("T")
+
 
 class Turns:
     """One thread at a time touches a run.
 
-    Attributes:
-        holder: the thread whose turn it is, or None.
-
     Example:
         >>> turns = Turns()
-        >>> with turns.of_step():
-        ...     with turns.between(), turns.of_guest("save"):  # as a callback saves
-        ...         pass
-        >>> turns.holder is None
-        True
+        >>> def save_in_a_callback():
+        ...     with turns.between():
+        ...         return turns.visit("save", lambda: "saved")
+        >>> turns.step(save_in_a_callback)
+        'saved'
     """
 
-    holder: int | None
-
     def __init__(self) -> None:
-        # Reentrant, since a signal handler may come while its own thread is in here.
-        self._changed = threading.Condition(threading.RLock())
-        self.holder = None
-        self._guests = 0  # that wait: they come before the next step, or might wait for ever
+        self._renew()
+        _all.add(self)
+
+    def _renew(self) -> None:
+        self._queue = threading.RLock()  # who visits holds it, too, so that the next step waits
+        self._lock = threading.Lock()
+        self._holder: int | None = None
         self._is_between = False  # the holder has nothing half done
 
-    @contextmanager
-    def of_step(self) -> Iterator[None]:
-        """Hold the run inside the block; wait before it for those that save."""
-        me = threading.get_ident()
-        if self.holder == me:  # the garbage collector ends an abandoned loop wherever it likes
-            yield
-            return
-        try:
-            with self._changed:
-                self._changed.wait_for(lambda: self.holder is None and not self._guests)
-                self.holder = me
-            yield
-        finally:
-            self._leave(me)
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+        """Copy and pickle as new ones."""
+        return Turns, ()
+
+    def step(self, work: Callable[[], T]) -> T:
+        """Do a part of a run, after those that wait to visit."""
+        if self._is_mine():  # the garbage collector ends an abandoned loop wherever it likes
+            return work()
+        with self._queue:
+            pass
+        with self._lock:
+            self._holder, self._is_between = threading.get_ident(), False
+            return work()
 
     @contextmanager
     def between(self) -> Iterator[None]:
-        """Let the holder itself save and score inside the block, where the step's arithmetic is done."""
+        """Let the holder itself visit inside the block, where the step's arithmetic is done."""
         before, self._is_between = self._is_between, True
         try:
             yield
         finally:
             self._is_between = before
 
-    @contextmanager
-    def of_guest(self, what: str, instead: str = "") -> Iterator[None]:
-        """Touch the run inside the block, at the end of a step: wait for it, or be refused.
+    def visit(self, what: str, work: Callable[[], T], instead: str = "") -> T:
+        """Touch the run at the end of a step: wait for it, or be refused.
 
         Args:
             what: the method that was called, for the message.
+            work: what is done.
             instead: advice for who cannot wait.
 
         Raises:
             InputError: this very thread is in the middle of a step.
         """
-        me = threading.get_ident()
-        if self.holder == me:
+        if self._is_mine():
             if not self._is_between:
                 raise InputError(
                     f"{what}() was called in the middle of a step, by a signal handler or from inside the "
@@ -84,24 +88,25 @@ class Turns:
                 )
             self._is_between = False
             try:
-                yield
+                return work()
             finally:
                 self._is_between = True
-            return
-        try:
-            with self._changed:
-                self._guests += 1
-                try:
-                    self._changed.wait_for(lambda: self.holder is None)
-                    self.holder = me
-                finally:
-                    self._guests -= 1
-            yield
-        finally:
-            self._leave(me)
+        with self._queue, self._lock:
+            self._holder, self._is_between = threading.get_ident(), False
+            return work()
 
-    def _leave(self, me: int) -> None:
-        with self._changed:
-            if self.holder == me:
-                self.holder = None
-                self._changed.notify_all()
+    def _is_mine(self) -> bool:
+        return self._lock.locked() and self._holder == threading.get_ident()
+
+
+_all: WeakSet[Turns] = WeakSet()
+
+
+def _renew_all() -> None:
+    """Open in a forked process what a thread holds that it does not have."""
+    for turns in list(_all):
+        turns._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)

@@ -337,3 +337,20 @@ def test_batches_are_the_same_whatever_the_default_device_is() -> None:
         drawn = data.sample_batch(5, generator=torch.Generator("cpu").manual_seed(3))
     for tensor, wanted in zip(drawn, expected, strict=True):
         assert torch.equal(tensor, wanted)
+
+
+class Sub(BlockDataset):
+    """Knows of no tokenizer."""
+
+    def __init__(self, ids: Any, block_size: int) -> None:
+        super().__init__(ids, block_size)
+
+
+def test_a_subclass_need_not_know_of_tokenizers() -> None:
+    tokenizer = CharTokenizer("abc")
+    data = Sub.from_text("abcabcabc" * 3, tokenizer, 2)
+    for part in (data, *data.split(0.5), pickle.loads(pickle.dumps(data))):
+        assert type(part) is Sub
+        assert part.tokenizer == tokenizer
+    with pytest.raises(DataError, match="the text has 4 bytes"):
+        Sub.from_text("aaaa", ByteTokenizer(), 4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.tiny_training import TOKENIZER, quick_config, same_tensors, tiny_split
+from harness.tiny_training import TOKENIZER, global_generators, quick_config, same_tensors, tiny_split
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,8 +14,7 @@ from typing_extensions import override
 
 from charlm import BigramLM, Trainer
 from charlm.errors import FileFormatError, InputError
-from charlm.models.contents import extra_tensors, passing_buffers, put_tensors, saved_tensors
-from charlm.training.evaluations import Weights
+from charlm.models.contents import Contents, passing_buffers, saved_tensors
 
 V = TOKENIZER.vocab_size
 
@@ -122,18 +121,98 @@ def test_a_resume_has_all_that_the_model_carried(kind: str, stop: int, tmp_path:
     assert again.evaluate() == whole.evaluate()
 
 
-def test_extra_state_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    for out in (None, tmp_path):
-        with pytest.raises(InputError, match=r"Counting.get_extra_state\(\) must give a tensor or a value"):
-            trainer_of(Counting("object"), out)
+def test_extra_state_that_cannot_be_written_is_refused_where_it_would_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Counting.get_extra_state\(\) must give a tensor or a value"):
+        trainer_of(Counting("object"), tmp_path)
+
+
+def test_extra_state_of_any_kind_goes_with_the_best_weights() -> None:
+    class Odd(Counting):
+        @override
+        def get_extra_state(self) -> object:
+            return {1: {self.calls}}
+
+        @override
+        def set_extra_state(self, state: object) -> None:
+            assert isinstance(state, dict)
+            (self.calls,) = state[1]
+
+    trainer = trainer_of(Odd())
+    result = trainer.fit()
+    assert result.best is not None
+    assert trainer.evaluate().loss_nats == result.best.loss_nats
 
 
 def test_a_buffer_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    trainer = trainer_of(Counting(dtype=torch.complex64), tmp_path)
+    trainer = trainer_of(Counting(dtype=torch.uint16), tmp_path)
     with pytest.raises(InputError, match=r"tensor 'buffer.passing' must be dense and one of"):
         next(trainer.steps())
     assert trainer.step == 0
-    assert trainer_of(Counting(dtype=torch.complex64)).fit().steps == 12  # nothing is written
+
+
+def test_a_complex_buffer_comes_back(tmp_path: Path) -> None:
+    trainer_of(Counting(dtype=torch.complex64), tmp_path).fit()
+    train, val = tiny_split()
+    model = Counting(dtype=torch.complex64)
+    Trainer.resume(tmp_path, train, model=model, val_data=val, device="cpu")
+    assert model.passing.dtype == torch.complex64
+    assert model.passing.real.sum() == 12 * 4 * 8
+
+
+def test_a_name_that_ends_like_extra_state_is_a_name(tmp_path: Path) -> None:
+    class Named(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.my_extra_state = nn.Parameter(torch.arange(3.0))
+
+    model = Named()
+    trainer_of(model, tmp_path, restore_best=False).fit()
+    with torch.no_grad():
+        (other := Named()).my_extra_state.zero_()
+    train, val = tiny_split()
+    Trainer.resume(tmp_path, train, model=other, val_data=val, device="cpu")
+    assert torch.equal(other.my_extra_state, model.my_extra_state)
+
+
+def test_a_buffer_that_is_made_in_training_or_is_no_memory_of_its_own_comes_back(tmp_path: Path) -> None:
+    class Lazy(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("wide", torch.zeros(1, 1).expand(3, 3), persistent=False)
+
+        @override
+        def forward(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            if self.training:
+                self.nothing = torch.ones(2) * self.calls
+            return super().forward(idx, targets)
+
+    trainer_of(Lazy(), tmp_path, restore_best=False).fit()
+    train, val = tiny_split()
+    model = Lazy()
+    Trainer.resume(tmp_path, train, model=model, val_data=val, device="cpu")
+    assert model.nothing is not None
+    assert model.nothing.tolist() == [11, 11]
+
+
+def test_a_resume_whose_extra_state_is_refused_changes_nothing(tmp_path: Path) -> None:
+    class Refuses(Counting):
+        is_ready = False
+
+        @override
+        def set_extra_state(self, state: object) -> None:
+            if self.is_ready and state != {"calls": 0, "of": ["a", None]}:
+                raise KeyError("not this one")
+            super().set_extra_state(state)
+
+    trainer_of(Refuses(), tmp_path, restore_best=False).fit()
+    model = Refuses()
+    model.is_ready = True
+    before, generators = all_of(model), global_generators()
+    train, val = tiny_split()
+    with pytest.raises(KeyError):
+        Trainer.resume(tmp_path, train, model=model, val_data=val, device="cpu")
+    assert same_tensors(all_of(model), before)
+    assert global_generators() == generators
 
 
 def test_a_buffer_may_grow_while_the_model_trains(tmp_path: Path) -> None:
@@ -197,7 +276,7 @@ def test_a_saved_model_without_its_extra_state_is_refused(tmp_path: Path) -> Non
 
 def test_what_is_put_back_is_a_copy() -> None:
     model = Counting("tensor")
-    kept = Weights.of(model)
+    kept = Contents.of(model)
     before = all_of(model)
     trainer_of(model, restore_best=False).fit()
     assert not same_tensors(all_of(model), before)
@@ -211,6 +290,6 @@ def test_what_is_put_back_is_a_copy() -> None:
 def test_buffers_that_a_file_lacks_stay_as_they_are() -> None:
     model = Counting()
     model.passing += 3
-    put_tensors(model, saved_tensors(model), {})
+    Contents.saved(saved_tensors(model), {}).put_into(model)
     assert torch.equal(passing_buffers(model)["passing"], torch.full((V,), 3.0))
-    assert list(extra_tensors(model)) == ["_extra_state.json"]
+    assert "_extra_state.json" in saved_tensors(model)

@@ -161,3 +161,45 @@ def test_a_signal_handler_gets_the_state_of_a_step_or_is_refused_and_what_it_req
     campaign.counted("saves from a signal handler acknowledged", len(acknowledged))
     campaign.counted("refused and requested", len(asked) - len(acknowledged))
     campaign.counted("steps compared", steps)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one inside a callback of gc
+def test_an_interrupt_at_any_moment_leaves_a_trainer_that_goes_on(tmp_path: Path, campaign: Campaign) -> None:
+    """Ctrl-C is an exception at any line; a save by another thread afterwards neither hangs nor is refused."""
+    draw = random.Random(campaign.seed)
+    trainer = kind_trainer("bigram", tmp_path / "run", (), **QUIET)
+    next(loop := trainer.steps())  # all is loaded
+    loop.close()
+
+    def handle(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before, began = signal.signal(signal.SIGALRM, handle), time.perf_counter()
+    try:
+        for _ in range(campaign.trials(200)):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.0002, 0.004))
+                trainer.fit()
+            except KeyboardInterrupt:
+                campaign.counted("interrupts")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            saved: list[object] = []
+            guest = threading.Thread(target=lambda into=saved: into.append(_saved(trainer)))
+            guest.start()
+            guest.join(30)
+            assert saved, f"after {time.perf_counter() - began:.0f} s: the save of another thread hangs"
+            campaign.counted("steps cut short" if saved[0] is None else "saves")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _saved(trainer: Trainer) -> Path | None:
+    """Save; None if the weights are those of no step."""
+    try:
+        return trainer.save()
+    except InputError as error:
+        if "was cut short while the weights moved" not in str(error):
+            raise
+        return None

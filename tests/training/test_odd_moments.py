@@ -23,12 +23,12 @@ from charlm.errors import (
     TrainingInterrupted,
 )
 from charlm.files import strict_json
+from charlm.models.contents import Contents
 from charlm.runs import writer as writer_module
 from charlm.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.training import Callback, EvalRecord, SampleRecord, Timetable, list_checkpoints
 from charlm.training import resume as resume_module
-from charlm.training.evaluations import Weights
 
 V = TOKENIZER.vocab_size
 
@@ -297,15 +297,15 @@ def test_ctrl_c_while_the_best_weights_come_back_loses_neither_them_nor_the_last
             raise KeyboardInterrupt
         return copy(self, *args, **kwargs)  # type: ignore[arg-type]  # passed on as they come
 
-    put_into = Weights.put_into
+    put_into = Contents.put_into
 
-    def putting(self: Weights, model: torch.nn.Module) -> None:
+    def putting(self: Contents, model: torch.nn.Module) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Tensor, "copy_", interrupted)
             put_into(self, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Weights, "put_into", putting)
+        patch.setattr(Contents, "put_into", putting)
         with pytest.raises(KeyboardInterrupt):
             trainer.fit()
     saved = read_checkpoint(trainer.save()).files["model.safetensors"]

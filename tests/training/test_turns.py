@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -308,20 +313,103 @@ def test_in_the_middle_of_a_step_no_other_loop_can_take_over(method: str, tmp_pa
 
 def test_who_waits_comes_before_the_next_step() -> None:
     turns, order = Turns(), []
+    guest = threading.Thread(target=turns.visit, args=("save", lambda: order.append("guest")))
 
-    def visit() -> None:
-        with turns.of_guest("save"):
-            order.append("guest")
-
-    guest = threading.Thread(target=visit)
-    with turns.of_step():
+    def step() -> None:
         guest.start()
-        while not turns._guests:
-            pass
-    with turns.of_step():
-        order.append("step")
+        while turns._queue.acquire(blocking=False):  # until the guest has it
+            turns._queue.release()
+
+    turns.step(step)
+    turns.step(lambda: order.append("step"))
     guest.join()
     assert order == ["guest", "step"]
+
+
+def test_a_loop_of_fit_is_not_closed_by_another_thread_between_two_steps() -> None:
+    trainer, errors, over = trainer_of(max_steps=60), [], threading.Event()
+
+    def close() -> None:
+        while not over.is_set():
+            try:
+                trainer.close()
+            except InputError as error:
+                errors.append(str(error))
+
+    other = threading.Thread(target=close)
+    loop_is_there = trainer.steps()
+    other.start()
+    try:
+        with suppress(InputError):  # it may have met the unstarted loop
+            assert trainer.fit().steps == 60
+    finally:
+        over.set()
+        other.join()
+    del loop_is_there
+    assert all("running already" in error for error in errors)
+
+
+def test_a_step_that_was_cut_short_is_not_saved_as_the_one_before(tmp_path: Path) -> None:
+    class Interrupted(torch.optim.SGD):
+        calls = 0
+
+        @override
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+
+    train, val = tiny_split()
+    trainer = Trainer(
+        bigram(),
+        train,
+        quick_config(),
+        val_data=val,
+        device="cpu",
+        out_dir=tmp_path,
+        optimizer=lambda named: Interrupted((p for _, p in named), lr=0.1),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert trainer.step == 2
+    with pytest.raises(InputError, match="step 3 was cut short while the weights moved"):
+        trainer.save()
+    with pytest.warns(RuntimeWarning, match="step 3 was cut short"):
+        assert trainer.fit().steps == 12
+    assert trainer.save().exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_process_that_is_forked_while_another_thread_steps_does_not_wait_for_it() -> None:
+    trainer, begun, over = trainer_of(), threading.Event(), threading.Event()
+
+    def in_step_3() -> None:
+        begun.set()
+        over.wait(20)
+
+    InTheMiddle(trainer, 3, in_step_3)
+    stepping = threading.Thread(target=trainer.fit)
+    stepping.start()
+    begun.wait(20)
+    child = os.fork()
+    if child == 0:
+        try:
+            trainer._turns.visit("evaluate", lambda: None)
+        finally:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    over.set()
+    stepping.join()
+
+
+def test_a_trainer_can_be_copied_and_pickled() -> None:
+    trainer = trainer_of()
+    next(loop := trainer.steps())
+    for again in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        assert again.fit().steps == 12
+    loop.close()
 
 
 class Sleeper(torch.nn.Module):
@@ -382,3 +470,20 @@ def test_trainings_in_two_threads_draw_what_each_draws_alone(tmp_path: Path) -> 
         thread.join()
     assert all(same_tensors(tensors_of(a), tensors_of(b)) for a, b in zip(alone, together, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_resume_puts_to_sleep_what_slept(tmp_path: Path) -> None:
+    def made(out: Path) -> Trainer:
+        model = tiny_gpt(tiny_config("gpt2", vocab_size=TOKENIZER.vocab_size, dropout=0.4, block_size=8))
+        model.get_submodule("transformer.h.0").eval()
+        return Trainer(model, tiny_split()[0], quick_config(), device="cpu", out_dir=out, tokenizer=TOKENIZER)
+
+    whole, part = made(tmp_path / "whole"), made(tmp_path / "part")
+    whole.fit()
+    for record in part.steps():
+        if record.step == 5:
+            part.save()
+            break
+    again = Trainer.resume(tmp_path / "part", tiny_split()[0], device="cpu")
+    again.fit()
+    assert same_tensors(tensors_of(whole), tensors_of(again))
