@@ -83,13 +83,13 @@ class RunWriter:
             CheckpointWriteError: the directory cannot be written to.
         """
         is_training = self._log is not None  # then it is locked anyway
-        with self._unlocked_on_error("save"):
-            run = self._locked()
         try:
+            with self._unlocked_on_error("save"):
+                run = self._open() if is_training else self._locked()
             yield SaveIdentity(run.run_id, step)
         finally:
-            if not is_training:
-                run.unlock()
+            if not is_training and self._run is not None:
+                self._run.unlock()
 
     def write(
         self,
@@ -157,14 +157,18 @@ class RunWriter:
 
     def _open(self) -> RunDirectory:
         if self._run is None:
-            self._run = RunDirectory.create(self._directory, keep_lock=True)
+            run = RunDirectory.new(self._directory)
+            try:
+                run.begin()
+                self._run = run
+            except BaseException:  # as long as it is not kept here, nobody else could
+                run.unlock()
+                raise
         return self._run
 
     def _locked(self) -> RunDirectory:
         """Return the run, begun if need be, with its lock taken and nothing in it that others have saved."""
         run = self._open()
-        if self._log is not None:
-            return run
         run.lock()
         foreign = checkpoint_names(run) - self._known
         if foreign:

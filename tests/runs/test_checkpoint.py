@@ -426,8 +426,11 @@ def test_of_two_who_begin_a_run_at_once_one_is_refused_and_the_other_stays_whole
         for i in range(50):
             barrier.wait()
             try:
-                ids[i].append(RunDirectory.create(tmp_path / str(i), keep_lock=True).run_id)
+                run = RunDirectory.new(tmp_path / str(i))
+                run.begin()
+                ids[i].append(run.run_id)
             except (RunExistsError, RunLockedError) as error:
+                run.unlock()
                 refused.append(type(error).__name__)
 
     threads = [threading.Thread(target=begin) for _ in range(2)]
