@@ -188,7 +188,7 @@ class RunDirectory:
         """Take the lock; the operating system gives it back if the process dies, whatever children it has.
 
         Raises:
-            RunLockedError: another process has it.
+            RunLockedError: another process or trainer has it.
         """
         if fcntl is None or self._lock is not None:
             return
@@ -200,7 +200,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.unlock()
-            raise RunLockedError(f"another process is training in {quoted(str(self.path))}") from error
+            raise RunLockedError(
+                f"another process or trainer is training in {quoted(str(self.path))}"
+            ) from error
         except OSError:  # some network file systems have no locks; the lock is a courtesy
             self.unlock()
 

@@ -385,7 +385,7 @@ def test_overwrite_leaves_a_run_that_another_process_trains(command: Command, te
     other = RunDirectory.open(run)
     other.lock()
     assert command.train(text, "-o", run, "--overwrite") == 1
-    assert "another process is training in" in command.err
+    assert "another process or trainer is training in" in command.err
     other.unlock()
     assert charlm.load(run).tokenizer.vocab_size > 9
 

@@ -153,10 +153,10 @@ def test_a_save_does_not_go_into_a_run_in_which_another_trains_or_has_trained(tm
     other = Trainer.resume(tmp_path, tiny_split()[0], device="cpu")
     loop = other.steps()
     next(loop)
-    with pytest.raises(RunLockedError, match="another process is training"):
+    with pytest.raises(RunLockedError, match="another process or trainer is training"):
         one.save()
     other.save()
     loop.close()
-    with pytest.raises(RunLockedError, match="another process has trained"):
+    with pytest.raises(RunLockedError, match="another process or trainer has trained"):
         one.save()
     assert other.fit().steps == 4
