@@ -103,6 +103,16 @@ class RunDirectory:
             raise RunExistsError(f"{quoted(str(path))} is not empty. {way}")
 
     @classmethod
+    def refuse_if_training(cls, path: Path) -> None:
+        """Raise RunLockedError if a process or trainer trains at `path` now, as far as locks tell."""
+        if (path / ".lock").is_file():
+            run = cls(path, "")
+            try:
+                run.lock()
+            finally:
+                run.unlock()
+
+    @classmethod
     def new(cls, path: Path) -> RunDirectory:
         """Return a run that is not on disk yet, for `begin`."""
         return cls(path, secrets.token_hex(8))
