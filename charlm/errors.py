@@ -16,7 +16,7 @@ Each is a `CharLMError`, and where one fits also the builtin that people already
     │   ├── CheckpointCorruptError                files missing, changed or from different saves
     │   └── CheckpointMismatchError (ValueError)  a whole checkpoint of another model, text or tokenizer
     ├── RunExistsError (FileExistsError)          the directory already holds a run
-    ├── RunLockedError (OSError)                  another process trains in that directory
+    ├── RunLockedError (OSError)                  another process or trainer trains in that directory
     ├── BackendError (RuntimeError)               a device that is unknown, absent, or cannot do it
     ├── NotEnoughMemoryError (MemoryError)        refused before it is allocated: it cannot fit
     ├── NonFiniteError (ArithmeticError)          NaN or infinity where a finite number is needed
@@ -280,7 +280,7 @@ class RunExistsError(CharLMError, FileExistsError):
 
 
 class RunLockedError(CharLMError, OSError):
-    """Another process is training in that directory, or has gone on with the run since it was read."""
+    """Another process or trainer trains in that directory, or has gone on with the run since it was read."""
 
 
 class BackendError(CharLMError, RuntimeError):

@@ -7,7 +7,7 @@ in it for ever.
 from __future__ import annotations
 
 import os
-from threading import RLock
+from threading import RLock, local
 
 __all__ = ["GENERATORS", "ForkLock"]
 
@@ -15,7 +15,8 @@ __all__ = ["GENERATORS", "ForkLock"]
 class ForkLock:
     """A `threading.RLock` for `with`, made anew in each forked process.
 
-    It is reentrant, since a signal handler may need what its own thread holds just then.
+    It is reentrant, since a signal handler may need what its own thread holds just then. A child that is
+    forked inside the block leaves it as its parent does.
 
     Example:
         >>> lock = ForkLock()
@@ -24,6 +25,7 @@ class ForkLock:
     """
 
     def __init__(self) -> None:
+        self._held = _Held()
         self._renew()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew)
@@ -32,10 +34,19 @@ class ForkLock:
         self._lock = RLock()
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        lock = self._lock
+        lock.acquire()
+        self._held.locks.append(lock)
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._held.locks.pop().release()
+
+
+class _Held(local):
+    """What this thread has acquired, innermost last: after a fork, not what the next block would acquire."""
+
+    def __init__(self) -> None:
+        self.locks: list[RLock] = []
 
 
 GENERATORS = ForkLock()

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     _mention_unknown_variables(console)
     check_free(out, overwrite=args.overwrite)
     check_output(out, directory=True)
+    RunDirectory.refuse_if_training(out)  # found only after all the preparation otherwise
     encoded = encode_corpus(args.files, args.encoding or "utf-8", args.tokenizer or "char", val_fraction)
     signals.check()
     train_share = 1 - val_fraction if repeated is None else repeated.train_share(len(encoded.ids))
@@ -96,6 +97,7 @@ def _resume(
         )
     origin = read_record(out)
     check_output(out, directory=True)
+    RunDirectory.refuse_if_training(out)  # found only after all the preparation otherwise
     sources = args.files or _found_again(origin, args)
     _mention_ignored_variables(console, "resumed")
     encoded = encode_corpus(sources, args.encoding or origin.encoding, origin.tokenizer, origin.val_fraction)

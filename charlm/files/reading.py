@@ -39,7 +39,12 @@ def refusal(path: str | Path, reason: str) -> FileFormatError:
 
 
 def read_file(
-    path: str | Path, *, max_bytes: int, exact_size: int | None = None, inside: int | None = None
+    path: str | Path,
+    *,
+    max_bytes: int,
+    exact_size: int | None = None,
+    inside: int | None = None,
+    larger_if_stored: bool = False,
 ) -> bytearray:
     """Read a whole regular file into memory.
 
@@ -48,6 +53,8 @@ def read_file(
         max_bytes: largest size that is read.
         exact_size: the only size that is read; None: any up to `max_bytes`.
         inside: the open directory that holds the file, from `read_together`; None: the one that `path` names.
+        larger_if_stored: read more than `max_bytes`, too, if the disk holds as much for the file: only what
+            has holes, which nobody wrote, or was compressed by the file system is refused.
 
     Returns:
         Its bytes, in a buffer that belongs to the caller.
@@ -62,7 +69,7 @@ def read_file(
         >>> read_file(path, max_bytes=1024)
         bytearray(b'one')
     """
-    with _opened(path, max_bytes, exact_size, inside) as (descriptor, size):
+    with _opened(path, max_bytes, exact_size, inside, larger_if_stored) as (descriptor, size):
         try:
             data, end = bytearray(size), 0
         except MemoryError as error:
@@ -146,7 +153,11 @@ def read_together(find: Callable[[], Path], read: Callable[[Path, int | None], T
 
 @contextlib.contextmanager
 def _opened(
-    path: str | Path, max_bytes: int, exact_size: int | None = None, inside: int | None = None
+    path: str | Path,
+    max_bytes: int,
+    exact_size: int | None = None,
+    inside: int | None = None,
+    larger_if_stored: bool = False,
 ) -> Iterator[tuple[int, int]]:
     """Open a regular file of the right size and yield its descriptor and its size."""
     try:
@@ -162,8 +173,10 @@ def _opened(
         if not stat.S_ISREG(status.st_mode):
             raise refusal(path, "must be a regular file, got another kind.")
         size = status.st_size
+        if larger_if_stored:  # Windows does not tell it
+            max_bytes = max(max_bytes, status.st_blocks * 512 if hasattr(status, "st_blocks") else size)
         if size > max_bytes or (exact_size is not None and size != exact_size):
-            wanted = f"at most {max_bytes}" if size > max_bytes else exact_size
+            wanted = f"at most {max_bytes}" if exact_size in {None, size} else exact_size
             kind = other_than_data(os.read(descriptor, _BEGINNING))
             raise refusal(path, f"must have {wanted} bytes, got {size}{f' of {kind}' if kind else ''}.")
         yield descriptor, size

@@ -61,7 +61,7 @@ WEIGHTS_FILE = "model.safetensors"
 MODEL_FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE)
 FORMAT, VERSION = "charlm.model", 1
 
-_MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters
+_MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters, if they are not on the disk
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ModelT = TypeVar("ModelT", bound="LanguageModel")
@@ -151,7 +151,9 @@ def read_model_files(directory: str | Path, *, weights: bool = True) -> dict[str
         for name in MODEL_FILES if weights else (CONFIG_FILE, TOKENIZER_FILE):
             most = most_bytes(name, files, where)
             try:
-                files[name] = read_file(where / name, max_bytes=most, inside=descriptor)
+                files[name] = read_file(
+                    where / name, max_bytes=most, inside=descriptor, larger_if_stored=name == WEIGHTS_FILE
+                )
             except FileNotFoundError as error:
                 if name != TOKENIZER_FILE:
                     raise CheckpointError(f"no model in {quoted(str(where))}: it has no {name}") from error
@@ -165,12 +167,12 @@ def read_model_files(directory: str | Path, *, weights: bool = True) -> dict[str
 
 
 def most_bytes(name: str, files: Mapping[str, bytes | bytearray], directory: Path) -> int:
-    """Return how large a model's file may be; that of the weights depends on config.json, read before.
+    """Return how large a model's file may be; that of the weights, as config.json says, if it has holes.
 
     Raises:
         FileFormatError: the content of config.json is refused.
     """
-    if name == WEIGHTS_FILE:  # no more memory than the settings ask for, whatever the file claims to be
+    if name == WEIGHTS_FILE:  # buffers are not counted in the settings, but are on the disk
         _, config = model_settings(files, directory)
         return 8 * config.num_parameters() + _MOST_BUFFERS
     return MAX_FILE_BYTES if name == TOKENIZER_FILE else strict_json.MAX_BYTES

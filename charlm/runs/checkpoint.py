@@ -37,7 +37,7 @@ from charlm.files.atomic import (
     write_directory,
 )
 from charlm.files.reading import read_file
-from charlm.models.saving import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE, model_settings, most_bytes
+from charlm.models.saving import MODEL_FILES, WEIGHTS_FILE, model_settings, most_bytes
 from charlm.plain import as_path
 from charlm.runs.directory import RunDirectory
 
@@ -62,6 +62,7 @@ FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
 _FILES = (*MODEL_FILES, TRAIN_FILE, STATE_FILE)  # in the order in which they are read
+_TENSORS = {WEIGHTS_FILE, TRAIN_FILE}
 _MOST_STATE = 256  # bytes of train.safetensors for each parameter; AdamW's moments take eight
 _MOST_BESIDE = 64 * 1024**2  # bytes of it for generators and the like
 
@@ -146,13 +147,12 @@ def write_checkpoint(
 
     Raises:
         CheckpointWriteError: it could not be written. Older checkpoints are intact.
-        InputError: the state is not JSON, or a file is larger than is read back.
+        InputError: the state is not JSON, or it or the tokenizer is larger than is read back.
     """
 
     def manifest(digests: Mapping[str, FileDigest]) -> tuple[str, bytes]:
         for name, digest in digests.items():
-            most = _most_bytes(name, settings, target)
-            if most is not None and digest.size > most:
+            if name not in _TENSORS and digest.size > (most := _most_bytes(name, {}, target)):
                 raise InputError(f"{name} must have at most {most} bytes to be read again, got {digest.size}")
         listed = {name: {"size": d.size, "sha256": d.sha256} for name, d in digests.items()}
         head = {"format": FORMAT, "version": VERSION, **identity.values}
@@ -160,14 +160,13 @@ def write_checkpoint(
         return MANIFEST_FILE, strict_json.dumps({**values, "sha256": _own_digest(values)})
 
     target = run.checkpoints / identity.name
-    settings = {name: data for name, data in files.items() if name == CONFIG_FILE and isinstance(data, bytes)}
     state_data = encode_state(identity, state)
     try:
         write_directory(target, {**files, STATE_FILE: state_data}, seal=manifest, temporary=identity.save_id)
     except OSError as error:
+        rest = ". Older checkpoints are intact." if run.checkpoints.is_dir() else ""
         raise CheckpointWriteError(
-            f"cannot save the checkpoint of step {identity.step} in {quoted(str(run.path))}: {error}. "
-            "Older checkpoints are intact.",
+            f"cannot save the checkpoint of step {identity.step} in {quoted(str(run.path))}: {error}{rest}",
             errno=error.errno,
         ) from error
     return target
@@ -284,9 +283,12 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
             continue
         wanted = info.files[name]
         try:
-            most = _most_bytes(name, files, path)
-            most = wanted.size if most is None else most
-            data = read_file(path / name, max_bytes=most, exact_size=wanted.size)
+            data = read_file(
+                path / name,
+                max_bytes=_most_bytes(name, files, path),
+                exact_size=wanted.size,
+                larger_if_stored=name in _TENSORS,
+            )
         except FileFormatError as error:
             raise CheckpointCorruptError(str(error)) from error
         if hashlib.sha256(data).hexdigest() != wanted.sha256:
@@ -302,17 +304,16 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
     return Checkpoint(info=info, files=files, state=state)
 
 
-def _most_bytes(name: str, files: Mapping[str, bytes | bytearray], path: Path) -> int | None:
-    """Return how large a file may be, whatever the manifest says; None: it is not known."""
+def _most_bytes(name: str, files: Mapping[str, bytes | bytearray], path: Path) -> int:
+    """Return how large a file may be, whatever the manifest says; one of tensors, if it has holes."""
     if name == STATE_FILE:
         return strict_json.MAX_BYTES
-    if name not in {WEIGHTS_FILE, TRAIN_FILE}:
-        return most_bytes(name, files, path)
     try:
-        parameters = model_settings(files, path)[1].num_parameters()
-    except (KeyError, CharLMError):
-        return None
-    return most_bytes(name, files, path) if name == WEIGHTS_FILE else _MOST_STATE * parameters + _MOST_BESIDE
+        if name == TRAIN_FILE:
+            return _MOST_STATE * model_settings(files, path)[1].num_parameters() + _MOST_BESIDE
+        return most_bytes(name, files, path)
+    except (KeyError, CharLMError):  # of a class that is not known here
+        return _MOST_BESIDE
 
 
 def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:

@@ -103,48 +103,65 @@ class RunDirectory:
             raise RunExistsError(f"{quoted(str(path))} is not empty. {way}")
 
     @classmethod
-    def create(cls, path: Path, *, keep_lock: bool = False) -> RunDirectory:
+    def refuse_if_training(cls, path: Path) -> None:
+        """Raise RunLockedError if a process or trainer trains at `path` now, as far as locks tell."""
+        if (path / ".lock").is_file():
+            run = cls(path, "")
+            try:
+                run.lock()
+            finally:
+                run.unlock()
+
+    @classmethod
+    def new(cls, path: Path) -> RunDirectory:
+        """Return a run that is not on disk yet, for `begin`."""
+        return cls(path, secrets.token_hex(8))
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Begin a new run, as `begin` does, and give the lock back."""
+        run = cls.new(path)
+        try:
+            run.begin()
+        finally:
+            run.unlock()
+        return run
+
+    def begin(self) -> None:
         """Begin a new run in a directory that is missing or empty, or whose run ended before its first save.
 
-        Args:
-            path: the directory.
-            keep_lock: return with the lock taken. Taken again later, it might be with another process just
-                then, one that is about to find that the run has begun; and neither of the two would train.
+        The lock is taken then, and whatever is raised, it is for the caller to give it back. Taken again
+        later, it might be with another process just then, one that is about to find that the run has begun;
+        and neither of the two would train.
 
         Raises:
             RunExistsError: it holds something, perhaps since a moment ago.
-            RunLockedError: another process is beginning a run there.
+            RunLockedError: another process or trainer is beginning a run there.
             CheckpointWriteError: it could not be written.
         """
-        cls.refuse_if_taken(path)
-        run, begun = cls(path, secrets.token_hex(8)), False
+        self.refuse_if_taken(self.path)
         created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        values = {"format": FORMAT, "version": VERSION, "run_id": run.run_id, "created": created}
+        values = {"format": FORMAT, "version": VERSION, "run_id": self.run_id, "created": created}
         try:
-            make_directory(path)
-            run.lock()
-            cls.refuse_if_taken(path)  # once more, now that nobody else can begin
-            abandoned = cls.abandoned(path)
+            make_directory(self.path)
+            self.lock()
+            self.refuse_if_taken(self.path)  # once more, now that nobody else can begin
+            abandoned = self.abandoned(self.path)
             if abandoned is not None:
-                if run._lock is None:  # then it may as well be one that is training, and has not saved yet
+                if self._lock is None:  # then it may as well be one that is training, and has not saved yet
                     raise RunExistsError(
-                        f"{quoted(str(path))} holds a run without a checkpoint, and no lock tells here "
+                        f"{quoted(str(self.path))} holds a run without a checkpoint, and no lock tells here "
                         "whether a process still trains in it. Delete it, or choose another directory."
                     )
                 abandoned._make_room()
-            make_directory(run.checkpoints)
-            write_file(path / "run.json", strict_json.dumps(values))
-            begun = True
+            make_directory(self.checkpoints)
+            write_file(self.path / "run.json", strict_json.dumps(values))
         except (RunExistsError, RunLockedError):
             raise
         except OSError as error:
             raise CheckpointWriteError(
-                f"cannot make a run in {quoted(str(path))}: {error}", errno=error.errno
+                f"cannot make a run in {quoted(str(self.path))}: {error}", errno=error.errno
             ) from error
-        finally:
-            if not (begun and keep_lock):
-                run.unlock()
-        return run
 
     def _make_room(self) -> None:
         """Take away what a run without a checkpoint has written; its log is kept under another name."""
@@ -181,7 +198,7 @@ class RunDirectory:
         """Take the lock; the operating system gives it back if the process dies, whatever children it has.
 
         Raises:
-            RunLockedError: another process has it.
+            RunLockedError: another process or trainer has it.
         """
         if fcntl is None or self._lock is not None:
             return
@@ -193,7 +210,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.unlock()
-            raise RunLockedError(f"another process is training in {quoted(str(self.path))}") from error
+            raise RunLockedError(
+                f"another process or trainer is training in {quoted(str(self.path))}"
+            ) from error
         except OSError:  # some network file systems have no locks; the lock is a courtesy
             self.unlock()
 

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from charlm.errors import CheckpointWriteError, RunExistsError, RunLockedError, quoted, warn
+from charlm.errors import CharLMError, CheckpointError, CheckpointWriteError, RunLockedError, quoted, warn
 from charlm.files.atomic import Content
 from charlm.runs.checkpoint import CheckpointInfo, SaveIdentity, checkpoint_names, write_checkpoint
 from charlm.runs.directory import RunDirectory
@@ -21,7 +21,6 @@ from charlm.runs.retention import prune_checkpoints, remove_leftovers
 __all__ = ["RunWriter"]
 
 _MOST_FAILED_SAVES = 3
-_SAY_WHERE = (CheckpointWriteError, RunExistsError, RunLockedError)
 
 
 class RunWriter:
@@ -59,7 +58,7 @@ class RunWriter:
         """Take the lock, clean up after killed saves, and open the log, cut back to `step`.
 
         Raises:
-            RunLockedError: another process trains there, or has trained since this trainer knew the run.
+            RunLockedError: another process or trainer trains there, or has since this one knew the run.
             CheckpointWriteError: the run is no longer there, or the log could not be cut back or opened.
         """
         with self._unlocked_on_error("go on"):
@@ -79,17 +78,17 @@ class RunWriter:
         """Hold the lock inside the block, and yield what the save after so many steps is called.
 
         Raises:
-            RunLockedError: another process trains there, or has trained since this trainer knew the run.
-            CheckpointWriteError: the directory cannot be written to.
+            RunLockedError: another process or trainer trains there, or has since this one knew the run.
+            CheckpointWriteError: the run is no longer there, or cannot be written to.
         """
         is_training = self._log is not None  # then it is locked anyway
-        with self._unlocked_on_error("save"):
-            run = self._locked()
         try:
+            with self._unlocked_on_error("save"):
+                run = self._open() if is_training else self._locked()
             yield SaveIdentity(run.run_id, step)
         finally:
-            if not is_training:
-                run.unlock()
+            if not is_training and self._run is not None:
+                self._run.unlock()
 
     def write(
         self,
@@ -148,31 +147,39 @@ class RunWriter:
         except BaseException as error:
             if self._run is not None:
                 self._run.unlock()
-            if not isinstance(error, OSError) or isinstance(error, _SAY_WHERE):
+            if not isinstance(error, OSError) or isinstance(error, CharLMError):  # which says where
                 raise
+            rest = ". What was saved there is intact." if self._directory.is_dir() else ""
             raise CheckpointWriteError(
-                f"cannot {what} in {quoted(str(self._directory))}: {error}. What was saved there is intact.",
-                errno=error.errno,
+                f"cannot {what} in {quoted(str(self._directory))}: {error}{rest}", errno=error.errno
             ) from error
 
     def _open(self) -> RunDirectory:
         if self._run is None:
-            self._run = RunDirectory.create(self._directory, keep_lock=True)
+            run = RunDirectory.new(self._directory)
+            try:
+                run.begin()
+                self._run = run
+            except BaseException:  # as long as it is not kept here, nobody else could
+                run.unlock()
+                raise
         return self._run
 
     def _locked(self) -> RunDirectory:
         """Return the run, begun if need be, with its lock taken and nothing in it that others have saved."""
         run = self._open()
-        if self._log is not None:
-            return run
         run.lock()
         foreign = checkpoint_names(run) - self._known
         if foreign:
             raise RunLockedError(
-                f"another process has trained in {quoted(str(run.path))} since this trainer last knew it "
-                f"(there is {max(foreign)} now). Resume from there."
+                f"another process or trainer has trained in {quoted(str(run.path))} since this trainer last "
+                f"knew it (there is {max(foreign)} now). Resume from there."
             )
-        if RunDirectory.open(run.path).run_id != run.run_id:
+        try:
+            there = RunDirectory.open(run.path)
+        except CheckpointError as error:  # the run was deleted: nothing can be written to it
+            raise CheckpointWriteError(str(error)) from error
+        if there.run_id != run.run_id:
             raise RunLockedError(
                 f"another run has begun in {quoted(str(run.path))} since this trainer last knew it"
             )

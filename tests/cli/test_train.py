@@ -385,7 +385,7 @@ def test_overwrite_leaves_a_run_that_another_process_trains(command: Command, te
     other = RunDirectory.open(run)
     other.lock()
     assert command.train(text, "-o", run, "--overwrite") == 1
-    assert "another process is training in" in command.err
+    assert "another process or trainer is training in" in command.err
     other.unlock()
     assert charlm.load(run).tokenizer.vocab_size > 9
 
@@ -432,6 +432,20 @@ def test_resume_needs_a_run_of_this_command(command: Command, text: Path, run: P
     (run / "checkpoints" / "step-000000000001-0123abcd").mkdir()
     assert command("train", "--resume", "-o", run) == 1
     assert "has no train.json: `charlm train` did not begin it" in command.err
+
+
+@pytest.mark.parametrize("flags", [("--resume",), (), ("--overwrite",)])
+def test_a_run_that_trains_now_is_refused_before_anything_is_prepared(
+    command: Command, text: Path, run: Path, flags: tuple[str, ...]
+) -> None:
+    ended_early(command, text, run)
+    other = RunDirectory.open(run)
+    other.lock()
+    before = sorted(run.iterdir())
+    assert command("train", text, *flags, "-o", run) == 1
+    assert command.err == f"charlm: error: another process or trainer is training in '{run}'\n"
+    assert sorted(run.iterdir()) == before
+    other.unlock()
 
 
 def ended_early(command: Command, text: Path, run: Path) -> dict[str, Any]:

@@ -35,6 +35,19 @@ def test_a_wrong_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     with pytest.raises(FileFormatError, match=r"must have 5 bytes, got 4\."):
         read_file(tmp_path / "f", max_bytes=9, exact_size=5)
+    with pytest.raises(FileFormatError, match=r"must have 2 bytes, got 4\."):
+        read_file(tmp_path / "f", max_bytes=3, exact_size=2)
+    with pytest.raises(FileFormatError, match=r"must have at most 3 bytes, got 4\."):
+        read_file(tmp_path / "f", max_bytes=3, exact_size=4)
+
+
+def test_a_larger_file_is_read_if_the_disk_holds_it_and_refused_if_it_has_holes(tmp_path: Path) -> None:
+    path, data = tmp_path / "f", os.urandom(1 << 16)
+    path.write_bytes(data)
+    assert read_file(path, max_bytes=9, larger_if_stored=True) == data
+    os.truncate(path, 1 << 40)
+    with pytest.raises(FileFormatError, match=r"must have at most \d+ bytes, got 1099511627776\."):
+        read_file(path, max_bytes=9, larger_if_stored=True)
 
 
 def test_a_missing_file_and_a_locked_one_keep_their_own_errors(tmp_path: Path) -> None:

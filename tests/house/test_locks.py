@@ -32,13 +32,37 @@ thread.join()
 with lock:
     print("open")
 """
+INSIDE = """
+import os, threading
+from charlm.locks import ForkLock
+
+lock = ForkLock()
+
+def take():
+    with lock:
+        print("open", flush=True)
+
+with lock, lock:
+    child = os.fork()
+    with lock:
+        pass
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+else:
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join(20)
+    with lock:
+        os._exit(thread.is_alive())
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_lock_that_another_thread_holds_is_open_in_the_child() -> None:
+@pytest.mark.parametrize("program", [FORKING, INSIDE], ids=["another thread", "the thread that forks"])
+def test_a_lock_that_is_held_while_a_process_is_forked_is_open_in_the_child(program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
         capture_output=True,
         text=True,
         check=False,

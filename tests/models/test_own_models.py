@@ -78,6 +78,26 @@ def test_a_model_of_ones_own_trains_saves_loads_resumes_and_generates(tmp_path: 
     assert again.fit().steps == 14
 
 
+class Masked(Unigram):
+    """Its buffer has 70 MB, of which its config says nothing."""
+
+    kind: ClassVar[str] = "test-masked"
+
+    def __init__(self, config: UnigramConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("mask", torch.zeros(4200, 4200))
+
+
+def test_a_small_model_with_a_large_buffer_is_saved_loaded_and_resumed(tmp_path: Path) -> None:
+    train, _ = tiny_split()
+    model = Masked(UnigramConfig(vocab_size=V))
+    CharLM(model, TOKENIZER).save(tmp_path / "model")
+    assert load(tmp_path / "model", device="cpu").model.num_parameters() == V
+    config = quick_config(max_steps=2, save_interval=1, keep_last=1)
+    Trainer(model, train, config, device="cpu", out_dir=tmp_path / "run").fit()
+    assert Trainer.resume(tmp_path / "run", train, device="cpu", max_steps=3).fit().steps == 3
+
+
 class WithoutKind(Unigram):
     """Inherits its kind, so nobody could know it again."""
 

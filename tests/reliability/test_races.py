@@ -106,7 +106,7 @@ def test_a_killed_process_leaves_no_lock_behind(
             assert holder.call("harness.racing:race", at=0.0)["refused"] is None
             child = holder.call("harness.racing:fork")
             trainer = Trainer.resume(run, tiny_split()[0], device="cpu")
-            with pytest.raises(RunLockedError, match="another process is training in"):
+            with pytest.raises(RunLockedError, match="another process or trainer is training in"):
                 trainer.fit()
             holder.kill()
             stack.callback(os.kill, child, signal.SIGKILL)  # until then it lives

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 from harness.tiny_training import TOKENIZER, quick_config, tiny_split
@@ -12,6 +15,9 @@ from charlm.errors import CheckpointError, RunExistsError, RunLockedError
 from charlm.runs.directory import RunDirectory
 from charlm.runs.log import read_metrics
 from charlm.training import list_checkpoints
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 
 def trainer_in(path: Path) -> Trainer:
@@ -87,6 +93,38 @@ def test_without_locks_a_run_that_may_be_training_is_left_alone(
         trainer_in(tmp_path).fit()
 
 
+def test_ctrl_c_at_any_line_of_beginning_a_run_leaves_no_lock_behind(tmp_path: Path) -> None:
+    lines = {"_open", "begin", "create", "lock"}
+    seen, stop = 0, 0
+
+    def trace(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        nonlocal seen
+        if frame.f_code.co_name not in lines or "/charlm/runs/" not in frame.f_code.co_filename:
+            return None
+        seen += event != "call"  # before a line, and as the function returns
+        if seen == stop:
+            raise KeyboardInterrupt
+        return trace
+
+    outer, interrupted = sys.gettrace(), True
+    while interrupted:
+        path, seen, stop = tmp_path / str(stop), 0, stop + 1
+        one = trainer_in(path)
+        sys.settrace(trace)
+        try:
+            one.save()
+            interrupted = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(outer)
+        if path.is_dir():
+            other = RunDirectory(path, "")
+            other.lock()  # or RunLockedError
+            other.unlock()
+    assert stop > 25
+
+
 def test_who_left_a_run_that_was_begun_anew_since_cannot_go_on(tmp_path: Path) -> None:
     one = trainer_in(tmp_path)
     for _ in one.steps():
@@ -115,10 +153,10 @@ def test_a_save_does_not_go_into_a_run_in_which_another_trains_or_has_trained(tm
     other = Trainer.resume(tmp_path, tiny_split()[0], device="cpu")
     loop = other.steps()
     next(loop)
-    with pytest.raises(RunLockedError, match="another process is training"):
+    with pytest.raises(RunLockedError, match="another process or trainer is training"):
         one.save()
     other.save()
     loop.close()
-    with pytest.raises(RunLockedError, match="another process has trained"):
+    with pytest.raises(RunLockedError, match="another process or trainer has trained"):
         one.save()
     assert other.fit().steps == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
@@ -191,10 +192,34 @@ def test_a_trainer_does_not_go_back_behind_what_another_has_done_since(tmp_path:
     assert Trainer.resume(tmp_path, train, device="cpu").fit().steps == 12
     log = (tmp_path / "metrics.jsonl").read_bytes()
     for trainer in (late, first):  # also one that was there before
-        with pytest.raises(RunLockedError, match=r"another process has trained in .* \(there is step-0*12-"):
+        with pytest.raises(RunLockedError, match=r"trainer has trained in .* \(there is step-0*12-"):
             trainer.fit()
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
     assert Trainer.resume(tmp_path, train, device="cpu").step == 12
+
+
+@pytest.mark.parametrize("what", ["the run", "run.json"])
+def test_a_run_that_was_deleted_is_not_said_to_be_intact(tmp_path: Path, what: str) -> None:
+    train, _ = tiny_split()
+    trainer_of(tmp_path / "run").fit()
+    trainer = Trainer.resume(tmp_path / "run", train, device="cpu", max_steps=16)
+    if what == "the run":
+        shutil.rmtree(tmp_path / "run")
+    else:
+        (tmp_path / "run" / "run.json").unlink()
+    for write in (trainer.save, trainer.fit):
+        with pytest.raises(CheckpointWriteError) as error:
+            write()
+        assert "intact" not in str(error.value)
+
+
+def test_a_run_that_is_deleted_while_it_trains_is_not_said_to_be_intact(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "run", save_interval=None)
+    next(trainer.steps())
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(CheckpointWriteError) as error:
+        trainer.save()
+    assert "intact" not in str(error.value)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
