@@ -253,7 +253,7 @@ class Trainer:
                 row); the weights are those before that step.
             CheckpointWriteError: saving failed three times in a row, or at the end; `result()` says
                 what the run came to.
-            RunLockedError: another process trains in the same directory, or has since this trainer knew it.
+            RunLockedError: another process or trainer trains in the same directory, or has since this trainer knew it.
         """
         loop = self.steps()
         self._is_fitting = True
@@ -410,7 +410,7 @@ class Trainer:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
             NonFiniteError: a device that works on its own tells only now that the run is to end.
             RunExistsError: another run has begun in `out_dir` since.
-            RunLockedError: another process is beginning one there.
+            RunLockedError: another process or trainer trains or begins one there.
             InputError: the trainer has no `out_dir`; or the thread that steps calls in the middle of a step.
         """
         writer = self._writer_for("save")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -395,6 +396,7 @@ def test_a_process_that_is_forked_while_another_thread_steps_does_not_wait_for_i
     begun.wait(20)
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # it would wait for ever
         try:
             trainer._turns.visit("evaluate", lambda: None)
         finally:
