@@ -164,7 +164,7 @@ def write_checkpoint(
     try:
         write_directory(target, {**files, STATE_FILE: state_data}, seal=manifest, temporary=identity.save_id)
     except OSError as error:
-        rest = ". Older checkpoints are intact." if run.checkpoints.is_dir() else ""
+        rest = ". Older checkpoints are intact." if os.path.lexists(run.checkpoints) else ""
         raise CheckpointWriteError(
             f"cannot save the checkpoint of step {identity.step} in {quoted(str(run.path))}: {error}{rest}",
             errno=error.errno,

@@ -8,6 +8,7 @@ times in a row.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -149,7 +150,7 @@ class RunWriter:
                 self._run.unlock()
             if not isinstance(error, OSError) or isinstance(error, CharLMError):  # which says where
                 raise
-            rest = ". What was saved there is intact." if self._directory.is_dir() else ""
+            rest = ". What was saved there is intact." if os.path.lexists(self._directory) else ""
             raise CheckpointWriteError(
                 f"cannot {what} in {quoted(str(self._directory))}: {error}{rest}", errno=error.errno
             ) from error
