@@ -97,7 +97,7 @@ def read_history(run: str | Path) -> RunHistory:
         )
     unit, baseline, part = _of_command(directory.path / RECORD_FILE)
     return RunHistory(
-        name=as_path(run).resolve().name.encode("utf-8", "backslashreplace").decode(),
+        name=as_path(run).resolve().name,
         unit=unit,
         steps=_steps(kinds["step"], log),
         loss_nats=_numbers(kinds["step"], "loss", log),
