@@ -60,7 +60,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _write_page(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM) -> None:
-    title = f"{Path(args.run).name} reads {', '.join(Path(file).name for file in args.files)}"
+    files = ("standard input" if file == "-" else Path(file).name for file in args.files)
+    title = f"{Path(args.run).resolve().name} reads {', '.join(files)}"
     page = surprisal_page(text, found, lm.tokenizer, title=title)
     with writing(args.html):
         write_file(Path(args.html), page.encode())
@@ -107,11 +108,11 @@ def _shown(text: str, found: Surprisal, lm: CharLM) -> Iterator[str]:
     if isinstance(lm.tokenizer, ByteTokenizer):  # a character has the bits of all its bytes
         lengths = np.array([len(char.encode()) for char in text])
         bits = np.add.reduceat(bits, lengths.cumsum() - lengths)
-    cells = list(zip(text, bits.tolist(), strict=True))
-    try:
-        newline = "\u21b5".encode(sys.stdout.encoding).decode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        newline = "\\n"
+    encoding, chars, newline = sys.stdout.encoding, {c: c for c in text}, "\u21b5"
+    for char in {*chars, newline}:  # what the stream would escape is as wide as its escape
+        chars[char] = char.encode(encoding, "backslashreplace").decode(encoding)
+    newline = newline if chars[newline] == newline else "\\n"
+    cells = [(chars[char], b) for char, b in zip(text, bits.tolist(), strict=True)]
     if wants_colour(sys.stdout):
         return coloured(cells, newline)
     return annotated(cells, newline, shutil.get_terminal_size().columns)

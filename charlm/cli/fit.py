@@ -145,7 +145,7 @@ def resume(
             "sources": [lasting(source) for source in sources],
             "encoding": encoded.encoding,
             "training": trainer.config.to_dict(),
-            "moved_end": bool(origin.values.get("moved_end")) or max_steps is not None,
+            "moved_end": origin.has_moved_end() or max_steps is not None,
             "versions": _versions(),
             "commands": [*(commands if isinstance(commands, list) else []), _command()],
         }
@@ -249,9 +249,8 @@ def _split(encoded: Encoded, block_size: int, train_share: float) -> tuple[Block
         data = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
         return data.split(train_share) if train_share < 1 else (data, None)
     except DataError as error:
-        raise DataError(
-            f"{error} On the command line: --block-size N, or --val-fraction 0 to train on all of the text."
-        ) from error
+        whole = ", or --val-fraction 0 to train on all of the text" if train_share < 1 else ""
+        raise DataError(f"{error} On the command line: --block-size N{whole}.") from error
 
 
 def _measure(

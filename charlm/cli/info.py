@@ -159,8 +159,8 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
         if all(os.path.lexists(info.path) for info in whole):
             break
         # else the run, still in training, has deleted one of them: look again
-    baseline, problem = _baseline(path, verify=verify)
-    problems += [] if problem is None else [problem]
+    baseline, wrong = _baseline(path, verify=verify)
+    problems += wrong
     found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline)
     return found, (problems or unreadable) if verify else unreadable
 
@@ -210,26 +210,32 @@ def _checkpoints(
     return found, problems
 
 
-def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, str | None]:
+def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, list[str]]:
     """Return what is known of a run's n-gram model, if it has one, and what is wrong with it."""
     folder = path / BASELINE_FOLDER
     if not folder.exists():
-        return None, None
-    found = _Baseline(damaged=False)
+        return None, []
+    found, problems = _Baseline(damaged=False), []
     try:
         data = read_file(folder / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
         found = replace(found, settings=model_settings({CONFIG_FILE: data}, folder)[1].to_dict())
+        if verify:
+            load(folder, device="cpu")
+    except (CharLMError, OSError) as error:
+        found = replace(found, damaged=True)
+        problems.append(str(error))
+    if found.settings is None:
+        return found, problems
+    try:  # what the model came to is known from elsewhere, and it may be whole without that
         values = read_record(path).values.get("baseline")
         known: dict[str, object] = values if isinstance(values, dict) else {}
         loss, scored, left_out = known.get("loss_nats"), known.get("scored"), known.get("n_left_out")
         found = replace(found, loss_nats=loss if isinstance(loss, float) else None)
         if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
             found = replace(found, part=(scored, scored + left_out))
-        if verify:
-            load(folder, device="cpu")
     except (CharLMError, OSError) as error:
-        return replace(found, damaged=True), str(error)
-    return found, None
+        problems.append(str(error))
+    return found, problems
 
 
 def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:

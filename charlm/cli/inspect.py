@@ -19,6 +19,7 @@ from charlm.cli.signals import Signals
 from charlm.errors import quoted
 from charlm.text.corpus import load_corpus
 from charlm.text.inspection import RARE_BELOW, SHARED_WIDTH, TextReport, inspect_text, remarks
+from charlm.training.config import TrainerConfig
 
 if TYPE_CHECKING:
     from charlm.cli.guess import Guess
@@ -39,7 +40,8 @@ _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of othe
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Write what was counted, measured and guessed as text or as JSON."""
-    problems = [] if 0 < args.minutes < 1e6 else [f"--minutes must be above 0, got {args.minutes:g}"]
+    wrong = TrainerConfig.check({"minutes": args.minutes})
+    problems = [f"--{problem}".replace(", or None,", ",") for problem in wrong]
     if not 0 <= args.val_fraction < 1:
         problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
     refuse(problems)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from charlm.cli.output import UsageError
 from charlm.cli.settings import Settings
-from charlm.errors import CheckpointError, CheckpointWriteError, RunExistsError, quoted
+from charlm.errors import CheckpointError, CheckpointWriteError, FileFormatError, RunExistsError, quoted
 from charlm.files import strict_json
 from charlm.files.atomic import write_file
-from charlm.files.reading import read_file, refusal
+from charlm.files.reading import refusal
 from charlm.models.config import PRESETS, PresetName
 from charlm.plain import share_of
 from charlm.runs.directory import (
@@ -27,13 +28,16 @@ from charlm.runs.directory import (
     has_checkpoints,
     is_leftover,
 )
+from charlm.runs.history import RECORD_BYTES, read_record_values
 from charlm.training.config import saved_config, with_end
 
-__all__ = ["Origin", "check_free", "delete_run", "lasting", "read_record", "write_record"]
+__all__ = ["Origin", "check_free", "check_sources", "delete_run", "lasting", "read_record", "write_record"]
 
 # Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
 # it holds the file, and a second file of that name would be a second lock.
 _OWN = ("checkpoints", "ngram", "metrics.jsonl", RECORD_FILE, "run.json")
+_COMMANDS, _COMMAND_CHARS = 20, 2_000  # the last ones are kept, and so much of each
+_OTHER_VALUES = [256 * " "] * 2048  # more than all beside the sources takes
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,14 @@ class Origin:
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
         if preset not in PRESETS:
             raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")
-        if self._has_moved_end():
+        if self.has_moved_end():
             raise CheckpointError(
                 "the end of this run was moved by --resume --max-steps: no run from its beginning repeats it"
             )
         return Settings(cast("PresetName", preset), model, training, {}, {**model, **training.to_dict()})
 
-    def _has_moved_end(self) -> bool:
+    def has_moved_end(self) -> bool:
+        """Return whether --resume --max-steps has moved the end of the run."""
         commands = self.values.get("commands")
         words = [str(command).split() for command in commands] if isinstance(commands, list) else []
         # Older records do not say it, but what was asked for.
@@ -163,12 +168,32 @@ def lasting(source: str) -> str:
     return str(Path(source).absolute()) if source != "-" and Path(source).is_file() else source
 
 
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse so many sources that RUN/train.json could not be read again.
+
+    Raises:
+        UsageError: their names are too many or too long.
+    """
+    names = [_text(lasting(source)) for source in sources]
+    data = strict_json.dumps({"sources": names + _OTHER_VALUES})
+    try:
+        strict_json.loads(data, path=RECORD_FILE, max_bytes=RECORD_BYTES)
+    except FileFormatError as error:
+        raise UsageError(
+            f"FILE stands there {len(sources):,} times, and a run cannot keep so many names; join the files, "
+            "with cat for example, and give the one"
+        ) from error
+
+
 def write_record(path: Path, values: Mapping[str, object]) -> None:
-    """Write RUN/train.json."""
+    """Write RUN/train.json, with the last commands and the beginning of each."""
     # A path that is no valid text keeps its place in the record, though it cannot be opened by it.
     plain = {
         k: [_text(v) for v in value] if isinstance(value, list) else value for k, value in values.items()
     }
+    if "commands" in plain:
+        commands = cast("list[str]", plain["commands"])[-_COMMANDS:]
+        plain["commands"] = [c if len(c) <= _COMMAND_CHARS else c[:_COMMAND_CHARS] + "…" for c in commands]
     write_file(
         path / RECORD_FILE, strict_json.dumps({"format": RECORD_FORMAT, "version": RECORD_VERSION, **plain})
     )
@@ -184,15 +209,13 @@ def read_record(path: Path) -> Origin:
     RunDirectory.open(path)
     file = path / RECORD_FILE
     try:
-        data = read_file(file, max_bytes=strict_json.MAX_BYTES)
+        values = read_record_values(file)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"the run in {quoted(str(path))} has no {RECORD_FILE}: `charlm train` did not begin it. "
             "Go on with Trainer.resume."
         ) from error
     where = str(file)
-    values = strict_json.loads(data, path=where)
-    strict_json.check_version(values, RECORD_FORMAT, RECORD_VERSION, path=where)
     sources = strict_json.take(values, "sources", list, path=where)
     if not all(isinstance(source, str) for source in sources):
         raise refusal(file, "must hold strings in 'sources'.")

@@ -192,11 +192,11 @@ def _from_file(path: Path) -> tuple[dict[str, object], list[str]]:
     try:
         data = path.read_bytes()
         if kind := other_than_data(data):
-            raise ConfigError(f"{name} must be a TOML file in UTF-8, got {kind}")
-        content = tomllib.loads(data.decode())
+            return {}, [f"{name} must be a TOML file in UTF-8, got {kind}"]
+        content = tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         return {}, [f"{name} cannot be read: {error.strerror}; check the path"]
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, too many digits, nested too deep
         return {}, [f"{name} must be a TOML file in UTF-8: {error}"]
     found: dict[str, object] = {}
     problems: list[str] = []

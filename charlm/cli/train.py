@@ -15,8 +15,8 @@ from typing import cast
 
 from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError, check_output, refuse
-from charlm.cli.rundir import Origin, check_free, read_record
+from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
+from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         problems += [str(error)]
     refuse(problems)
     _mention_unknown_variables(console)
+    check_sources(args.files)
     check_free(out, overwrite=args.overwrite)
     check_output(out, directory=True)
     RunDirectory.refuse_if_training(out)  # found only after all the preparation otherwise
@@ -99,6 +100,7 @@ def _resume(
     check_output(out, directory=True)
     RunDirectory.refuse_if_training(out)  # found only after all the preparation otherwise
     sources = args.files or _found_again(origin, args)
+    check_sources(sources)
     _mention_ignored_variables(console, "resumed")
     encoded = encode_corpus(sources, args.encoding or origin.encoding, origin.tokenizer, origin.val_fraction)
     signals.check()
@@ -171,8 +173,12 @@ def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
         "standard input" if source == "-" else f"{quoted(source)}, which is not there now" for source in lost
     )
     files = ["FILE" if source in lost else source for source in origin.sources]
-    how = ["--resume"] if args.resume else ["--repeat", args.repeat]
-    command = shlex.join(["charlm", "train", *files, *how, "-o", args.out])
+    how = "--resume" if args.resume else f"--repeat {as_word(args.repeat)}"
+    given = {"max_steps": getattr(args, "max_steps", None), "device": args.device, "encoding": args.encoding}
+    words = [f"{flag_of(name)}={shlex.quote(value)}" for name, value in given.items() if value is not None]
+    words += ["--overwrite"] if args.overwrite else []
+    words += [] if args.baseline else ["--no-baseline"]
+    command = " ".join(["charlm train", *map(as_word, files), how, "-o", as_word(args.out), *words])
     raise UsageError(f"the run's text came from {came}; give it again: {command}")
 
 

@@ -39,7 +39,7 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
         text: N characters, or N bytes of UTF-8 with a `ByteTokenizer`.
         found: what `CharLM.surprisal` says of it.
         tokenizer: the model's.
-        title: what stands above it.
+        title: what stands above it; what no text holds, such as parts of a file's name, is escaped.
 
     Raises:
         InputError: text and figures differ in length.
@@ -90,7 +90,7 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
         "predicted from those before it in its window."
     )
     fields = {
-        "TITLE": html.escape(title),
+        "TITLE": html.escape(title.encode("utf-8", "backslashreplace").decode()),
         "FIGURES": "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in figures),
         "WINDOW": window,
         "TEXT": html.escape(text),

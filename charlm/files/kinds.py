@@ -8,35 +8,40 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
 
 __all__ = ["GZIP", "encoding_of", "kind_of", "other_than_data"]
 
-GZIP = b"\x1f\x8b"  # no UTF-8 text begins like this
+GZIP = rb"\x1f\x8b\x08[\0-\x1f]"  # no UTF-8 text begins like this, and no likely one in UTF-16
 
 _SAMPLE = 4096  # bytes that are looked at
 _UNPACK = "; unpack it, and give the files in it"
 _PICKLE = "a pickle, which could run code; save its tensors with safetensors.torch.save_file"
-# Some of these may be valid UTF-8, and none is a text. The first pattern that fits counts.
+_PICKLED = rb"\x80[\x02-\x05]"
+# Some of these may be valid UTF-8, and none is a text: a text about such files may begin with their first
+# letters, so each pattern has what no text has there. The first that fits counts.
 _KINDS = {
-    rb"version https://git-lfs\.github\.com/spec/": (
+    rb"version https://git-lfs\.github\.com/spec/v\d+\r?\n(ext-[^\n]*\n)*oid sha256:": (
         "a pointer of Git LFS; fetch the file itself with git lfs pull"
     ),
-    rb"/annex/objects/": "a pointer of git-annex; fetch the file itself with git annex get",
+    rb"/annex/objects/[A-Z0-9]+(-[smSC]\d+)*--\S": (
+        "a pointer of git-annex; fetch the file itself with git annex get"
+    ),
     rb"..[\x00-\x0f]\0{5}\{": "safetensors, which are weights; give a text",
-    rb"\x1f\x8b": "gzip; unpack it with gunzip",
+    GZIP: "gzip; unpack it with gunzip",
     rb"\xfd7zXZ\0": "xz; unpack it with unxz",
-    rb"BZh[1-9]1AY&SY": "bzip2; unpack it with bunzip2",
+    rb"BZh[1-9]1AY&SY.{4}[\0-\x06]": "bzip2; unpack it with bunzip2",
     rb"\x28\xb5\x2f\xfd": "zstd; unpack it with unzstd",
     rb"PK\x03\x04.{26,90}/data\.pkl": _PICKLE,  # torch.save
-    rb"\x80[\x02-\x05]": _PICKLE,
+    _PICKLED: _PICKLE,
     rb"PK\x03\x04": "a zip archive, as .docx and .epub are; unpack it, or save its text in UTF-8",
     rb"7z\xbc\xaf\x27\x1c": "a 7z archive" + _UNPACK,
     rb"Rar!\x1a\x07": "a RAR archive" + _UNPACK,
     rb".{257}ustar(\0|  \0)": "a tar archive" + _UNPACK,
-    rb"%PDF-": "a PDF; extract its text, with pdftotext for example",
+    rb"%PDF-\d\.\d[ \t]*[\r\n]": "a PDF; extract its text, with pdftotext for example",
     rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a document of an old Office; save its text in UTF-8",
     rb"SQLite format 3\0": "an SQLite database; export its text",
-    rb"\x89PNG|\xff\xd8\xff|GIF8[79]a": "a picture; give the text itself",
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a.{0,6}\0": "a picture; give the text itself",
 }
 # Byte order marks, of which the shorter ones begin the longer ones.
 _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -50,27 +55,33 @@ _UNMARKED = {
 _LAST = "\U0003ffff"  # there are no letters behind it
 _SPACES = b"\t\n\v\f\r"
 _ODD = bytes(range(32)).translate(None, _SPACES)  # control characters that no text has many of
+_NO_SCRIPT = bytes([0, *range(32, 256)])
 
 
-def kind_of(data: bytes | bytearray) -> str | None:
+def kind_of(data: bytes | bytearray, *, wide: bool = False) -> str | None:
     r"""Return what a file is that can be no text, or None.
 
     Args:
         data: its first bytes, or all of them.
+        wide: it is said to be UTF-16 or UTF-32, where the two bytes that a pickle begins with are a letter.
 
     Example:
         >>> kind_of(b"%PDF-1.7\n"), kind_of(b"It was a bright cold day"), kind_of(b"")
         ('a PDF; extract its text, with pdftotext for example', None, None)
     """
-    return next((kind for pattern, kind in _KINDS.items() if re.match(pattern, data, re.DOTALL)), None)
+    for pattern, kind in _KINDS.items():
+        if re.match(pattern, data, re.DOTALL) and not (wide and pattern == _PICKLED):
+            return kind
+    return None
 
 
 def encoding_of(data: bytes | bytearray) -> str | None:
     r"""Return the encoding of a text in UTF-16 or UTF-32, with a byte order mark or without, or None.
 
-    Without a mark it is told by the high bytes of its characters, most of which are control characters, and
-    by what they are decoded to, which has none. So UTF-8 may hold NULs, unless nearly every second byte of it
-    is one. (Chinese and others have larger high bytes, and are no UTF-8 then.)
+    Without a mark it is told by the high bytes of its characters, most of which are NULs or, beside some
+    NULs, the one or two control characters of a script, and by what they are decoded to, which has none. So
+    UTF-8 may hold control characters, and NULs unless nearly every second byte of it is one. (Chinese and
+    others have larger high bytes, and are no UTF-8 then.)
 
     Args:
         data: the first bytes of a file, or all of them.
@@ -90,9 +101,11 @@ def encoding_of(data: bytes | bytearray) -> str | None:
         return None
     for encoding, (width, place, decode) in _UNMARKED.items():
         high, low = sample[place::width], sample[place ^ 1 :: width]
+        script = bytes(byte for byte, _ in Counter(high.translate(None, _NO_SCRIPT)).most_common(2))
         # The high byte of Devanagari is a tab, of others a line end: then low bytes are controls, too.
-        told = _share(high, _ODD) >= 0.75 or (
-            0 in high and _share(high, _ODD + _SPACES) >= 0.75 and _share(low, _ODD[1:]) >= 0.05
+        told = _share(high, b"\0") >= 0.01 and (
+            _share(high, b"\0" + script.translate(None, _SPACES)) >= 0.75
+            or (_share(high, b"\0" + script) >= 0.75 and _share(low, _ODD[1:]) >= 0.05)
         )
         text = decode(sample, "replace", False)[0] if told else ""  # may end inside one
         if text and max(text) <= _LAST and not set(_ODD.decode() + "\ufffd") & set(text):

@@ -167,6 +167,7 @@ def _opened(
             raise refusal(path, "must be a regular file, got a symbolic link.") from error
         if error.errno == errno.ENXIO:  # a socket, or a device without a driver
             raise refusal(path, "must be a regular file, got another kind.") from error
+        error.filename = str(path)  # not the last part of it alone
         raise
     try:
         status = os.fstat(descriptor)

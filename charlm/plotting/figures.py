@@ -36,7 +36,7 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise CharLMError("charlm plot needs matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure._repr_png_ = partial(_picture, figure, "png", figure.dpi)  # type: ignore[attr-defined]  # IPython asks for it
+    figure._repr_png_ = partial(_shown, figure)  # type: ignore[attr-defined]  # IPython asks for it
     return figure
 
 
@@ -78,6 +78,10 @@ def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
             "the axes must belong to a figure to be saved, got some that were removed from theirs"
         )
     write_file(path, _picture(figure, kind, _PIXELS_PER_INCH))
+
+
+def _shown(figure: Figure) -> bytes:
+    return _picture(figure, "png", figure.dpi)
 
 
 def _picture(figure: Figure, kind: str, pixels_per_inch: float) -> bytes:

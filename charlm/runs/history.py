@@ -22,7 +22,10 @@ from charlm.plain import as_path
 from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 from charlm.runs.log import read_metrics
 
-__all__ = ["RunHistory", "read_history"]
+__all__ = ["RECORD_BYTES", "RunHistory", "read_history", "read_record_values"]
+
+RECORD_BYTES = 8 * 1024 * 1024
+"""Size limit of train.json, which names every file that was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,16 +112,27 @@ def read_history(run: str | Path) -> RunHistory:
     )
 
 
+def read_record_values(record: Path) -> dict[str, object]:
+    """Return what a run's train.json holds.
+
+    Raises:
+        FileFormatError: its content is refused.
+        OSError: it is missing or cannot be read.
+    """
+    data = read_file(record, max_bytes=RECORD_BYTES)
+    values = strict_json.loads(data, path=str(record), max_bytes=RECORD_BYTES)
+    strict_json.check_version(values, RECORD_FORMAT, RECORD_VERSION, path=str(record))
+    return values
+
+
 def _of_command(
     record: Path,
 ) -> tuple[Literal["character", "byte"], float | None, tuple[int, int] | None]:
     """Return the unit of losses, that of the n-gram model and its part, from what `charlm train` wrote."""
     try:
-        data = read_file(record, max_bytes=strict_json.MAX_BYTES)
+        values = read_record_values(record)
     except FileNotFoundError:
         return "character", None, None
-    values = strict_json.loads(data, path=str(record))
-    strict_json.check_version(values, RECORD_FORMAT, RECORD_VERSION, path=str(record))
     baseline = values.get("baseline")
     known: dict[str, object] = baseline if isinstance(baseline, dict) else {}
     loss, scored, left_out = (known.get(name) for name in ("loss_nats", "scored", "n_left_out"))

@@ -12,6 +12,7 @@ import codecs
 import errno
 import gzip
 import os
+import re
 import sys
 import zlib
 from collections.abc import Sequence
@@ -62,15 +63,20 @@ def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
         InputError: there is no such encoding.
     """
     name = "standard input" if path == "-" else quoted(str(path))
-    data = _unpacked(_bytes_of(path, name), name, gzip_wanted=str(path).endswith(".gz"))
+    try:
+        codec = codecs.lookup(encoding).name
+    except (LookupError, TypeError, ValueError) as error:
+        raise _no_encoding(encoding) from error
+    is_wide = codec.startswith(("utf-16", "utf-32"))
+    data = _unpacked(_bytes_of(path, name), name, gzip_wanted=str(path).endswith(".gz"), is_wide=is_wide)
     wide = encoding_of(data)
     try:
-        if wide is None or codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        if wide is None or codec in _codecs_of(wide, data):
             return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise _invalid(data, error, name, encoding) from None
-    except (LookupError, ValueError) as error:
-        raise InputError(f"encoding must be a text encoding of Python, got {quoted(encoding, 40)}") from error
+    except (LookupError, ValueError) as error:  # a codec, but of no text
+        raise _no_encoding(encoding) from error
     raise InvalidTextError(
         f"{name} must be valid {encoding}; it looks like {wide}: convert it with iconv -f {wide} -t UTF-8, "
         f'or say so: encoding="{wide}" in Python, --encoding {wide} of the command'
@@ -126,7 +132,12 @@ def _one_corpus(source: str | Path, encoding: str) -> str:
 def _bytes_of(path: str | Path, name: str) -> bytes:
     try:
         if path == "-":
-            return sys.stdin.buffer.read()
+            data: bytes | None = sys.stdin.buffer.read()
+            if data is None:  # it does not block, and nothing is there yet
+                raise BlockingIOError(
+                    errno.EAGAIN, "it does not wait for its writer; give a file or a plain pipe"
+                )
+            return data
         return as_path(path).read_bytes()
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "")
@@ -135,16 +146,28 @@ def _bytes_of(path: str | Path, name: str) -> bytes:
         raise _error(f"{name} cannot be read: {error}", error) from error
 
 
-def _unpacked(data: bytes, name: str, *, gzip_wanted: bool) -> bytes:
+def _codecs_of(wide: str, data: bytes) -> set[str]:
+    """Return the names of Python's codecs that read a text which is known to be UTF-16 or UTF-32."""
+    family, order = wide[:6].lower(), wide[6:].lower()
+    if not order:  # its byte order mark says it
+        return {family, f"{family}-{'le' if data.startswith(codecs.BOM_UTF16_LE) else 'be'}"}
+    return {f"{family}-{order}", *([family] if sys.byteorder.startswith(order[0]) else [])}
+
+
+def _no_encoding(encoding: object) -> InputError:
+    return InputError(f"encoding must be a text encoding of Python, got {quoted(str(encoding), 40)}")
+
+
+def _unpacked(data: bytes, name: str, *, gzip_wanted: bool, is_wide: bool) -> bytes:
     """Return the bytes of a text, and refuse what is none."""
-    packed = data.startswith(GZIP)
+    packed = re.match(GZIP, data) is not None
     try:
         data = gzip.decompress(data) if packed else data
     except (OSError, EOFError, zlib.error) as error:
         raise _error(
             f"{name} is damaged and cannot be decompressed: {error}; copy it again", error
         ) from error
-    if kind := kind_of(data):
+    if kind := kind_of(data, wide=is_wide):
         raise CorpusError(f"{name} must be a text, got {kind}")
     if gzip_wanted and not packed:
         raise CorpusError(f"{name} must be compressed with gzip, as its name says, but is not; rename it")

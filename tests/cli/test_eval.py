@@ -170,6 +170,9 @@ def test_a_stream_that_cannot_show_the_sign_gets_another(
     )
     assert eval_command.run(args, Console(), Signals(), 0.0) == 0
     assert "the cat\\n\n" in stream.getvalue()
+    lines, _ = shown_and_figures(stream.getvalue())
+    assert lines[4].startswith("\\u65e5\\u672c cafe")
+    assert [column for column, digit in enumerate(lines[5]) if digit != " "][:4] == [0, 6, 12, 13]
 
 
 def test_a_page_is_written_beside_the_figures(
@@ -186,6 +189,25 @@ def test_a_page_is_written_beside_the_figures(
     assert command("eval", model, file, "--html", str(out), "--json") == 0
     assert command.out.startswith('{"loss_nats"')
     assert out.read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "."])
+def test_a_page_names_whatever_was_read(
+    command: Command, model: str, file: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if name == ".":
+        monkeypatch.chdir(model)
+    else:
+        model = name
+        monkeypatch.chdir(tmp_path)
+        Path("model").rename(name)
+        file = str(Path(file).rename(f"{name}.txt"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode()), encoding="utf-8"))
+    out = tmp_path / "page.html"
+    assert command("eval", "." if name == "." else name, "-", file, "--html", out) == 0
+    title = re.findall("<title>(.*)</title>", out.read_text(encoding="utf-8"))
+    shown = ("model", "text.txt") if name == "." else ("caf\\udce9", "caf\\udce9.txt")
+    assert title == [f"{shown[0]} reads standard input, {shown[1]}"]
 
 
 def test_infinite_and_huge_figures_are_readable(command: Command, tmp_path: Path) -> None:

@@ -177,6 +177,22 @@ def test_a_run_with_a_file_that_cannot_be_read_is_shown_all_the_same(
     assert file in command.err
 
 
+@pytest.mark.parametrize("record", [None, b"{"])
+def test_an_n_gram_model_is_whole_without_the_record_of_the_run(
+    command: Command, tmp_path: Path, record: bytes | None
+) -> None:
+    copy = Path(shutil.copytree("run", tmp_path / "copy"))
+    (copy / "train.json").unlink()
+    if record is not None:
+        (copy / "train.json").write_bytes(record)
+    for verify in ([], ["--verify"]):
+        assert command("info", copy, "--json", *verify) == len(verify)
+        settings = json_of(copy / "ngram" / "config.json")["config"]
+        known = {"damaged": False, "settings": settings, "loss_nats": None, "part": None}
+        assert json.loads(command.out)["baseline"] == known
+        assert ("train.json" in command.err) == bool(verify)
+
+
 def test_a_run_without_a_checkpoint(command: Command, tmp_path: Path) -> None:
     copy = Path(shutil.copytree("run", tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints")

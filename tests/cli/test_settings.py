@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -72,6 +73,11 @@ def test_every_value_of_a_preset_can_be_written_as_a_variable(name: str, preset:
         (b"learning_rate = 1979-05-27", "learning_rate must be a finite number"),
         (b"n_layer = ", "must be a TOML file in UTF-8"),
         (b"\xff", "must be a TOML file in UTF-8"),
+        (b"seed = " + b"9" * 5_000, "must be a TOML file in UTF-8: "),
+        (b"seed = " + b"[" * 50_000, "must be a TOML file in UTF-8: "),
+        (b"seed = 0x" + b"f" * 5_000, "seed must be an int"),
+        (b"n_layer" + b".a" * 5_000 + b" = 1", "n_layer must be an int"),
+        (gzip.compress(b"seed = 1", mtime=0), "must be a TOML file in UTF-8, got gzip; unpack it"),
         ("learning_rate = 1\n".encode("utf-16-le"), "UTF-8, got text in UTF-16LE; convert it with iconv"),
     ],
 )
@@ -82,6 +88,16 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, content: bytes
         gather("lecture", file=str(file), environment={}, flags={})
     assert message in str(caught.value)
     assert "my.toml" in str(caught.value)
+    with pytest.raises(UsageError) as usage:  # and is told beside the rest
+        gather("lecture", file=str(file), environment={}, flags={"batch_size": "0"})
+    assert str(caught.value) in str(usage.value)
+    assert "--batch-size must be" in str(usage.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_bytes(b"\xef\xbb\xbfn_layer = 2\r\n")
+    assert gather("lecture", file=str(file), environment={}, flags={}).model["n_layer"] == 2
 
 
 def test_none_in_a_file_stands_for_none(tmp_path: Path) -> None:

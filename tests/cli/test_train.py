@@ -15,11 +15,12 @@ from harness.command import TEXT, Command, text_file
 
 import charlm
 from charlm.cli.progress import Progress, clock, speed
+from charlm.cli.rundir import read_record, write_record
 from charlm.errors import CharLMError
 from charlm.runs.checkpoint import list_checkpoints
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import ByteTokenizer
-from charlm.training import StepRecord, StepsEstimate, read_timetable
+from charlm.training import StepRecord, StepsEstimate, read_history, read_timetable
 
 NOTED = ("byte order mark", "line ends", "different characters", "stands in the training text")
 
@@ -136,6 +137,64 @@ def test_a_text_that_has_moved_is_asked_for_with_the_command_that_goes_on(
         assert told == f"charlm: error: the run's text came from '{lost}', which is not there now"
         known = [str(moved / "lost.txt") if word == "FILE" else word for word in shlex.split(advice)]
         assert command(*known) == 0
+
+
+def test_what_is_advised_for_a_lost_text_has_all_that_was_given(
+    command: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.train(text, "-o", "./-r3") == 0
+    again = text.rename("-moved.txt")
+    given = ("--device", "cpu", "--encoding", "ascii")
+    for out, words in (
+        ("-again", ["--repeat", "./-r3", "--overwrite", "--no-baseline", *given]),
+        ("-r3", ["--resume", "--max-steps", "22", *given]),
+    ):
+        assert command("train", "-o", f"./{out}", *words) == 2
+        advice = shlex.split(command.err.splitlines()[0].partition("give it again: charlm ")[2])
+        assert set(words) <= {part for word in advice for part in (word, *word.split("="))}
+        assert command(*[f"./{again}" if word == "FILE" else word for word in advice]) == 0
+        record = record_of(Path(out))
+        assert record["encoding"] == "ascii"
+        assert (record["baseline"] is None) == ("--no-baseline" in words)
+        assert record["training"]["max_steps"] == (22 if out == "-r3" else 20)
+
+
+def test_a_run_of_thousands_of_files_is_read_again(command: Command, tmp_path: Path, run: Path) -> None:
+    folder = tmp_path / ("a long name" * 20)
+    folder.mkdir()
+    files = [folder / f"{number}.txt" for number in range(2_200)]
+    for number, file in enumerate(files):
+        file.write_text(f"{number} green bottles\n", encoding="utf-8")
+    assert command.train(*files, "-o", run) == 0
+    for steps in range(21, 44):
+        commands = record_of(run)["commands"]
+        assert len(commands) == min(steps - 20, 20)
+        if steps < 23:
+            assert command("train", *files, "--resume", "-o", run, "--max-steps", str(steps)) == 0
+        else:  # a longer list, without the trainings
+            write_record(run, {**read_record(run).values, "commands": [*commands, "x" * 3_000]})
+    assert all(len(line) == 2_001 for line in record_of(run)["commands"])
+    assert command("train", "--repeat", run, "-o", tmp_path / "again") == 1  # its end was moved
+    assert command("info", run) == 0
+    assert len(read_history(run).steps)
+
+
+@pytest.mark.parametrize("names", [["a/" * 2_000] * 3_000, ["x"] * 50_000])
+def test_more_files_than_a_record_holds_are_refused_beforehand(
+    command: Command, run: Path, names: list[str]
+) -> None:
+    assert command.train(*names, "-o", run) == 2
+    assert "a run cannot keep so many names; join the files" in command.err
+    assert not run.exists()
+
+
+def test_a_text_without_validation_is_not_advised_to_have_none(command: Command, tmp_path: Path) -> None:
+    text = text_file(tmp_path, "short")
+    for share, advised in (("0.1", True), ("0", False)):
+        assert command.train(text, "-o", tmp_path / "run", "--val-fraction", share) == 1
+        assert ("--val-fraction 0 to train on all" in command.err) == advised
+        assert "--block-size N" in command.err
 
 
 def test_a_text_of_another_encoding_is_read_by_every_command_and_again(

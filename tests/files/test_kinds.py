@@ -9,6 +9,7 @@ import lzma
 import pickle
 import shutil
 import sqlite3
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -73,7 +74,7 @@ OTHERS = {
     "a PDF; extract its text": [b"%PDF-1.7\n%all of it ASCII"],
     "an old Office": [bytes.fromhex("d0cf11e0a1b11ae1")],
     "an SQLite database": [a_database()],
-    "a picture": [b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a\0\0"],
+    "a picture": [b"\x89PNG\r\n\x1a\n\0\0", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a\x01\0\x01\0\x80\0\0"],
     "a pickle, which could run code; save its tensors with safetensors": [
         pickle.dumps([TEXT], 2),
         pickle.dumps([TEXT], 4),
@@ -139,7 +140,53 @@ def test_weights_that_begin_like_a_pickle_or_gzip_are_read() -> None:
         assert tensors["w"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("GIF89a is the version", "GIF87a \u2014 the older", "%PDF-1.7 is how", "%PDF- begins"),
+        "version https://git-lfs.github.com/spec/v1\nis how a pointer begins",
+        *("version https://git-lfs.github.com/spec/ says", "/annex/objects/ is where", "BZh91AY&SY is how"),
+    ],
+)
+def test_a_text_about_such_files_is_a_text(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert load_corpus(tmp_path / "a.txt") == text
+
+
 # Encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("first", "考耂耄者耀ᾋʀҀր謟")
+def test_a_wide_text_may_begin_like_a_pickle_or_gzip(first: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "wide.txt"
+    for text in (first, first + "丈夫" * 20, first + "古文 abc\n" * 50):
+        path.write_bytes(text.encode(encoding))
+        assert read_text(path, encoding=encoding) == text
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        assert read_text(path, encoding=encoding) == text
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_wide_text_is_not_read_in_the_wrong_order_or_width(mark: str, bits: int, tmp_path: Path) -> None:
+    path = tmp_path / "wide.txt"
+    codecs = {f"utf-{width}{order}" for width in (16, 32) for order in ("", "-le", "-be")}
+    for order in ("le", "be"):
+        path.write_bytes((mark + TEXT).encode(f"utf-{bits}-{order}"))
+        right = {f"utf-{bits}-{order}"} | ({f"utf-{bits}"} if mark or sys.byteorder[0] == order[0] else set())
+        for codec in codecs - right:
+            with pytest.raises(InvalidTextError, match=f"must be valid {codec}; it looks like UTF-{bits}"):
+                read_text(path, encoding=codec)
+        for codec in right:
+            assert read_text(path, encoding=codec).lstrip("\ufeff") == TEXT
+
+
+@pytest.mark.parametrize("data", [b"|\b/\b-\b\\\b" * 20, b"x\x1ey\x1f" * 20, b"a\x1eb\x1ec\x1f" * 20])
+def test_letters_between_control_characters_are_no_utf_16(data: bytes, tmp_path: Path) -> None:
+    for text in (data, b"\n" + data, data + b"\0"):
+        (tmp_path / "a.txt").write_bytes(text)
+        assert load_corpus(tmp_path / "a.txt").encode() == text
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])

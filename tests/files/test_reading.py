@@ -250,6 +250,12 @@ def test_where_nothing_can_be_read_together_the_system_s_error_goes_up(tmp_path:
         read_together(lambda: path, lambda where, fd: read_file(where / "a", max_bytes=1, inside=fd))
 
 
+def test_an_error_names_the_whole_path_of_a_file_that_is_read_together(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        read_together(lambda: tmp_path, lambda where, fd: read_file(where / "a", max_bytes=1, inside=fd))
+    assert str(tmp_path / "a") in str(caught.value)
+
+
 def test_an_error_while_reading_goes_up_and_the_file_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from pathlib import Path
 
@@ -137,11 +138,17 @@ def font_with(path: Path, character: str) -> Path:
     return path
 
 
+def png_size(picture: bytes) -> tuple[int, ...]:
+    return struct.unpack(">II", picture[16:24])
+
+
 def test_a_notebook_shows_a_figure_that_we_made(tmp_path: Path) -> None:
     """IPython asks an object for `_repr_png_`, and does it the last line of a cell."""
     ax = plot_bigram(BigramLM(2), CharTokenizer("ab"))
     shown = ax.figure._repr_png_()  # type: ignore[union-attr]  # set on the object
     assert shown.startswith(b"\x89PNG\r\n")
+    ax.figure.dpi *= 2
+    assert png_size(ax.figure._repr_png_()) == tuple(2 * side for side in png_size(shown))  # type: ignore[union-attr]
     again = pickle.loads(pickle.dumps(ax.figure))
     assert again._repr_png_().startswith(b"\x89PNG\r\n")
     assert again._repr_png_.args[0] is again

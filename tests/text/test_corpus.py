@@ -60,8 +60,8 @@ def test_other_encodings_are_read_when_asked_for(tmp_path: Path) -> None:
     assert read_text(path, encoding="utf-16") == "né’\r\n"
 
 
-@pytest.mark.parametrize("encoding", ["utf-99", "rot13", "base64", "a\x00b", "", "\x1b[31m"])
-def test_an_encoding_that_is_none_is_refused(encoding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", [None, 8, "utf-99", "rot13", "base64", "a\x00b", "", "\x1b[31m"])
+def test_an_encoding_that_is_none_is_refused(encoding: Any, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"abc")
     with pytest.raises(InputError, match="encoding must be a text encoding of Python, got '") as caught:
         read_text(tmp_path / "text", encoding=encoding)
@@ -181,6 +181,15 @@ def test_a_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     for stdin in (None, closed):
         monkeypatch.setattr(sys, "stdin", stdin)
         with pytest.raises(CorpusError, match="standard input cannot be read: "):
+            read_text("-")
+
+
+def test_a_standard_input_that_does_not_wait_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, encoding="utf-8") as stdin, os.fdopen(writer, "wb"):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(CorpusError, match=r"standard input cannot be read: it does not wait .*; give a"):
             read_text("-")
 
 
