@@ -168,6 +168,7 @@ def read_timetable(run: str | Path) -> Timetable:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
         >>> folder, data = tempfile.mkdtemp() + "/run", BlockDataset(torch.arange(99) % 3, block_size=8)
         >>> config = TrainerConfig(minutes=0.01)

@@ -253,7 +253,7 @@ class Trainer:
                 row); the weights are those before that step.
             CheckpointWriteError: saving failed three times in a row, or at the end; `result()` says
                 what the run came to.
-            RunLockedError: another process or trainer trains in the same directory, or has since this one knew it.
+            RunLockedError: another process or trainer trains there, or has since this one knew it.
         """
         loop = self.steps()
         self._is_fitting = True

@@ -320,7 +320,7 @@ def test_pruning_leaves_a_checkpoint_that_somebody_has_put_a_file_into_or_a_link
 def test_a_failed_save_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run")
     shutil.rmtree(run.checkpoints)
-    with pytest.raises(CheckpointWriteError, match="Older checkpoints are intact") as caught:
+    with pytest.raises(CheckpointWriteError, match="cannot save the checkpoint of step 1") as caught:
         prepared(run, 1)
     assert caught.value.errno == 2
 
