@@ -198,7 +198,8 @@ def _problems(cls: type[Config], values: Mapping[str, object], *, whole: bool) -
 
 
 def _missing(cls: type[Config], values: Mapping[str, object]) -> list[str]:
-    return [f"{name} is missing" for name in _hints(cls) if name not in {**_defaults(cls), **values}]
+    there = _defaults(cls).keys() | values.keys()
+    return [f"{name} is missing" for name in _hints(cls) if name not in there]
 
 
 def _defaults(cls: type[Config]) -> dict[str, object]:

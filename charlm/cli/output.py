@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from charlm.errors import CharLMError, quoted
-from charlm.files.atomic import check_writable
 
 __all__ = [
     "Console",
@@ -165,6 +164,8 @@ def check_output(path: str | Path, *, directory: bool = False) -> None:
         CharLMError: it cannot be written.
     """
     with writing(path):
+        from charlm.files.atomic import check_writable  # noqa: PLC0415 - not for the help
+
         check_writable(path, directory=directory)
 
 

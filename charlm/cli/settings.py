@@ -19,7 +19,6 @@ from charlm.cli.fields import Field, fields_of, flag_of
 from charlm.cli.output import UsageError
 from charlm.config import Config
 from charlm.errors import ConfigError, nearest, quoted
-from charlm.files.kinds import other_than_data
 from charlm.models.config import PRESETS, GPTConfig, PresetName
 from charlm.training.config import TrainerConfig
 from charlm.training.recipes import RECIPES
@@ -191,6 +190,8 @@ def _from_file(path: Path) -> tuple[dict[str, object], list[str]]:
     name = quoted(str(path))
     try:
         data = path.read_bytes()
+        from charlm.files.kinds import other_than_data  # noqa: PLC0415 - not for the help
+
         if kind := other_than_data(data):
             return {}, [f"{name} must be a TOML file in UTF-8, got {kind}"]
         content = tomllib.loads(data.decode("utf-8-sig"))

@@ -116,7 +116,8 @@ class Contents:
         """Put it back. What `set_extra_state` raises leaves the module as it was."""
         before = _extra_of(module)
         try:
-            _set_extra(module, self.extra)
+            if before:
+                _set_extra(module, self.extra)
         except BaseException:
             _set_extra(module, before)
             raise

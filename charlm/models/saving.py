@@ -220,9 +220,11 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
     # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
     with GENERATORS, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
-    names = _stored_names(model, header)
-    header = replace(header, tensors={name: header.tensors[there[0]] for name, there in names.items()})
-    model.to(check_tensors(header, saved_tensors(model), weights))
+    own, names = saved_tensors(model), {name: [name] for name in header.tensors}
+    if names.keys() != own.keys():
+        names = _stored_names(model, header)
+        header = replace(header, tensors={name: header.tensors[there[0]] for name, there in names.items()})
+    model.to(check_tensors(header, own, weights))
     tensors, _ = safetensors.loads(files[WEIGHTS_FILE], path=weights)
     for one, *others in names.values():
         for other in others:

@@ -152,7 +152,9 @@ def write_checkpoint(
 
     def manifest(digests: Mapping[str, FileDigest]) -> tuple[str, bytes]:
         for name, digest in digests.items():
-            if name not in _TENSORS and digest.size > (most := _most_bytes(name, {}, target)):
+            if name not in _TENSORS and digest.size > (
+                most := _most_bytes(name, {}, target, size=digest.size)
+            ):
                 raise InputError(f"{name} must have at most {most} bytes to be read again, got {digest.size}")
         listed = {name: {"size": d.size, "sha256": d.sha256} for name, d in digests.items()}
         head = {"format": FORMAT, "version": VERSION, **identity.values}
@@ -285,7 +287,7 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
         try:
             data = read_file(
                 path / name,
-                max_bytes=_most_bytes(name, files, path),
+                max_bytes=_most_bytes(name, files, path, size=wanted.size),
                 exact_size=wanted.size,
                 larger_if_stored=name in _TENSORS,
             )
@@ -304,10 +306,12 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
     return Checkpoint(info=info, files=files, state=state)
 
 
-def _most_bytes(name: str, files: Mapping[str, bytes | bytearray], path: Path) -> int:
-    """Return how large a file may be, whatever the manifest says; one of tensors, if it has holes."""
+def _most_bytes(name: str, files: Mapping[str, bytes | bytearray], path: Path, *, size: int) -> int:
+    """Return how large a file may be, whatever size the manifest says; one of tensors, if it has holes."""
     if name == STATE_FILE:
         return strict_json.MAX_BYTES
+    if name in _TENSORS and size <= _MOST_BESIDE:  # without a look at the settings, which takes time
+        return _MOST_BESIDE
     try:
         if name == TRAIN_FILE:
             return _MOST_STATE * model_settings(files, path)[1].num_parameters() + _MOST_BESIDE
