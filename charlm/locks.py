@@ -7,46 +7,34 @@ in it for ever.
 from __future__ import annotations
 
 import os
-from threading import RLock, local
+from threading import RLock
 
 __all__ = ["GENERATORS", "ForkLock"]
 
 
 class ForkLock:
-    """A `threading.RLock` for `with`, made anew in each forked process.
+    """A lock that is made anew in each forked process.
 
-    It is reentrant, since a signal handler may need what its own thread holds just then. A child that is
-    forked inside the block leaves it as its parent does.
+    It is reentrant, since a signal handler may need what its own thread holds just then. The block is entered
+    with the lock of C itself: it is given back wherever an interrupt comes, and a child that is forked inside
+    the block leaves it as its parent does.
+
+    Attributes:
+        lock: the lock of this process, for `with`.
 
     Example:
-        >>> lock = ForkLock()
-        >>> with lock:
+        >>> guarded = ForkLock()
+        >>> with guarded.lock:
         ...     pass
     """
 
     def __init__(self) -> None:
-        self._held = _Held()
         self._renew()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
-        self._lock = RLock()
-
-    def __enter__(self) -> None:
-        lock = self._lock
-        lock.acquire()
-        self._held.locks.append(lock)
-
-    def __exit__(self, *_: object) -> None:
-        self._held.locks.pop().release()
-
-
-class _Held(local):
-    """What this thread has acquired, innermost last: after a fork, not what the next block would acquire."""
-
-    def __init__(self) -> None:
-        self.locks: list[RLock] = []
+        self.lock = RLock()
 
 
 GENERATORS = ForkLock()

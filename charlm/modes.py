@@ -36,7 +36,7 @@ def evaluation_mode(model: _HasModules) -> Iterator[None]:
     """
     me = object()
     try:
-        with _lock:
+        with _lock.lock:
             if model not in _evaluating:
                 _evaluating[model] = set(), [module for module in model.modules() if module.training]
             users, training = _evaluating[model]
@@ -45,7 +45,7 @@ def evaluation_mode(model: _HasModules) -> Iterator[None]:
                 module.training = False
         yield
     finally:
-        with _lock:
+        with _lock.lock:
             users, training = _evaluating.get(model, (set(), []))
             users.discard(me)
             if not users:

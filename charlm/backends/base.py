@@ -184,7 +184,7 @@ class DeviceBackend:
             seed: an int of at most 64 bits; a CPU's generator uses the lower 32.
         """
         generator = self.default_generator()
-        with GENERATORS:
+        with GENERATORS.lock:
             before = generator.get_state()
             generator.manual_seed(seed)
             try:

@@ -218,7 +218,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
     # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
-    with GENERATORS, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
+    with GENERATORS.lock, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
     own, names = saved_tensors(model), {name: [name] for name in header.tensors}
     if names.keys() != own.keys():

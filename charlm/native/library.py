@@ -126,7 +126,7 @@ def why_no_library() -> str | None:
 def _library_or_reason() -> ctypes.CDLL | str:
     if os.environ.get("CHARLM_NATIVE") == "0":
         return "the environment variable CHARLM_NATIVE is 0"
-    with _lock:
+    with _lock.lock:
         if not _tried:
             _tried.append(_load())
         return _tried[0]

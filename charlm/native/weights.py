@@ -183,7 +183,7 @@ class Weights:
         digest = self.kernel.charlm_digest
         values = [digest(p.data_ptr(), p.numel() * p.element_size()) for p in parameters]
         seen = self._model.config, form, values
-        with _packing:
+        with _packing.lock:
             known = _packed.get(self._model)
             if known is None or known[0] != seen:
                 known = _packed[self._model] = seen, PackedWeights(self._model, self._rotary)

@@ -235,7 +235,7 @@ def environment(backend: DeviceBackend) -> dict[str, object]:
 def _generator_tensors() -> dict[str, Tensor]:
     """Return the large parts of the global generators' states."""
     _, keys, *_ = np.random.get_state(legacy=True)  # noqa: NPY002 - the caller's own
-    with GENERATORS:
+    with GENERATORS.lock:
         state = torch.get_rng_state()
     return {
         "rng.torch": state,
@@ -260,7 +260,7 @@ def restored_generators(
     Raises:
         CheckpointCorruptError: they are no such states; `path` names the file.
     """
-    with GENERATORS:
+    with GENERATORS.lock:
         before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - the caller's
     try:
         try:
@@ -283,5 +283,5 @@ def _set_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     keys = tensors["rng.numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own
     random.setstate((version, tuple(tensors["rng.python"].tolist()), gauss_next))
-    with GENERATORS:
+    with GENERATORS.lock:
         torch.set_rng_state(tensors["rng.torch"].clone())

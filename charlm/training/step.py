@@ -151,6 +151,8 @@ class Stepper:
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()  # a Ctrl-C inside one of torch's own blocks may have left either as it was there
     def _accumulate_gradients(self, step: int) -> Tensor:
         """Add up the gradients of all micro-batches and return their mean loss, a scalar on the device."""
         config, backend = self._config, self._backend

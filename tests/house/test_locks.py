@@ -15,7 +15,7 @@ from charlm.locks import ForkLock
 lock, held, over = ForkLock(), threading.Event(), threading.Event()
 
 def hold():
-    with lock:
+    with lock.lock:
         held.set()
         over.wait()
 
@@ -24,12 +24,12 @@ thread.start()
 held.wait()
 child = os.fork()
 if child == 0:
-    with lock:
+    with lock.lock:
         os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 over.set()
 thread.join()
-with lock:
+with lock.lock:
     print("open")
 """
 INSIDE = """
@@ -39,12 +39,12 @@ from charlm.locks import ForkLock
 lock = ForkLock()
 
 def take():
-    with lock:
+    with lock.lock:
         print("open", flush=True)
 
-with lock, lock:
+with lock.lock, lock.lock:
     child = os.fork()
-    with lock:
+    with lock.lock:
         pass
 if child:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -52,7 +52,7 @@ else:
     thread = threading.Thread(target=take)
     thread.start()
     thread.join(20)
-    with lock:
+    with lock.lock:
         os._exit(thread.is_alive())
 """
 

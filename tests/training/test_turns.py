@@ -489,3 +489,12 @@ def test_a_resume_puts_to_sleep_what_slept(tmp_path: Path) -> None:
     again = Trainer.resume(tmp_path / "part", tiny_split()[0], device="cpu")
     again.fit()
     assert same_tensors(tensors_of(whole), tensors_of(again))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_mode_that_an_interrupt_left_on_does_not_stop_a_training(mode: Callable[[], Any]) -> None:
+    plain, other = trainer_of(), trainer_of()
+    plain.fit()
+    with mode():
+        assert other.fit().steps == 12
+    assert same_tensors(tensors_of(plain), tensors_of(other))
