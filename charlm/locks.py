@@ -28,6 +28,8 @@ class ForkLock:
         ...     pass
     """
 
+    lock: RLock
+
     def __init__(self) -> None:
         self._renew()
         if hasattr(os, "register_at_fork"):
