@@ -111,7 +111,9 @@ def _resume(
         from charlm.cli.fit import begin, resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
     if RunDirectory.abandoned(out) is not None:
-        console.complain(f"note: the run in {args.out} ended before its first checkpoint, and begins anew")
+        console.complain(
+            f"note: the run in {quoted(args.out)} ended before its first checkpoint, and begins anew"
+        )
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
         return begin(

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -67,7 +68,8 @@ class Trainer:
         config: the settings; None: the defaults.
         val_data: a text for evaluation; None: no evaluations, no best weights.
         tokenizer: is saved beside the model, and turns samples into text.
-        out_dir: directory for checkpoints and the log, missing or empty; None: nothing is written.
+        out_dir: directory for checkpoints and the log, missing or empty; None: nothing is written. A run
+            there that ended before its first checkpoint is begun anew.
         device: a name for `get_backend`, or a backend.
         callbacks: run in this order.
         optimizer: makes the optimizer from named parameters; None: the one that the config names. Its
@@ -78,7 +80,7 @@ class Trainer:
     Raises:
         DataError: the data has ids that the model lacks, or longer blocks than it sees.
         InputError: an argument is of the wrong kind, or the tokenizer does not fit the model.
-        RunExistsError: `out_dir` is not empty.
+        RunExistsError: `out_dir` holds a run with checkpoints, or other files.
         BackendError: the device is absent or cannot do what the config asks.
         NotEnoughMemoryError: the training would take more memory than is free; says what would fit.
 
@@ -168,9 +170,8 @@ class Trainer:
         self._interrupted = False
         self._save_requested = False
         self._turns = Turns()
-        self._loop: weakref.ref[Generator[StepRecord, None, None]] | None = (
-            None  # the last that `steps` returned
-        )
+        # The last that `steps` returned; a strong reference would keep the loop of a `for` after its `break`.
+        self._loop: weakref.ref[Generator[StepRecord, None, None]] | None = None
         self._is_telling_of_a_save = False
         self._is_fitting = False
         self._has_rehearsed = False
@@ -286,7 +287,7 @@ class Trainer:
         """
         self.close()
         loop = self._steps()
-        self._loop = weakref.ref(loop)  # a strong one would keep the loop of a `for` open after its `break`
+        self._loop = weakref.ref(loop)
         return loop
 
     def close(self) -> None:
@@ -389,10 +390,8 @@ class Trainer:
         if data is None:
             raise DataError("there is nothing to evaluate: pass data, or give the trainer val_data")
         check_characters(self.tokenizer or self.train_data.tokenizer, data=data)
-        scored = data
-        return self._turns.visit(
-            "evaluate", lambda: evaluate(self.model, scored, backend=self.backend, max_chars=max_chars)
-        )
+        score = partial(evaluate, self.model, data, backend=self.backend, max_chars=max_chars)
+        return self._turns.visit("evaluate", score)
 
     def save(self) -> Path:
         """Write a checkpoint now; when this returns, it survives a loss of power.

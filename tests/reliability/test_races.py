@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import pytest
 from harness.campaign import Campaign
-from harness.command import ROOT, environment
 from harness.command_runs import check_whole, newest_step
 from harness.long_lived import LongLived
 from harness.racing import RACE_STEPS
@@ -216,21 +214,7 @@ def lock_within_a_second(run: RunDirectory, where: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_children_of_a_killed_trainer_do_not_keep_its_lock(tmp_path: Path, campaign: Campaign) -> None:
-    code = (
-        "import json, sys; from pathlib import Path; from test_races import kill_parents; "
-        "print(json.dumps(kill_parents(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))"
-    )
-    paths = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(campaign.trials(short=50)), str(campaign.seed)],
-        env=environment(PYTHONPATH=os.pathsep.join(paths)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
-    for what, number in json.loads(done.stdout).items():
-        campaign.counted(what, number)
+    campaign.count_elsewhere(kill_parents, tmp_path, short=50)
     campaign.counted("locks that stayed", 0)
 
 

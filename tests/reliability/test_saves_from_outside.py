@@ -7,12 +7,9 @@ requested lies there at the end of the next step.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -22,7 +19,6 @@ from typing import Any
 
 import pytest
 from harness.campaign import Campaign
-from harness.command import ROOT, environment
 from harness.stopped_runs import digests, kind_trainer
 from torch import Tensor
 
@@ -199,23 +195,7 @@ def interrupt_again_and_again(run: Path, trials: int, seed: int) -> dict[str, in
 
 def test_an_interrupt_at_any_moment_leaves_a_trainer_that_goes_on(tmp_path: Path, campaign: Campaign) -> None:
     """In a process of its own: an interrupt there meets no tool that watches the tests."""
-    code = (
-        "import json, sys; from pathlib import Path; "
-        "from test_saves_from_outside import interrupt_again_and_again as work; "
-        "print(json.dumps(work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))"
-    )
-    paths = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
-    arguments = [str(tmp_path / "run"), str(campaign.trials(200)), str(campaign.seed)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment(PYTHONPATH=os.pathsep.join(paths)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
-    for what, number in json.loads(done.stdout).items():
-        campaign.counted(what, number)
+    campaign.count_elsewhere(interrupt_again_and_again, tmp_path / "run", short=200)
 
 
 def _saved(trainer: Trainer) -> Path | None:
