@@ -523,7 +523,12 @@ def ended_early(command: Command, text: Path, run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", ["begun", "resumed", "resumed with another end", "begun elsewhere"])
 def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
-    way: str, command: Command, text: Path, run: Path, tmp_path: Path
+    way: str,
+    command: Command,
+    text: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert command.train(text, "-o", tmp_path / "whole") == 0
     ended_early(command, text, run)
@@ -538,6 +543,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
         assert not (run / "ngram").exists()
     else:
         end = ("--max-steps", "4") if way.endswith("end") else ()
+        monkeypatch.setattr(sys, "argv", ["charlm", "train", "--resume", "-o", str(run), *end])  # is recorded
         assert command("train", "--resume", "-o", run, *end) == 0
         assert "ended before its first checkpoint, and begins anew" in command.err
         assert list_checkpoints(run)[-1].step == (4 if end else 20)

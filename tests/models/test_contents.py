@@ -204,9 +204,16 @@ def test_a_resume_whose_extra_state_is_refused_changes_nothing(tmp_path: Path) -
                 raise KeyError("not this one")
             super().set_extra_state(state)
 
-    trainer_of(Refuses(), tmp_path, restore_best=False).fit()
-    model = Refuses()
-    model.is_ready = True
+    class Two(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = Refuses()  # when the first part has its state already
+
+    trained = Two()
+    trained.last.calls = 1
+    trainer_of(trained, tmp_path, restore_best=False).fit()
+    model = Two()
+    model.last.is_ready = True
     before, generators = all_of(model), global_generators()
     train, val = tiny_split()
     with pytest.raises(KeyError):
