@@ -81,11 +81,11 @@ def fetch(wanted: Download) -> bytes:
     data = outcome[0]
     if isinstance(data, urllib.error.HTTPError):
         data.close()
-        raise _failed(wanted, f"the server answered {data.code} {quoted(str(data.reason))}") from None
+        raise _failed(wanted, f"the server answered {data.code} {quoted(str(data.reason))}")
     # A ValueError is a bad redirect address.
     if isinstance(data, (OSError, http.client.HTTPException, ValueError)):
         reason = getattr(data, "reason", data)
-        raise _failed(wanted, quoted(str(reason))[1:-1], getattr(reason, "errno", None)) from None
+        raise _failed(wanted, quoted(str(reason))[1:-1], getattr(reason, "errno", None))
     if isinstance(data, BaseException):
         raise data
     if not wanted.matches(data):
