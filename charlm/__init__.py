@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from charlm.models.bigram import BigramLM as BigramLM
     from charlm.models.config import GPTConfig as GPTConfig
     from charlm.models.gpt import GPT as GPT
+    from charlm.models.mixture import MixtureLM as MixtureLM
     from charlm.models.ngram import NGramLM as NGramLM
     from charlm.text.corpus import load_corpus as load_corpus
     from charlm.text.tokenizer import ByteTokenizer as ByteTokenizer
@@ -52,6 +53,7 @@ _HOMES = {
     "GPT": "charlm.models.gpt",
     "GPTConfig": "charlm.models.config",
     "LanguageModel": "charlm.models.base",
+    "MixtureLM": "charlm.models.mixture",
     "NGramLM": "charlm.models.ngram",
     "Tokenizer": "charlm.text.tokenizer",
     "Trainer": "charlm.training.trainer",
@@ -77,6 +79,7 @@ __all__ = [
     "EvalResult",
     "GPTConfig",
     "LanguageModel",
+    "MixtureLM",
     "NGramLM",
     "Tokenizer",
     "Trainer",

@@ -58,7 +58,7 @@ class Config:
     """Base of frozen, keyword-only settings that check themselves.
 
     Subclasses are dataclasses of the same kind (`@dataclass(frozen=True, kw_only=True)`) whose fields
-    are bool, int, float, str, a Literal, a tuple of these, or one of them or None.
+    are bool, int, float, str, a Literal, another config, a tuple of these, or one of them or None.
 
     Raises:
         ConfigError: from the constructor, `from_dict` and `replace`; lists every bad field.
@@ -137,11 +137,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field, in order, as values that JSON has (tuples as lists)."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name in _hints(type(self))
-            for value in (getattr(self, name),)
-        }
+        return {name: _plain(getattr(self, name)) for name in _hints(type(self))}
 
     def replace(self, **changes: object) -> Self:
         """Return a copy with some fields changed, checked like a new one.
@@ -225,14 +221,24 @@ def _checked(hint: Any, value: Any) -> tuple[Any, str | None]:
         text = as_text(value)
         return text, None if text in args else "one of " + ", ".join(repr(a) for a in args)
     if origin is tuple:
+        if args[-1] is ... and isinstance(value, (tuple, list)):
+            args = args[:1] * len(value)
         if isinstance(value, (tuple, list)) and len(value) == len(args):
             parts = [_checked(a, v) for a, v in zip(args, value, strict=True)]
             if all(problem is None for _, problem in parts):
                 return tuple(kept for kept, _ in parts), None
-        return value, f"({', '.join(_checked(a, ...)[1] or '' for a in args)})"
+        return value, f"({', '.join('...' if a is ... else _checked(a, ...)[1] or '' for a in args)})"
+    if issubclass(hint, Config):
+        return value, None if isinstance(value, hint) else f"a {hint.__name__}"
     kept = _PLAIN[hint](value)
     fits = kept is not None and (hint is not float or math.isfinite(kept))
     return kept, None if fits else _described(hint)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value.to_dict() if isinstance(value, Config) else value
 
 
 _PLAIN: Mapping[type, Callable[[object], Any]] = {bool: as_bool, int: as_int, float: as_float, str: as_text}

@@ -30,7 +30,7 @@ from charlm.models.base import LanguageModel
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
 from charlm.plain import as_path, as_text, int_from
 from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
-from charlm.runs.choosing import best_whole_checkpoint
+from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, mixture_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.streaming import StreamDecoder, start_ids
 from charlm.text.tokenizer import ByteTokenizer, Tokenizer, unit_of
@@ -363,12 +363,16 @@ class CharLM:
             yield piece
 
 
-def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
-    """Open a saved model, a checkpoint, or a training run (its best checkpoint), without executing anything.
+def load(path: str | Path, *, device: str | DeviceBackend = "auto", mixture: bool = True) -> CharLM:
+    """Open a saved model, a checkpoint, or the result of a training run, without executing anything.
+
+    The result of a run is the model of its best checkpoint or, where `charlm train` found that one better,
+    the mixture of that and the n-gram model.
 
     Args:
         path: the directory.
         device: where the model goes: a name for `get_backend`, or a backend.
+        mixture: of a run, take the mixture if there is one. False: the trained model alone.
 
     Raises:
         CheckpointError: nothing that can be loaded lies there.
@@ -385,8 +389,11 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto") -> CharLM:
     directory = as_path(path)
     backend = get_backend(device)
     if (directory / "run.json").exists():
-        best = best_whole_checkpoint(RunDirectory.open(directory))
+        run = RunDirectory.open(directory)
+        best = best_whole_checkpoint(run)
         files, where = best.files, best.info.path
+        if mixture and (mixed := mixture_of(run, best.info)) is not None:
+            files, where = mixed, run.path / MIXTURE_FOLDER
     elif is_checkpoint_name(directory.name) and directory.exists():  # whole, or damaged; no saved model
         files, where = read_checkpoint(directory).files, directory
     else:

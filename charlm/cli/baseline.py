@@ -30,6 +30,7 @@ __all__ = [
     "Baseline",
     "Counted",
     "compared",
+    "count_end",
     "count_within",
     "entropy_nats",
     "score_baseline",
@@ -92,14 +93,19 @@ def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = N
     began = time.perf_counter()
     most = min(len(train.ids), _MOST_COUNTED)
     chars = most if seconds is None else min(most, _TRIAL)
-    model = NGramLM(vocab_size).fit(BlockDataset(train.ids[-chars:], 1))
+    model = count_end(train, vocab_size, chars)
     spent = time.perf_counter() - began
     if seconds is not None and chars < most:
         fitting = min(most, int(_TRIAL * (seconds - spent) / (_MORE * spent)))
         if fitting > chars:
             chars = fitting
-            model.fit(BlockDataset(train.ids[-chars:], 1))
+            model = count_end(train, vocab_size, chars)
     return Counted(model, chars, time.perf_counter() - began)
+
+
+def count_end(train: BlockDataset, vocab_size: int, chars: int) -> NGramLM:
+    """Count so many of the last characters of a text."""
+    return NGramLM(vocab_size).fit(BlockDataset(train.ids[-chars:], 1))
 
 
 def score_baseline(

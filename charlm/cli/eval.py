@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if args.html is not None:
         check_output(args.html)
     text = load_corpus(args.files, encoding=args.encoding)
-    lm = load(args.run, device=args.device)
+    lm = load(args.run, device=args.device, mixture=args.mixture)
     found = None
     if args.html is not None or args.show:
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
             for line in _shown(text, found, lm):
                 emit(line, flush=False, painted=True)
             emit("\n")
-        emit(_json(result, baseline, unit) if args.json else _table(result, baseline, unit))
+        write = _json if args.json else _table
+        emit(write(result, baseline, unit, lm.model.kind))
     return 0
 
 
@@ -67,7 +68,7 @@ def _write_page(args: argparse.Namespace, text: str, found: Surprisal, lm: CharL
         write_file(Path(args.html), page.encode())
 
 
-def _json(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
+def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str) -> str:
     values = {
         "loss_nats": result.loss_nats,
         "bits_per_char": result.bits_per_char,
@@ -76,6 +77,7 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
         "accuracy": result.accuracy,
         "n_chars": result.n_chars,
         "unit": unit,
+        "kind": kind,
         "baseline_loss_nats": None if baseline is None else baseline.loss_nats,
     }
     # JSON has no infinity, which the loss is if the model held a character of the text impossible.
@@ -83,7 +85,7 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
     return json.dumps(finite) + "\n"
 
 
-def _table(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
+def _table(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str) -> str:
     per_byte = math.nan if result.bits_per_byte is None else result.bits_per_byte
     impossible = ", as one was held impossible" if math.isinf(result.loss_nats) else ""
     perplexity = result.perplexity
@@ -95,9 +97,12 @@ def _table(result: EvalResult, baseline: EvalResult | None, unit: str) -> str:
         ("accuracy", f"{100 * result.accuracy:.2f}", "% predicted as the likeliest"),
         ("predicted", f"{result.n_chars:,}", f"{unit}s, all but the first"),
     ]
+    if kind == "mixture":
+        rows.insert(0, ("model", kind, "of a GPT and an n-gram model; --no-mixture takes the GPT alone"))
     if baseline is not None:
         ahead = baseline.loss_nats - result.loss_nats
         verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"{-ahead:.4f} better than the model"
+        verdict = "which is the model" if kind == "ngram" else verdict
         rows.append(("n-gram", f"{baseline.loss_nats:.4f}", f"nats per {unit}, the baseline: {verdict}"))
     return aligned(rows)
 

@@ -23,6 +23,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
+from charlm.cli.mixing import Texts, conclude, is_concluded, seconds_to_conclude
 from charlm.cli.output import Console
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
@@ -30,6 +31,7 @@ from charlm.cli.report import (
     device_line,
     done_line,
     model_line,
+    next_lines,
     recipe_line,
     result_lines,
     steps_line,
@@ -42,7 +44,7 @@ from charlm.cli.signals import Signals
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
-from charlm.text.tokenizer import Tokenizer, unit_of
+from charlm.text.tokenizer import unit_of
 from charlm.training.budget import steps_within
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
@@ -60,9 +62,7 @@ class _Prepared:
 
     plan: Plan
     model: GPT
-    train: BlockDataset
-    val: BlockDataset | None
-    tokenizer: Tokenizer
+    texts: Texts
     backend: DeviceBackend
 
 
@@ -94,12 +94,12 @@ def begin(
         console=console,
         kept=kept,
     )
-    training, baseline = _measure(run, console, counts=args.baseline, times=timetable is None)
+    training, baseline, concluding = _measure(run, console, counts=args.baseline, times=timetable is None)
     signals.check()
     if timetable is None and training.minutes is not None:
-        training = _within_minutes(training, run, training.minutes, began, console)
+        training = _within_minutes(training, run, training.minutes, began - concluding, console)
     most_steps = run.plan.most_steps
-    console.say(steps_line(training, run.train, most_steps, repeats=repeats))
+    console.say(steps_line(training, run.texts.train, most_steps, repeats=repeats))
     if args.overwrite:
         delete_run(Path(args.out))
 
@@ -111,18 +111,29 @@ def begin(
     progress = Progress(console, signals, on_start)
     trainer = Trainer(
         run.model,
-        run.train,
+        run.texts.train,
         training,
-        val_data=run.val,
-        tokenizer=run.tokenizer,
+        val_data=run.texts.val,
+        tokenizer=run.texts.tokenizer,
         out_dir=args.out,
         device=run.backend,
         callbacks=[progress],
         timetable=timetable,
     )
     enough = most_steps is not None and training.max_steps == most_steps
+    trainer.seconds += concluding  # what comes after the last step is part of the minutes, too
     values = None if baseline is None else baseline.values
-    return _fit(trainer, progress, args.out, console, signals, baseline=values, began=began, enough=enough)
+    return _fit(
+        trainer,
+        progress,
+        args.out,
+        console,
+        signals,
+        texts=run.texts,
+        baseline=values,
+        began=began,
+        enough=enough,
+    )
 
 
 def resume(
@@ -137,7 +148,7 @@ def resume(
     began: float,
 ) -> int:
     """Go on with a run."""
-    train, val = _split(encoded, origin.block_size, origin.train_share(len(encoded.ids)))
+    texts = _cut(encoded, origin.block_size, origin.train_share(len(encoded.ids)), origin.aside)
 
     def on_start(path: Path) -> None:
         commands = origin.values.get("commands")
@@ -154,21 +165,23 @@ def resume(
     progress = Progress(console, signals, on_start)
     trainer = Trainer.resume(
         args.out,
-        train,
-        val_data=val,
+        texts.train,
+        val_data=texts.val,
         callbacks=[progress],
         device=args.device or origin.device,
         max_steps=max_steps,
     )
-    console.say(text_line(sources, encoded, train, val))
+    console.say(text_line(sources, encoded, texts))
     console.say(f"device  {trainer.backend.name}, {trainer.precision}")
     end = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
     console.say(done_line(trainer, end=end))
     if end is not None and trainer.step >= end:
+        if not is_concluded(args.out, origin.values):  # it was killed just before
+            _conclude(trainer, args.out, texts, console, signals)
         return 0
     signals.check()
     found = origin.values.get("baseline")
-    return _fit(trainer, progress, args.out, console, signals, baseline=found, began=began)
+    return _fit(trainer, progress, args.out, console, signals, texts=texts, baseline=found, began=began)
 
 
 def _fit(
@@ -178,6 +191,7 @@ def _fit(
     console: Console,
     signals: Signals,
     *,
+    texts: Texts,
     baseline: object,
     began: float,
     enough: bool = False,
@@ -198,7 +212,18 @@ def _fit(
     finally:
         progress.close()
     console.say(result_lines(trainer, out, baseline, enough=enough))
+    _conclude(trainer, out, texts, console, signals)
+    console.say(next_lines(out))
     return 0
+
+
+def _conclude(trainer: Trainer, out: str, texts: Texts, console: Console, signals: Signals) -> None:
+    with signals.ending_at_once():  # --resume does it again
+        line = conclude(
+            out, texts, eval_chars=trainer.config.eval_chars, backend=trainer.backend, console=console
+        )
+    if line is not None:
+        console.say(f"result  {line}")
 
 
 def _prepare(
@@ -221,41 +246,46 @@ def _prepare(
         unit=unit_of(tokenizer),
         choose=args.preset is None and not kept,
         on_gpu=not backend.is_host,
+        aside=args.aside,
     )
-    train, val = _split(encoded, plan.model.block_size, train_share)
+    texts = _cut(encoded, plan.model.block_size, train_share, plan.aside)
     if args.repeat is not None:
-        warn_if_different(args.repeat, train, val, backend)
+        warn_if_different(args.repeat, texts.train, texts.val, backend)
     # Before the model is built, and before an old run is deleted.
     check_memory(
         plan.model,
         plan.training,
         block_size=plan.model.block_size,
         backend=backend,
-        evaluates=val is not None,
+        evaluates=texts.val is not None,
     )
     torch.manual_seed(plan.training.seed)
     model = GPT(plan.model)
-    console.say(text_line(args.files or [], encoded, train, val))
+    console.say(text_line(args.files or [], encoded, texts))
     for remark in encoded.remarks:
         console.say(f"note    {remark}")
     console.say(recipe_line(plan))
     console.say(model_line(model))
     console.say(device_line(backend, plan.training))
-    return _Prepared(plan, model, train, val, tokenizer, backend)
+    return _Prepared(plan, model, texts, backend)
 
 
-def _split(encoded: Encoded, block_size: int, train_share: float) -> tuple[BlockDataset, BlockDataset | None]:
+def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> Texts:
     try:
-        data = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
-        return data.split(train_share) if train_share < 1 else (data, None)
+        whole = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
+        val: BlockDataset | None = None
+        if train_share < 1:
+            whole, val = whole.split(train_share)
+        train, decisive = whole.set_aside(aside) if aside else (whole, None)
+        return Texts(whole, train, decisive, val, encoded.tokenizer)
     except DataError as error:
-        whole = ", or --val-fraction 0 to train on all of the text" if train_share < 1 else ""
-        raise DataError(f"{error} On the command line: --block-size N{whole}.") from error
+        without = ", or --val-fraction 0 to train on all of the text" if train_share < 1 else ""
+        raise DataError(f"{error} On the command line: --block-size N{without}.") from error
 
 
 def _measure(
     run: _Prepared, console: Console, *, counts: bool, times: bool
-) -> tuple[TrainerConfig, Baseline | None]:
+) -> tuple[TrainerConfig, Baseline | None, float]:
     """Measure what decides how a training is evaluated, and what it is compared with.
 
     Args:
@@ -265,31 +295,40 @@ def _measure(
         times: whether evaluations are timed; else a run that is repeated has decided how long they are.
 
     Returns:
-        The settings of the training, with how much of the validation text each evaluation scores, and the
-        n-gram model.
+        The settings of the training, with how much of the validation text each evaluation scores, the n-gram
+        model, and how many seconds it will take to decide the result, where there is a limit of time.
     """
-    counted, training = None, run.plan.training
+    counted, training, texts, concluding = None, run.plan.training, run.texts, 0.0
     if counts:
-        counted = count_within(run.train, run.tokenizer.vocab_size, run.plan.counting_seconds)
+        counted = count_within(texts.whole, texts.tokenizer.vocab_size, run.plan.counting_seconds)
     if times:
-        training = training.replace(eval_chars=_eval_chars(run, counted))
+        eval_chars, speed = _eval_chars(run, counted)
+        training = training.replace(eval_chars=eval_chars)
+        if counted is not None and speed is not None:
+            concluding = seconds_to_conclude(texts, eval_chars, counted.seconds, speed)
     if counted is None:
-        return training, None
-    baseline = score_baseline(counted, run.train, run.val, run.tokenizer, training.eval_chars)
+        return training, None, concluding
+    baseline = score_baseline(counted, texts.whole, texts.val, texts.tokenizer, training.eval_chars)
     baseline.show(console)
-    return training, baseline
+    return training, baseline, concluding
 
 
-def _eval_chars(run: _Prepared, counted: Counted | None) -> int | None:
-    """Return how much of the validation text is scored in each evaluation, by both models; None: all."""
-    limits = run.plan.scoring_seconds
-    if limits is None or run.val is None:
-        return run.plan.training.eval_chars
+def _eval_chars(run: _Prepared, counted: Counted | None) -> tuple[int | None, float | None]:
+    """Return how much of the validation text is scored in each evaluation, by both models; None: all.
+
+    And how many characters a second the model scores, where there is a limit of time.
+    """
+    limits, val = run.plan.scoring_seconds, run.texts.val
+    if limits is None or val is None:
+        return run.plan.training.eval_chars, None
     run.backend.prepare(run.model)
-    chars = [chars_within(limits[0], run.model, run.val, backend=run.backend)[0]]
+    fitting, seconds = chars_within(limits[0], run.model, val, backend=run.backend)
+    N = len(val.ids) - 1
+    chars = [N if fitting is None else fitting]
     if counted is not None:
-        chars.append(chars_within(limits[1], counted.model, run.val, backend=DeviceBackend("cpu"))[0])
-    return min([len(run.val.ids) - 1, *(n for n in chars if n is not None)])
+        fitting_too, _ = chars_within(limits[1], counted.model, val, backend=DeviceBackend("cpu"))
+        chars.append(N if fitting_too is None else fitting_too)
+    return min(chars), chars[0] / seconds
 
 
 def _within_minutes(
@@ -305,7 +344,9 @@ def _within_minutes(
         )
     if not planned_end(training):
         return training
-    estimate = steps_within((1 - EVALUATION_SHARE) * left, run.model, run.train, training, device=run.backend)
+    estimate = steps_within(
+        (1 - EVALUATION_SHARE) * left, run.model, run.texts.train, training, device=run.backend
+    )
     steps = min(estimate.steps, training.max_steps)
     console.say(
         f"note    {training.schedule} needs its end beforehand: it falls over {steps:,} steps, an estimate "
@@ -326,7 +367,8 @@ def _record(
         "sources": [lasting(source) for source in args.files],
         "encoding": encoded.encoding,
         "val_fraction": run.plan.val_fraction,
-        "train_ids": len(run.train.ids),
+        "train_ids": len(run.texts.whole.ids),
+        "aside": run.plan.aside,
         "tokenizer": encoded.kind,
         "preset": run.plan.preset,
         "device": args.device or "auto",

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     stop: list[str] = args.stop
     sampling = _checked(args, stop)
     prompt = _prompt(args)
-    lm = load(args.run, device=args.device)
+    lm = load(args.run, device=args.device, mixture=args.mixture)
     if args.draft:
         sampling["draft"] = _baseline_of(Path(args.run))
     seed = secrets.randbits(32) if args.seed is None else args.seed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from charlm.runs.checkpoint import (
     scan_checkpoints,
     verify_checkpoint,
 )
-from charlm.runs.choosing import best_of
+from charlm.runs.choosing import MIXTURE_FOLDER, best_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import CharTokenizer, unit_of
 from charlm.training.config import ABSENT
@@ -104,6 +104,16 @@ class _Baseline:
 
 
 @dataclass(frozen=True)
+class _Result:
+    """What `charlm train` made of a run: the model that `load` takes."""
+
+    kind: str
+    """"gpt", "ngram" or "mixture"."""
+    loss_nats: float | None
+    """On the validation text, where there is one."""
+
+
+@dataclass(frozen=True)
 class _Found:
     """What lies in a directory."""
 
@@ -116,6 +126,7 @@ class _Found:
     training: _Training | None = None
     checkpoints: Sequence[_Checkpoint] | None = None
     baseline: _Baseline | None = None
+    result: _Result | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return what `--json` writes: without what there is not, and without sentences."""
@@ -161,7 +172,9 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
         # else the run, still in training, has deleted one of them: look again
     baseline, wrong = _baseline(path, verify=verify)
     problems += wrong
-    found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline)
+    result, wrong = _result(path, best, verify=verify)
+    problems += wrong
+    found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline, result)
     return found, (problems or unreadable) if verify else unreadable
 
 
@@ -236,6 +249,22 @@ def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, list[str]]
     except (CharLMError, OSError) as error:
         problems.append(str(error))
     return found, problems
+
+
+def _result(path: Path, best: CheckpointInfo | None, *, verify: bool) -> tuple[_Result | None, list[str]]:
+    """Return what a run came to, if that is decided for its best checkpoint, and what is wrong with it."""
+    try:
+        values = read_record(path).values.get("result")
+        known: dict[str, object] = values if isinstance(values, dict) else {}
+        kind, losses = known.get("kind"), known.get("loss_nats")
+        if best is None or known.get("checkpoint") != best.path.name or not isinstance(kind, str):
+            return None, []
+        if verify and kind != "gpt":
+            load(path / MIXTURE_FOLDER, device="cpu")
+    except (CharLMError, OSError) as error:
+        return None, [str(error)] if (path / MIXTURE_FOLDER).exists() else []
+    loss = losses.get(kind) if isinstance(losses, dict) else None
+    return _Result(kind, loss if isinstance(loss, float) else None), []
 
 
 def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
@@ -318,6 +347,9 @@ def _text(found: _Found) -> str:
         done = f"{training.step:,}{training.length}, {training.chars_seen:,} {unit}s"
         lines.append(f"\ntraining: {done}, {clock(training.seconds)}\n")
         lines.append(_settings(training.settings))
+    if found.result is not None:
+        loss = "" if found.result.loss_nats is None else f", val loss {found.result.loss_nats:.4f}"
+        lines.append(f"\nresult: {quoted(found.result.kind, 40)[1:-1]}{loss}\n")
     if found.baseline is not None:
         lines.append(f"\nbaseline: {_baseline_line(found.baseline, unit)}\n")
     if found.checkpoints is not None:
@@ -338,7 +370,18 @@ def _baseline_line(baseline: _Baseline, unit: str) -> str:
 
 
 def _settings(settings: Mapping[str, object]) -> str:
-    return aligned(((_shown(name), _shown(value)) for name, value in settings.items()), indent="  ")
+    return aligned(((_shown(name), _shown(value)) for name, value in _one_by_one(settings)), indent="  ")
+
+
+def _one_by_one(settings: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield the settings, those of a mixture's members each by itself."""
+    for name, value in settings.items():
+        parts = value if isinstance(value, list) else []
+        if not parts or not all(isinstance(part, dict) for part in parts):
+            yield name, value
+        for number, part in enumerate(parts):
+            if isinstance(part, dict):
+                yield from ((f"{name}[{number}].{inner}", shown) for inner, shown in _one_by_one(part))
 
 
 def _shown(value: object) -> str:

@@ -213,6 +213,11 @@ def _add_run(to: argparse._ActionsContainer) -> None:
     _add(to, "run", "a run, one of its checkpoints, or a saved model", metavar="RUN")
 
 
+def _add_no_mixture(to: argparse._ActionsContainer) -> None:
+    text = "of a run, take the trained GPT alone, not its mixture with the n-gram model"
+    _add(to, "--no-mixture", text, dest="mixture", action="store_false")
+
+
 def _add_files(to: argparse._ActionsContainer, nargs: str, encoding: str | None = "utf-8") -> None:
     named = "'python-docs' or 'tinyshakespeare' are texts with a name"
     _add(to, "files", f"texts, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
@@ -270,6 +275,8 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_device(parser, None)
     text = "do not count an n-gram model of the text first, which the losses are compared with"
     _add(parser, "--no-baseline", text, dest="baseline", action="store_false")
+    text = "do not mix the GPT with the n-gram model: it is the result itself, and learns from all the text"
+    _add(parser, "--no-mixture", text, dest="mixture", action="store_false")
     # An option for each field of a model and a training; the help shows the values of the preset.
     values = preset_values(preset)
     text = f"Defaults are those of the preset {preset}; --preset P --help shows another's."
@@ -335,6 +342,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add(parser, "--stop", text, action="append", type=text_argument, default=[], metavar="STR")
     _add_switch(parser, "--keep-stop", "let the text end with that string instead")
     _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")
+    _add_no_mixture(parser)
     _add_device(parser)
     group = parser.add_argument_group("sampling")
     fields = sampling_fields()
@@ -372,6 +380,7 @@ def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_switch(parser, "--show", text)
     text = "also write a page that shows it, with the likeliest candidates for each character"
     _add(parser, "--html", text, metavar="OUT.html")
+    _add_no_mixture(parser)
     _add_device(parser)
 
 

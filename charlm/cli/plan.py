@@ -23,6 +23,8 @@ __all__ = ["Plan", "plan_training"]
 
 _COUNTING_SHARE = 0.06  # of a run's minutes, for counting the n-gram model
 _SCORING_SHARE = 0.02  # of a run's minutes, for scoring with it
+_ASIDE_SHARE, _MOST_ASIDE = 0.025, 50_000  # of the training text, for the decision: a share, and the most
+_MOST_ASIDE_SHARE, _LEAST_ASIDE = 0.1, 2_000  # of a short text more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Plan:
     """Characters to train on (bytes, with a byte tokenizer), from the beginning of the text."""
     val_chars: int
     """Characters for validation, from its end."""
+    aside: int
+    """How many of the characters to train on are not trained on, but decide the result; 0: none."""
     most_steps: int | None
     """With more steps the text would only be learnt by heart; None: a person has decided."""
 
@@ -83,6 +87,7 @@ def plan_training(
     choose: bool,
     on_gpu: bool,
     unit: Unit = "character",
+    aside: int | None = None,
 ) -> Plan:
     """Work out what a training of a text is going to be.
 
@@ -94,6 +99,7 @@ def plan_training(
         choose: whether text, time and device choose the preset. Else it is that of the settings.
         on_gpu: whether the training runs on one.
         unit: what the length counts.
+        aside: how many characters decide the result. None: as many as a text of this length can spare.
 
     Raises:
         UsageError: a flag does not go together with the chosen preset.
@@ -127,8 +133,16 @@ def plan_training(
         val_fraction=float(val_fraction),
         train_chars=train_chars,
         val_chars=val_chars,
+        aside=_aside(train_chars, model.block_size) if aside is None else aside,
         most_steps=most_steps,
     )
+
+
+def _aside(train_chars: int, block_size: int) -> int:
+    """Return how many characters a training can spare for the decision what its result is."""
+    least = min(_LEAST_ASIDE, int(_MOST_ASIDE_SHARE * train_chars))
+    aside = min(max(int(_ASIDE_SHARE * train_chars), least), _MOST_ASIDE)
+    return aside if block_size < aside < train_chars - block_size else 0
 
 
 def _ends(settings: Settings, most_steps: int | None) -> dict[str, object]:

@@ -63,7 +63,7 @@ def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
         history = read_history(args.run)
         last = max([*history.steps[-1:].tolist(), *history.eval_steps[-1:].tolist()])
         return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
-    lm = load(args.run, device="cpu")
+    lm = load(args.run, device="cpu", mixture=False)
     if args.bigram:
         return plot_bigram(
             lm.model, lm.tokenizer

@@ -9,6 +9,7 @@ import torch
 from charlm.backends.base import DeviceBackend
 from charlm.cli.baseline import BITS, compared, scored_part
 from charlm.cli.encoded import Encoded
+from charlm.cli.mixing import Texts
 from charlm.cli.output import aligned, as_word, escaped
 from charlm.cli.plan import Plan
 from charlm.cli.progress import clock
@@ -23,6 +24,7 @@ __all__ = [
     "device_line",
     "done_line",
     "model_line",
+    "next_lines",
     "recipe_line",
     "result_lines",
     "steps_line",
@@ -33,11 +35,14 @@ __all__ = [
 _REASONS = {"max_seconds": ", as max_seconds is over", "patience": ", as the validation loss no longer falls"}
 
 
-def text_line(sources: Sequence[str], encoded: Encoded, train: BlockDataset, val: BlockDataset | None) -> str:
+def text_line(sources: Sequence[str], encoded: Encoded, texts: Texts) -> str:
     """Return what is trained on."""
     names = escaped(", ".join("standard input" if s == "-" else s for s in sources[:3]))
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    train, aside, val = texts.train, texts.aside, texts.val
     kept = f"{len(val.ids):,} for validation" if val is not None else "none for validation"
+    if aside is not None:
+        kept = f"{len(aside.ids):,} to choose the result by, {kept}"
     return (
         f"text    {names}{more}: {encoded.n_chars:,} characters, vocabulary "
         f"{encoded.tokenizer.vocab_size:,}; {len(train.ids):,} {train.unit}s to train on, {kept}"
@@ -128,6 +133,9 @@ def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool) 
         said = [("loss", loss), ("n-gram", compared(baseline, best, unit))]
         said.append(("note", judged(trainer, result, baseline)))
         rows += [(label, value) for label, value in said if value is not None]
-    if result.checkpoint is not None:
-        rows += [("run", out), ("next", f"charlm generate {as_word(out)}")]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")
+
+
+def next_lines(out: str) -> str:
+    """Return where a run lies, and what comes next."""
+    return f"run     {escaped(out)}\nnext    charlm generate {as_word(out)}"

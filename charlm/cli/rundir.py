@@ -35,7 +35,7 @@ __all__ = ["Origin", "check_free", "check_sources", "delete_run", "lasting", "re
 
 # Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
 # it holds the file, and a second file of that name would be a second lock.
-_OWN = ("checkpoints", "ngram", "metrics.jsonl", RECORD_FILE, "run.json")
+_OWN = ("checkpoints", "mixture", "ngram", "metrics.jsonl", RECORD_FILE, "run.json")
 _COMMANDS, _COMMAND_CHARS = 20, 2_000  # the last ones are kept, and so much of each
 _OTHER_VALUES = [256 * " "] * 2048  # more than all beside the sources takes
 
@@ -70,6 +70,11 @@ class Origin:
         if early == share_of(count, share) or self.values.get("train_ids", early) != early:
             return share
         return (early + 0.5) / count
+
+    @property
+    def aside(self) -> int:
+        """How many ids of the training text decide the result and are not trained on."""
+        return strict_json.take({"aside": 0, **self.values}, "aside", int, path=RECORD_FILE)
 
     def settings(self, max_steps: int | None = None) -> Settings:
         """Return the settings of the run; with `max_steps` that end takes the place of its own.

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if args.resume:
         return _resume(args, flags, console, signals, began)
     repeated = None
+    args.aside = None if args.mixture and args.baseline else 0
     if args.repeat is not None:
         _refuse_beside("--repeat", args, flags, kept=())
         repeated = read_record(Path(args.repeat))
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
         args.device = args.device or repeated.device
         args.encoding = args.encoding or repeated.encoding
+        args.aside = repeated.aside
         _mention_ignored_variables(console, "repeated")
     problems = []
     if not args.files:
@@ -116,6 +118,7 @@ def _resume(
         )
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
+        args.aside = origin.aside
         return begin(
             args,
             origin.settings(max_steps),
@@ -156,6 +159,7 @@ def _refuse_beside(
     refused += ["--overwrite"] if args.overwrite and args.resume else []
     refused += ["--repeat"] if args.repeat is not None and args.resume else []
     refused += [] if args.baseline or not args.resume else ["--no-baseline"]
+    refused += [] if args.mixture else ["--no-mixture"]
     refused += [flag_of(name) for name in flags if name not in kept]
     if refused:
         kind, can = "resumed", "only --max-steps and --device can"

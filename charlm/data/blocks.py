@@ -35,6 +35,9 @@ _INTEGERS = {
 }
 
 
+_PIECE, _MOST_PIECES = 1_000, 20  # of what is set aside: ids in a piece, and how many there are
+
+
 class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     """Blocks of `block_size` characters and, one to the right, their targets.
 
@@ -113,6 +116,41 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             self._made(ids, self.block_size, self.tokenizer) for ids in (self.ids[:cut], self.ids[cut:])
         )
         return first, second
+
+    def set_aside(self, count: int) -> tuple[Self, Self]:
+        """Return the text without some pieces, and these pieces: to train on, and to decide something by.
+
+        The pieces are spread evenly over the text, since its end may be unlike the rest: the last fortieth of
+        Tiny Shakespeare is the beginning of the play that validates. Each has about a thousand ids, and there
+        are at most twenty.
+
+        Args:
+            count: how many ids are set aside.
+
+        Returns:
+            Two datasets, each of ids that are no longer next to one another where a piece begins or ends.
+
+        Raises:
+            DataError: a part would be too short; the message says which.
+
+        Example:
+            >>> rest, aside = BlockDataset(torch.arange(100), block_size=4).set_aside(10)
+            >>> len(rest.ids), aside.ids.tolist()
+            (90, [45, 46, 47, 48, 49, 50, 51, 52, 53, 54])
+        """
+        N, count = len(self.ids), int_from(1, count, "count")
+        self._check_length("the text without what is set aside", N - count)
+        self._check_length("what is set aside", count)
+        pieces = min(max(count // _PIECE, 1), _MOST_PIECES)
+        ids, is_aside = self.ids.numpy(), np.zeros(N, bool)
+        for i in range(pieces):
+            length = (i + 1) * count // pieces - i * count // pieces
+            start = (2 * i + 1) * N // (2 * pieces) - length // 2
+            is_aside[start : start + length] = True
+        rest, aside = (
+            self._made(ids[kept], self.block_size, self.tokenizer) for kept in (~is_aside, is_aside)
+        )
+        return rest, aside
 
     @classmethod
     def _made(cls, ids: Tensor | NDArray[Any], block_size: int, tokenizer: Tokenizer | None) -> Self:

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, cast
 
 from typing_extensions import override
 
 from charlm.config import Config, Range
+from charlm.errors import ConfigError, quoted
+from charlm.models.registry import class_of, known_kinds
 
 __all__ = [
     "PRESETS",
     "BigramConfig",
     "GPTConfig",
     "GPTConfigFields",
+    "MixtureConfig",
     "ModelConfig",
     "NGramConfig",
     "PresetName",
@@ -59,6 +62,69 @@ class NGramConfig(ModelConfig):
     @override
     def num_parameters(self) -> int:
         return 2 * self.n_ngrams + 3 * self.order
+
+
+_MOST_MEMBERS = 6
+
+
+def gate_places(members: int) -> int:
+    """Return at how many places the gate of a mixture of so many members has weights."""
+    return int(3**members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig(ModelConfig):
+    """Settings of a `MixtureLM`."""
+
+    kinds: tuple[str, ...]
+    """What each member is, as the config.json of such a model says it."""
+    members: tuple[ModelConfig, ...]
+    """The settings of each member."""
+
+    @override
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Make a config from a mapping, in which the members may be mappings, too.
+
+        Args:
+            values: fields by name.
+
+        Raises:
+            ConfigError: a field is bad, or a member's kind or settings are.
+        """
+        kinds, members = values.get("kinds"), values.get("members")
+        if not isinstance(kinds, tuple | list) or not isinstance(members, tuple | list):
+            return super().from_dict(values)
+        pairs = zip(kinds, members, strict=False)  # if one has more, `_conflicts` says so
+        return super().from_dict({**values, "members": [_member(kind, fields) for kind, fields in pairs]})
+
+    @classmethod
+    @override
+    def _conflicts(cls, right: Mapping[str, Any]) -> Iterator[str]:
+        kinds, members = right.get("kinds"), right.get("members")
+        sizes = [len(given) for given in (kinds, members) if given is not None]
+        if len(sizes) == 2 and not 0 < sizes[0] == sizes[1] <= _MOST_MEMBERS:
+            yield f"there must be a kind for each of one to {_MOST_MEMBERS} members, got kinds {kinds}"
+        V = {member.vocab_size for member in members or ()} | {right.get("vocab_size", 0)}
+        if members and len(V) > 1:
+            yield f"all members must have the vocab_size of the whole, got {sorted(V)}"
+
+    @override
+    def num_parameters(self) -> int:
+        K = len(self.members)
+        return sum(member.num_parameters() for member in self.members) + gate_places(K) * (K + 1)
+
+
+def _member(kind: object, fields: object) -> object:
+    """Return the settings of a member, if they are given as a mapping."""
+    if not isinstance(kind, str) or not isinstance(fields, Mapping):
+        return fields
+    model = class_of(kind)
+    if model is None:
+        raise ConfigError(
+            f"no model is of the kind {quoted(kind, 40)}; the kinds are {', '.join(known_kinds())}"
+        )
+    return model.config_class.from_dict(fields)
 
 
 @dataclass(frozen=True, kw_only=True)

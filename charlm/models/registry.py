@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["class_of", "known_kinds", "register"]
 
-_OURS = {"bigram": "charlm.models.bigram", "gpt": "charlm.models.gpt", "ngram": "charlm.models.ngram"}
+_OURS = {kind: f"charlm.models.{kind}" for kind in ("bigram", "gpt", "mixture", "ngram")}
 """Where our kinds are defined: imported when one is asked for."""
 
 _classes: dict[str, type[LanguageModel]] = {}

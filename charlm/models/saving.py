@@ -114,8 +114,13 @@ def model_files(
     return files
 
 
-def save_model(model: LanguageModel, directory: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write a model, in place of one that may lie there.
+def save_model(
+    model: LanguageModel,
+    directory: str | Path,
+    tokenizer: Tokenizer | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model, in place of one that may lie there. Arguments are those of `model_files`.
 
     Raises:
         CheckpointWriteError: it could not be written. What was there before is intact.
@@ -124,7 +129,8 @@ def save_model(model: LanguageModel, directory: str | Path, tokenizer: Tokenizer
     directory = as_path(directory)
     try:
         make_directory(directory.absolute().parent)
-        replace_directory(directory.absolute(), model_files(model, tokenizer), owned=MODEL_FILES)
+        files = model_files(model, tokenizer, metadata)
+        replace_directory(directory.absolute(), files, owned=MODEL_FILES)
     except FileExistsError as error:
         raise RunExistsError(f"cannot save the model in {quoted(str(directory))}: {error}") from error
     except OSError as error:

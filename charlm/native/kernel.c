@@ -3,7 +3,8 @@
    `charlm/models/layers.py` is what is computed, to be read; this file computes the same for a model of a few
    million parameters, where the calls of a framework cost more than the arithmetic. `library.py` compiles it,
    `weights.py` packs the weights, and `gpt.py` calls `charlm_pass` and `charlm_turn`; nothing else does. The threads
-   are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h.
+   are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h, mixtures in
+   mix.h.
 
    One rule holds everywhere: a number is the result of the same operations in the same order, however many
    other rows, characters or threads take part. So a text does not depend on what it is generated beside, and a
@@ -20,6 +21,7 @@
 #include <string.h>
 
 #include "choose.h"
+#include "mix.h"
 #include "ngrams.h"
 #include "pool.h"
 

@@ -237,6 +237,8 @@ def _declared(path: Path) -> ctypes.CDLL:
     loaded.charlm_turn.restype = _int
     loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGramStruct), _pointer, _int, _int, _pointer)
     loaded.charlm_ngrams.restype = None
+    loaded.charlm_mix.argtypes = (*(_int, _int, _int), *(_pointer,) * 5)
+    loaded.charlm_mix.restype = None
     loaded.charlm_digest.argtypes = (_pointer, _int)
     loaded.charlm_digest.restype = ctypes.c_uint64
     return loaded

@@ -66,6 +66,9 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
             f"n-gram baseline: {history.baseline_loss_nats:.4f}{_part(history.baseline_part, history.unit)}"
         )
         ax.axhline(history.baseline_loss_nats, color="0", linewidth=0.8, linestyle="--", label=label)
+    if history.result is not None:
+        kind, loss = history.result
+        ax.axhline(loss, color="0", linewidth=0.8, linestyle=":", label=f"result, {kind}: {loss:.4f}")
     if len(history.skipped_steps):
         ax.plot(
             history.skipped_steps,

@@ -11,11 +11,23 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from charlm.errors import CheckpointCorruptError, CheckpointError, quoted, warn
+from charlm.errors import CheckpointCorruptError, CheckpointError, FileFormatError, quoted, warn
+from charlm.files import safetensors
+from charlm.models.saving import WEIGHTS_FILE, read_model_files
 from charlm.runs.checkpoint import Checkpoint, CheckpointInfo, read_checkpoint, scan_checkpoints
 from charlm.runs.directory import RunDirectory
 
-__all__ = ["best_of", "best_whole_checkpoint", "newest_whole_checkpoint"]
+__all__ = [
+    "MIXTURE_FOLDER",
+    "best_of",
+    "best_whole_checkpoint",
+    "made_of",
+    "mixture_of",
+    "newest_whole_checkpoint",
+]
+
+MIXTURE_FOLDER = "mixture"
+"""Where in a run its result lies, if that is more than the GPT of its best checkpoint."""
 
 
 def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
@@ -81,6 +93,26 @@ def best_of(newest_first: Sequence[CheckpointInfo]) -> CheckpointInfo:
         newest_first: at least one.
     """
     return min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0))
+
+
+def made_of(info: CheckpointInfo) -> dict[str, str]:
+    """Return what the weights of a run's result say of the checkpoint that it was made of."""
+    digest = info.files[WEIGHTS_FILE].sha256
+    return {"run": info.run_id, "checkpoint": info.path.name, "sha256": digest}
+
+
+def mixture_of(run: RunDirectory, info: CheckpointInfo) -> dict[str, bytearray] | None:
+    """Read the run's result, if it was made of this checkpoint; None: the checkpoint itself is the result."""
+    folder = run.path / MIXTURE_FOLDER
+    if not folder.exists() or WEIGHTS_FILE not in info.files:
+        return None
+    try:
+        files = read_model_files(folder)
+        header = safetensors.parse_header(files[WEIGHTS_FILE], path=str(folder / WEIGHTS_FILE))
+    except (CheckpointError, FileFormatError) as error:
+        warn(f"{error}; taking the model of the best checkpoint instead")
+        return None
+    return files if header.metadata == made_of(info) else None
 
 
 def _warn(problems: Mapping[Path, OSError], instead: str) -> None:

@@ -6,6 +6,7 @@ RUN/metrics.jsonl    see log.py
 RUN/checkpoints/     see checkpoint.py
 RUN/train.json       what `charlm train` was asked for; cli/rundir.py writes it
 RUN/ngram/           a saved model: the baseline that the command line counts
+RUN/mixture/         a saved model: the result of the command line, if not a checkpoint's; see choosing.py
 RUN/abandoned-*.jsonl   the log of a run that ended before its first checkpoint, and was begun anew
 """
 
@@ -47,7 +48,8 @@ __all__ = ["RunDirectory", "has_checkpoints", "is_leftover"]
 
 FORMAT, VERSION = "charlm.run", 1
 RECORD_FILE, RECORD_FORMAT, RECORD_VERSION = "train.json", "charlm.train", 1
-_OWN = {"run.json", ".lock", "metrics.jsonl", "checkpoints", RECORD_FILE, "ngram"}
+_MODELS = ("ngram", "mixture")
+_OWN = {"run.json", ".lock", "metrics.jsonl", "checkpoints", RECORD_FILE, *_MODELS}
 _ABANDONED_LOG = re.compile(r"abandoned-[0-9a-f]{16}\.jsonl")
 
 
@@ -169,8 +171,9 @@ class RunDirectory:
             rename_file(self.metrics, f"abandoned-{self.run_id}.jsonl")
         if (self.path / RECORD_FILE).is_file():
             remove_file(self.path / RECORD_FILE)
-        if (self.path / "ngram").is_dir():
-            remove_directory(self.path / "ngram", self.path / "ngram")
+        for folder in (self.path / name for name in _MODELS):
+            if folder.is_dir():
+                remove_directory(folder, folder)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -187,7 +190,7 @@ class RunDirectory:
             raise CheckpointError(f"no run in {quoted(str(path))}: it has no run.json") from error
         values = strict_json.loads(data, path=str(file))
         strict_json.check_version(values, FORMAT, VERSION, path=str(file))
-        for folder in (path / "checkpoints", path / "ngram"):
+        for folder in (path / name for name in ("checkpoints", *_MODELS)):
             if folder.is_symlink():
                 raise refusal(
                     folder, "must be a directory, got a symbolic link. Link to the whole run instead."

@@ -54,6 +54,8 @@ class RunHistory:
     """How many characters each evaluation scored, and of how many; None: all of them."""
     baseline_loss_nats: float | None = None
     """Validation loss of the n-gram model that `charlm train` counted, if it did."""
+    result: tuple[str, float] | None = None
+    """What `charlm train` made the result, and its validation loss, if that is not the trained model."""
     baseline_part: tuple[int, int] | None = None
     """How many characters that model was scored on, and of how many; None: all of them, or not known."""
 
@@ -95,7 +97,7 @@ def read_history(run: str | Path) -> RunHistory:
             f"the run in {quoted(str(run))} has logged nothing yet: {log.name} holds no step and no "
             "evaluation. Try again when it has trained for a while."
         )
-    unit, baseline, part = _of_command(directory.path / RECORD_FILE)
+    unit, baseline, part, result = _of_command(directory.path / RECORD_FILE)
     return RunHistory(
         name=as_path(run).resolve().name,
         unit=unit,
@@ -109,6 +111,7 @@ def read_history(run: str | Path) -> RunHistory:
         eval_part=_part(kinds["eval"], log),
         baseline_loss_nats=baseline,
         baseline_part=part,
+        result=result,
     )
 
 
@@ -127,12 +130,12 @@ def read_record_values(record: Path) -> dict[str, object]:
 
 def _of_command(
     record: Path,
-) -> tuple[Literal["character", "byte"], float | None, tuple[int, int] | None]:
-    """Return the unit of losses, that of the n-gram model and its part, from what `charlm train` wrote."""
+) -> tuple[Literal["character", "byte"], float | None, tuple[int, int] | None, tuple[str, float] | None]:
+    """Return from what `charlm train` wrote the unit, the n-gram model's loss, its part, and the result."""
     try:
         values = read_record_values(record)
     except FileNotFoundError:
-        return "character", None, None
+        return "character", None, None, None
     baseline = values.get("baseline")
     known: dict[str, object] = baseline if isinstance(baseline, dict) else {}
     loss, scored, left_out = (known.get(name) for name in ("loss_nats", "scored", "n_left_out"))
@@ -140,7 +143,14 @@ def _of_command(
     if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
         part = scored, scored + left_out
     unit: Literal["character", "byte"] = "byte" if values.get("tokenizer") == "byte" else "character"
-    return unit, loss if isinstance(loss, float) else None, part
+    return unit, loss if isinstance(loss, float) else None, part, _result(values.get("result"))
+
+
+def _result(values: object) -> tuple[str, float] | None:
+    known: dict[str, object] = values if isinstance(values, dict) else {}
+    kind, losses = known.get("kind"), known.get("loss_nats")
+    loss = losses.get(kind) if isinstance(losses, dict) and isinstance(kind, str) else None
+    return (kind, loss) if isinstance(kind, str) and isinstance(loss, float) and kind != "gpt" else None
 
 
 def _steps(records: Sequence[Mapping[str, object]], log: Path) -> NDArray[np.int64]:

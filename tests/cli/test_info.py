@@ -87,7 +87,8 @@ def entry_of(path: Path, **marks: Any) -> dict[str, Any]:
 def test_a_run(command: Command) -> None:
     first, last = (info.path for info in list_checkpoints("run"))
     assert command("info", "run", "--json", "--verify") == 0
-    baseline = json_of(Path("run/train.json"))["baseline"]
+    record = json_of(Path("run/train.json"))
+    baseline, result = record["baseline"], record["result"]
     wanted = {
         "path": "run",
         "kind": "run",
@@ -101,6 +102,7 @@ def test_a_run(command: Command) -> None:
             "loss_nats": baseline["loss_nats"],
             "part": [64, 226],
         },
+        "result": {"kind": result["kind"], "loss_nats": result["loss_nats"][result["kind"]]},
     }
     assert json.loads(command.out) == wanted
     assert list(json.loads(command.out)) == list(wanted)
@@ -113,6 +115,8 @@ def test_a_run(command: Command) -> None:
         r"tokenizer: character, vocabulary 26: '\n ,0123456789abeghilnorstw'",
         "",
         "training: 20 of 20 steps, 640 characters, X",
+        "",
+        "result: ngram, val loss #",
         "",
         "baseline: n-gram model of order 7, 1,392 n-grams, val loss # on 64 of 226 characters",
         "",

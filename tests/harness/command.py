@@ -18,7 +18,7 @@ from charlm.cli.__main__ import main
 ROOT = Path(__file__).resolve().parents[2]
 
 TEXT = "".join(f"{i} green bottles, hanging on the wall\n" for i in range(60))
-TINY = (
+MIXING = (
     *("--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "2"),
     *(
         "--max-steps",
@@ -33,7 +33,9 @@ TINY = (
         "fp32",
     ),
 )
-"""Flags of a training that takes a moment."""
+"""Flags of a training that takes a moment, and mixes its GPT with its n-gram model."""
+TINY = (*MIXING, "--no-mixture")
+"""The same without the mixture: a run's result is its GPT."""
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from harness.tiny_models import ACTIVATIONS, PRESET_NAMES, tiny_config, tiny_gpt
 from hypothesis import strategies as st
 from torch import Tensor
 
-from charlm import BlockDataset, NGramLM
+from charlm import BlockDataset, MixtureLM, NGramLM
 from charlm.generation import Overflow
 from charlm.models.base import LanguageModel
 from charlm.models.bigram import BigramLM
@@ -29,6 +29,7 @@ __all__ = [
     "block_sizes",
     "gpt_configs",
     "gpts",
+    "mixed",
     "models",
     "needs_kernel",
     "overflows",
@@ -111,14 +112,26 @@ def _recurrent(block_size: int | None, keeps: bool, dtype: torch.dtype, seed: in
 
 @st.composite
 def models(draw: st.DrawFn, dtype: torch.dtype) -> LanguageModel:
-    """Draw any kind of model: a GPT, a bigram, an n-gram, or a user's own, of V = 13."""
-    kind = draw(st.sampled_from(["gpt", "gpt", "gpt", "bigram", "ngram", "own", "own"]))
+    """Draw any kind of model: a GPT, a bigram, an n-gram, a mixture, or a user's own, of V = 13."""
+    kind = draw(st.sampled_from(["gpt", "gpt", "gpt", "bigram", "ngram", "own", "own", "mixture", "mixture"]))
     seed = draw(st.integers(0, 9))
+    if kind == "mixture":
+        second = _counted(draw(st.sampled_from([NGramLM, NGramLM, BigramLM])), dtype, seed)
+        return mixed([draw(gpts(dtype)), second], seed)
     if kind == "gpt":
         return draw(gpts(dtype))
     if kind == "own":
         return _recurrent(draw(st.none() | block_sizes), draw(st.booleans()), dtype, seed)
     return _counted(BigramLM if kind == "bigram" else NGramLM, dtype, seed)
+
+
+def mixed(members: Sequence[LanguageModel], seed: int = 0) -> MixtureLM:
+    """Return a mixture with a random gate."""
+    mixture = MixtureLM(members)
+    gate = torch.randn(mixture.gate.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        mixture.gate.copy_(gate)
+    return mixture.eval()
 
 
 @st.composite

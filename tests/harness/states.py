@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from harness.drawn_models import random_rows
+from harness.drawn_models import mixed, random_rows
 from harness.own_model import Recurrent
 from harness.tiny_models import MODELS, tiny_config, tiny_gpt
 from torch import Tensor
@@ -24,6 +24,8 @@ STATES: dict[str, Callable[[], LanguageModel]] = {
     "rotary": lambda: tiny_gpt(tiny_config("cpu-1min", block_size=8), dtype=F64),
     "bigram": lambda: MODELS["bigram"](torch.float32),
     "ngram": lambda: NGramLM(13, 4).fit(BlockDataset(random_rows([200])[0], 4)),
+    "mixture": lambda: mixed([STATES["fast"](), STATES["ngram"]()]),
+    "mixture in float64": lambda: mixed([STATES["plain"](), STATES["ngram"]().double()]),
     "own": lambda: Recurrent(13, 8, keeps_cache=True),
     "own without cache": lambda: Recurrent(13, None, keeps_cache=False),
     "fast": lambda: tiny_gpt(tiny_config(block_size=8)),

@@ -1,0 +1,147 @@
+"""The result of a run: its GPT, its n-gram model, or the mixture of both, whichever predicts best.
+
+What is set aside of the training text decides: the GPT has not learnt from it, and an n-gram model is counted
+without it just for this. The validation text only measures. If it is not the GPT, the result lies in
+RUN/mixture as a saved model that names the checkpoint it was made of; `load` takes it while that is the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charlm.backends.base import DeviceBackend
+from charlm.cli.baseline import BITS, count_end, scored_part
+from charlm.cli.output import Console
+from charlm.cli.rundir import read_record, write_record
+from charlm.data.blocks import BlockDataset
+from charlm.errors import CharLMError
+from charlm.evaluation.evaluate import evaluate
+from charlm.files.atomic import remove_directory
+from charlm.models.base import LanguageModel
+from charlm.models.mixture import MixtureLM
+from charlm.models.ngram import NGramLM
+from charlm.models.saving import build_model, save_model
+from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, made_of
+from charlm.runs.directory import RunDirectory
+from charlm.text.tokenizer import Tokenizer
+
+__all__ = ["Texts", "conclude", "is_concluded", "seconds_to_conclude"]
+
+_GAIN = 0.0002  # nats by which a mixture must be better than the better of the two, as it has been fitted
+_NAMES = {"gpt": "the GPT", "ngram": "the n-gram model", "mixture": "the mixture of GPT and n-gram model"}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a run trains on, decides by, and measures with."""
+
+    whole: BlockDataset
+    """All of the training text."""
+    train: BlockDataset
+    """The same without what is set aside."""
+    aside: BlockDataset | None
+    """What is set aside; None: nothing, and the GPT is the result."""
+    val: BlockDataset | None
+    """The validation text."""
+    tokenizer: Tokenizer
+    """Of all."""
+
+
+def seconds_to_conclude(
+    texts: Texts, eval_chars: int | None, counting: float, chars_per_second: float
+) -> float:
+    """Return about how long `conclude` will take.
+
+    Args:
+        texts: of the run.
+        eval_chars: how much of the validation text is scored; None: all.
+        counting: seconds that the n-gram model took to count.
+        chars_per_second: at which the GPT is evaluated.
+    """
+    if texts.aside is None:
+        return 0.0
+    scored = 0 if texts.val is None else min(len(texts.val.ids), eval_chars or len(texts.val.ids))
+    return 0.5 + counting + 1.5 * (2 * len(texts.aside.ids) + scored) / chars_per_second
+
+
+def is_concluded(out: str, values: Mapping[str, object]) -> bool:
+    """Return whether a run's result is that of its best checkpoint, by what its train.json holds."""
+    known: Any = values.get("result")
+    best = best_whole_checkpoint(RunDirectory.open(Path(out)))
+    return isinstance(known, dict) and known.get("checkpoint") == best.info.path.name
+
+
+def conclude(
+    out: str, texts: Texts, *, eval_chars: int | None, backend: DeviceBackend, console: Console
+) -> str | None:
+    """Decide what a trained run comes to, keep it, and say so.
+
+    Args:
+        out: the run's directory; it has a checkpoint and an n-gram model.
+        texts: of the run.
+        eval_chars: how much of the validation text is scored; None: all.
+        backend: where models are asked.
+        console: for what goes wrong; the run and its GPT are whole all the same.
+
+    Returns:
+        A line for a person to read; None: there is nothing to decide.
+    """
+    if texts.aside is None:
+        return None
+    run = RunDirectory.open(Path(out))
+    try:
+        run.lock()
+        return _concluded(run, texts, texts.aside, eval_chars, backend)
+    except (CharLMError, OSError) as error:
+        console.complain(f"warning: {error}; the result of the run is its GPT")
+        return None
+    finally:
+        run.unlock()
+
+
+def _concluded(
+    run: RunDirectory, texts: Texts, aside: BlockDataset, eval_chars: int | None, backend: DeviceBackend
+) -> str:
+    best = best_whole_checkpoint(run)
+    gpt = build_model(best.files, best.info.path, LanguageModel)
+    ngram = NGramLM.load(run.path / "ngram")
+    values = read_record(run.path).values
+    known: Any = values.get("baseline")
+    part = count_end(texts.train, ngram.vocab_size, min(known["counted"], len(texts.train.ids)))
+    mixture = MixtureLM([gpt, part])
+    backend.prepare(mixture)
+    mixture.fit(aside)
+    models: dict[str, LanguageModel] = {"gpt": gpt, "ngram": part, "mixture": mixture}
+    decisive = {name: evaluate(model, aside, backend=backend).loss_nats for name, model in models.items()}
+    kept = min(("gpt", "ngram"), key=lambda name: decisive[name])
+    if decisive["mixture"] < decisive[kept] - _GAIN:
+        kept = "mixture"
+    full = MixtureLM([gpt, ngram.to(gpt.device)])
+    with torch.no_grad():
+        full.gate.copy_(mixture.gate)
+    models = {"gpt": gpt, "ngram": ngram, "mixture": full}
+    folder = run.path / MIXTURE_FOLDER
+    if kept != "gpt":
+        save_model(models[kept], folder, texts.tokenizer, metadata=made_of(best.info))
+    elif folder.is_dir():
+        remove_directory(folder, folder)
+    result = {"kind": kept, "checkpoint": best.info.path.name, "aside_loss_nats": decisive}
+    losses, line = {}, ""
+    if texts.val is not None:
+        scored = {
+            name: evaluate(model, texts.val, max_chars=eval_chars, backend=backend)
+            for name, model in models.items()
+        }
+        losses = {name: found.loss_nats for name, found in scored.items()}
+        unit = BITS[texts.val.unit]
+        line = f": {losses[kept]:.4f} nats ({scored[kept].bits_per_char:.4f} {unit})"
+        line += scored_part(scored[kept], texts.val.unit)
+        others = [f"{name} {loss:.4f}" for name, loss in losses.items() if name != kept]
+        line += f"; {', '.join(others)}"
+    write_record(run.path, {**values, "result": {**result, "loss_nats": losses}})
+    return f"{_NAMES[kept]}{line}"

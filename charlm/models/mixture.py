@@ -1,0 +1,251 @@
+"""`MixtureLM`: several models of one vocabulary as one, which weighs at each place what they say.
+
+Counting and learning see different things, so a mixture of a GPT and an n-gram model predicts better than
+both. What the members say is added up, and beside them their geometric mean, each times a weight. The weights
+depend on how sure each member is of what comes next, and so on nothing but what precedes (a gate, as in
+Jacobs et al., "Adaptive mixtures of local experts", 1991).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from typing_extensions import override
+
+from charlm.errors import InputError, shown
+from charlm.generation.cache import Cache
+from charlm.generation.engine import Engine
+from charlm.models.base import LanguageModel, cross_entropy
+from charlm.models.config import MixtureConfig, ModelConfig, gate_places
+from charlm.models.registry import class_of
+from charlm.modes import evaluation_mode
+from charlm.native.mixture import mixture_engine, why_not_mixture
+from charlm.plain import int_from
+
+if TYPE_CHECKING:
+    from charlm.data.blocks import BlockDataset
+
+__all__ = ["MixtureLM"]
+
+Floats = NDArray[np.float64]
+
+_IDS_AT_ONCE, _LOGITS_AT_ONCE = 16_384, 2**22  # in a pass of `fit`
+_PRIOR = 20.0  # ids that the weights without a gate count for, in each place of the gate
+_TURNS = 100  # of expectation and maximisation
+
+
+class _Caches:
+    """A cache: those of the members."""
+
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self.caches = caches
+
+    def truncate(self, length: int) -> bool:
+        return all(cache.truncate(length) for cache in self.caches)  # if one cannot, all is read again
+
+    def fork(self, rows: Sequence[int]) -> _Caches | None:
+        twins = [cache.fork(rows) for cache in self.caches]
+        known = [twin for twin in twins if twin is not None]
+        return _Caches(known) if len(known) == len(twins) else None
+
+
+class MixtureLM(LanguageModel):
+    """A weighted sum of what its members say; equal weights until fitted.
+
+    Attributes:
+        members: the models, each as it would be alone.
+        gate: (3 ** K, K + 1), whose softmax is the weights of the K members and of their geometric mean, at
+            places where the largest probability of each member is 0, 1/2 or 1 (the first member's changes
+            slowest); between these they are interpolated.
+
+    Args:
+        members: one to six models of one vocabulary, on one device. They are not copied.
+
+    Raises:
+        InputError: there is none, or one is no `LanguageModel` with a kind of its own, or of another type.
+        ConfigError: their vocabularies differ in size.
+
+    Example:
+        >>> from charlm import BlockDataset, CharTokenizer, GPT, NGramLM
+        >>> tokenizer = CharTokenizer("abn")
+        >>> rest, aside = BlockDataset.from_text("banana" * 99, tokenizer, block_size=8).set_aside(60)
+        >>> gpt = GPT.from_config("cpu-10s", vocab_size=3)  # trained on the rest, in earnest
+        >>> mixture = MixtureLM([gpt, NGramLM(3).fit(rest)]).fit(aside)
+        >>> tokenizer.decode(mixture.generate(torch.tensor([[1]]), 5, temperature=0)[0])
+        'banana'
+    """
+
+    kind: ClassVar[str] = "mixture"
+    config_class: ClassVar[type[ModelConfig]] = MixtureConfig
+    members: nn.ModuleList
+    gate: nn.Parameter
+
+    def __init__(self, members: Sequence[LanguageModel]) -> None:
+        super().__init__()
+        if not members or any(class_of(getattr(m, "kind", "")) is not type(m) for m in members):
+            raise InputError(f"members must be models, each with a kind of its own, got {shown(members)}")
+        self.members = nn.ModuleList(members)
+        _ = self.config  # says what does not go together
+        tensors = [t for member in members for t in member.state_dict().values()]
+        dtypes = sorted({t.dtype for t in tensors if t.is_floating_point()}, key=str)
+        if len(dtypes) > 1:
+            raise InputError(f"members must be of one type, got {' and '.join(map(str, dtypes))}")
+        J, K, dtype = gate_places(len(members)), len(members), dtypes[0]
+        self.gate = nn.Parameter(torch.zeros(J, K + 1, dtype=dtype, device=members[0].device))
+
+    @override
+    @classmethod
+    def from_config(cls, config: MixtureConfig | Mapping[str, object]) -> Self:
+        """Build new members, and a mixture of them.
+
+        Args:
+            config: a `MixtureConfig`, or a mapping of its fields.
+
+        Raises:
+            ConfigError: a field is unknown, missing or bad.
+        """
+        if not isinstance(config, MixtureConfig):
+            config = MixtureConfig.from_dict(config)
+        classes = [class_of(kind) for kind in config.kinds]
+        pairs = zip(classes, config.members, strict=True)
+        return cls([member.from_config(settings) for member, settings in pairs if member is not None])
+
+    @property
+    def config(self) -> MixtureConfig:  # type: ignore[override]
+        """The settings of the members as they are now: an n-gram model may be fitted anew."""
+        return MixtureConfig(
+            vocab_size=self._members[0].vocab_size,
+            kinds=tuple(member.kind for member in self._members),
+            members=tuple(member.config for member in self._members),
+        )
+
+    @property
+    @override
+    def vocab_size(self) -> int:
+        return self._members[0].vocab_size
+
+    @property
+    @override
+    def block_size(self) -> int | None:
+        """The smallest of the members'."""
+        return min((m.block_size for m in self._members if m.block_size is not None), default=None)
+
+    @property
+    def _members(self) -> list[LanguageModel]:
+        return [member for member in self.members if isinstance(member, LanguageModel)]
+
+    @override
+    def num_parameters(self) -> int:
+        """Return how many numbers all members and the gate have."""
+        return sum(member.num_parameters() for member in self._members) + self.gate.numel()
+
+    @override
+    def new_cache(self) -> Cache | None:
+        caches = [member.new_cache() for member in self._members]
+        known = [cache for cache in caches if cache is not None]
+        return _Caches(known) if len(known) == len(caches) else None
+
+    @override
+    def why_not_native(self) -> str | None:
+        return why_not_mixture(self, self._members) if type(self) is MixtureLM else super().why_not_native()
+
+    @override
+    def _native_engine(self, rows: int) -> Engine | None:
+        return mixture_engine(self, self._members, rows) if type(self) is MixtureLM else None
+
+    @override
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, *, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the next id after each id; the logits are log-probabilities.
+
+        See `LanguageModel.forward`. Every member is shown the same ids.
+        """
+        self._check_idx(idx, targets)
+        if cache is not None and not isinstance(cache, _Caches):
+            raise InputError(f"cache must be from new_cache(), got a {type(cache).__name__}")
+        voices = self._voices(idx, cache)  # (K + 1, B, T, V)
+        weights = self._places(voices) @ self.gate.to(voices.dtype).softmax(dim=-1)  # (B, T, K + 1)
+        logits = (voices + weights.log().movedim(-1, 0)[..., None]).logsumexp(dim=0)  # (B, T, V)
+        return logits, None if targets is None else cross_entropy(logits, targets)
+
+    def fit(self, data: BlockDataset, *, max_chars: int | None = None) -> Self:
+        """Find the weights with which a text is likeliest, in place of those of before.
+
+        The members stay as they are, and must not have learnt from this text or counted it
+        (`BlockDataset.set_aside`): of what it knows by heart a member is too sure. No random number is drawn.
+
+        Args:
+            data: the text; a window of it is read by itself, and is no longer than `block_size`.
+            max_chars: read at most about so many characters, in windows spread over the text; None: all.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InputError: the text is not this model's, or `max_chars` is no int of 1 or more.
+        """
+        most = None if max_chars is None else max(int_from(1, max_chars, "max_chars") // data.block_size, 1)
+        batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
+        places: list[Tensor] = []
+        said: list[Tensor] = []
+        for x, y in data.blocks(batch, most=most):
+            with torch.no_grad(), evaluation_mode(self):
+                idx, targets = x.to(self.device), y.to(self.device)
+                self._check_idx(idx, targets)
+                voices = self._voices(idx, None)  # (K + 1, B, T, V)
+                places.append(self._places(voices).flatten(0, 1).cpu().double())  # (B T, J)
+                at = targets.expand(len(voices), *targets.shape)[..., None]
+                said.append(voices.gather(-1, at).flatten(1).T.cpu().double())  # (B T, K + 1)
+        weights = _fitted(torch.cat(places).numpy(), torch.cat(said).exp().numpy())
+        with torch.no_grad():
+            self.gate.copy_(torch.from_numpy(np.log(weights)))
+        return self
+
+    @override
+    def _check_values(self) -> None:
+        for member in self._members:
+            member._check_values()
+
+    def _voices(self, idx: Tensor, cache: _Caches | None) -> Tensor:
+        """Return the log-probabilities of the members and of their geometric mean, (K + 1, B, T, V)."""
+        caches = [None] * len(self.members) if cache is None else cache.caches
+        said = [member(idx, cache=one)[0] for member, one in zip(self._members, caches, strict=True)]
+        log_p = torch.stack(
+            [z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(dim=-1) for z in said]
+        )
+        return torch.cat([log_p, log_p.mean(dim=0, keepdim=True).log_softmax(dim=-1)])
+
+    @staticmethod
+    def _places(voices: Tensor) -> Tensor:
+        """Return how near each place of the gate is, (B, T, J): shares that add up to one."""
+        shares = torch.ones_like(voices[0, ..., :1])  # (B, T, 1)
+        for sure in voices[:-1].amax(dim=-1).exp():  # (B, T), of each member
+            low, high = (1 - 2 * sure).clamp(min=0), (2 * sure - 1).clamp(min=0)
+            own = torch.stack([low, 1 - low - high, high], dim=-1)  # (B, T, 3)
+            shares = (shares[..., None] * own[..., None, :]).flatten(-2)
+        return shares
+
+
+def _fitted(places: Floats, said: Floats) -> Floats:
+    """Return the weights (J, K + 1) with which N ids are likeliest, by expectation and maximisation.
+
+    Args:
+        places: (N, J) how near each place of the gate is to each id.
+        said: (N, K + 1) the probabilities that the voices gave to the ids.
+    """
+    alone = np.full((1, said.shape[1]), 1 / said.shape[1])
+    for _ in range(_TURNS):
+        shares = alone * said
+        alone = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0, keepdims=True)
+    weights: Floats = np.repeat(alone, places.shape[1], axis=0)
+    for _ in range(_TURNS):
+        total = np.einsum("nk,nk->n", places @ weights, said)  # (N,)
+        found = weights * (places.T @ (said / total[:, None])) + _PRIOR * alone  # (J, K + 1)
+        weights = found / found.sum(axis=1, keepdims=True)
+    return np.clip(weights, 1e-12, 1.0)

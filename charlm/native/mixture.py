@@ -1,0 +1,93 @@
+"""`NativeMixture`: the compiled engines of several models, and their mixture in C."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import override
+
+from charlm.generation.passes import Pass
+from charlm.native.engine import NativeEngine
+from charlm.native.library import library
+from charlm.native.untouched import has_its_own_forward, hooks_on_all_modules
+
+if TYPE_CHECKING:
+    from charlm.models.base import LanguageModel
+    from charlm.models.mixture import MixtureLM
+
+__all__ = ["NativeMixture", "mixture_engine", "why_not_mixture"]
+
+
+def mixture_engine(model: MixtureLM, members: Sequence[LanguageModel], rows: int) -> NativeMixture | None:
+    """Return an engine of a mixture that it applies to, or None.
+
+    Args:
+        model: of the class `MixtureLM` itself.
+        members: its members.
+        rows: B.
+    """
+    kernel = library()
+    if kernel is None or why_not_mixture(model, members) is not None:
+        return None
+    engines = [engine for m in members if isinstance(engine := m._native_engine(rows), NativeEngine)]
+    return NativeMixture(kernel, model, engines, rows) if len(engines) == len(members) else None
+
+
+def why_not_mixture(model: MixtureLM, members: Sequence[LanguageModel]) -> str | None:
+    """Return why the compiled engine does not apply to a mixture; None: it does."""
+    reasons = [reason for member in members if (reason := member.why_not_native()) is not None]
+    if reasons or (change := hooks_on_all_modules()) is not None:
+        return reasons[0] if reasons else change
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    if hooked or "forward" in vars(model) or not has_its_own_forward(type(model)):
+        return "a part of the model was changed: the model itself"
+    return None
+
+
+class NativeMixture(NativeEngine):
+    """Asks the members' engines, and mixes what they say.
+
+    Args:
+        kernel: the compiled library.
+        model: whose gate it reads.
+        engines: of its members, for the same rows.
+        rows: B.
+    """
+
+    def __init__(
+        self, kernel: ctypes.CDLL, model: MixtureLM, engines: Sequence[NativeEngine], rows: int
+    ) -> None:
+        super().__init__(kernel, rows, vocab_size=model.vocab_size, block_size=model.block_size)
+        self._model = model
+        self._engines = engines
+
+    @override
+    def fork(self, rows: Sequence[int]) -> Self:
+        engines = [engine.fork(rows) for engine in self._engines]
+        return type(self)(self._kernel, self._model, engines, len(rows))
+
+    @override
+    def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
+        said = [engine.logits(texts, passes) for engine in self._engines]
+        return [self._mixed(one) for one in zip(*said, strict=True)]
+
+    def _mixed(self, said: Sequence[Tensor]) -> Tensor:
+        """Return the logarithms of the mixed probabilities, (t, V), from each member's logits (t, V)."""
+        said = [z if z.stride(1) == 1 else z.contiguous() for z in said]
+        K, (t, V) = len(said), said[0].shape
+        weights = self._model.gate.detach().float().softmax(dim=-1)  # (J, K + 1)
+        mixed = torch.empty(t, V, dtype=torch.float32, device="cpu")
+        work = torch.empty(K, V, dtype=torch.float32, device="cpu")
+        self._kernel.charlm_mix(
+            *(K, t, V),
+            (ctypes.c_void_p * K)(*(z.data_ptr() for z in said)),
+            (ctypes.c_int64 * K)(*(z.stride(0) for z in said)),
+            *(weights.data_ptr(), work.data_ptr(), mixed.data_ptr()),
+        )
+        return mixed
