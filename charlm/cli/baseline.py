@@ -192,7 +192,7 @@ def compared(values: object, result: EvalResult, unit: Unit) -> str | None:
     if not isinstance(baseline, float):
         return None
     ahead = baseline - result.loss_nats
-    verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"not beaten, {-ahead:.4f} better than the model"
+    verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"not beaten, {-ahead:.4f} better than the GPT"
     scored = known.get("scored")
     others = isinstance(scored, int) and abs(scored - result.n_chars) > 1
     return f"baseline {baseline:.4f} nats{f' on {scored:,} {unit}s' if others else ''}, {verdict}"

@@ -235,7 +235,7 @@ def _recommended(command: str | None, guessed: Guess, minutes: float) -> Iterato
         if guessed.enough_minutes != minutes:
             yield "", f"({minutes:g} min would be too few steps)"
         elif guessed.text_is_short and guessed.loses:
-            yield "", "(the n-gram model, which should stay better, lies in its folder ngram)"
+            yield "", "(its result will be the n-gram model, or a mixture of which that is the larger part)"
 
 
 def _counted_values(report: TextReport) -> dict[str, object]:

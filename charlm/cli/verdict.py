@@ -48,7 +48,7 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | Non
     if result.steps < FEW_STEPS and (behind > _FAR_BEHIND or not isinstance(loss, float)):
         return (
             f"{result.steps:,} step{'s are' if result.steps != 1 else ' is'} too few to learn much from: the "
-            f"model is worth little. Give it more {more}, or a smaller model (--preset cpu-10s)"
+            f"GPT is worth little. Give it more {more}, or a smaller model (--preset cpu-10s)"
         )
     if behind <= _FAR_BEHIND:
         return None
@@ -57,16 +57,15 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | Non
     rose = result.best_step < _OVERFITTED * result.steps
     if epochs > 1 and (rose or (result.reason == "max_steps" and epochs > 4)):
         return (
-            f"the model stays {behind:.2f} nats behind counting: the text is too short for it "
-            f"({len(data.ids):,} {data.unit}s, seen {epochs:.0f} times). A longer text helps; on "
-            "this one the n-gram model in the run's folder ngram predicts better"
+            f"the GPT stays {behind:.2f} nats behind counting: the text is too short for it "
+            f"({len(data.ids):,} {data.unit}s, seen {epochs:.0f} times). A longer text helps"
         )
     if rose:
         return (
-            f"the model is {behind:.2f} nats behind counting, and its loss has risen since step "
+            f"the GPT is {behind:.2f} nats behind counting, and its loss has risen since step "
             f"{result.best_step:,}: try a lower --learning-rate"
         )
     return (
-        f"the model is {behind:.2f} nats behind counting, since it has made only {result.steps:,} steps: "
+        f"the GPT is {behind:.2f} nats behind counting, since it has made only {result.steps:,} steps: "
         f"give it more {more}"
     )

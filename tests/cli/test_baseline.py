@@ -92,7 +92,7 @@ def test_the_end_says_who_is_better(command: Command, text: Path, run: Path, tmp
     assert command.train(text, "-o", run) == 0
     loss = record_of(run)["baseline"]["loss_nats"]
     assert re.search(
-        rf"^n-gram  baseline {loss:.4f} nats, not beaten, \d\.\d{{4}} better than the model$",
+        rf"^n-gram  baseline {loss:.4f} nats, not beaten, \d\.\d{{4}} better than the GPT$",
         command.err,
         re.M,
     )

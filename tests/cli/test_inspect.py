@@ -217,7 +217,7 @@ def test_a_short_text_gets_the_steps_that_training_would_make(command: Command, 
     assert re.search(rf"about {steps} steps", found["time"])
     (tmp_path / "here").mkdir()
     command_line, _, remark = found["command"].partition(" (")
-    assert remark == "the n-gram model, which should stay better, lies in its folder ngram)"
+    assert remark == "its result will be the n-gram model, or a mixture of which that is the larger part)"
     words = shlex.split(command_line.replace("runs/text", str(tmp_path / "here")))
     assert words[:3] == ["charlm", "train", str(file)]
     assert command(*words[1:], "--device", "cpu") == 0
@@ -328,7 +328,7 @@ def test_the_guess_is_the_range_of_the_measured_runs_of_about_this_length(
         (
             {"ahead_nats": (-0.3, -0.1), "text_is_short": True},
             "command",
-            "(the n-gram model, which should stay better, lies in its folder ngram)",
+            "(its result will be the n-gram model, or a mixture of which that is the larger part)",
         ),
     ],
 )

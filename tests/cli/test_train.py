@@ -65,7 +65,7 @@ def test_training_says_what_it_does_on_standard_error_only(command: Command, tex
     assert lines[8].startswith("done    20 steps in 0:0")
     assert lines[9].startswith("loss    best ")
     assert lines[10].startswith("n-gram  baseline ")
-    assert lines[11].startswith("note    20 steps are too few to learn much from: the model is worth little")
+    assert lines[11].startswith("note    20 steps are too few to learn much from: the GPT is worth little")
     assert lines[12:] == [f"run     {run}", f"next    charlm generate {run}"]
     assert charlm.load(run).evaluate(TEXT).loss_nats < 4
 
