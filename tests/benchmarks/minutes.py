@@ -1,8 +1,9 @@
 """Whether `charlm train FILE --minutes M` takes M minutes, and what comes of them.
 
 `texts`: on each text of a folder (see `benchmarks.texts`), with one thread and more: the time of the whole
-process, how soon its first line stands there, its peak memory, and the model's loss beside the n-gram model's
-over the same characters.
+process, how soon its first line stands there, its peak memory, and the losses of the GPT, of the n-gram model
+and of the result over the same characters; and beside the result in bits what xz and zstd need for each
+character of the last tenth of the text, if they have seen the rest.
 
 `loads`: trainings on a machine that gets busy, or idle, in the middle. Each is repeated from its record,
 which must give the same weights, and is compared with a run that is asked for the same number of steps from
@@ -21,8 +22,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +41,7 @@ from benchmarks.common import Json, announce, machine, new_parser, report, sprea
 __all__ = ["main"]
 
 _BUSY = "while True: pass"
+_MOST_PACKED = 20_000_000  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +77,7 @@ def _train(source: str, run: Path, *options: str, threads: int | None = None) ->
     seconds = time.perf_counter() - began
     if process.returncode:
         raise SystemExit(f"error: {words} failed:\n" + "\n".join(lines))
-    state = _state(run)
+    state, record = _state(run), json.loads((run / "train.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
         "first_line_seconds": first,
@@ -85,8 +89,7 @@ def _train(source: str, run: Path, *options: str, threads: int | None = None) ->
         "best_step": state["best"]["step"],
         "evaluations": state.get("timetable", {}).get("evaluations"),
         "ends": state.get("timetable", {}).get("ends"),
-        "baseline": json.loads((run / "train.json").read_text(encoding="utf-8"))["baseline"],
-        "preset": json.loads((run / "train.json").read_text(encoding="utf-8"))["preset"],
+        **{name: record.get(name) for name in ("baseline", "preset", "result")},
         "lines": lines,
     }
 
@@ -100,13 +103,15 @@ def _state(run: Path) -> Json:
 def _texts(args: argparse.Namespace) -> tuple[Json, str]:
     rows, found = [], []
     for path in sorted(Path(args.source).glob("*.txt"), key=lambda path: path.stat().st_size):
+        packed = [_packed(path, *words) for words in (("xz", "-9e"), ("zstd", "--ultra", "-22", "--long=27"))]
         for threads in args.threads:
             announce(f"{path.stem}, {threads} threads")
             with tempfile.TemporaryDirectory() as folder:
                 run = _train(str(path), Path(folder, "run"), "--minutes", str(args.minutes), threads=threads)
             found.append({"text": path.stem, "bytes": path.stat().st_size, "threads": threads, **run})
-            ngram, scored = run["baseline"]["loss_nats"], run["baseline"]["scored"]
-            same = "" if abs(scored - run["n_chars"]) <= 1 else f" on {scored:,}"
+            ngram = run["baseline"]["loss_nats"]
+            kind = "gpt" if run["result"] is None else run["result"]["kind"]
+            loss = run["loss_nats"] if run["result"] is None else run["result"]["loss_nats"][kind]
             rows.append(
                 (
                     path.stem,
@@ -116,8 +121,11 @@ def _texts(args: argparse.Namespace) -> tuple[Json, str]:
                     f"{100 * (run['seconds'] / 60 / args.minutes - 1):+.1f} %",
                     f"{run['steps']:,}",
                     f"{run['loss_nats']:.4f}",
-                    f"{ngram:.4f}{same}",
-                    f"{ngram - run['loss_nats']:+.4f}",
+                    f"{ngram:.4f}",
+                    f"{loss:.4f}, {kind}",
+                    f"{ngram - loss:+.4f}",
+                    f"{loss / math.log(2):.3f}",
+                    *packed,
                     f"{run['n_chars']:,}",
                     f"{run['first_line_seconds']:.1f}",
                     f"{run['peak_memory_bytes'] / 1e6:,.0f}",
@@ -130,14 +138,31 @@ def _texts(args: argparse.Namespace) -> tuple[Json, str]:
         "seconds",
         "off by",
         "steps",
-        "loss",
+        "GPT",
         "n-gram",
+        "result",
         "ahead",
+        "bits",
+        "xz",
+        "zstd",
         "scored",
         "first line, s",
         "peak, MB",
     ]
     return {"runs": found}, table(head, rows)
+
+
+def _packed(path: Path, *packer: str) -> str:
+    """Return the bits for each character of the last tenth, behind the rest of the text; "-": not known."""
+    text = path.read_text(encoding="utf-8")
+    if shutil.which(packer[0]) is None or len(text) > _MOST_PACKED:
+        return "-"
+    cut = int(0.9 * len(text))
+    sizes = [
+        len(subprocess.run([*packer, "-c"], input=part.encode(), stdout=subprocess.PIPE, check=True).stdout)
+        for part in (text, text[:cut])
+    ]
+    return f"{8 * (sizes[0] - sizes[1]) / (len(text) - cut):.3f}"
 
 
 def _loads(args: argparse.Namespace) -> tuple[Json, str]:
