@@ -338,8 +338,8 @@ class NGramLM(LanguageModel):
     def _mix_window(self, p: Tensor, seen: Repeats, length: int) -> None:
         """Mix into probabilities p (R, V) what followed the last ids, `length` of them, in the window."""
         shares = self.window_shares[length - 1].to(p.dtype)  # (3,)
-        taken = (seen.kinds * shares).sum(dim=1) / seen.total.clamp(min=1)  # (R,)
-        p *= torch.where(seen.total > 0, taken, 1)[:, None]
+        known = seen.total.nonzero()[:, 0]
+        p[known] *= ((seen.kinds[known] * shares).sum(dim=1) / seen.total[known])[:, None]
         left = seen.counts * (1 - shares[seen.counts.clamp(max=3) - 1]) / seen.total[seen.rows]
         # An id that followed at several places is among them as often, each time with the same new value.
         p.view(-1)[seen.rows * self.vocab_size + seen.ids] += left

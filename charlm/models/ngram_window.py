@@ -61,6 +61,7 @@ class Window:
         first = torch.maximum(torch.searchsorted(self.sorted, key - reach), end - NGramConfig.WINDOW_PLACES)
         rows, place = spans(first, end - first)
         then = self.sorted[place] % self.S + (at - column)[rows]  # (P,), where the same id stood
+        found = torch.zeros(len(at) * self.V, dtype=torch.int64, device=at.device)
         for back in range(NGramConfig.WINDOW_LENGTHS):
             if back:
                 wanted = self.ids[(at - back).clamp(min=0)]  # (R,)
@@ -71,7 +72,8 @@ class Window:
                 return
             ids = self.ids[then + 1]
             one, keys = torch.ones_like(rows), rows * self.V + ids
-            counts = one.new_zeros(len(at) * self.V).index_add_(0, keys, one)[keys]
+            counts = found.index_add_(0, keys, one)[keys]
+            found[keys] = 0
             kinds = one.new_zeros(3 * len(at)).index_add_(0, 3 * rows + counts.clamp(max=3) - 1, one)
             kinds = kinds.view(-1, 3)
             yield Repeats(rows, ids, counts, kinds.sum(dim=1), kinds)
