@@ -54,14 +54,26 @@ class BigramConfig(ModelConfig):
 class NGramConfig(ModelConfig):
     """Settings of an `NGramLM`."""
 
+    WINDOW_LENGTHS: ClassVar[int] = 11
+    """Characters in the longest context that is looked for in the window."""
+    WINDOW_PLACES: ClassVar[int] = 256
+    """At most so many places of a character, the latest ones, are looked at in the window."""
+
     order: Annotated[int, Range(1, 32)] = 7
     """Characters in the longest n-grams: each is predicted from the order - 1 before it."""
     n_ngrams: Annotated[int, Range(0, 2**32)] = 0
     """How many different n-grams are stored; `fit` sets it."""
+    window: Annotated[int, Range(0, 2**16)] = 0
+    """How many characters before a position are searched for what followed the same ones; 0: none."""
 
     @override
     def num_parameters(self) -> int:
-        return 2 * self.n_ngrams + 3 * self.order
+        return 2 * self.n_ngrams + 3 * self.order + 3 * self.window_lengths
+
+    @property
+    def window_lengths(self) -> int:
+        """Characters in the longest context that is looked for in the window; 0: there is none."""
+        return self.WINDOW_LENGTHS if self.window else 0
 
 
 _MOST_MEMBERS = 6

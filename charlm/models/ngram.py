@@ -2,13 +2,17 @@
 
 Interpolated Kneser-Ney smoothing with three discounts for each length of n-gram (Chen and Goodman, "An
 empirical study of smoothing techniques for language modeling", 1998), which are not taken from the closed
-formula but fitted on the end of the training text. Counting is `charlm.models.ngram_counts`'; here are the
-probabilities. Every look-up is a bisection, for all positions at once.
+formula but fitted on the end of the training text. In turn with them, length by length, is mixed in what
+followed the same characters in the last few thousand before the position itself, a cache in the language
+modelling sense (Kuhn and De Mori, "A cache-based natural language model for speech recognition", 1990).
+Counting is `charlm.models.ngram_counts`'; here are the probabilities. Every look-up is a bisection, for all
+positions at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
@@ -24,6 +28,7 @@ from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import ModelConfig, NGramConfig
 from charlm.models.ngram_counts import count_ngrams
 from charlm.models.ngram_discounts import Evidence, fit_discounts
+from charlm.models.ngram_window import Repeats, Window, spans
 from charlm.native.ngram import ngram_engine, why_not_ngram
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ _HELD_OUT = 0.1, 100_000  # of the training text, for the discounts: a share, an
 _SCORED = 16_384  # positions of it that are looked at
 _PLAIN_DISCOUNTS = [0.5, 1.0, 1.5]
 _ROWS = 4_096  # positions whose followers are looked up at once
+_NUMBERS = 2**24  # and no more of them than have so many probabilities
 
 
 class _LastIds:
@@ -57,11 +63,14 @@ class NGramLM(LanguageModel):
 
     The tables are buffers, not parameters: `codes` (M,) int64 and `counts` (M,) int32 describe the M
     different n-grams as `count_ngrams` does, 12 bytes each, and `discounts` (order, 3) is what is taken from
-    a count of 1, 2, and 3 or more, for each length.
+    a count of 1, 2, and 3 or more, for each length. `window_shares` (11, 3) is which share is taken from the
+    counts in the window, for each length from 1; a model without a window has none.
 
     Args:
         vocab_size: V, number of different ids.
         order: length of the longest n-grams, 1 to 32; each character is predicted from the order - 1 before.
+        window: how many characters before a position, those of the context included, are searched for what
+            followed the same ones; 0 to 65,536, and 0 for counts of the training text alone.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -80,10 +89,11 @@ class NGramLM(LanguageModel):
     codes: Tensor
     counts: Tensor
     discounts: Tensor
+    window_shares: Tensor
 
-    def __init__(self, vocab_size: int, order: int = 7) -> None:
+    def __init__(self, vocab_size: int, order: int = 7, window: int = 4_096) -> None:
         super().__init__()
-        self._allocate(NGramConfig(vocab_size=vocab_size, order=order))
+        self._allocate(NGramConfig(vocab_size=vocab_size, order=order, window=window))
 
     @override
     @classmethod
@@ -98,7 +108,7 @@ class NGramLM(LanguageModel):
         """
         if not isinstance(config, NGramConfig):
             config = NGramConfig.from_dict(config)
-        model = cls(config.vocab_size, config.order)
+        model = cls(config.vocab_size, config.order, config.window)
         model._allocate(config)
         return model
 
@@ -107,6 +117,8 @@ class NGramLM(LanguageModel):
         self.register_buffer("codes", torch.full((config.n_ngrams,), -1))  # nothing is found
         self.register_buffer("counts", torch.zeros(config.n_ngrams, dtype=torch.int32))
         self.register_buffer("discounts", torch.tensor(_PLAIN_DISCOUNTS).repeat(config.order, 1))
+        shares = torch.ones(config.window_lengths, 3)  # the window says nothing
+        self.register_buffer("window_shares", shares, persistent=len(shares) > 0)
 
     @property
     def order(self) -> int:
@@ -116,11 +128,12 @@ class NGramLM(LanguageModel):
     @override
     def num_parameters(self) -> int:
         """Return how many numbers the tables hold: two for each n-gram, and the discounts."""
-        return self.codes.numel() + self.counts.numel() + self.discounts.numel()
+        tables = (self.codes, self.counts, self.discounts, self.window_shares)
+        return sum(table.numel() for table in tables)
 
     @override
     def new_cache(self) -> Cache:
-        """Return a cache that keeps the last order - 2 ids, to which the next prediction adds one."""
+        """Return a cache that keeps the ids to which the next prediction looks back, but for the last."""
         return _LastIds()
 
     @override
@@ -145,16 +158,23 @@ class NGramLM(LanguageModel):
         B, T = idx.shape
         context = idx
         if cache is not None:
-            context = self._with_cached(idx, cache)  # (B, S), S from T to T + order - 2
+            context = self._with_cached(idx, cache)  # (B, S), S at least T
+        S = context.size(1)
         nodes = [node[:, -T:].flatten() for node in self._contexts(context)]  # order - 1 of (B T,)
         start = self._uniform()  # (1, V)
         self._mix(start, torch.zeros(1, dtype=torch.int64, device=idx.device), 0)
+        window = self._window(context)
+        ends = torch.arange(B * S, device=idx.device).view(B, S)[:, -T:].flatten()  # (B T,)
         logits = start.new_empty(B * T, self.vocab_size)
-        for at in range(0, B * T, _ROWS):
-            out = logits[at : at + _ROWS]  # (R, V)
+        for some in self._some(B * T):
+            out = logits[some]  # (R, V)
             out.copy_(start)
-            for length, node in enumerate(nodes, 1):
-                self._mix(out, node[at : at + _ROWS], length)
+            repeats = window.repeats(ends[some]) if window else ()
+            for length, (node, seen) in enumerate(zip_longest(nodes, repeats), 1):
+                if node is not None:
+                    self._mix(out, node[some], length)
+                if seen is not None:
+                    self._mix_window(out, seen, length)
             # No count makes anything impossible, but what is left of a long chain of them may be too small.
             out.clamp_(min=torch.finfo(out.dtype).tiny).log_()
         logits = logits.view(B, T, self.vocab_size)
@@ -164,8 +184,9 @@ class NGramLM(LanguageModel):
         """Count the n-grams of a text, in place of what was counted before.
 
         The discounts are fitted first: the end of the text (a tenth, at most 100,000 characters) is predicted
-        from the counts of what stands before it. Then all of the text is counted. No random number is drawn,
-        and the same text gives the same model (on the same build and number of threads).
+        from the counts of what stands before it, and from the window within itself. Then all of the text is
+        counted. No random number is drawn, and the same text gives the same model (on the same build and
+        number of threads).
 
         Memory: the model has 12 bytes for each different n-gram, of which a text of N characters has at most
         `order` N (English, order 7: about one per character); counting takes about 70 bytes per character and
@@ -186,14 +207,19 @@ class NGramLM(LanguageModel):
         ids = data.ids.numpy()  # (N,)
         N = len(ids)
         held_out = min(int(_HELD_OUT[0] * N), _HELD_OUT[1])
-        discounts = torch.tensor(_PLAIN_DISCOUNTS, device="cpu").repeat(self.order, 1)
+        window = self.config.window
+        fresh = NGramLM(V, self.order, window)
+        discounts, shares = fresh.discounts.cpu(), fresh.window_shares.cpu()
         if held_out:
-            beginning = NGramLM(V, self.order).to(self.device)
-            beginning._store(ids[: N - held_out], beginning.discounts)
+            beginning = fresh.to(self.device)
+            beginning._store(ids[: N - held_out], beginning.discounts, beginning.window_shares)
             row = torch.from_numpy(ids[max(N - held_out - self.order, 0) :].astype(np.int64))
             evidence = beginning._evidence(row.to(self.device), held_out)
-            discounts = torch.from_numpy(fit_discounts(evidence, V))
-        self._store(ids, discounts.to(self.discounts))
+            fitted = torch.from_numpy(fit_discounts(evidence, V))
+            is_share = torch.tensor([seen.shares for seen in evidence], device="cpu")
+            discounts = fitted[~is_share]
+            shares = fitted[is_share]
+        self._store(ids, discounts.to(self.discounts), shares.to(self.window_shares))
         return self
 
     @override
@@ -216,14 +242,18 @@ class NGramLM(LanguageModel):
             raise InputError(
                 "discounts must be above 0 and below the counts that they are taken from, 1, 2, 3."
             )
+        if not ((self.window_shares > 0) & (self.window_shares <= 1)).all():
+            raise InputError("window_shares must be above 0 and at most 1.")
 
-    def _store(self, ids: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]], discounts: Tensor) -> None:
+    def _store(
+        self, ids: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]], discounts: Tensor, shares: Tensor
+    ) -> None:
         """Count, and then take all tables at once: a text that is too long for the memory changes none."""
         device = self.codes.device
         counted = count_ngrams(ids, self.vocab_size, self.order)
         codes = torch.from_numpy(counted[0]).to(device)
         counts = torch.from_numpy(counted[1].astype(np.int32)).to(device)
-        self.codes, self.counts, self.discounts = codes, counts, discounts
+        self.codes, self.counts, self.discounts, self.window_shares = codes, counts, discounts, shares
         self.config = self.config.replace(n_ngrams=len(codes))
 
     def _with_cached(self, idx: Tensor, cache: Cache) -> Tensor:
@@ -236,8 +266,18 @@ class NGramLM(LanguageModel):
                     f"idx must have as many rows as the cache, {cache.ids.size(0)}, got {idx.size(0)}"
                 )
             context = torch.cat([cache.ids, idx], dim=1)
-        cache.ids = context[:, max(context.size(1) - self.order + 2, 0) :]
+        kept = max(self.order - 2, self.config.window - 1)
+        cache.ids = context[:, max(context.size(1) - kept, 0) :]
         return context
+
+    def _window(self, texts: Tensor) -> Window | None:
+        size = self.config.window
+        return Window(texts, self.vocab_size, size) if size else None
+
+    def _some(self, positions: int) -> list[slice]:
+        """Return slices of the positions that are looked at together."""
+        step = max(1, min(_ROWS, _NUMBERS // self.vocab_size))
+        return [slice(at, at + step) for at in range(0, positions, step)]
 
     def _uniform(self) -> Tensor:
         dtype = torch.promote_types(self.discounts.dtype, torch.float32)
@@ -268,9 +308,7 @@ class NGramLM(LanguageModel):
         """Return, of all followers of R contexts, the context's row, the id and the count, (F,) each."""
         first = torch.searchsorted(self.codes, nodes * self.vocab_size)  # (R,)
         number = torch.searchsorted(self.codes, (nodes + 1) * self.vocab_size) - first  # (R,)
-        rows = torch.repeat_interleave(number)  # (F,)
-        began = first + number - number.cumsum(0)  # (R,)
-        place = torch.arange(len(rows), device=rows.device) + began[rows]  # (F,)
+        rows, place = spans(first, number)  # (F,)
         ids = self.codes[place] - nodes[rows] * self.vocab_size
         return rows, ids, self.counts[place].long()
 
@@ -297,18 +335,45 @@ class NGramLM(LanguageModel):
             rows
         ]
 
+    def _mix_window(self, p: Tensor, seen: Repeats, length: int) -> None:
+        """Mix into probabilities p (R, V) what followed the last ids, `length` of them, in the window."""
+        shares = self.window_shares[length - 1].to(p.dtype)  # (3,)
+        known = seen.total.nonzero()[:, 0]
+        p[known] *= ((seen.kinds[known] * shares).sum(dim=1) / seen.total[known])[:, None]
+        left = seen.counts * (1 - shares[seen.counts.clamp(max=3) - 1]) / seen.total[seen.rows]
+        # An id that followed at several places is among them as often, each time with the same new value.
+        p.view(-1)[seen.rows * self.vocab_size + seen.ids] += left
+
     def _evidence(self, ids: Tensor, held_out: int) -> list[Evidence]:
-        """Look up what is counted behind the contexts of some of the last ids of a row (S,)."""
+        """Look up what is said of some of the last ids of a row (S,), in the order in which it is mixed."""
         S = len(ids)
         chosen = torch.arange(S - 1 - held_out, S - 1, -(-held_out // _SCORED), device=ids.device)  # (H,)
-        root = torch.zeros_like(chosen)
-        evidence = []
-        for nodes in (root, *(nodes[0, chosen] for nodes in self._contexts(ids[None, :-1]))):
+        nexts = ids[chosen + 1]
+        counted = []
+        for nodes in (
+            torch.zeros_like(chosen),
+            *(nodes[0, chosen] for nodes in self._contexts(ids[None, :-1])),
+        ):
             different, which = torch.unique(nodes, return_inverse=True)
             rows, _, counts = self._followers(different)
             total, kinds = self._sums(rows, counts, len(different))
-            count = F.pad(self.counts, (0, 1))[self._children(nodes, ids[chosen + 1]) - 1]  # (H,)
-            evidence.append(
+            count = F.pad(self.counts, (0, 1))[self._children(nodes, nexts) - 1]  # (H,)
+            counted.append(
                 Evidence(count.cpu().numpy(), total[which].cpu().numpy(), kinds[which].cpu().numpy())
             )
-        return evidence
+        repeated = self._repeated(ids, chosen, nexts)
+        return [seen for pair in zip_longest(counted, [None, *repeated]) for seen in pair if seen is not None]
+
+    def _repeated(self, ids: Tensor, chosen: Tensor, nexts: Tensor) -> list[Evidence]:
+        """Return what the window says, for each length that occurred in it."""
+        window, H = self._window(ids[None]), len(chosen)
+        if window is None:
+            return []
+        found = np.zeros((self.config.window_lengths, H, 5), dtype=np.int64)
+        for some in self._some(H):
+            for length, seen in enumerate(window.repeats(chosen[some])):
+                right = seen.ids == nexts[some][seen.rows]
+                count = torch.zeros_like(seen.total).index_add_(0, seen.rows, right.long())
+                all_of_it = torch.cat([count[:, None], seen.total[:, None], seen.kinds], dim=1)
+                found[length, some] = all_of_it.cpu().numpy()
+        return [Evidence(one[:, 0], one[:, 1], one[:, 2:], shares=True) for one in found]

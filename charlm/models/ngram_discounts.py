@@ -19,7 +19,7 @@ __all__ = ["Evidence", "fit_discounts"]
 Floats = NDArray[np.float64]
 
 _LOW, _HIGH = 0.01, 0.99  # bounds of a discount, as a share of its count
-_PRIOR = 4.0  # as many observations weigh against leaving one half
+_PRIOR = 4.0  # as many observations weigh against leaving where a discount begins
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,23 @@ class Evidence:
     total: NDArray[Any]
     """(H,) of all ids that follow; 0 if the context never occurred."""
     kinds: NDArray[Any]
-    """(H, 3) how many ids follow with a count of 1, of 2, of more."""
+    """(H, 3) how many ids follow with a count of 1, of 2, of more; for shares: the sums of these counts."""
+    shares: bool = False
+    """Whether shares of the counts are taken from them, instead of numbers."""
 
 
 def fit_discounts(evidence: Sequence[Evidence], vocab_size: int) -> Floats:
-    """Return the discounts (order, 3) with which the positions are likeliest.
+    """Return the discounts (K, 3), or shares, with which the positions are likeliest.
 
-    What there is no evidence for stays at half its count.
+    What there is no evidence for stays at half its count, or at a share of 0.9.
 
     Args:
-        evidence: one for each length of context, from 0 to order - 1.
+        evidence: one for each kind of context, in the order in which they are mixed in.
         vocab_size: V.
     """
-    x = np.full((len(evidence), 3), 0.5)  # shares of the counts 1, 2, 3
-    value, slope, curvature = _objective(x, evidence, vocab_size)
+    x = np.array([[0.9 if seen.shares else 0.5] * 3 for seen in evidence])  # as shares of the counts 1, 2, 3
+    prior = x
+    value, slope, curvature = _objective(x, prior, evidence, vocab_size)
     for _ in range(30):
         flat = x.ravel()
         free = ~(((flat <= _LOW) & (slope > 0)) | ((flat >= _HIGH) & (slope < 0)))
@@ -52,7 +55,7 @@ def fit_discounts(evidence: Sequence[Evidence], vocab_size: int) -> Floats:
         step[free] = np.linalg.solve(curvature[np.ix_(free, free)], slope[free])
         for halvings in range(8):
             candidate = np.clip(x - step.reshape(x.shape) / 2**halvings, _LOW, _HIGH)
-            found = _objective(candidate, evidence, vocab_size)
+            found = _objective(candidate, prior, evidence, vocab_size)
             if found[0] < value:
                 break
         else:
@@ -61,25 +64,39 @@ def fit_discounts(evidence: Sequence[Evidence], vocab_size: int) -> Floats:
         x, (value, slope, curvature) = candidate, found
         if gained < 1e-6 * value:
             break
-    return x * [1.0, 2.0, 3.0]
+    return x * [_limits(seen) for seen in evidence]
 
 
-def _objective(x: Floats, evidence: Sequence[Evidence], vocab_size: int) -> tuple[float, Floats, Floats]:
-    """Return the negative log likelihood with its prior, its slope (3 order,) and second derivative."""
-    discounts = x * [1.0, 2.0, 3.0]  # (order, 3)
+def _limits(seen: Evidence) -> list[float]:
+    return [1.0, 1.0, 1.0] if seen.shares else [1.0, 2.0, 3.0]
+
+
+def _objective(
+    x: Floats, prior: Floats, evidence: Sequence[Evidence], vocab_size: int
+) -> tuple[float, Floats, Floats]:
+    """Return the negative log likelihood with its prior, its slope (3 K,) and second derivative."""
     H = len(evidence[0].count)
     p = np.full(H, 1 / vocab_size)
     slopes = np.zeros((H, len(evidence), 3))  # of p
-    for length, seen in enumerate(evidence):
+    passed = []
+    for k, seen in enumerate(evidence):
+        limits = _limits(seen)
+        discounts = x[k] * limits  # (3,)
         known = seen.total > 0
         weight = known / np.maximum(seen.total, 1)  # (H,)
-        is_kind = np.minimum(seen.count, 3)[:, None] == [1, 2, 3]  # (H, 3)
-        shared = np.where(known, weight * (seen.kinds @ discounts[length]), 1.0)  # (H,)
-        slopes *= shared[:, None, None]
-        slopes[:, length] = weight[:, None] * (seen.kinds * p[:, None] - is_kind) * [1.0, 2.0, 3.0]
-        p = shared * p + weight * (seen.count - is_kind @ discounts[length])
-    relative = slopes.reshape(H, -1) / p[:, None]  # (H, 3 order)
-    away = x.ravel() - 0.5
+        taken = np.minimum(seen.count, 3)[:, None] == [1, 2, 3]  # (H, 3), from the count, by discounts of one
+        if seen.shares:
+            taken = taken * seen.count[:, None]
+        shared = np.where(known, weight * (seen.kinds @ discounts), 1.0)  # (H,)
+        slopes[:, k] = weight[:, None] * (seen.kinds * p[:, None] - taken) * limits
+        p = shared * p + weight * (seen.count - taken @ discounts)
+        passed.append(shared)
+    after = np.ones(H)  # what is left of a change, when all that comes later has been mixed in
+    for k in reversed(range(len(evidence))):
+        slopes[:, k] *= (after / p)[:, None]
+        after *= passed[k]
+    relative = slopes.reshape(H, -1)
+    away = (x - prior).ravel()
     value = float(_PRIOR / 2 * (away @ away) - np.log(p).sum())
     curvature = relative.T @ relative + _PRIOR * np.eye(len(away))
     return value, _PRIOR * away - relative.sum(axis=0), curvature

@@ -98,8 +98,8 @@ class NGramStruct(ctypes.Structure):
     """The tables of an n-gram model, where they lie."""
 
     _fields_ = (
-        *((name, _int) for name in ("V", "M", "order")),
-        *((name, _pointer) for name in ("codes", "counts", "discounts")),
+        *((name, _int) for name in ("V", "M", "order", "window", "lengths", "places")),
+        *((name, _pointer) for name in ("codes", "counts", "discounts", "shares", "place", "seen")),
     )
 
 

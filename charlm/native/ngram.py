@@ -27,13 +27,14 @@ from charlm.native.untouched import has_its_own_forward, hooks_on_all_modules
 
 if TYPE_CHECKING:
     from charlm.generation.state import PredictionState
+    from charlm.models.config import NGramConfig
     from charlm.models.ngram import NGramLM
 
 __all__ = ["NativeNGram", "ngram_engine", "why_not_ngram"]
 
 
-_Tables = tuple[Tensor, Tensor, Tensor]
-"""Codes, counts and discounts."""
+_Tables = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Codes, counts, discounts, and the window's shares."""
 
 
 def ngram_engine(model: NGramLM, rows: int) -> NativeNGram | None:
@@ -58,23 +59,25 @@ def why_not_ngram(model: NGramLM) -> str | None:
     hooked = model._forward_hooks or model._forward_pre_hooks
     if hooked or "forward" in vars(model) or not has_its_own_forward(type(model)):
         return "a part of the model was changed: the model itself"
-    if not _readable(_tables_of(model), model.order):
+    if not _readable(_tables_of(model), model.config):
         return "its tables are not as `fit` makes them on a CPU"
     return None
 
 
-def _readable(tables: _Tables, order: int) -> bool:
-    codes, counts, discounts = tables
+def _readable(tables: _Tables, config: NGramConfig) -> bool:
+    codes, counts, discounts, shares = tables
     return (
-        (codes.dtype, counts.dtype, discounts.dtype) == (torch.int64, torch.int32, torch.float32)
+        (codes.dtype, counts.dtype) == (torch.int64, torch.int32)
+        and discounts.dtype == shares.dtype == torch.float32
         and all(is_host(table.device) and table.is_contiguous() for table in tables)
         and codes.shape == counts.shape == (codes.numel(),)
-        and discounts.shape == (order, 3)
+        and discounts.shape == (config.order, 3)
+        and shares.shape == (config.window_lengths, 3)
     )
 
 
 def _tables_of(model: NGramLM) -> _Tables:
-    return model.codes, model.counts, model.discounts
+    return model.codes, model.counts, model.discounts, model.window_shares
 
 
 class NativeNGram(NativeEngine):
@@ -135,16 +138,32 @@ class NativeNGram(NativeEngine):
 
     def _look_at(self, tables: _Tables) -> None:
         """Point the structure to tables, and keep their memory."""
-        if not _readable(tables, self._model.order):
+        config = self._model.config
+        if not _readable(tables, config):
             raise InputError("the tables must keep their types during a generation. Begin a new one.")
-        codes, counts, discounts = kept = tuple(table.detach() for table in tables)
+        codes, counts, discounts, shares = (table.detach() for table in tables)
+        place = torch.empty(config.WINDOW_PLACES, dtype=torch.int64, device="cpu")
+        seen = torch.zeros(self.vocab_size, dtype=torch.int64, device="cpu")
         self._struct = NGramStruct(
             V=self.vocab_size,
             M=codes.numel(),
             order=len(discounts),
+            window=config.window,
+            lengths=len(shares),
+            places=len(place),
             codes=codes.data_ptr(),
             counts=counts.data_ptr(),
             discounts=discounts.data_ptr(),
+            shares=shares.data_ptr(),
+            place=place.data_ptr(),
+            seen=seen.data_ptr(),
         )
-        self._struct.kept = kept  # as long as somebody has the structure
+        self._struct.kept = (
+            codes,
+            counts,
+            discounts,
+            shares,
+            place,
+            seen,
+        )  # as long as somebody has the structure
         self._places = [(table.data_ptr(), table.shape) for table in tables]

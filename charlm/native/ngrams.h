@@ -4,10 +4,12 @@
 #include <stdint.h>
 
 struct ngrams {
-    int64_t V, M, order;
+    int64_t V, M, order, window, lengths, places;
     const int64_t *codes;   /* (M,) increasing: parent's number * V + id; nodes are numbered from 1 */
     const int32_t *counts;  /* (M,) */
     const float *discounts; /* (order, 3) */
+    const float *shares;    /* (lengths, 3) */
+    int64_t *place, *seen;  /* to work with: (places,); (V,) zeros, and zeros again afterwards */
 };
 
 /* The first place from which codes are at least `code`. */
@@ -41,18 +43,46 @@ static void mix(const struct ngrams *g, int64_t node, int64_t length, float *p) 
     }
 }
 
+/* Mix into p (V,) what followed at n places of the ids before, with three shares s. */
+static void mix_window(const struct ngrams *g, const int64_t *ids, int64_t n, const float *s, float *p) {
+    int64_t kinds[3] = {0};
+    for (int64_t k = 0; k < n; k++) g->seen[ids[g->place[k] + 1]]++;
+    for (int64_t k = 0; k < n; k++) {
+        int64_t count = g->seen[ids[g->place[k] + 1]];
+        kinds[count < 2 ? 0 : count < 3 ? 1 : 2]++;
+    }
+    float taken = (kinds[0] * s[0] + kinds[1] * s[1] + kinds[2] * s[2]) / n;
+    for (int64_t i = 0; i < g->V; i++) p[i] *= taken;
+    for (int64_t k = 0; k < n; k++) {
+        int64_t id = ids[g->place[k] + 1], count = g->seen[id];
+        p[id] += count * (1 - s[count < 2 ? 0 : count < 3 ? 1 : 2]) / n;
+        g->seen[id] = 0;
+    }
+}
+
 /* Log-probabilities (to - from, V) of the ids at positions from ... to - 1 of a row. */
 void charlm_ngrams(const struct ngrams *g, const int64_t *ids, int64_t from, int64_t to, float *out) {
     for (int64_t position = from; position < to; position++, out += g->V) {
         for (int64_t i = 0; i < g->V; i++) out[i] = 1.0f / g->V;
-        for (int64_t length = 0; length < g->order && length <= position; length++) {
-            int64_t node = 0;
-            for (int64_t i = position - length; i < position && node >= 0; i++) {
-                int64_t code = node * g->V + ids[i], at = place_of(g, code);
-                node = at < g->M && g->codes[at] == code ? at + 1 : -1;
+        int64_t low = position > g->window ? position - g->window : 0, n = 0, counted = 1;
+        for (int64_t at = position - 2; g->window && at >= low && n < g->places; at--)
+            if (ids[at] == ids[position - 1]) g->place[n++] = at;
+        for (int64_t length = 0; length <= position && (counted || n); length++) {
+            if ((counted = counted && length < g->order)) {
+                int64_t node = 0;
+                for (int64_t i = position - length; i < position && node >= 0; i++) {
+                    int64_t code = node * g->V + ids[i], at = place_of(g, code);
+                    node = at < g->M && g->codes[at] == code ? at + 1 : -1;
+                }
+                if ((counted = node >= 0)) mix(g, node, length, out); /* else no longer one did occur */
             }
-            if (node < 0) break; /* a longer context did not occur either */
-            mix(g, node, length, out);
+            if (length == 0) continue;
+            int64_t same = 0;
+            for (int64_t k = 0; k < n && length <= g->lengths; k++) {
+                int64_t at = g->place[k] - length + 1;
+                if (at >= low && ids[at] == ids[position - length]) g->place[same++] = g->place[k];
+            }
+            if ((n = same)) mix_window(g, ids, n, g->shares + 3 * (length - 1), out);
         }
         for (int64_t i = 0; i < g->V; i++) out[i] = logf(out[i] > 1.17549435e-38f ? out[i] : 1.17549435e-38f);
     }

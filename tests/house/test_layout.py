@@ -37,6 +37,7 @@ ELSEWHERE = {
     "models/layers.py": "models/test_gpt.py",
     "models/ngram_counts.py": "models/test_ngram.py",
     "models/ngram_discounts.py": "models/test_ngram.py",
+    "models/ngram_window.py": "models/test_ngram.py",
     "models/ops.py": "models/test_gpt.py",
     "models/registry.py": "models/test_own_models.py",
     "modes.py": "generation/test_side_effects.py",

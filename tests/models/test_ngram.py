@@ -46,8 +46,8 @@ def texts(draw: st.DrawFn, longest: int = 60) -> tuple[list[int], int]:
     return ids * repeats, V
 
 
-def fitted(ids: list[int], V: int, order: int) -> NGramLM:
-    return NGramLM(V, order).double().fit(BlockDataset(np.array(ids), 1))
+def fitted(ids: list[int], V: int, order: int, window: int = 4_096) -> NGramLM:
+    return NGramLM(V, order, window).double().fit(BlockDataset(np.array(ids), 1))
 
 
 def tree_of(codes: list[int], V: int) -> list[tuple[int, ...]]:
@@ -77,19 +77,75 @@ def test_a_huge_vocabulary_and_a_long_text_are_counted_in_several_rounds() -> No
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=texts(), order=st.sampled_from([1, 2, 3, 4, 8]), data=st.data())
+@given(
+    text=texts(),
+    order=st.sampled_from([1, 2, 3, 4, 8, 14]),
+    window=st.sampled_from([0, 1, 2, 3, 9, 4_096]),
+    data=st.data(),
+)
 def test_every_probability_is_that_of_the_formula(
-    text: tuple[list[int], int], order: int, data: st.DataObject
+    text: tuple[list[int], int], order: int, window: int, data: st.DataObject
 ) -> None:
     ids, V = text
-    model = fitted(ids, V, order)
+    model = fitted(ids, V, order, window)
     plain = PlainNGram(ids, V, order)
-    discounts = model.discounts.tolist()
-    asked = data.draw(st.lists(st.integers(0, min(V, 5) - 1), min_size=1, max_size=12))
-    logits, _ = model(torch.tensor([asked]))
+    tables = model.discounts.tolist(), model.window_shares.tolist(), window
+    asked = data.draw(st.lists(st.integers(0, min(V, 5) - 1), min_size=1, max_size=30))
+    logits, _ = model(torch.tensor([asked, asked[::-1]]))
     for t in range(len(asked)):
-        wanted = [plain.probability(asked[: t + 1], i, discounts) for i in range(min(V, 6))]
+        wanted = [plain.probability(asked[: t + 1], i, *tables) for i in range(min(V, 6))]
         np.testing.assert_allclose(logits[0, t, :6].exp().tolist(), wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [256, 257, 700])
+def test_a_window_ends_where_it_is_said_to_and_looks_at_the_latest_places(size: int) -> None:
+    model = fitted([0, 1, 1, 0, 1, 0, 0] * 40, 3, 3, size)
+    model.window_shares = torch.rand(11, 3, generator=torch.Generator().manual_seed(1)).double()
+    ids = ([0] * 280 + [1] + [0] * 100 + [2] + [0] * 270 + [1, 0]) * 2
+    plain = PlainNGram([0, 1, 1, 0, 1, 0, 0] * 40, 3, 3)
+    tables = model.discounts.tolist(), model.window_shares.tolist(), size
+    logits, _ = model(torch.tensor([ids]))
+    for t in range(0, len(ids), 7):
+        wanted = [plain.probability(ids[: t + 1], i, *tables) for i in range(3)]
+        np.testing.assert_allclose(logits[0, t].exp().tolist(), wanted, rtol=1e-10)
+    quick = model.float().new_state()
+    quick.observe(torch.tensor([ids[:1]]))
+    scored = quick.score(torch.tensor([ids[1:]]))[0]
+    wanted_too = logits[0, :-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(scored.double(), wanted_too, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=texts(), order=st.integers(1, 6), window=st.sampled_from([0, 5, 4_096]), data=st.data())
+def test_nothing_that_comes_later_changes_a_prediction(
+    text: tuple[list[int], int], order: int, window: int, data: st.DataObject
+) -> None:
+    ids, V = text
+    model = fitted(ids, V, order, window)
+    one, other = torch.randint(V, (2, 40), generator=torch.Generator().manual_seed(0))
+    t = data.draw(st.integers(1, 39))
+    other[:t] = one[:t]
+    assert torch.equal(model(one[None])[0][0, :t], model(other[None])[0][0, :t])
+
+
+def test_what_was_read_a_moment_ago_is_expected_again() -> None:
+    text = "".join(f"{name} went to {name}.\n" for name in ("ann", "bob", "cid", "dan", "eve", "fay") * 40)
+    read = "zoe went to the sea. "
+    tokenizer = CharTokenizer.from_text(text + read + "xyz")
+    data = BlockDataset.from_text(text, tokenizer, 50)
+    with_window, without = (
+        CharLM(NGramLM(tokenizer.vocab_size, 5, window).fit(data), tokenizer) for window in (4_096, 0)
+    )
+    again = (read * 2)[:-1]
+    assert with_window.evaluate(again).loss_nats < without.evaluate(again).loss_nats - 0.5
+
+
+def test_a_model_without_a_window_is_saved_as_ever(tmp_path: Path) -> None:
+    fitted([0, 1, 1, 0, 1] * 9, 2, 3, 0).save(tmp_path / "model")
+    assert set(NGramLM.load(tmp_path / "model").state_dict()) == {"codes", "counts", "discounts"}
+    again = NGramLM.load(tmp_path / "model")
+    assert again.config.window == 0
+    assert again.fit(BlockDataset(np.array([0, 1] * 50), 1)).window_shares.shape == (0, 3)
 
 
 @settings(max_examples=100, deadline=None)
@@ -152,7 +208,7 @@ def test_a_saved_model_comes_back_bit_for_bit(text: tuple[list[int], int], order
     assert type(again) is NGramLM
     assert again.config == model.config
     state = again.state_dict()
-    assert state.keys() == {"codes", "counts", "discounts"}
+    assert state.keys() == {"codes", "counts", "discounts", "window_shares"}
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     idx = torch.randint(V, (2, 8), generator=torch.Generator().manual_seed(0))
     assert torch.equal(again(idx)[0], model(idx)[0])
@@ -301,8 +357,8 @@ def test_nothing_can_be_trained_by_gradient() -> None:
 def test_its_size_is_said_by_config_and_model() -> None:
     model = fitted([0, 1, 1], 2, 2)  # 0, 1, 01, 11
     assert model.config.n_ngrams == 4
-    assert model.num_parameters() == model.config.num_parameters() == 14
-    assert repr(model) == "NGramLM(vocab_size=2, order=2, n_ngrams=4)  # 14 parameters"
+    assert model.num_parameters() == model.config.num_parameters() == 47
+    assert repr(model) == "NGramLM(vocab_size=2, order=2, n_ngrams=4, window=4096)  # 47 parameters"
     assert model.device == torch.device("cpu")
 
 
@@ -346,6 +402,14 @@ def _large(tensors: dict[str, Tensor]) -> None:
     tensors["discounts"][0, 0] = 1.0
 
 
+def _no_share(tensors: dict[str, Tensor]) -> None:
+    tensors["window_shares"][3, 1] = math.nan
+
+
+def _more_than_all(tensors: dict[str, Tensor]) -> None:
+    tensors["window_shares"][10, 2] = 1.5
+
+
 def _float_codes(tensors: dict[str, Tensor]) -> None:
     tensors["codes"] = tensors["codes"].to(torch.float32)
 
@@ -367,6 +431,8 @@ def _longer(tensors: dict[str, Tensor]) -> None:
         (_nan, "discounts must be above 0 and below"),
         (_infinite, "discounts must be above 0 and below"),
         (_large, "discounts must be above 0 and below"),
+        (_no_share, "window_shares must be above 0 and at most 1"),
+        (_more_than_all, "window_shares must be above 0 and at most 1"),
         (_float_codes, r"must hold 'codes' as torch\.int64, got torch\.float32"),
         (_longer, r"must hold 'counts' with shape"),
     ],
@@ -389,6 +455,8 @@ def test_damaged_tables_are_refused_when_they_are_loaded(
         ({"n_ngrams": 2**32}, "parameters of config.json, got"),
         ({"n_ngrams": 3}, "must hold 'codes' with shape"),
         ({"order": 2}, "must hold 'discounts' with shape"),
+        ({"window": 0}, "holds the tensor 'window_shares', which the model does not have"),
+        ({"window": -1}, "window must be an int at least 0"),
         ({"vocab_size": 2}, "codes must be those of n-grams"),
         ({"n_ngrams": -1}, "n_ngrams must be an int at least 0"),
     ],
@@ -420,4 +488,8 @@ def test_tiny_shakespeare_is_predicted_as_well_as_published(shakespeare: str) ->
     tokenizer = CharTokenizer.from_text(shakespeare)
     train, val = BlockDataset.from_text(shakespeare, tokenizer, block_size=256).split(0.9)
     model = NGramLM(tokenizer.vocab_size).fit(train)
-    assert evaluate(model, val).loss_nats == pytest.approx(1.5091, abs=5e-4)
+    assert evaluate(model, val).loss_nats == pytest.approx(1.4857, abs=5e-4)
+    whole = BlockDataset(val.ids, len(val.ids) - 1)
+    assert evaluate(model, whole).loss_nats == pytest.approx(1.3827, abs=5e-4)
+    plain = NGramLM(tokenizer.vocab_size, window=0).fit(train)
+    assert evaluate(plain, val).loss_nats == pytest.approx(1.5091, abs=5e-4)
