@@ -27,6 +27,7 @@ from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids
 from charlm.models.base import LanguageModel
+from charlm.models.config import UNLIMITED_WINDOW
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
 from charlm.plain import as_path, as_text, int_from
 from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
@@ -36,8 +37,6 @@ from charlm.text.streaming import StreamDecoder, start_ids
 from charlm.text.tokenizer import ByteTokenizer, Tokenizer, unit_of
 
 __all__ = ["CharLM", "load"]
-
-_UNLIMITED_BLOCK = 256  # window of an evaluation when the model has no limit of its own
 
 
 class CharLM:
@@ -216,7 +215,7 @@ class CharLM:
         Args:
             text: at least two characters.
             block_size: length of the windows, each read by itself, at most the text's. None: the model's
-                block_size, or 256 for a model without a limit.
+                block_size, or 4,096 for a model without a limit.
 
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
@@ -283,7 +282,7 @@ class CharLM:
             unit = unit_of(self.tokenizer)
             raise DataError(f"the text must have at least two {unit}s to predict one, got {len(ids)}")
         if block_size is None:
-            block_size = self.model.block_size or _UNLIMITED_BLOCK
+            block_size = self.model.block_size or UNLIMITED_WINDOW
         return BlockDataset(ids, min(int_from(1, block_size, "block_size"), len(ids) - 1))
 
     def _predicted_bytes(self, text: str) -> int:

@@ -7,6 +7,7 @@ RUN/mixture as a saved model that names the checkpoint it was made of; `load` ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from typing import Any
 import torch
 
 from charlm.backends.base import DeviceBackend
-from charlm.cli.baseline import BITS, count_end, scored_part
+from charlm.cli.baseline import BASELINE_FOLDER, BITS, count_end
 from charlm.cli.output import Console
 from charlm.cli.rundir import read_record, write_record
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CharLMError
-from charlm.evaluation.evaluate import evaluate
 from charlm.files.atomic import remove_directory
 from charlm.models.base import LanguageModel
+from charlm.models.config import UNLIMITED_WINDOW
 from charlm.models.mixture import MixtureLM
 from charlm.models.ngram import NGramLM
 from charlm.models.saving import build_model, save_model
@@ -33,7 +34,7 @@ from charlm.text.tokenizer import Tokenizer
 __all__ = ["Texts", "conclude", "is_concluded", "seconds_to_conclude"]
 
 _GAIN = 0.0002  # nats by which a mixture must be better than the better of the two, as it has been fitted
-_NAMES = {"gpt": "the GPT", "ngram": "the n-gram model", "mixture": "the mixture of GPT and n-gram model"}
+_NAMES = {"gpt": "the GPT", "ngram": "the n-gram model", "mixture": "the mixture of both"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def seconds_to_conclude(
     if texts.aside is None:
         return 0.0
     scored = 0 if texts.val is None else min(len(texts.val.ids), eval_chars or len(texts.val.ids))
-    return 0.5 + counting + 1.5 * (2 * len(texts.aside.ids) + scored) / chars_per_second
+    # Most characters are read twice, as the GPT's windows overlap by half.
+    return 0.5 + counting + 2.5 * (2 * len(texts.aside.ids) + scored) / chars_per_second
 
 
 def is_concluded(out: str, values: Mapping[str, object]) -> bool:
@@ -109,39 +111,39 @@ def _concluded(
 ) -> str:
     best = best_whole_checkpoint(run)
     gpt = build_model(best.files, best.info.path, LanguageModel)
-    ngram = NGramLM.load(run.path / "ngram")
+    ngram = NGramLM.load(run.path / BASELINE_FOLDER)
     values = read_record(run.path).values
     known: Any = values.get("baseline")
     part = count_end(texts.train, ngram.vocab_size, min(known["counted"], len(texts.train.ids)))
     mixture = MixtureLM([gpt, part])
     backend.prepare(mixture)
-    mixture.fit(aside)
-    models: dict[str, LanguageModel] = {"gpt": gpt, "ngram": part, "mixture": mixture}
-    decisive = {name: evaluate(model, aside, backend=backend).loss_nats for name, model in models.items()}
+    mixture.fit(_in_windows(aside))
+    decisive = dict(zip(_NAMES, mixture.losses(_in_windows(aside)), strict=True))
     kept = min(("gpt", "ngram"), key=lambda name: decisive[name])
     if decisive["mixture"] < decisive[kept] - _GAIN:
         kept = "mixture"
-    full = MixtureLM([gpt, ngram.to(gpt.device)])
+    whole = MixtureLM([gpt, ngram.to(gpt.device)])
     with torch.no_grad():
-        full.gate.copy_(mixture.gate)
-    models = {"gpt": gpt, "ngram": ngram, "mixture": full}
+        whole.gate.copy_(mixture.gate)
+    models: dict[str, LanguageModel] = {"ngram": ngram, "mixture": whole}
     folder = run.path / MIXTURE_FOLDER
-    if kept != "gpt":
+    if kept in models:
         save_model(models[kept], folder, texts.tokenizer, metadata=made_of(best.info))
     elif folder.is_dir():
         remove_directory(folder, folder)
-    result = {"kind": kept, "checkpoint": best.info.path.name, "aside_loss_nats": decisive}
-    losses, line = {}, ""
+    losses: dict[str, float] = {}
+    line = ""
     if texts.val is not None:
-        scored = {
-            name: evaluate(model, texts.val, max_chars=eval_chars, backend=backend)
-            for name, model in models.items()
-        }
-        losses = {name: found.loss_nats for name, found in scored.items()}
-        unit = BITS[texts.val.unit]
-        line = f": {losses[kept]:.4f} nats ({scored[kept].bits_per_char:.4f} {unit})"
-        line += scored_part(scored[kept], texts.val.unit)
-        others = [f"{name} {loss:.4f}" for name, loss in losses.items() if name != kept]
-        line += f"; {', '.join(others)}"
-    write_record(run.path, {**values, "result": {**result, "loss_nats": losses}})
+        val = _in_windows(texts.val)
+        losses = dict(zip(_NAMES, whole.losses(val, max_chars=eval_chars), strict=True))
+        loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
+        line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}; "
+        line += ", ".join(f"{name} {other:.4f}" for name, other in losses.items() if name != kept)
+    result = {"kind": kept, "checkpoint": best.info.path.name}
+    write_record(run.path, {**values, "result": {**result, "aside_loss_nats": decisive, "loss_nats": losses}})
     return f"{_NAMES[kept]}{line}"
+
+
+def _in_windows(data: BlockDataset) -> BlockDataset:
+    """Return a text in the windows in which a model without a limit is evaluated."""
+    return BlockDataset(data.ids, min(UNLIMITED_WINDOW, len(data.ids) - 1), tokenizer=data.tokenizer)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from charlm.cli.settings import Settings
-from charlm.models.config import GPTConfig, PresetName
+from charlm.models.config import UNLIMITED_WINDOW, GPTConfig, PresetName
 from charlm.plain import share_of
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.recipes import recommend
@@ -142,6 +142,8 @@ def _aside(train_chars: int, block_size: int) -> int:
     """Return how many characters a training can spare for the decision what its result is."""
     least = min(_LEAST_ASIDE, int(_MOST_ASIDE_SHARE * train_chars))
     aside = min(max(int(_ASIDE_SHARE * train_chars), least), _MOST_ASIDE)
+    if aside > UNLIMITED_WINDOW:
+        aside -= aside % UNLIMITED_WINDOW  # pieces of this length, each read by itself
     return aside if block_size < aside < train_chars - block_size else 0
 
 

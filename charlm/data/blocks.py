@@ -35,7 +35,7 @@ _INTEGERS = {
 }
 
 
-_PIECE, _MOST_PIECES = 1_000, 20  # of what is set aside: ids in a piece, and how many there are
+_PIECE, _MOST_PIECES = 4_096, 20  # of what is set aside: ids in a piece, and how many there are
 
 
 class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -121,8 +121,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the text without some pieces, and these pieces: to train on, and to decide something by.
 
         The pieces are spread evenly over the text, since its end may be unlike the rest: the last fortieth of
-        Tiny Shakespeare is the beginning of the play that validates. Each has about a thousand ids, and there
-        are at most twenty.
+        Tiny Shakespeare is the beginning of the play that validates. Each has about four thousand ids, and
+        there are at most twenty.
 
         Args:
             count: how many ids are set aside.

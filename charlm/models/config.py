@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+UNLIMITED_WINDOW = 4_096
+"""How many characters a model without a limit is shown at once where it is evaluated."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """Base of the models' settings: what is known of a model before it is built."""

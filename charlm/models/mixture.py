@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
@@ -20,6 +21,7 @@ from typing_extensions import override
 from charlm.errors import InputError, shown
 from charlm.generation.cache import Cache
 from charlm.generation.engine import Engine
+from charlm.generation.passes import plan_passes
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import MixtureConfig, ModelConfig, gate_places
 from charlm.models.registry import class_of
@@ -37,6 +39,43 @@ Floats = NDArray[np.float64]
 _IDS_AT_ONCE, _LOGITS_AT_ONCE = 16_384, 2**22  # in a pass of `fit`
 _PRIOR = 20.0  # ids that the weights without a gate count for, in each place of the gate
 _TURNS = 100  # of expectation and maximisation
+
+
+class _Read:
+    """A cache: what a member with a window has read of texts that may be longer.
+
+    Past its window it goes on as generation does with overflow "restart", from the last half of it.
+    """
+
+    def __init__(self, member: LanguageModel) -> None:
+        self._member = member
+        self._cache: Cache | None = None
+        self._ids: Tensor | None = None  # (B, t) from where the context begins
+        self._known = range(0)  # positions
+
+    def logits(self, idx: Tensor) -> Tensor:
+        """Read more ids (B, t), and return the logits (B, t, V) after each."""
+        ids = idx if self._ids is None else torch.cat([self._ids, idx], dim=1)
+        base, stop = self._known.start, self._known.stop + idx.size(1)
+        span, known = range(self._known.stop + 1, stop + 1), range(0) if self._cache is None else self._known
+        said: list[Tensor] = []
+        for (one,) in plan_passes([span], [known], self._member.block_size, "restart"):
+            if one.start == one.begin:
+                self._cache = self._member.new_cache()
+            logits, _ = self._member(ids[:, one.start - base : one.stop - base], cache=self._cache)
+            said.append(logits[:, logits.size(1) - one.wanted :])
+            self._known = range(one.begin, one.stop)
+        self._ids = ids[:, self._known.start - base :]
+        return torch.cat(said, dim=1)
+
+    def truncate(self, length: int) -> bool:
+        return False  # an earlier window may be needed again
+
+    def fork(self, rows: Sequence[int]) -> _Read | None:
+        twin = _Read(self._member)
+        twin._cache = None if self._cache is None else self._cache.fork(rows)
+        twin._ids, twin._known = None if self._ids is None else self._ids[list(rows)], self._known
+        return twin
 
 
 class _Caches:
@@ -130,12 +169,6 @@ class MixtureLM(LanguageModel):
         return self._members[0].vocab_size
 
     @property
-    @override
-    def block_size(self) -> int | None:
-        """The smallest of the members'."""
-        return min((m.block_size for m in self._members if m.block_size is not None), default=None)
-
-    @property
     def _members(self) -> list[LanguageModel]:
         return [member for member in self.members if isinstance(member, LanguageModel)]
 
@@ -146,7 +179,7 @@ class MixtureLM(LanguageModel):
 
     @override
     def new_cache(self) -> Cache | None:
-        caches = [member.new_cache() for member in self._members]
+        caches = [m.new_cache() if m.block_size is None else _Read(m) for m in self._members]
         known = [cache for cache in caches if cache is not None]
         return _Caches(known) if len(known) == len(caches) else None
 
@@ -164,7 +197,8 @@ class MixtureLM(LanguageModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the next id after each id; the logits are log-probabilities.
 
-        See `LanguageModel.forward`. Every member is shown the same ids.
+        See `LanguageModel.forward`. A member with a window sees, of ids before it, what generation shows it
+        with overflow "restart"; the others see all.
         """
         self._check_idx(idx, targets)
         if cache is not None and not isinstance(cache, _Caches):
@@ -181,7 +215,7 @@ class MixtureLM(LanguageModel):
         (`BlockDataset.set_aside`): of what it knows by heart a member is too sure. No random number is drawn.
 
         Args:
-            data: the text; a window of it is read by itself, and is no longer than `block_size`.
+            data: the text; a window of it is read by itself.
             max_chars: read at most about so many characters, in windows spread over the text; None: all.
 
         Returns:
@@ -190,6 +224,31 @@ class MixtureLM(LanguageModel):
         Raises:
             InputError: the text is not this model's, or `max_chars` is no int of 1 or more.
         """
+        places, said = self._seen(data, max_chars)
+        weights = _fitted(places, said)
+        with torch.no_grad():
+            self.gate.copy_(torch.from_numpy(np.log(weights)))
+        return self
+
+    def losses(self, data: BlockDataset, *, max_chars: int | None = None) -> list[float]:
+        """Return the losses in nats of the members, as they are asked here, and that of the mixture.
+
+        What `evaluate` says of each, in one reading of the text.
+
+        Args:
+            data: as for `fit`.
+            max_chars: as for `fit`.
+
+        Returns:
+            (K + 1,), the mixture's last.
+        """
+        places, said = self._seen(data, max_chars)
+        weights = self.gate.detach().cpu().double().softmax(dim=-1).numpy()  # (J, K + 1)
+        mixed = np.einsum("nk,nk->n", places @ weights, said)
+        return [float(-np.log(p).mean()) for p in (*said.T[:-1], mixed)]
+
+    def _seen(self, data: BlockDataset, max_chars: int | None) -> tuple[Floats, Floats]:
+        """Return where in the gate N ids stand, (N, J), and what each voice gave to them, (N, K + 1)."""
         most = None if max_chars is None else max(int_from(1, max_chars, "max_chars") // data.block_size, 1)
         batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
         places: list[Tensor] = []
@@ -202,10 +261,7 @@ class MixtureLM(LanguageModel):
                 places.append(self._places(voices).flatten(0, 1).cpu().double())  # (B T, J)
                 at = targets.expand(len(voices), *targets.shape)[..., None]
                 said.append(voices.gather(-1, at).flatten(1).T.cpu().double())  # (B T, K + 1)
-        weights = _fitted(torch.cat(places).numpy(), torch.cat(said).exp().numpy())
-        with torch.no_grad():
-            self.gate.copy_(torch.from_numpy(np.log(weights)))
-        return self
+        return torch.cat(places).numpy(), torch.cat(said).exp().numpy()
 
     @override
     def _check_values(self) -> None:
@@ -215,7 +271,7 @@ class MixtureLM(LanguageModel):
     def _voices(self, idx: Tensor, cache: _Caches | None) -> Tensor:
         """Return the log-probabilities of the members and of their geometric mean, (K + 1, B, T, V)."""
         caches = [None] * len(self.members) if cache is None else cache.caches
-        said = [member(idx, cache=one)[0] for member, one in zip(self._members, caches, strict=True)]
+        said = [_said(member, idx, one) for member, one in zip(self._members, caches, strict=True)]
         log_p = torch.stack(
             [z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(dim=-1) for z in said]
         )
@@ -230,6 +286,21 @@ class MixtureLM(LanguageModel):
             own = torch.stack([low, 1 - low - high, high], dim=-1)  # (B, T, 3)
             shares = (shares[..., None] * own[..., None, :]).flatten(-2)
         return shares
+
+
+def _said(member: LanguageModel, idx: Tensor, cache: Cache | None) -> Tensor:
+    """Return a member's logits (B, S, V) after ids (B, S); past its window as with overflow "restart"."""
+    if isinstance(cache, _Read):
+        return cache.logits(idx)
+    T, S = member.block_size, idx.size(1)
+    if T is None or S <= T:
+        return member(idx, cache=cache)[0]
+    step = T + 1 - max(T // 2, 1)  # from each context to the next
+    more = -((T - S) // step)  # how many follow the first
+    padded = F.pad(idx, (0, more * step + T - S))  # what stands behind a place does not count there
+    windows = padded.unfold(1, T, step)  # (B, 1 + more, T)
+    said = member(windows.flatten(0, 1))[0].view(*windows.shape, -1)  # (B, 1 + more, T, V)
+    return torch.cat([said[:, 0], said[:, 1:, T - step :].flatten(1, 2)], dim=1)[:, :S]
 
 
 def _fitted(places: Floats, said: Floats) -> Floats:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from charlm.generation.passes import Pass
+from charlm.generation.passes import Pass, plan_passes
 from charlm.native.engine import NativeEngine
 from charlm.native.library import library
 from charlm.native.untouched import has_its_own_forward, hooks_on_all_modules
@@ -63,18 +63,22 @@ class NativeMixture(NativeEngine):
     def __init__(
         self, kernel: ctypes.CDLL, model: MixtureLM, engines: Sequence[NativeEngine], rows: int
     ) -> None:
-        super().__init__(kernel, rows, vocab_size=model.vocab_size, block_size=model.block_size)
+        super().__init__(kernel, rows, vocab_size=model.vocab_size, block_size=None)
         self._model = model
         self._engines = engines
+        self._read = [[range(0)] * rows for _ in engines]  # positions that each has read of each row
 
     @override
     def fork(self, rows: Sequence[int]) -> Self:
         engines = [engine.fork(rows) for engine in self._engines]
-        return type(self)(self._kernel, self._model, engines, len(rows))
+        twin = type(self)(self._kernel, self._model, engines, len(rows))
+        twin._read = [[read[row] for row in rows] for read in self._read]
+        return twin
 
     @override
     def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
-        said = [engine.logits(texts, passes) for engine in self._engines]
+        pairs = zip(self._engines, self._read, strict=True)
+        said = [_said(engine, read, texts, passes) for engine, read in pairs]
         return [self._mixed(one) for one in zip(*said, strict=True)]
 
     def _mixed(self, said: Sequence[Tensor]) -> Tensor:
@@ -91,3 +95,22 @@ class NativeMixture(NativeEngine):
             *(weights.data_ptr(), work.data_ptr(), mixed.data_ptr()),
         )
         return mixed
+
+
+def _said(
+    engine: NativeEngine, read: list[range], texts: NDArray[np.int64], passes: Sequence[Pass]
+) -> list[Tensor]:
+    """Return what a member says in some passes; past its window it restarts, whatever was read."""
+    if engine.block_size is None:
+        return engine.logits(texts, passes)
+    spans, known = [range(0)] * engine.rows, list(read)
+    for one in passes:
+        spans[one.row] = range(one.stop + 1 - one.wanted, one.stop + 1)
+        known[one.row] = range(read[one.row].start, min(read[one.row].stop, one.start))
+        read[one.row] = range(0)  # until all has gone well
+    said: dict[int, list[Tensor]] = {one.row: [] for one in passes}
+    for some in plan_passes(spans, known, engine.block_size, "restart"):
+        for one, logits in zip(some, engine.logits(texts, some), strict=True):
+            said[one.row].append(logits)
+            read[one.row] = range(one.begin, one.stop)
+    return [torch.cat(said[one.row]) for one in passes]

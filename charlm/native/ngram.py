@@ -101,10 +101,7 @@ class NativeNGram(NativeEngine):
 
     @override
     def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
-        return [
-            self._predict(texts, one.row, one.stop + 1 - one.wanted, one.stop + 1, one.begin)
-            for one in passes
-        ]
+        return [self._predict(texts, one.row, one.stop + 1 - one.wanted, one.stop + 1) for one in passes]
 
     @override
     def turn(
@@ -123,17 +120,14 @@ class NativeNGram(NativeEngine):
         state.steps_left -= 1
         return ids
 
-    def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int, begin: int = 0) -> Tensor:
-        """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1.
-
-        The context is what stands from `begin` on: a mixture may have a window.
-        """
+    def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
+        """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""
         tables = _tables_of(self._model)
         if [(table.data_ptr(), table.shape) for table in tables] != self._places:  # fitted anew, perhaps
             self._look_at(tables)
         logits = torch.empty(end - first, self.vocab_size, dtype=torch.float32, device="cpu")
-        ids = texts.ctypes.data + row * texts.strides[0] + begin * texts.strides[1]
-        self._kernel.charlm_ngrams(self._struct, ids, first - begin, end - begin, logits.data_ptr())
+        ids = texts.ctypes.data + row * texts.strides[0]
+        self._kernel.charlm_ngrams(self._struct, ids, first, end, logits.data_ptr())
         return logits
 
     def _look_at(self, tables: _Tables) -> None:

@@ -17,7 +17,6 @@ import charlm
 from charlm import GPT, BlockDataset, CharTokenizer, MixtureLM, NGramLM, Trainer
 from charlm.cli import mixing
 from charlm.errors import CheckpointMismatchError
-from charlm.evaluation import evaluate
 from charlm.training import read_history
 
 LEARNS = (
@@ -76,15 +75,16 @@ def test_the_result_is_the_mixture_of_the_best_checkpoint_and_all_counts(
     assert torch.equal(charlm.load(run, device="cpu", mixture=False).model.lm_head.weight, gpt.lm_head.weight)
     # What is said is what `eval` says of the same text.
     whole = text.read_text(encoding="utf-8")
-    tokenizer = CharTokenizer.from_text(whole)
-    val = BlockDataset.from_text(whole, tokenizer, 16).split(0.9)[1]
+    tokenizer, val = CharTokenizer.from_text(whole), whole[int(0.9 * len(whole)) :]
     losses = {
-        name: evaluate(one, val).loss_nats
-        for name, one in (("mixture", model), ("gpt", gpt), ("ngram", ngram))
+        name: charlm.CharLM(one, tokenizer).evaluate(val).loss_nats
+        for name, one in (("mixture", model), ("gpt", MixtureLM([gpt])), ("ngram", ngram))
     }
     assert record_of(run)["result"]["loss_nats"] == pytest.approx(losses, abs=1e-6)
     assert losses["mixture"] < min(losses["gpt"], losses["ngram"])
-    line = re.search(r"^result +the mixture of GPT and n-gram model: ([\d.]+) nats .*; (.*)$", said, re.M)
+    line = re.search(
+        r"^result +the mixture of both: ([\d.]+) nats .* in windows of 1,0\d\d .*; (.*)$", said, re.M
+    )
     assert line is not None
     assert float(line[1]) == pytest.approx(losses["mixture"], abs=1e-4)
     assert line[2] == f"gpt {losses['gpt']:.4f}, ngram {losses['ngram']:.4f}"
@@ -259,7 +259,7 @@ def test_a_run_without_validation_has_a_result_too(command: Command, text: Path,
     run = tmp_path / "run"
     mixed(command, text, run, "--val-fraction", "0")
     assert record_of(run)["result"]["loss_nats"] == {}
-    assert re.search(r"^result +the mixture of GPT and n-gram model$", command.err, re.M)
+    assert re.search(r"^result +the mixture of both$", command.err, re.M)
     assert read_history(run).result is None
 
 

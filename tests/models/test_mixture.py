@@ -84,17 +84,43 @@ def test_every_way_to_score_a_text_gives_the_same(dtype: torch.dtype, tolerance:
     assert loss == pytest.approx(-np.mean(one_by_one), abs=tolerance)
 
 
-def test_what_is_seen_is_the_window_for_every_member() -> None:
-    mixture = mixed([tiny_gpt(tiny_config(block_size=2)), members()[1]])
-    assert mixture.block_size == 2
-    (ids,) = random_rows([9])
-    other = ids.clone()
-    other[:7] = (ids[:7] + 1) % V
-    for overflow in ("slide", "restart"):
-        states = [mixture.new_state(overflow=overflow) for _ in range(2)]
-        for state, text in zip(states, (ids, other), strict=True):
-            state.observe(text[None])
-        assert torch.equal(states[0].predict(), states[1].predict())
+@pytest.mark.parametrize("block_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_past_its_window_a_member_is_asked_as_generation_asks_it(block_size: int, dtype: torch.dtype) -> None:
+    """Whether read at once, through a cache in pieces, or by the engine: with overflow "restart"."""
+    gpt, ngram = members(dtype, block_size)
+    mixture, alone = mixed([gpt, ngram]), MixtureLM([gpt])
+    assert mixture.block_size is None
+    idx = torch.stack(random_rows([30, 30]))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    with torch.no_grad():
+        whole, said = mixture(idx)[0], alone(idx)[0]
+        state = gpt.new_state(2, overflow="restart")
+        state.observe(idx[:, :1])
+        scores = torch.stack(state.score(idx[:, 1:]))  # (2, 29)
+        at = idx[:, 1:, None]
+        torch.testing.assert_close(
+            said[:, :-1].gather(-1, at)[..., 0].double(), scores, rtol=0, atol=tolerance
+        )
+        cache = mixture.new_cache()
+        pieces = [mixture(piece, cache=cache)[0] for piece in idx.split([1, 2, 9, 1, 1, 16], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=tolerance)
+        own = mixture.new_state(2)
+        own.observe(idx)
+        torch.testing.assert_close(own.predict(), whole[:, -1], rtol=0, atol=tolerance)
+        slow = mixture.new_state(2, use_cache=False)
+        slow.observe(idx)
+        torch.testing.assert_close(slow.predict(), whole[:, -1], rtol=0, atol=tolerance)
+
+
+def test_losses_are_those_of_evaluate() -> None:
+    gpt, ngram = members(F64, block_size=4)
+    mixture = mixed([gpt, ngram])
+    data = BlockDataset(random_rows([300])[0], 50)
+    expected = [evaluate(one, data).loss_nats for one in (MixtureLM([gpt]), ngram, mixture)]
+    assert mixture.losses(data) == pytest.approx(expected, abs=1e-9)
+    part = evaluate(mixture, data, max_chars=150).loss_nats
+    assert mixture.losses(data, max_chars=150)[-1] == pytest.approx(part, abs=1e-9)
 
 
 def test_a_fit_finds_the_weights_of_which_the_text_was_made() -> None:

@@ -31,12 +31,15 @@ def test_it_says_what_pytorch_says_alone_and_in_a_batch(
     rows: list[list[int]], overflow: Overflow, seed: int, block_size: int
 ) -> None:
     model = compiled(seed, block_size)
-    state = state_of(model, rows, overflow=overflow)
+    state = state_of(model, [ids[:1] for ids in rows], overflow=overflow)
     assert isinstance(state.engine, NativeMixture)
     slow = torch_state(model, len(rows), overflow=overflow)
     slow.observe(tensors(rows))
+    state.predict()
+    state.observe([torch.tensor(ids[1:], dtype=torch.int64) for ids in rows])
     found = state.predict()
     torch.testing.assert_close(found, slow.predict(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(state.fork().predict(), found, rtol=0, atol=0)
     for row, ids in enumerate(rows):
         assert torch.equal(state_of(model, [ids], overflow=overflow).predict()[0], found[row])
 
