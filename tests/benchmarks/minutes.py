@@ -109,9 +109,10 @@ def _texts(args: argparse.Namespace) -> tuple[Json, str]:
             with tempfile.TemporaryDirectory() as folder:
                 run = _train(str(path), Path(folder, "run"), "--minutes", str(args.minutes), threads=threads)
             found.append({"text": path.stem, "bytes": path.stat().st_size, "threads": threads, **run})
-            ngram = run["baseline"]["loss_nats"]
-            kind = "gpt" if run["result"] is None else run["result"]["kind"]
-            loss = run["loss_nats"] if run["result"] is None else run["result"]["loss_nats"][kind]
+            losses = run["result"]["loss_nats"] if run["result"] else {"gpt": run["loss_nats"]}
+            ngram = losses.get("ngram", run["baseline"]["loss_nats"])
+            kind = run["result"]["kind"] if run["result"] else "gpt"
+            loss = losses[kind]
             rows.append(
                 (
                     path.stem,
