@@ -78,8 +78,7 @@ class LayerCache:
         if self._keys is None or self._values is None:
             self._keys = torch.empty(B, H, self.capacity, D, dtype=keys.dtype, device=keys.device)
             self._values = torch.empty_like(self._keys)
-        if self._keys.size(0) != B:
-            raise InputError(f"idx must have as many rows as the cache, {self._keys.size(0)}, got {B}")
+        _check_rows(keys, self._keys)
         end = self.length + t
         self._keys[:, :, self.length : end] = keys
         self._values[:, :, self.length : end] = values
@@ -127,7 +126,25 @@ class KVCache:
 
     def __init__(self, n_layer: int, capacity: int) -> None:
         self.layers: list[LayerCache] = [LayerCache(capacity) for _ in range(n_layer)]
+        self._capacity = capacity
         self.length: int = 0
+        self._ids: Tensor | None = None
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Keep ids (B, T) that come next, for a model that looks at earlier ones; `advance` counts them.
+
+        Returns:
+            (B, length + T), all that were read and these: a view of the buffer.
+
+        Raises:
+            InputError: B is another than before.
+        """
+        if self._ids is None:
+            self._ids = ids.new_empty(ids.size(0), self._capacity)
+        _check_rows(ids, self._ids)
+        end = self.length + ids.size(1)
+        self._ids[:, self.length : end] = ids
+        return self._ids[:, :end]
 
     def advance(self, count: int) -> None:
         """Note that the model has read more characters. Models call it once per forward pass.
@@ -157,7 +174,13 @@ class KVCache:
         Args:
             rows: their numbers, in any order; one may be taken several times.
         """
-        twin = KVCache(0, 0)
+        twin = KVCache(0, self._capacity)
         twin.layers = [layer.fork(rows) for layer in self.layers]
         twin.length = self.length
+        twin._ids = None if self._ids is None else self._ids[list(rows)]
         return twin
+
+
+def _check_rows(new: Tensor, kept: Tensor) -> None:
+    if len(new) != len(kept):
+        raise InputError(f"idx must have as many rows as the cache, {len(kept)}, got {len(new)}")

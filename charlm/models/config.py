@@ -198,6 +198,9 @@ class GPTConfig(ModelConfig):
     """A bias in the output layer. (GPT-2: no. The lecture: yes.)"""
     position: Literal["learned", "rotary"] = "learned"
     """How the model knows where a character stands: a learned embedding, or rotated queries and keys."""
+    conv_width: Annotated[int, Range(1, 64)] = 1
+    """Characters whose embeddings are added up, each channel with its weights, for the first block: one and
+    those before it. 1: it alone."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before each branch and before the output layer; rmsnorm has no parameters here."""
     qk_norm: bool = False
@@ -250,6 +253,7 @@ class GPTConfig(ModelConfig):
         attention = 3 * C * C + 3 * C * self.qkv_bias + C * C + C * self.bias
         feed_forward = C * into + into * self.bias + F * C + C * self.bias
         embeddings = V * C + (self.block_size * C if self.position == "learned" else 0)
+        embeddings += (self.conv_width - 1) * C
         head = (0 if self.tie_weights else V * C) + V * self.head_bias
         return embeddings + self.n_layer * (2 * norm + attention + feed_forward) + norm + head
 
@@ -289,6 +293,7 @@ class GPTConfigFields(TypedDict, total=False):
     qkv_bias: bool
     head_bias: bool
     position: Literal["learned", "rotary"]
+    conv_width: int
     norm: Literal["layernorm", "rmsnorm"]
     qk_norm: bool
     activation: Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu"]
@@ -308,6 +313,7 @@ _OURS: GPTConfigFields = {
     "bias": False,
     "head_bias": False,
     "position": "rotary",
+    "conv_width": 5,
     "norm": "rmsnorm",
     "qk_norm": True,
     "activation": "relu2",

@@ -1,4 +1,4 @@
-"""Four functions of `ops.py` with their derivatives written out, for training on a CPU.
+"""Five functions of `ops.py` with their derivatives written out, for training on a CPU.
 
 `ops.py` is what is computed, to be read; this file computes the same with fewer passes over memory, and
 knows nothing else. A short context on a CPU spends more time between matrix products than in them: autograd
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["QK_EPS", "causal_attention", "dropout", "relu_squared_mlp", "rms_norm"]
+__all__ = ["QK_EPS", "causal_attention", "causal_conv", "dropout", "relu_squared_mlp", "rms_norm"]
 
 
 QK_EPS = 1e-6
@@ -71,6 +71,12 @@ def causal_attention(
     return out
 
 
+def causal_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Do what `ops.causal_conv` does, of all characters."""
+    out: Tensor = _CausalConv.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """Set about a share p of the elements to zero, and scale the others so that the mean stays.
 
@@ -120,6 +126,26 @@ class _ReLUSquaredMLP(torch.autograd.Function):
         x, hidden, squared, up, down = ctx.saved_tensors
         d_hidden = torch.mm(grad, down * 2).mul_(hidden)  # (M, F); the 2 costs less on the matrix
         return torch.mm(d_hidden, up), torch.mm(d_hidden.t(), x), torch.mm(grad.t(), squared), None
+
+
+class _CausalConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = x.clone()
+        for k, row in enumerate(weight[: x.size(1) - 1], start=1):
+            y[:, k:].addcmul_(x[:, :-k], row)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        d_x, d_weight = grad.clone(), torch.zeros_like(weight)
+        for k, row in enumerate(weight[: x.size(1) - 1], start=1):
+            d_x[:, :-k].addcmul_(grad[:, k:], row)
+            d_weight[k - 1] = (grad[:, k:] * x[:, :-k]).sum(dim=(0, 1))
+        return d_x, d_weight
 
 
 class _CausalAttention(torch.autograd.Function):

@@ -19,7 +19,7 @@ from charlm.generation.cache import Cache, KVCache
 from charlm.generation.engine import Engine
 from charlm.models.base import LanguageModel, cross_entropy
 from charlm.models.config import PRESETS, GPTConfig, GPTConfigFields, ModelConfig, PresetName
-from charlm.models.layers import Block, Dropout, make_norm
+from charlm.models.layers import Block, CausalConv, Dropout, make_norm
 from charlm.models.memory import check_fits
 from charlm.models.ops import rotary_tables
 from charlm.modes import evaluation_mode
@@ -39,6 +39,7 @@ class Transformer(nn.Module):
     head_size: int
     wte: nn.Embedding
     wpe: nn.Embedding | None
+    conv: CausalConv | None
     drop: Dropout
     h: nn.ModuleList
     ln_f: nn.Module
@@ -50,18 +51,24 @@ class Transformer(nn.Module):
         self.wpe = None
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.conv = CausalConv(config) if config.conv_width > 1 else None
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
 
-    def embed(self, idx: Tensor, start: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Return what the first block reads of (B, T) ids at the positions from `start` on.
+    def embed(self, idx: Tensor, cache: KVCache | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return what the first block reads of (B, T) ids that follow those in the cache.
 
         Returns:
             (B, T, C), and for rotary positions cosine and sine of their angles, (T, D / 2) each, else None.
         """
         _, T = idx.shape
-        x = self.wte(idx)  # (B, T, C)
+        start = 0 if cache is None else cache.length
+        if self.conv is None:
+            x = self.wte(idx)  # (B, T, C)
+        else:
+            known = idx if cache is None else cache.read(idx)  # (B, start + T)
+            x = self.conv(self.wte(known[:, -T - len(self.conv.weight) :]), T)  # (B, T, C)
         if self.wpe is not None:
             return self.drop(x + self.wpe.weight[start : start + T]), None
         return self.drop(x), rotary_tables(start, T, self.head_size, idx.device)
@@ -71,7 +78,7 @@ class Transformer(nn.Module):
         _, T = idx.shape
         if cache is not None:
             cache.truncate(cache.length)  # of a pass that was interrupted, some layers may hold more
-        x, rotary = self.embed(idx, 0 if cache is None else cache.length)  # (B, T, C)
+        x, rotary = self.embed(idx, cache)  # (B, T, C)
         for i, block in enumerate(self.h):
             x = block(x, rotary, None if cache is None else cache.layers[i])
         if cache is not None:

@@ -7,6 +7,7 @@ is computed with them is in `ops.py`. Shapes: B batch, T time, C channels, H hea
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -14,7 +15,7 @@ from charlm.generation.cache import LayerCache
 from charlm.models import ops
 from charlm.models.config import GPTConfig
 
-__all__ = ["Block", "CausalSelfAttention", "Dropout", "FeedForward", "RMSNorm", "make_norm"]
+__all__ = ["Block", "CausalConv", "CausalSelfAttention", "Dropout", "FeedForward", "RMSNorm", "make_norm"]
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -50,6 +51,28 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """Return x; while training, with a share of its elements set to zero, and the others scaled up."""
         return ops.dropout(x, self.p) if self.training else x
+
+
+class CausalConv(nn.Module):
+    """Adds to each character's channels those of the few before it, each with a weight of its own.
+
+    It shows the first block n-grams, which attention would need a layer to put together. (A depthwise
+    convolution, as in Primer, arXiv:2109.08668, but of the embeddings alone, so that generation keeps ids
+    and no more.) It begins as the identity.
+
+    Args:
+        config: uses n_embd and conv_width.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.conv_width - 1, config.n_embd))
+
+    def forward(self, x: Tensor, T: int) -> Tensor:
+        """Return (B, T, C) of the last T characters of (B, S, C)."""
+        return ops.causal_conv(x, self.weight, T)
 
 
 class CausalSelfAttention(nn.Module):

@@ -1,8 +1,8 @@
 """What the layers compute: attention, norm, dropout and the feed-forward network, written plainly.
 
-`layers.py` holds the parameters and calls these. Four of them have a quicker way on a CPU, in
+`layers.py` holds the parameters and calls these. Five of them have a quicker way on a CPU, in
 `cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_kernel_applies` says
-where it may be taken, and each of the four what else it asks.
+where it may be taken, and each of the five what else it asks.
 Shapes: B batch, T time, C channels, H heads, D = C / H; S characters that may be looked at, of which the
 queries are the last T.
 """
@@ -24,6 +24,7 @@ __all__ = [
     "LONGEST_PLAIN",
     "attention_weights",
     "causal_attention",
+    "causal_conv",
     "causal_mask",
     "dropout",
     "feed_forward",
@@ -167,6 +168,27 @@ def causal_attention(
     attend = plain_attention if plain else fused_attention
     y = attend(q, k, v, dropout)  # (B, H, T, D)
     return y.transpose(1, 2).reshape(B, T, -1)
+
+
+def causal_conv(x: Tensor, weight: Tensor, T: int) -> Tensor:
+    """Return x_t plus the weighted x_(t-1), x_(t-2) and so on, channel by channel, of the last T characters.
+
+    Args:
+        x: (B, S, C); before its first character there is nothing.
+        weight: (K, C), of the character before, of that before it, and so on.
+        T: at most S.
+
+    Returns:
+        (B, T, C).
+    """
+    if x.size(1) == T and _kernel_applies(x):
+        return cpu_kernels.causal_conv(x, weight)
+    K, S = weight.size(0), x.size(1)
+    before = F.pad(x, (0, 0, K, 0))  # (B, K + S, C)
+    y = x[:, S - T :]
+    for k in range(1, K + 1):
+        y = y + weight[k - 1] * before[:, K + S - T - k : K + S - k]
+    return y
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

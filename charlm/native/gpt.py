@@ -115,6 +115,7 @@ class NativeGPT(NativeEngine):
         # What every single step uses.
         self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
         self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
+        self._before = np.zeros((rows, sizes.earlier), np.int64)  # what stands before it, nearest first
         self._places = np.zeros(rows, np.int64)  # where in the window it stands
         self._logits = torch.empty(rows, sizes.Vp, dtype=torch.float32, device="cpu")
         self._uniforms = np.zeros(rows)
@@ -146,15 +147,20 @@ class NativeGPT(NativeEngine):
         counts = [one.stop - one.start for one in passes]
         begin = np.cumsum([0, *counts])  # (B + 1,), where each row's ids begin among all
         slot = np.array([one.row for one in passes])
-        ids = np.concatenate([texts[one.row, one.start : one.stop] for one in passes])  # (n,)
-        places = np.concatenate([np.arange(one.start, one.stop) - one.begin for one in passes])  # (n,)
+        rows = slot.repeat(counts)  # (n,)
+        positions = np.concatenate([np.arange(one.start, one.stop) for one in passes])  # (n,)
+        ids = texts[rows, positions]
+        places = positions - np.array([one.begin for one in passes]).repeat(counts)
         want = np.concatenate(
             [np.arange(end - one.wanted, end) for one, end in zip(passes, begin[1:], strict=True)]
         )
         Vp = self._weights.packed.struct.Vp
         logits = torch.empty(len(want), Vp, dtype=torch.float32, device="cpu")
         self._make_room(int(places.max()) + 1)
-        one_call = self._call(begin=begin, slot=slot, ids=ids, places=places, want=want, logits=logits)
+        before = self._ids_before(texts, rows, positions, places)
+        one_call = self._call(
+            begin=begin, slot=slot, ids=ids, before=before, places=places, want=want, logits=logits
+        )
         self._kernel.charlm_pass(self._weights.packed.struct, one_call)
         return logits[:, : self.vocab_size]
 
@@ -190,17 +196,32 @@ class NativeGPT(NativeEngine):
         most = int(places.max())
         self._make_room(most + 1)
         self._places[:] = places
-        self._ids[:] = [row[n - 1] for row, n in zip(state.texts, state.lengths, strict=True)]
+        last = np.array(state.lengths) - 1
+        self._ids[:] = state.texts[self._one_each[:-1], last]
+        self._before[:] = self._ids_before(state.texts, self._one_each[:-1], last, places)
         self._step = self._call(
             begin=self._one_each,
             slot=self._one_each,
             ids=self._ids,
+            before=self._before,
             places=self._places,
             want=self._one_each[:-1],
             logits=self._logits,
         )
         state.steps_left = min(turns, self._caches.positions - most)  # last: from here on it may be done
         return True
+
+    def _ids_before(
+        self,
+        texts: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        places: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Return the ids (n, earlier) before some positions of the texts, -1 where the window has none."""
+        back = np.arange(1, self._before.shape[1] + 1)
+        found = texts[rows[:, None], np.maximum(positions[:, None] - back, 0)]
+        return np.where(back <= places[:, None], found, -1)
 
     def _make_room(self, positions: int) -> None:
         """Make the caches hold so many positions of each row."""
@@ -219,6 +240,7 @@ class NativeGPT(NativeEngine):
         begin: NDArray[np.int64],
         slot: NDArray[np.int64],
         ids: NDArray[np.int64],
+        before: NDArray[np.int64],
         places: NDArray[np.int64],
         want: NDArray[np.int64],
         logits: Tensor,
@@ -238,6 +260,7 @@ class NativeGPT(NativeEngine):
             begin=begin.ctypes.data,
             slot=slot.ctypes.data,
             id=ids.ctypes.data,
+            before=before.ctypes.data,
             position=places.ctypes.data,
             want=want.ctypes.data,
             keys=caches.keys_at,

@@ -60,10 +60,11 @@ struct layer {
     struct matrix query, key_value, project, up, gate, down;
 };
 struct model {
-    int64_t C, Cp, H, D, Dp, V, Vp, n_layer, norm, activation, qk_norm, half;
+    int64_t C, Cp, H, D, Dp, V, Vp, n_layer, norm, activation, qk_norm, half, earlier;
     double norm_eps, qk_eps;
     const float *token_embedding;    /* (V, C) */
     const float *position_embedding; /* (block_size, C), or NULL */
+    const float *convolution;        /* (earlier, C), of the embeddings of as many earlier characters, or NULL */
     const float *cos, *sin;          /* (block_size, D / 2), or NULL */
     const float *gain, *shift;       /* of the last norm, or NULL */
     struct matrix head;
@@ -75,7 +76,9 @@ struct pass {
     int64_t B, n, wanted, threads, capacity; /* capacity: positions that the caches hold, a multiple of 64 */
     const int64_t *begin;                    /* (B + 1,) where each row's characters begin */
     const int64_t *slot;                     /* (B,) each row's place in the caches */
-    int64_t *id, *position;                  /* (n,) */
+    int64_t *id;                             /* (n,) */
+    int64_t *before;                         /* (n, earlier), what stands before each, nearest first; -1: nothing */
+    int64_t *position;                       /* (n,) */
     const int64_t *want;                     /* (wanted,) characters whose logits are asked for, increasing */
     float *keys;                             /* (n_layer, slots, H, capacity / 64, D, 64) */
     float *values;                           /* (n_layer, slots, H, capacity, Dp) */
@@ -366,7 +369,13 @@ static void run(struct worker *me, const void *model, const void *pass) {
     for (int64_t t = from; t < to; t++) {
         const float *e = m->token_embedding + p->id[t] * C;
         const float *w = m->position_embedding ? m->position_embedding + p->position[t] * C : 0;
-        for (int64_t c = 0; c < C; c++) x[t * Cp + c] = w ? e[c] + w[c] : e[c];
+        for (int64_t c = 0; c < C; c++) x[t * Cp + c] = e[c];
+        for (int64_t k = 0; k < m->earlier && p->before[t * m->earlier + k] >= 0; k++) {
+            const float *b = m->token_embedding + p->before[t * m->earlier + k] * C, *by = m->convolution + k * C;
+            for (int64_t c = 0; c < C; c++) x[t * Cp + c] += b[c] * by[c];
+        }
+        if (w)
+            for (int64_t c = 0; c < C; c++) x[t * Cp + c] += w[c];
         for (int64_t c = C; c < Cp; c++) x[t * Cp + c] = 0;
     }
     barrier(me);
@@ -435,6 +444,11 @@ int64_t charlm_turn(const struct model *m, const struct pass *p, const struct ch
     int64_t failed = charlm_choose(p->logits, p->B, m->V, m->Vp, how, uniforms, chosen, weight, sorted);
     if (failed >= 0) return failed;
     for (int64_t row = 0; row < p->B; row++) {
+        int64_t *before = p->before + row * m->earlier;
+        if (m->earlier) {
+            memmove(before + 1, before, (m->earlier - 1) * sizeof(int64_t));
+            before[0] = p->id[row];
+        }
         p->id[row] = chosen[row];
         p->position[row]++;
     }

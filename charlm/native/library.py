@@ -68,10 +68,10 @@ class ModelStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("C", "Cp", "H", "D", "Dp", "V", "Vp")),
-        *((name, _int) for name in ("n_layer", "norm", "activation", "qk_norm", "half")),
+        *((name, _int) for name in ("n_layer", "norm", "activation", "qk_norm", "half", "earlier")),
         *((name, ctypes.c_double) for name in ("norm_eps", "qk_eps")),
-        *((name, _pointer) for name in ("token_embedding", "position_embedding", "cos", "sin")),
-        *((name, _pointer) for name in ("gain", "shift")),
+        *((name, _pointer) for name in ("token_embedding", "position_embedding", "convolution")),
+        *((name, _pointer) for name in ("cos", "sin", "gain", "shift")),
         ("head", MatrixStruct),
         ("layers", ctypes.POINTER(LayerStruct)),
     )
@@ -82,7 +82,10 @@ class PassStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("B", "n", "wanted", "threads", "capacity")),
-        *((name, _pointer) for name in ("begin", "slot", "id", "position", "want", "keys", "values")),
+        *(
+            (name, _pointer)
+            for name in ("begin", "slot", "id", "before", "position", "want", "keys", "values")
+        ),
         ("slots", _int),
         *((name, _pointer) for name in ("logits", "work")),
     )

@@ -77,6 +77,8 @@ def variants() -> dict[str, GPTConfig]:
         found[f"tie {tie} head_bias {head_bias}"] = tiny_config(tie_weights=tie, head_bias=head_bias)
     for bias, qkv_bias in itertools.product((False, True), (False, True)):
         found[f"bias {bias} qkv_bias {qkv_bias}"] = tiny_config(bias=bias, qkv_bias=qkv_bias)
+    for width in (2, 20):
+        found[f"convolution of {width}"] = tiny_config(conv_width=width)
     found["one head, narrow network"] = tiny_config(n_head=1, mlp_width=5)
     found["narrow swiglu"] = tiny_config(activation="swiglu", mlp_width=7, bias=False)
     return found

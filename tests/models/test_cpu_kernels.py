@@ -15,7 +15,7 @@ from oracles.plain_gpt import plain_logits
 from torch import Tensor, nn
 from typing_extensions import override
 
-from charlm.models import cpu_kernels
+from charlm.models import cpu_kernels, ops
 from charlm.models.layers import FeedForward
 from charlm.models.ops import LONGEST_PLAIN, plain_attention, rotary_tables, rotate
 
@@ -74,6 +74,22 @@ def test_the_norm_is_that_of_autograd_in_value_and_gradient(rows: int, C: int, s
     plain = F.rms_norm(x * scale, (C,), eps=1e-6)
     for one, other in both(ours, plain, x):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=60)
+@given(B=st.integers(1, 3), S=st.integers(1, 7), K=st.integers(1, 9), C=st.integers(1, 4), data=st.data())
+def test_the_convolution_is_that_of_the_formula_in_value_and_gradient(
+    B: int, S: int, K: int, C: int, data: st.DataObject
+) -> None:
+    x, weight = draw(B, S, C), draw(K, C, seed=1)
+    T = data.draw(st.integers(1, S))
+    for ours, last in ((cpu_kernels.causal_conv(x, weight), S), (ops.causal_conv(x, weight, T), T)):
+        rows = [
+            x[:, t] + sum(weight[k] * (x[:, t - k - 1] if t > k else 0 * x[:, t]) for k in range(K))
+            for t in range(S - last, S)
+        ]
+        for one, other in both(ours, torch.stack(rows, dim=1), x, weight):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=40)

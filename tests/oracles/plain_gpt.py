@@ -3,7 +3,7 @@
 An oracle for `charlm.models`: it shares no code with it. It takes the settings and a state_dict and
 computes logits with scalars and vectors in Python loops; gradients come through autograd.
 
-    x_t  = E[id_t] (+ P[t])
+    x_t  = E[id_t] (+ sum_k w_k E[id_(t - k)]) (+ P[t])
     x   += proj(concat_h softmax(q_t . k_s / sqrt D, s <= t) v_s),   q, k, v from norm(x)
     x   += c_proj(activation(c_fc(norm(x))))
     logits = W_out norm(x) + b
@@ -57,6 +57,8 @@ def _row(
     stream, layers = [], []
     for t, i in enumerate(ids):
         x = state["transformer.wte.weight"][i]
+        for k in range(1, min(config.conv_width - 1, t) + 1):
+            x = x + state["transformer.conv.weight"][k - 1] * state["transformer.wte.weight"][ids[t - k]]
         if config.position == "learned":
             x = x + state["transformer.wpe.weight"][t]
         stream.append(x)

@@ -55,7 +55,8 @@ EARLIER: dict[tuple[PresetName, str, bool, str, bool], int] = {
     ("cpu-5min", "adamw", True, "fp32", False): 321_768_652,
     ("cpu-5min", "muon", True, "bf16", True): 399_187_968,
 }
-"""What was estimated for the presets: optimizer, another device than a CPU, precision, validation text."""
+"""What was estimated for the presets, without a convolution: optimizer, another device than a CPU, precision,
+validation text."""
 
 
 class Given(CPUBackend):
@@ -191,7 +192,7 @@ def test_the_estimate_is_what_it_was(case: tuple[PresetName, str, bool, str, boo
     preset, optimizer, elsewhere, precision, evaluates = case
     config = RECIPES[preset].replace(optimizer=optimizer, precision=precision)
     device = Elsewhere() if elsewhere else "cpu"
-    model = GPTConfig.from_dict({**PRESETS[preset], "vocab_size": 65})
+    model = GPTConfig.from_dict({**PRESETS[preset], "vocab_size": 65, "conv_width": 1})
     assert training_bytes(model, config, device=device, evaluates=evaluates) == EARLIER[case]
 
 
