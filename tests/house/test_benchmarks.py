@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import (
     batches,
     checkpoints,
@@ -20,14 +22,17 @@ from benchmarks import (
     encode,
     generate,
     generate_context,
+    gpu,
     loss_at_budget,
     ngram,
     step_time,
     time_to_loss,
     trainer_overhead,
 )
+from benchmarks.gpu_parts import StaticDecoder
 
 from charlm import GPT, BlockDataset, CharLM, CharTokenizer, NGramLM
+from charlm.models.config import PresetName
 
 pytestmark = pytest.mark.slow
 
@@ -155,6 +160,73 @@ def test_loss_at_budget_stays_within_its_characters(quick: Callable[..., Any], t
     assert abs(run["random_batches"]["loss_nats"] - run["final"]["loss_nats"]) < 0.2
     draw.main(["loss", str(tmp_path / "out.json"), "-o", str(tmp_path / "loss.png")])
     assert (tmp_path / "loss.png").stat().st_size > 1_000
+
+
+def test_what_is_for_a_gpu_runs_on_a_cpu(
+    quick: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = quick(gpu.main, "--device", "cpu", "--only", "backend,training,memory,generation,T5")
+    parts = results["parts"]
+    assert not [part for part in parts.values() if "error" in part]
+    assert parts["backend"]["name"] == "cpu"
+    assert parts["training"]["steps"] == 10
+    assert parts["training"]["history"][-1]["loss_nats"] == parts["training"]["final"]["loss_nats"]
+    assert 1_900 < parts["T5"]["chars_seen"] <= 2_000
+    assert parts["T5"]["training"]["minutes"] < 480 / 60
+    assert parts["memory"]["peak_bytes"] >= parts["memory"]["allocated_bytes"] > 2**20
+    for by_rows in parts["generation"]["chars_per_second"].values():
+        for ways in by_rows.values():
+            assert ways["generate"]["median"] > 0
+            assert ways["static step"]["median"] > 0
+            assert ways["CUDA graph"] == {"skipped": "cpu has no CUDA graphs"}
+    assert results["seconds"] >= sum(part["part_seconds"] for part in parts.values())
+    assert "T5" in capsys.readouterr().out
+
+
+def test_a_compiled_step_is_timed_beside_an_eager_one(quick: Callable[..., Any]) -> None:
+    part = quick(gpu.main, "--device", "cpu", "--only", "compile")["parts"]["compile"]
+    assert part["compiled"]["first_step_seconds"] > part["eager"]["first_step_seconds"]
+    assert part["compiled"]["step_milliseconds"]["median"] > 0
+
+
+def test_a_part_for_a_gpu_that_fails_or_takes_too_long_stops_no_other(
+    quick: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setenv("CHARLM_DATA_DIR", str(tmp_path))
+    options = ["--device", "cuda", "--only", "backend,T5"]
+    results = quick(gpu.main, *options, "--data", "tinyshakespeare")
+    assert results["text"]["data"] == "python-docs"
+    assert "tinyshakespeare.txt' (CHARLM_DATA_DIR is set) cannot be read" in results["text"]["in_place_of"]
+    assert set(results["parts"]) == {"backend", "T5"}
+    for part in results["parts"].values():
+        assert "'cuda' is not available on this machine" in part["error"]
+    began = time.monotonic()
+    results = quick(gpu.main, *options, "--seconds", "1")
+    assert time.monotonic() - began < 5
+    assert all("was stopped" in part["error"] for part in results["parts"].values())
+    with pytest.raises(SystemExit, match="is neither a file"):
+        quick(gpu.main, "--data", str(tmp_path / "missing.txt"))
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "cpu-10s"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_static_step_says_what_the_model_says(preset: PresetName, rows: int) -> None:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
+    model = GPT.from_config(preset, vocab_size=11, **sizes).eval()
+    for parameter in model.parameters():  # zeros at first where cpu-10s has them
+        torch.nn.init.normal_(parameter, std=0.3)
+    decoder = StaticDecoder(model, rows)
+    with torch.no_grad():
+        for count in (1, 5, 12):
+            decoder.write(count)
+            assert decoder.check(count) < 1e-5
+        assert decoder.ids.max() > 0
+        decoder.logits += 1
+        with pytest.raises(SystemExit, match="away from the model's"):
+            decoder.check(12)
 
 
 def test_cost_is_measured_and_drawn(quick: Callable[..., Any], tmp_path: Path) -> None:
