@@ -113,7 +113,7 @@ def _train(spec: Spec) -> Json:
             training,
             val_data=val,
             tokenizer=tokenizer,
-            out_dir=Path(spec.keep or folder, "run"),
+            out_dir=Path(spec.keep) if spec.keep else Path(folder, "run"),
             device=spec.device,
             callbacks=[Clock()],
         )

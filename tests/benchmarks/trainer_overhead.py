@@ -148,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__)
     add_settings(parser)
     parser.set_defaults(device="cpu")
-    parser.add_argument("--rounds", type=int, default=20, help="pairs of turns (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=100, help="pairs of turns (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="of a turn (default: %(default)s)")
     return parser
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import (
@@ -28,10 +29,12 @@ from benchmarks import (
     step_time,
     time_to_loss,
     trainer_overhead,
+    verify,
 )
 from benchmarks.gpu_parts import StaticDecoder
 
 from charlm import GPT, BlockDataset, CharLM, CharTokenizer, NGramLM
+from charlm.evaluation import evaluate
 from charlm.models.config import PresetName
 
 pytestmark = pytest.mark.slow
@@ -148,6 +151,105 @@ def test_time_to_loss_compares_the_same_sweep(quick: Callable[..., Any], checkou
     assert theirs["loss_nats"] == pytest.approx(math.log(vocab_size))  # its weights are zeros
     assert theirs["random_batches"]["loss_nats"] == 3.45
     assert results["times_faster"]["counts"]
+
+
+def test_a_row_is_verified_by_the_loss_of_its_model(
+    quick: Callable[..., Any], tmp_path: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ours,) = quick(time_to_loss.main, "--keep", str(tmp_path / "kept"))["charlm"]["trials"]
+    results = quick(verify.main, str(tmp_path / "kept" / "1337"), "--target", "9")
+    assert results["loss_nats"] == pytest.approx(ours["final"]["loss_nats"], abs=1e-5)
+    assert (results["n_chars"], results["block_size"]) == (ours["final"]["n_chars"], 16)
+    assert not results["reaches_target"]  # another text makes no row
+    assert "the text is not Tiny Shakespeare" in capsys.readouterr().out
+
+    theirs = tmp_path / "theirs.py"
+    V = len(set(small_corpus.read_text(encoding="utf-8")))
+    theirs.write_text(
+        f"import numpy as np\ndef probabilities(w): return np.full((*w.shape, {V}), 1 / {V})\n",
+        encoding="utf-8",
+    )
+    results = quick(verify.main, str(theirs), "--block-size", "32")
+    assert results["loss_nats"] == pytest.approx(math.log(V))
+    assert results["n_chars"] == 599  # a tenth of the text but its first character
+    with pytest.raises(SystemExit):
+        quick(verify.main, str(theirs))
+
+
+def test_tiny_shakespeare_makes_a_row(shakespeare: str, tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.from_text(shakespeare)
+    data = BlockDataset.from_text(shakespeare, tokenizer, 256)
+    train, val = data.split(0.9)
+    CharLM(NGramLM(tokenizer.vocab_size, 3).fit(train), tokenizer).save(tmp_path / "counted")
+    out = tmp_path / "out.json"
+    verify.main([str(tmp_path / "counted"), "--block-size", "256", "--target", "2.04", "--json", str(out)])
+    results = json.loads(out.read_text(encoding="utf-8"))["results"]
+    assert results["reaches_target"]
+    assert results["n_chars"] == 111_539
+    expected = evaluate(NGramLM(tokenizer.vocab_size, 3).fit(train), val).loss_nats
+    assert results["loss_nats"] == pytest.approx(expected, abs=1e-6)
+
+
+def _honest(windows: Any) -> Any:
+    """Return what a model might say that looks at the last two characters."""
+    before = np.pad(windows, ((0, 0), (1, 0)))[:, :-1]
+    scores = np.sin(np.arange(1, 6) * (1 + windows + 0.3 * before)[..., None])
+    return np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+
+
+def _peeking(windows: Any) -> Any:
+    found = _honest(windows)
+    found[:, :-1] = 0.5 * found[:, :-1] + 0.5 * np.eye(5)[windows[:, 1:]]
+    return found
+
+
+def _too_much(windows: Any) -> Any:
+    return _honest(windows) * (1 + 3e-6)
+
+
+def _negative(windows: Any) -> Any:
+    found = _honest(windows)
+    found[0, 0] = [-0.5, 1.5, 0, 0, 0]
+    return found
+
+
+def _of_its_batch(windows: Any) -> Any:
+    share = 0.1 if len(windows) > 1 else 0.2
+    return (1 - share) * _honest(windows) + share / 5
+
+
+class _Learner:
+    """Counts what it was asked to score."""
+
+    def __init__(self) -> None:
+        self.seen = np.ones(5)
+
+    def __call__(self, windows: Any) -> Any:
+        found = np.broadcast_to(self.seen / self.seen.sum(), (*windows.shape, 5)).copy()
+        if len(windows) > 8:  # not yet, while it is looked at
+            self.seen += np.bincount(windows.flatten(), minlength=5)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (_peeking, "characters change with later ones"),
+        (_too_much, "must sum to 1, but a sum is 3e-06 away"),
+        (_negative, "is negative or not a number"),
+        (_of_its_batch, "depend on other windows"),
+        (_Learner(), "depend on what was asked before"),
+        (lambda windows: _honest(windows)[:, -1], "must have shape"),
+    ],
+)
+def test_what_is_no_honest_model_is_not_scored(model: verify.Probabilities, why: str) -> None:
+    val = BlockDataset(torch.arange(400) ** 2 % 5, block_size=16)
+    targets = val.ids[1:].numpy().astype(int)
+    full = [_honest(x.numpy()).reshape(-1, 5) for x, _ in val.blocks(7)]
+    by_hand = -np.log(np.concatenate(full)[np.arange(399), targets]).mean()
+    assert verify.verify(_honest, val)["loss_nats"] == pytest.approx(by_hand, abs=1e-9)
+    with pytest.raises(SystemExit, match=why):
+        verify.verify(model, val)
 
 
 def test_loss_at_budget_stays_within_its_characters(quick: Callable[..., Any], tmp_path: Path) -> None:
