@@ -37,7 +37,6 @@ from benchmarks.common import (
     add_settings,
     announce,
     child,
-    machine,
     new_parser,
     report,
     settings_of,
@@ -62,6 +61,7 @@ T5 = (
 and decay for a text that is read 33 times. No GPU was at hand to tune it on."""
 
 _T5_CHARS = 32.8e6
+_MACHINE = "import json; from benchmarks.common import machine; print(json.dumps(machine()))"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if args.quick:
         args.changes = [*args.changes, *TINY]
-    measured_on = machine()
+    measured_on = json.loads(child(["-c", _MACHINE]).output)  # this process leaves the device to the others
     settings = settings_of("cpu-5min", [*T5, *args.changes])
     data, why = _text_at_hand(args.data)
     results: Json = {"text": {"data": data, "in_place_of": why}, "parts": {}}
@@ -163,7 +163,7 @@ def _run_of(
         evaluations=3 if part == "training" else 8,
         seed=1337,
         device=args.device,
-        most_seconds=0.9 * limit - 2,
+        most_seconds=max(1.0, 0.9 * limit - 2),
     )
 
 
