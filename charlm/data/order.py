@@ -51,11 +51,14 @@ class EpochOrder:
         Args:
             batch: its number in the run, from 0.
         """
-        B = self._batch_size
-        places = torch.arange(batch * B, (batch + 1) * B, device="cpu")  # (B,)
-        first, last = int(places[0]) // self.blocks, int(places[-1]) // self.blocks
-        self._epochs = {epoch: self._epoch(epoch) for epoch in range(first, last + 1)}
-        return torch.cat(list(self._epochs.values()))[places - first * self.blocks]
+        begin, end = batch * self._batch_size, (batch + 1) * self._batch_size
+        touched = range(begin // self.blocks, (end - 1) // self.blocks + 1)
+        self._epochs = {epoch: self._epoch(epoch) for epoch in touched}
+        parts = [
+            starts[max(begin - epoch * self.blocks, 0) : end - epoch * self.blocks]
+            for epoch, starts in self._epochs.items()
+        ]
+        return torch.cat(parts)  # a copy of B starts, not of an epoch: that of a long text has millions
 
     def _epoch(self, epoch: int) -> Tensor:
         """Return (blocks,), the starts of one epoch, in order."""

