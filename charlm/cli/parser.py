@@ -233,6 +233,11 @@ def _add_device(to: argparse._ActionsContainer, default: str | None = "auto") ->
     _add(to, "--device", text, default=default, metavar="D")
 
 
+def _add_weights(to: argparse._ActionsContainer) -> None:
+    text = "round a GPT's matrices so that 16 or 8 bits of each weight are read (default: as saved)"
+    _add(to, "--weights", text, choices=("float32", "bfloat16", "int8"))
+
+
 def _add_val_fraction(to: argparse._ActionsContainer, default: float | None) -> None:
     text = "the end of the text that is kept for validation; 0: none (default: 0.1)"
     _add(to, "--val-fraction", text, type=float, default=default, metavar="X")
@@ -336,6 +341,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add_switch(parser, "--keep-stop", "let the text end with that string instead")
     _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")
     _add_device(parser)
+    _add_weights(parser)
     group = parser.add_argument_group("sampling")
     fields = sampling_fields()
     for name, (short, metavar, default) in _SAMPLING.items():
@@ -373,6 +379,7 @@ def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = "also write a page that shows it, with the likeliest candidates for each character"
     _add(parser, "--html", text, metavar="OUT.html")
     _add_device(parser)
+    _add_weights(parser)
 
 
 def _declare_plot(parser: argparse.ArgumentParser, preset: PresetName) -> None:

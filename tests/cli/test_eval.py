@@ -166,7 +166,14 @@ def test_a_stream_that_cannot_show_the_sign_gets_another(
     stream = Ascii()
     monkeypatch.setattr("sys.stdout", stream)
     args = argparse.Namespace(
-        run=model, files=[file], device="cpu", html=None, show=True, json=False, encoding="utf-8"
+        run=model,
+        files=[file],
+        device="cpu",
+        weights=None,
+        encoding="utf-8",
+        html=None,
+        show=True,
+        json=False,
     )
     assert eval_command.run(args, Console(), Signals(), 0.0) == 0
     assert "the cat\\n\n" in stream.getvalue()
