@@ -25,10 +25,11 @@ from charlm.evaluation.surprisal import Surprisal, surprisal
 from charlm.generation.decode import next_ids
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
-from charlm.generation.stream import continue_ids
+from charlm.generation.stream import continue_ids, continued
 from charlm.models.base import LanguageModel
 from charlm.models.config import UNLIMITED_WINDOW
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
+from charlm.native.storage import Storage, round_weights
 from charlm.plain import as_path, as_text, int_from
 from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
 from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, mixture_of
@@ -317,13 +318,11 @@ class CharLM:
             return []
         if len(matchers) > 1:
             return self._until_stopped(contexts, max_new_tokens, options, matchers)
-        steps = continue_ids(self.model, self._tensors(contexts), max_new_tokens, options)
         if matchers:
+            steps = continue_ids(self.model, self._tensors(contexts), max_new_tokens, options)
             return ["".join(self._pieces(steps, matchers[0]))]
-        columns = np.empty((max_new_tokens, len(contexts)), np.uint32)
-        for column, ids in zip(columns, steps, strict=True):
-            column[:] = ids.cpu()
-        return [self.tokenizer.decode(row) for row in columns.T]
+        texts = continued(self.model, self._tensors(contexts), max_new_tokens, options)
+        return [self.tokenizer.decode(text[len(ids) :]) for text, ids in zip(texts, contexts, strict=True)]
 
     def _until_stopped(
         self,
@@ -362,7 +361,13 @@ class CharLM:
             yield piece
 
 
-def load(path: str | Path, *, device: str | DeviceBackend = "auto", mixture: bool = True) -> CharLM:
+def load(
+    path: str | Path,
+    *,
+    device: str | DeviceBackend = "auto",
+    mixture: bool = True,
+    weights: Storage | None = None,
+) -> CharLM:
     """Open a saved model, a checkpoint, or the result of a training run, without executing anything.
 
     The result of a run is the model of its best checkpoint or, where `charlm train` found that one better,
@@ -372,8 +377,12 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto", mixture: boo
         path: the directory.
         device: where the model goes: a name for `get_backend`, or a backend.
         mixture: of a run, take the mixture if there is one. False: the trained model alone.
+        weights: "float32", or round a GPT's matrices so that 16 ("bfloat16") or 8 ("int8") bits hold them.
+            The model stays one in float32, and predicts, scores and saves what the rounded weights say; the
+            compiled engine reads the fewer bits, which is quicker. None: as saved.
 
     Raises:
+        InputError: there are no such weights, or the model is no GPT.
         CheckpointError: nothing that can be loaded lies there.
         FileFormatError: a file's content is refused.
 
@@ -404,5 +413,7 @@ def load(path: str | Path, *, device: str | DeviceBackend = "auto", mixture: boo
         )
     tokenizer = build_tokenizer(files, where)
     model = build_model(files, where, LanguageModel)
+    if weights is not None:
+        round_weights(model, weights)
     backend.prepare(model)
     return CharLM(model.eval(), tokenizer, backend=backend)

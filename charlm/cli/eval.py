@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if args.html is not None:
         check_output(args.html)
     text = load_corpus(args.files, encoding=args.encoding)
-    lm = load(args.run, device=args.device, mixture=args.mixture)
+    lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
     found = None
     if args.html is not None or args.show:
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)

@@ -30,13 +30,13 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     stop: list[str] = args.stop
     sampling = _checked(args, stop)
     prompt = _prompt(args)
-    lm = load(args.run, device=args.device, mixture=args.mixture)
+    lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
     if args.draft:
         sampling["draft"] = _baseline_of(Path(args.run))
     seed = secrets.randbits(32) if args.seed is None else args.seed
     console.detail(f"seed {seed}")
     settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop}
-    settings |= {"keep_stop": args.keep_stop, **sampling, "draft": args.draft}
+    settings |= {"keep_stop": args.keep_stop, "weights": args.weights, **sampling, "draft": args.draft}
     sampling["seed"] = seed
     count: int = args.max_new_tokens
     if args.num_samples == 1 and not args.json:

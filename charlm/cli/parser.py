@@ -238,6 +238,11 @@ def _add_device(to: argparse._ActionsContainer, default: str | None = "auto") ->
     _add(to, "--device", text, default=default, metavar="D")
 
 
+def _add_weights(to: argparse._ActionsContainer) -> None:
+    text = "round a GPT's matrices so that 16 or 8 bits of each weight are read (default: as saved)"
+    _add(to, "--weights", text, choices=("float32", "bfloat16", "int8"))
+
+
 def _add_val_fraction(to: argparse._ActionsContainer, default: float | None) -> None:
     text = "the end of the text that is kept for validation; 0: none (default: 0.1)"
     _add(to, "--val-fraction", text, type=float, default=default, metavar="X")
@@ -344,6 +349,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")
     _add_no_mixture(parser)
     _add_device(parser)
+    _add_weights(parser)
     group = parser.add_argument_group("sampling")
     fields = sampling_fields()
     for name, (short, metavar, default) in _SAMPLING.items():
@@ -382,6 +388,7 @@ def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add(parser, "--html", text, metavar="OUT.html")
     _add_no_mixture(parser)
     _add_device(parser)
+    _add_weights(parser)
 
 
 def _declare_plot(parser: argparse.ArgumentParser, preset: PresetName) -> None:

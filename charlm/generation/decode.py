@@ -19,7 +19,7 @@ from charlm.generation.options import SamplingOptions
 from charlm.generation.sampling import sample
 from charlm.generation.state import PredictionState
 
-__all__ = ["filter_and_draw", "next_ids", "one_turn", "stream_ids"]
+__all__ = ["filter_and_draw", "next_ids", "one_turn", "some_turns", "stream_ids"]
 
 
 def stream_ids(
@@ -79,9 +79,15 @@ def next_ids(
         >>> next_ids(state, SamplingOptions(seed=1337)).shape, state.lengths
         (torch.Size([1]), [2])
     """
-    addresses = range(state.rows) if addresses is None else addresses
-    ids = state.engine.turn(state, options, addresses)  # a compiled engine does all of it in one call
-    return one_turn(state, options, addresses) if ids is None else ids
+    return some_turns(state, options, range(state.rows) if addresses is None else addresses, 1)[0]
+
+
+def some_turns(
+    state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
+) -> Tensor:
+    """Choose and append one id of each row or more, as many as the engine likes at once: (t, B) int64."""
+    ids = state.engine.turns(state, options, addresses, most)  # a compiled engine does all in one call
+    return one_turn(state, options, addresses)[None] if ids is None else ids
 
 
 def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:

@@ -110,6 +110,23 @@ class Engine(ABC):
         """
         return None
 
+    def turns(
+        self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
+    ) -> Tensor | None:
+        """Do one or more turns at once, as many as the engine likes.
+
+        Args:
+            state: as for `turn`.
+            options: as for `turn`.
+            addresses: as for `turn`.
+            most: at most so many.
+
+        Returns:
+            (t, B) int64; None as from `turn`, whose one turn this is if it is not overridden.
+        """
+        ids = self.turn(state, options, addresses)
+        return None if ids is None else ids[None]
+
 
 class Predictor(Protocol):
     """What generation asks of a model. Every `charlm.LanguageModel` is one."""

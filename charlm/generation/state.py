@@ -221,13 +221,17 @@ class PredictionState:
         return self._read - self._begin, turns
 
     def took(self, ids: NDArray[np.int64]) -> None:
-        """Note a turn of the engine's own: it has read the last id of each row, and these come next, (B,)."""
-        self._longest += 1
+        """Note turns of the engine's own: these ids came, (t, B) or (B,); all but the last are read."""
+        turns = ids.reshape(-1, self.rows)
+        self._longest += len(turns)
         self._widen(self._longest)
-        self.texts[self._all, self._lengths] = ids
+        for turn, new in enumerate(turns):
+            self.texts[self._all, self._lengths + turn] = new
         self._next = None
-        self._lengths += 1
-        self._read += 1  # after the lengths: whatever interrupts this, no id counts as read that is not known
+        self._lengths += len(turns)
+        self._read += len(
+            turns
+        )  # after the lengths: whatever interrupts this, no id counts as read that is not known
 
     def _append(self, new: Sequence[NDArray[np.int64]]) -> None:
         """Add ids (t,) to each row."""

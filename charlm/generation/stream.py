@@ -1,4 +1,4 @@
-"""`continue_ids`: from a model and its prompts to the stream of ids, with a draft or without."""
+"""From a model and its prompts to a stream of ids, or to whole texts, with a draft or without."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from charlm.errors import InputError
-from charlm.generation.decode import stream_ids
+from charlm.generation.decode import some_turns, stream_ids
 from charlm.generation.drafting import stream_drafted
 from charlm.generation.options import Draft, SamplingOptions
 from charlm.generation.state import PredictionState
 
-__all__ = ["continue_ids"]
+__all__ = ["continue_ids", "continued"]
 
 
 def continue_ids(
@@ -29,10 +29,42 @@ def continue_ids(
     Raises:
         InputError: the draft has another vocabulary.
     """
+    return _steps(_begun(model, contexts, options), model, contexts, max_new_tokens, options)
+
+
+def continued(
+    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
+) -> list[Tensor]:
+    """Return each context with all its new ids, (t + max_new_tokens,) int64.
+
+    Arguments and errors are those of `continue_ids`. Nobody waits for a single id, so that a compiled engine
+    may choose many in one call.
+    """
+    state, options = _begun(model, contexts, options), options.seeded()
+    if options.draft is not None and state.rows == 1:
+        for _ in _steps(state, model, contexts, max_new_tokens, options):
+            pass
+    else:
+        while max_new_tokens > 0:
+            max_new_tokens -= len(some_turns(state, options, range(state.rows), max_new_tokens))
+    return [state.text(row) for row in range(state.rows)]
+
+
+def _begun(model: Draft, contexts: Tensor | Sequence[Tensor], options: SamplingOptions) -> PredictionState:
     state: PredictionState = model.new_state(
         len(contexts), overflow=options.overflow, use_cache=options.use_cache
     )
     state.observe(contexts)
+    return state
+
+
+def _steps(
+    state: PredictionState,
+    model: Draft,
+    contexts: Tensor | Sequence[Tensor],
+    max_new_tokens: int,
+    options: SamplingOptions,
+) -> Iterator[Tensor]:
     draft = options.draft
     if draft is None or len(contexts) > 1:
         return stream_ids(state, max_new_tokens, options)

@@ -23,16 +23,13 @@ from charlm.generation.cache import Cache
 from charlm.generation.engine import Engine, TorchEngine
 from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.state import PredictionState
-from charlm.generation.stream import continue_ids
+from charlm.generation.stream import continue_ids, continued
 from charlm.models.config import ModelConfig
 from charlm.models.registry import register
 from charlm.models.saving import load_model, save_model
 from charlm.plain import as_bool, int_from
 
 __all__ = ["LanguageModel", "cross_entropy"]
-
-
-_COLUMNS = 256  # ids of a row that are kept one by one
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -169,12 +166,7 @@ class LanguageModel(nn.Module, ABC):
             >>> BigramLM(65).generate(torch.zeros(1, 1, dtype=torch.long), 100, seed=1337).shape
             torch.Size([1, 101])
         """
-        steps = self.stream(idx, max_new_tokens, **sampling)
-        columns, parts = list(itertools.islice(steps, _COLUMNS)), [idx]
-        while columns:
-            parts.append(torch.stack(columns, dim=1))  # (B, _COLUMNS)
-            columns = list(itertools.islice(steps, _COLUMNS))
-        return torch.cat(parts, dim=1)  # (B, T0 + max_new_tokens)
+        return torch.stack(continued(self, *self._checked(idx, max_new_tokens, sampling)))
 
     def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Iterator[Tensor]:
         """Yield the ids that `generate` would add, as soon as they are chosen.
@@ -190,12 +182,15 @@ class LanguageModel(nn.Module, ABC):
             >>> next(steps).shape, len(list(steps))
             (torch.Size([1]), 99)
         """
+        return continue_ids(self, *self._checked(idx, max_new_tokens, sampling))
+
+    def _checked(
+        self, idx: Tensor, max_new_tokens: int, sampling: Sampling
+    ) -> tuple[Tensor, int, SamplingOptions]:
         self._check_idx(idx)
         self._check_range("idx", idx, lowest=0)
         count = int_from(0, max_new_tokens, "max_new_tokens")
-        return continue_ids(
-            self, idx, count, SamplingOptions.from_keywords(sampling, beside=["max_new_tokens"])
-        )
+        return idx, count, SamplingOptions.from_keywords(sampling, beside=["max_new_tokens"])
 
     def new_state(
         self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True

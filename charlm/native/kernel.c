@@ -2,7 +2,7 @@
 
    `charlm/models/layers.py` is what is computed, to be read; this file computes the same for a model of a few
    million parameters, where the calls of a framework cost more than the arithmetic. `library.py` compiles it,
-   `weights.py` packs the weights, and `gpt.py` calls `charlm_pass` and `charlm_turn`; nothing else does. The threads
+   `weights.py` packs the weights, and `gpt.py` calls `charlm_pass` and `charlm_turns`; nothing else does. The threads
    are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h, mixtures in
    mix.h.
 
@@ -20,6 +20,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#include <immintrin.h>
+#endif
+
 #include "choose.h"
 #include "mix.h"
 #include "ngrams.h"
@@ -35,9 +39,12 @@
 #define PANEL 64 /* columns of a packed matrix that stand together */
 #define ROWS 6   /* rows of a tile */
 
+static int64_t padded(int64_t width) { return (width + 15) / 16 * 16; }
+
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint8_t bvec __attribute__((vector_size(LANES), aligned(1), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLLED _Pragma("clang loop unroll(full)")
@@ -47,20 +54,22 @@ typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2), may_ali
 
 enum { LAYERNORM, RMSNORM };
 enum { RELU, GELU, GELU_TANH, RELU2, SWIGLU };
+enum { FLOAT32, BFLOAT16, INT8 }; /* how weights are stored */
 
-/* Packed matrices hold, for each panel of 64 output columns (the last one may be narrower), its K rows. They are
-   float32, or bfloat16 where `half` is set. A bias may be NULL. */
+/* Packed matrices hold, for each panel of 64 output columns (the last one may be narrower), its K rows; those of
+   int8 four rows at a time, a column's four numbers side by side. A bias may be NULL. */
 struct matrix {
     const void *weights;
-    const float *bias;
-    int64_t K, N; /* N is a multiple of 16 */
+    const float *bias, *scales; /* scales: of int8, (N,): a weight is its column's times an integer */
+    const int32_t *starts;      /* of int8, (N,): -128 times the sum of a column's integers */
+    int64_t K, N;               /* multiples of 16 */
 };
 struct layer {
     const float *gain1, *shift1, *gain2, *shift2; /* of the norms, or NULL */
     struct matrix query, key_value, project, up, gate, down;
 };
 struct model {
-    int64_t C, Cp, H, D, Dp, V, Vp, n_layer, norm, activation, qk_norm, half, earlier;
+    int64_t C, Cp, H, D, Dp, V, Vp, n_layer, norm, activation, qk_norm, storage, earlier;
     double norm_eps, qk_eps;
     const float *token_embedding;    /* (V, C) */
     const float *position_embedding; /* (block_size, C), or NULL */
@@ -85,6 +94,9 @@ struct pass {
     int64_t slots;
     float *logits; /* (wanted, Vp) */
     float *work;   /* charlm_work(...) floats */
+    const struct choice *how; /* NULL, or how an id is chosen for each row, of which one id is read */
+    const double *uniforms;   /* (B,), or NULL: the likeliest */
+    int64_t *chosen;          /* (B,); -1 where none can be chosen */
 };
 
 /* ---- vectors ---- */
@@ -135,6 +147,7 @@ static float sum_of_squares(const float *x, int64_t n) {
     return sum;
 }
 
+/* The norm of C numbers, and zeros up to Cp. */
 static void normalise(const struct model *m, const float *x, const float *gain, const float *shift, float *out) {
     int64_t C = m->C;
     if (m->norm == LAYERNORM) {
@@ -151,6 +164,7 @@ static void normalise(const struct model *m, const float *x, const float *gain, 
         for (int64_t i = 0; i < C; i++) out[i] *= gain[i];
     if (shift)
         for (int64_t i = 0; i < C; i++) out[i] += shift[i];
+    for (int64_t i = C; i < m->Cp; i++) out[i] = 0;
 }
 
 /* ---- products ---- */
@@ -221,6 +235,105 @@ static void product(int half, int64_t R, int64_t N, int64_t K, const float *x, i
     }
 }
 
+/* Sums, and to them the products of four unsigned and four signed bytes in each lane. */
+INLINE ivec add_products_of_four(ivec sums, ivec numbers, ivec weights) {
+#if defined(__AVX512VNNI__)
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)numbers, (__m512i)weights);
+#elif defined(__AVXVNNI__) && LANES == 8
+    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)numbers, (__m256i)weights);
+#else
+    UNROLLED for (int b = 0; b < 32; b += 8) sums += (numbers >> b & 255) * (weights << (24 - b) >> 24);
+    return sums;
+#endif
+}
+
+/* n rows of K numbers as integers from -32767 to 32767 times a scale of the row. 32768 is added to an integer, and
+   its bytes stand apart: in each row K upper ones, then K lower ones. What is not finite has the scale NaN. */
+static void to_integers(int64_t n, int64_t K, const float *x, int64_t ldx, uint8_t *bytes, float *scales) {
+    for (int64_t r = 0; r < n; r++, x += ldx, bytes += 2 * K) {
+        vec tops = {0}, finite = {0};
+        float lanes[LANES], odd[LANES], top = 0, zero = 0;
+        for (int64_t k = 0; k < K; k += LANES) {
+            vec v = load(x + k), size = (vec)((ivec)v & 0x7fffffff);
+            tops = pick(size > tops, size, tops);
+            finite += v * 0.0f;
+        }
+        store(lanes, tops);
+        store(odd, finite);
+        for (int l = 0; l < LANES; l++) {
+            top = lanes[l] > top ? lanes[l] : top;
+            zero += odd[l];
+        }
+        scales[r] = top / 32767.0f + zero;
+        float by = top > 1e-30f && zero == 0 ? 32767.0f / top : 0;
+        for (int64_t k = 0; k < K; k += LANES) {
+            /* 1.5 * 2 ** 23 rounds to an integer, which then stands in the lower bits. */
+            ivec integer = (ivec)(load(x + k) * by + 12582912.0f) + 32768;
+            *(bvec *)(bytes + k) = __builtin_convertvector(integer >> 8, bvec);
+            *(bvec *)(bytes + K + k) = __builtin_convertvector(integer, bvec);
+        }
+    }
+}
+
+/* What `tile` does, of integers. Their sums are exact, in any order and on any machine, up to K = 65,000. */
+INLINE void tile_of_integers(const int R, const int M, int64_t K, const uint8_t *x, const float *x_scales,
+                             const struct matrix *w, int64_t column, int64_t width, float *y) {
+    const int8_t *weights = (const int8_t *)w->weights + (column - column % PANEL) * K + column % PANEL * 4;
+    ivec upper[3][4], lower[3][4];
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < M; c++) {
+            upper[r][c] = *(const ivec *)(w->starts + column + c * LANES);
+            lower[r][c] = (ivec){0};
+        }
+    for (int64_t k = 0; k < K; k += 4) {
+        ivec row[4];
+        UNROLLED for (int c = 0; c < M; c++) row[c] = *(const ivec *)(weights + k * width + c * LANES * 4);
+        UNROLLED for (int r = 0; r < R; r++) {
+            int32_t u, l;
+            memcpy(&u, x + 2 * r * K + k, 4);
+            memcpy(&l, x + (2 * r + 1) * K + k, 4);
+            ivec us = u - (ivec){0}, ls = l - (ivec){0};
+            UNROLLED for (int c = 0; c < M; c++) {
+                upper[r][c] = add_products_of_four(upper[r][c], us, row[c]);
+                lower[r][c] = add_products_of_four(lower[r][c], ls, row[c]);
+            }
+        }
+    }
+    UNROLLED for (int r = 0; r < R; r++)
+        UNROLLED for (int c = 0; c < M; c++) {
+            vec sums = 256.0f * __builtin_convertvector(upper[r][c], vec) + __builtin_convertvector(lower[r][c], vec);
+            store(y + r * PANEL + c * LANES, sums * (x_scales[r] * load(w->scales + column + c * LANES)));
+        }
+}
+
+#define TILE_OF_INTEGERS(R, M)                                                             \
+    case 4 * R + M: tile_of_integers(R, M, K, x, x_scales, w, column + c, width, y + c); break;
+
+static void product_of_integers(int64_t R, int64_t width, const uint8_t *x, const float *x_scales,
+                                const struct matrix *w, int64_t column, float *y) {
+    const int64_t K = w->K, most = LANES == 16 ? 3 : 1; /* so that all sums stay in registers */
+    for (int64_t r = 0, rows; r < R; r += rows, x += 2 * rows * K, x_scales += rows, y += rows * PANEL) {
+        rows = R - r < most ? R - r : most;
+        for (int64_t c = 0, vectors; c < width; c += vectors * LANES) {
+            vectors = (width - c) / LANES < 4 ? (width - c) / LANES : 4;
+            switch (4 * rows + vectors) {
+                TILE_OF_INTEGERS(1, 1)
+                TILE_OF_INTEGERS(1, 2)
+                TILE_OF_INTEGERS(1, 3)
+                TILE_OF_INTEGERS(1, 4)
+                TILE_OF_INTEGERS(2, 1)
+                TILE_OF_INTEGERS(2, 2)
+                TILE_OF_INTEGERS(2, 3)
+                TILE_OF_INTEGERS(2, 4)
+                TILE_OF_INTEGERS(3, 1)
+                TILE_OF_INTEGERS(3, 2)
+                TILE_OF_INTEGERS(3, 3)
+                TILE_OF_INTEGERS(3, 4)
+            }
+        }
+    }
+}
+
 static void activate(const struct model *m, float *h, const float *gate, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) {
         vec x = load(h + i);
@@ -235,22 +348,29 @@ static void activate(const struct model *m, float *h, const float *gate, int64_t
     }
 }
 
-/* y = x @ matrix + bias, or added to y; if `after`, the activation follows. A unit is a panel of some rows. */
+/* y = x @ matrix + bias, or added to y; if `after`, the activation follows. A unit is a panel of some rows.
+   `room` is for `to_integers`. */
 static void linear(struct worker *me, const struct model *m, const struct matrix *w, const struct matrix *gate,
-                   int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, int add, int after) {
+                   int64_t n, const float *x, int64_t ldx, float *y, int64_t ldy, int add, int after, float *room) {
     const int64_t some = 8 * ROWS;
     int64_t panels = (w->N + PANEL - 1) / PANEL, groups = (n + some - 1) / some, from, to;
-    float out[8 * ROWS * PANEL], gates[8 * ROWS * PANEL];
+    float out[8 * ROWS * PANEL], gates[8 * ROWS * PANEL], *scales = room;
+    uint8_t *bytes = (uint8_t *)(room + padded(n));
     share(me, panels * groups, &from, &to);
+    if (m->storage == INT8 && from < to) to_integers(n, w->K, x, ldx, bytes, scales);
     for (int64_t unit = from; unit < to; unit++) {
         int64_t panel = unit / groups, first = unit % groups * some;
         int64_t rows = n - first < some ? n - first : some;
         int64_t column = panel * PANEL, width = w->N - column < PANEL ? w->N - column : PANEL;
-        int64_t offset = column * w->K * (m->half ? 2 : 4);
-        product(m->half, rows, width, w->K, x + first * ldx, ldx, (const char *)w->weights + offset, width, out, PANEL);
-        if (gate)
-            product(m->half, rows, width, w->K, x + first * ldx, ldx, (const char *)gate->weights + offset, width, gates,
-                    PANEL);
+        for (int g = 0; g < (gate ? 2 : 1); g++) {
+            const struct matrix *one = g ? gate : w;
+            int64_t half = m->storage == BFLOAT16, offset = column * w->K * (half ? 2 : 4);
+            if (m->storage == INT8)
+                product_of_integers(rows, width, bytes + 2 * first * w->K, scales + first, one, column, g ? gates : out);
+            else
+                product(half, rows, width, w->K, x + first * ldx, ldx, (const char *)one->weights + offset, width,
+                        g ? gates : out, PANEL);
+        }
         for (int64_t r = 0; r < rows; r++) {
             float *o = out + r * PANEL, *g = gates + r * PANEL, *to_y = y + (first + r) * ldy + column;
             if (w->bias)
@@ -285,10 +405,10 @@ static void norm_and_rotate(const struct model *m, float *head, int64_t position
     }
 }
 
-static float softmax(float *scores, int64_t length, int64_t padded) {
+static float softmax(float *scores, int64_t length, int64_t width) {
     float top = scores[0], lanes[LANES], sum = 0;
     for (int64_t s = 1; s < length; s++) top = scores[s] > top ? scores[s] : top;
-    for (int64_t s = length; s < padded; s++) scores[s] = 0;
+    for (int64_t s = length; s < width; s++) scores[s] = 0;
     vec sums = {0};
     int64_t s = 0;
     for (; s + LANES <= length; s += LANES) {
@@ -333,12 +453,12 @@ static void attend(const struct model *m, const struct pass *p, int64_t layer, i
             for (int64_t d = 0; d < D; d++) one[d] *= scale;
             if (s + 1 > longest) longest = s + 1;
         }
-        int64_t padded = (longest + 15) / 16 * 16;
-        for (int64_t s = 0; s < padded; s += PANEL)
-            product(0, R, padded - s < PANEL ? padded - s : PANEL, D, q + i * HD + head * Dp, HD, keys + s * D, PANEL,
+        int64_t width = padded(longest);
+        for (int64_t s = 0; s < width; s += PANEL)
+            product(0, R, width - s < PANEL ? width - s : PANEL, D, q + i * HD + head * Dp, HD, keys + s * D, PANEL,
                     scores + s, capacity);
         for (int64_t r = 0; r < R; r++)
-            sums[r] = softmax(scores + r * capacity, p->position[want ? want[i + r] : i + r] + 1, padded);
+            sums[r] = softmax(scores + r * capacity, p->position[want ? want[i + r] : i + r] + 1, width);
         for (int64_t d = 0; d < Dp; d += PANEL)
             product(0, R, Dp - d < PANEL ? Dp - d : PANEL, longest, scores, capacity, values + d, Dp,
                     y + i * HD + head * Dp + d, HD);
@@ -352,10 +472,16 @@ static void attend(const struct model *m, const struct pass *p, int64_t layer, i
 
 static int64_t hidden(const struct model *m) { return m->layers[0].up.N; }
 
+/* Floats that each worker has for itself: rows after a norm, scores, rows as integers, the choice of an id. */
+static int64_t own_work(const struct model *m, int64_t n, int64_t capacity) {
+    int64_t widest = m->H * m->Dp > m->Cp ? m->H * m->Dp : m->Cp;
+    widest = hidden(m) > widest ? hidden(m) : widest;
+    return n * m->Cp + ROWS * capacity + (m->storage == INT8 ? padded(n) + n * widest / 2 : 0) + 4 * m->Vp;
+}
+
 /* Floats of work space that a pass needs. */
 int64_t charlm_work(const struct model *m, int64_t n, int64_t threads, int64_t capacity) {
-    int64_t HD = m->H * m->Dp;
-    return n * (m->Cp + 4 * HD + hidden(m)) + threads * (n * m->Cp + ROWS * capacity);
+    return n * (m->Cp + 4 * m->H * m->Dp + hidden(m)) + threads * own_work(m, n, capacity);
 }
 
 static void run(struct worker *me, const void *model, const void *pass) {
@@ -363,8 +489,10 @@ static void run(struct worker *me, const void *model, const void *pass) {
     const struct pass *p = pass;
     int64_t C = m->C, Cp = m->Cp, HD = m->H * m->Dp, F = hidden(m), n = p->n;
     float *x = p->work, *q = x + n * Cp, *kv = q + n * HD, *y = kv + n * 2 * HD, *h = y + n * HD;
-    float *own = h + n * F + me->number * (n * Cp + ROWS * p->capacity), *scores = own + n * Cp;
+    float *own = h + n * F + me->number * own_work(m, n, p->capacity), *scores = own + n * Cp;
+    float *for_choice = scores + ROWS * p->capacity, *room = for_choice + 4 * m->Vp;
     int64_t from, to;
+    int chooses = p->how != 0; /* after the last barrier the pass may be gone */
     share(me, n, &from, &to);
     for (int64_t t = from; t < to; t++) {
         const float *e = m->token_embedding + p->id[t] * C;
@@ -386,10 +514,10 @@ static void run(struct worker *me, const void *model, const void *pass) {
         int64_t queries = last ? p->wanted : n;
         /* Every worker normalises all rows for itself: cheaper than to wait for the others. */
         for (int64_t t = 0; t < n; t++) normalise(m, x + t * Cp, layer->gain1, layer->shift1, own + t * Cp);
-        linear(me, m, &layer->key_value, 0, n, own, Cp, kv, 2 * HD, 0, 0);
+        linear(me, m, &layer->key_value, 0, n, own, Cp, kv, 2 * HD, 0, 0, room);
         if (last)
             for (int64_t i = 0; i < queries; i++) memmove(own + i * Cp, own + p->want[i] * Cp, Cp * sizeof(float));
-        linear(me, m, &layer->query, 0, queries, own, Cp, q, HD, 0, 0);
+        linear(me, m, &layer->query, 0, queries, own, Cp, q, HD, 0, 0, room);
         barrier(me);
         if (last && me->number == 0)
             for (int64_t i = 0; i < queries; i++) memmove(x + i * Cp, x + p->want[i] * Cp, Cp * sizeof(float));
@@ -411,18 +539,24 @@ static void run(struct worker *me, const void *model, const void *pass) {
         }
         barrier(me);
         n = queries;
-        linear(me, m, &layer->project, 0, n, y, HD, x, Cp, 1, 0);
+        linear(me, m, &layer->project, 0, n, y, HD, x, Cp, 1, 0, room);
         barrier(me);
         for (int64_t t = 0; t < n; t++) normalise(m, x + t * Cp, layer->gain2, layer->shift2, own + t * Cp);
-        linear(me, m, &layer->up, layer->gate.weights ? &layer->gate : 0, n, own, Cp, h, F, 0, 1);
+        linear(me, m, &layer->up, layer->gate.weights ? &layer->gate : 0, n, own, Cp, h, F, 0, 1, room);
         barrier(me);
-        linear(me, m, &layer->down, 0, n, h, F, x, Cp, 1, 0);
+        linear(me, m, &layer->down, 0, n, h, F, x, Cp, 1, 0, room);
         barrier(me);
     }
     int compact = n == p->wanted; /* the last layer has left only the wanted ones */
     for (int64_t i = 0; i < p->wanted; i++)
         normalise(m, x + (compact ? i : p->want[i]) * Cp, m->gain, m->shift, own + i * Cp);
-    linear(me, m, &m->head, 0, p->wanted, own, Cp, p->logits, m->Vp, 0, 0);
+    linear(me, m, &m->head, 0, p->wanted, own, Cp, p->logits, m->Vp, 0, 0, room);
+    barrier(me);
+    if (!chooses) return;
+    share(me, p->B, &from, &to);
+    for (int64_t row = from; row < to; row++)
+        p->chosen[row] = choose(p->logits + row * m->Vp, m->V, p->how, p->uniforms ? p->uniforms[row] : 0,
+                                (double *)for_choice, (struct candidate *)(for_choice + 2 * m->Vp));
     barrier(me);
 }
 
@@ -436,23 +570,30 @@ void charlm_pass(const struct model *m, const struct pass *p) {
     run_together(run, m, p, p->threads, p->n * work_of(m));
 }
 
-/* Read an id of each row, the only one of it in this pass, and choose the next, which takes its place; positions
-   move on by one. Returns -1, or the first row in which none can be chosen: then nothing has moved. */
-int64_t charlm_turn(const struct model *m, const struct pass *p, const struct choice *how, const double *uniforms,
-                    int64_t *chosen, double *weight, struct candidate *sorted) {
-    charlm_pass(m, p);
-    int64_t failed = charlm_choose(p->logits, p->B, m->V, m->Vp, how, uniforms, chosen, weight, sorted);
-    if (failed >= 0) return failed;
-    for (int64_t row = 0; row < p->B; row++) {
-        int64_t *before = p->before + row * m->earlier;
-        if (m->earlier) {
-            memmove(before + 1, before, (m->earlier - 1) * sizeof(int64_t));
-            before[0] = p->id[row];
+/* Up to `turns` times: read an id of each row, the only one of it in this pass, and choose the next, which takes
+   its place; positions move on by one. `uniforms` and `chosen` are (turns, B). Returns how many turns were made:
+   fewer if none can be chosen in a row, which then has -1. */
+int64_t charlm_turns(const struct model *m, const struct pass *p, const struct choice *how, const double *uniforms,
+                     int64_t turns, int64_t *chosen) {
+    for (int64_t turn = 0; turn < turns; turn++) {
+        struct pass one = *p;
+        one.how = how;
+        one.uniforms = uniforms ? uniforms + turn * p->B : 0;
+        one.chosen = chosen + turn * p->B;
+        charlm_pass(m, &one);
+        for (int64_t row = 0; row < p->B; row++)
+            if (one.chosen[row] < 0) return turn;
+        for (int64_t row = 0; row < p->B; row++) {
+            int64_t *before = p->before + row * m->earlier;
+            if (m->earlier) {
+                memmove(before + 1, before, (m->earlier - 1) * sizeof(int64_t));
+                before[0] = p->id[row];
+            }
+            p->id[row] = one.chosen[row];
+            p->position[row]++;
         }
-        p->id[row] = chosen[row];
-        p->position[row]++;
     }
-    return -1;
+    return turns;
 }
 
 /* A digest of some memory, by which a change of weights is noticed: four streams of multiply and add. */

@@ -51,7 +51,10 @@ _int = ctypes.c_int64
 class MatrixStruct(ctypes.Structure):
     """A packed matrix and its bias."""
 
-    _fields_ = (("weights", _pointer), ("bias", _pointer), ("K", _int), ("N", _int))
+    _fields_ = (
+        *((name, _pointer) for name in ("weights", "bias", "scales", "starts")),
+        *((name, _int) for name in ("K", "N")),
+    )
 
 
 class LayerStruct(ctypes.Structure):
@@ -68,7 +71,7 @@ class ModelStruct(ctypes.Structure):
 
     _fields_ = (
         *((name, _int) for name in ("C", "Cp", "H", "D", "Dp", "V", "Vp")),
-        *((name, _int) for name in ("n_layer", "norm", "activation", "qk_norm", "half", "earlier")),
+        *((name, _int) for name in ("n_layer", "norm", "activation", "qk_norm", "storage", "earlier")),
         *((name, ctypes.c_double) for name in ("norm_eps", "qk_eps")),
         *((name, _pointer) for name in ("token_embedding", "position_embedding", "convolution")),
         *((name, _pointer) for name in ("cos", "sin", "gain", "shift")),
@@ -87,7 +90,7 @@ class PassStruct(ctypes.Structure):
             for name in ("begin", "slot", "id", "before", "position", "want", "keys", "values")
         ),
         ("slots", _int),
-        *((name, _pointer) for name in ("logits", "work")),
+        *((name, _pointer) for name in ("logits", "work", "how", "uniforms", "chosen")),
     )
 
 
@@ -233,11 +236,11 @@ def _declared(path: Path) -> ctypes.CDLL:
         *(_pointer, _pointer, _pointer, _pointer),
     )
     loaded.charlm_choose.restype = _int
-    loaded.charlm_turn.argtypes = (
+    loaded.charlm_turns.argtypes = (
         *(ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct), ctypes.POINTER(ChoiceStruct)),
-        *(_pointer, _pointer, _pointer, _pointer),
+        *(_pointer, _int, _pointer),
     )
-    loaded.charlm_turn.restype = _int
+    loaded.charlm_turns.restype = _int
     loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGramStruct), _pointer, _int, _int, _pointer)
     loaded.charlm_ngrams.restype = None
     loaded.charlm_mix.argtypes = (*(_int, _int, _int), *(_pointer,) * 5)

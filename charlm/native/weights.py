@@ -1,5 +1,7 @@
 """A GPT's weights in the layout that `kernel.c` reads, and when they have to be packed anew.
 
+They are stored in as few bits as hold them exactly (`storage.py`).
+
 Packing copies the weights once for each model, not for each generation. A write to a parameter raises its
 version, which is looked at before every pass; a digest of the values, taken when a generation begins, also
 tells of writes that went around it. Parameters are known by their names, which are GPT-2's.
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from charlm.errors import InputError
 from charlm.locks import ForkLock
 from charlm.native.library import LayerStruct, MatrixStruct, ModelStruct
+from charlm.native.storage import STORAGES, storage_of, to_int8
 
 if TYPE_CHECKING:
     from charlm.models.gpt import GPT
@@ -27,6 +30,7 @@ __all__ = ["PANEL", "PackedWeights", "Weights", "padded"]
 
 PANEL = 64
 """Columns of a packed matrix that stand together, as in kernel.c."""
+_MATRICES = ("lm_head.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight")
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu2", "swiglu")
 _QK_EPS = 1e-6  # of the norm of queries and keys, in models/ops.py
 
@@ -47,6 +51,7 @@ class PackedWeights:
         config = model.config
         named = dict(model.named_parameters(remove_duplicate=False))
         C, H, D, V = config.n_embd, config.n_head, config.head_size, config.vocab_size
+        self._storage = storage_of(parameter for name, parameter in named.items() if name.endswith(_MATRICES))
         head = self._linear(named, "lm_head")
         self._layers = (LayerStruct * config.n_layer)()
         for i, layer in enumerate(self._layers):
@@ -66,7 +71,7 @@ class PackedWeights:
             norm=int(config.norm == "rmsnorm"),
             activation=_ACTIVATIONS.index(config.activation),
             qk_norm=int(config.qk_norm),
-            half=int(model.lm_head.weight.dtype == torch.bfloat16),
+            storage=STORAGES.index(self._storage),
             earlier=config.conv_width - 1,
             norm_eps=norm.eps,
             qk_eps=_QK_EPS,
@@ -118,25 +123,30 @@ class PackedWeights:
     def _vector(self, values: Tensor | None) -> int | None:
         if values is None:
             return None
-        self._kept.append(values.detach().float().contiguous().clone())
-        return self._kept[-1].data_ptr()
+        return self._keep(values.detach().float().contiguous().clone())
 
     def _linear(self, named: Mapping[str, Tensor], name: str) -> MatrixStruct:
         return self._matrix(named[f"{name}.weight"], named.get(f"{name}.bias"))
 
     def _matrix(self, weights: Tensor, bias: Tensor | None) -> MatrixStruct:
         """Pack an (N, K) matrix: panels of 64 outputs, in each the K inputs one after the other."""
-        N, K = weights.shape
-        columns = _wider(weights.detach(), 0, padded(N)).t()  # (K, Np)
-        panels = [panel.contiguous().flatten() for panel in columns.split(PANEL, dim=1)]
-        self._kept.append(torch.cat(panels))
-        pointer = self._kept[-1].data_ptr()
-        return MatrixStruct(
-            weights=pointer,
-            bias=self._vector(None if bias is None else _wider(bias, 0, padded(N))),
-            K=K,
-            N=padded(N),
-        )
+        N, K = padded(weights.size(0)), padded(weights.size(1))
+        wide = _wider(_wider(weights.detach(), 0, N), 1, K)  # (N, K)
+        matrix = MatrixStruct(bias=self._vector(None if bias is None else _wider(bias, 0, N)), K=K, N=N)
+        if self._storage == "int8":
+            integers, scales = to_int8(wide)
+            matrix.scales = self._vector(scales)
+            matrix.starts = self._keep((-128 * integers.sum(dim=1)).to(torch.int32))
+            columns = integers.view(N, K // 4, 4).transpose(0, 1)  # (K / 4, N, 4)
+        else:
+            columns = wide.to(getattr(torch, self._storage)).t()  # (K, N)
+        panels = [panel.reshape(-1) for panel in columns.split(PANEL, dim=1)]
+        matrix.weights = self._keep(torch.cat(panels))
+        return matrix
+
+    def _keep(self, values: Tensor) -> int:
+        self._kept.append(values)
+        return values.data_ptr()
 
 
 _Form = list[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]]]

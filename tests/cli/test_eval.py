@@ -169,10 +169,11 @@ def test_a_stream_that_cannot_show_the_sign_gets_another(
         run=model,
         files=[file],
         device="cpu",
+        weights=None,
+        encoding="utf-8",
         html=None,
         show=True,
         json=False,
-        encoding="utf-8",
         mixture=True,
     )
     assert eval_command.run(args, Console(), Signals(), 0.0) == 0

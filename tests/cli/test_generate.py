@@ -16,6 +16,7 @@ import charlm
 from charlm.cli.__main__ import main
 from charlm.cli.parser import text_argument
 from charlm.files import strict_json
+from charlm.native.storage import Storage
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
 
 
@@ -62,6 +63,7 @@ def test_json_holds_all_that_is_needed_to_repeat_it(command: Command, run: Path)
         "max_new_tokens": 20,
         "stop": [],
         "keep_stop": False,
+        "weights": None,
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 0.9,
@@ -71,6 +73,19 @@ def test_json_holds_all_that_is_needed_to_repeat_it(command: Command, run: Path)
     }
     assert command("generate", run, *flags, "--json", "--seed", str(first["seed"])) == 0
     assert json.loads(command.out)["samples"] == first["samples"][:1]
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_generate_and_eval_take_rounded_weights(
+    command: Command, run: Path, tmp_path: Path, weights: Storage
+) -> None:
+    lm = charlm.load(run, weights=weights)
+    assert command("generate", run, "-p", "green", "-n", "40", "--seed", "5", "--weights", weights) == 0
+    assert command.out.rstrip("\n") == lm.generate("green", 40, temperature=0.8, seed=5).rstrip("\n")
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT[:200], encoding="utf-8", newline="")
+    assert command("eval", run, file, "--json", "--weights", weights) == 0
+    assert json.loads(command.out)["loss_nats"] == lm.evaluate(TEXT[:200]).loss_nats
 
 
 def test_the_drawn_seed_is_shown_on_request(command: Command, run: Path) -> None:

@@ -36,6 +36,7 @@ from charlm.generation import (
 )
 from charlm.models.base import LanguageModel
 from charlm.native.gpt import NativeGPT
+from charlm.native.mixture import NativeMixture
 from charlm.native.ngram import NativeNGram
 
 F64 = torch.float64
@@ -121,7 +122,12 @@ def test_whatever_is_done_in_whatever_order_a_state_predicts_what_its_texts_say(
 @needs_kernel
 def test_small_gpts_and_n_grams_on_a_cpu_take_a_fast_path_and_others_the_readable_one() -> None:
     taken = {name: type(make().new_state().engine) for name, make in STATES.items()}
-    wanted = {"fast": NativeGPT, "fast in bfloat16": NativeGPT, "ngram": NativeNGram}
+    wanted = {
+        "fast": NativeGPT,
+        "fast in bfloat16": NativeGPT,
+        "ngram": NativeNGram,
+        "mixture": NativeMixture,
+    }
     assert taken == {name: wanted.get(name, TorchEngine) for name in STATES}
     assert type(STATES["fast"]().new_state(use_cache=False).engine) is TorchEngine
 

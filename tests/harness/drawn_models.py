@@ -23,6 +23,7 @@ from charlm.models.bigram import BigramLM
 from charlm.models.config import GPTConfig
 from charlm.models.gpt import GPT
 from charlm.native.library import library
+from charlm.native.storage import Storage, round_weights
 
 __all__ = [
     "OVERFLOWS",
@@ -81,8 +82,11 @@ def gpt_configs(
 
 
 @functools.lru_cache(maxsize=512)
-def _gpt(config: GPTConfig, dtype: torch.dtype, seed: int) -> GPT:
-    return tiny_gpt(config, seed=seed, dtype=dtype)
+def _gpt(config: GPTConfig, dtype: torch.dtype, seed: int, storage: Storage | None) -> GPT:
+    model = tiny_gpt(config, seed=seed, dtype=dtype)
+    if storage is not None:
+        round_weights(model, storage)
+    return model
 
 
 @st.composite
@@ -91,9 +95,10 @@ def gpts(
     dtype: torch.dtype,
     windows: st.SearchStrategy[int] = block_sizes,
     vocab_sizes: Sequence[int] = (V,),
+    storage: Storage | None = None,
 ) -> GPT:
-    """Draw a GPT with random weights. It is shared: nobody may change it."""
-    return _gpt(draw(gpt_configs(windows, vocab_sizes)), dtype, draw(st.integers(0, 3)))
+    """Draw a GPT with random weights, rounded if a storage is given. It is shared: nobody may change it."""
+    return _gpt(draw(gpt_configs(windows, vocab_sizes)), dtype, draw(st.integers(0, 3)), storage)
 
 
 @functools.lru_cache(maxsize=64)

@@ -223,4 +223,4 @@ def test_shipped_models_are_known_by_kind() -> None:
     assert class_of("gpt") is GPT
     assert class_of("bigram") is BigramLM
     assert class_of("ngram") is NGramLM
-    assert known_kinds()[:3] == ["bigram", "gpt", "ngram"]
+    assert known_kinds()[:4] == ["bigram", "gpt", "mixture", "ngram"]

@@ -29,6 +29,7 @@ from charlm.generation import TorchEngine
 from charlm.models.gpt import GPT
 from charlm.native import library as native
 from charlm.native.gpt import NativeGPT
+from charlm.native.storage import round_weights
 
 pytestmark = pytest.mark.slow
 
@@ -345,6 +346,25 @@ def test_processors_with_narrower_vectors_give_the_same_within_rounding(
             gpt.float()
             predicted = [state.predict() for state in states]
             torch.testing.assert_close(predicted[0], predicted[1], rtol=0, atol=1e-4)
+
+
+@needs_kernel
+@pytest.mark.skipif("vnni" not in native._processor(), reason="the processor has no such instructions")
+def test_without_instructions_for_products_of_integers_every_bit_is_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt = tiny_gpt(tiny_config(block_size=70, vocab_size=70, n_embd=64))
+    round_weights(gpt, "int8")
+    ids = [row[: 1 + 9 * i] for i, row in enumerate(prompt(7, 60))]
+    predicted = []
+    for flags in ("", " -mno-avx512vnni -mno-avxvnni"):
+        monkeypatch.setattr(native, "_tried", [])
+        monkeypatch.setenv("CC", f"{shutil.which('gcc') or 'cc'}{flags}")
+        state = gpt.new_state(7)
+        assert isinstance(state.engine, NativeGPT)
+        state.observe(ids)
+        predicted.append(state.predict())
+    assert torch.equal(*predicted)
 
 
 def unwritable(cache: Path) -> None:
