@@ -41,6 +41,7 @@ __all__ = [
     "announce",
     "child",
     "commit_of",
+    "environment",
     "in_turns",
     "machine",
     "new_parser",
@@ -230,7 +231,7 @@ def child(command: Sequence[str], *, cwd: Path | None = None) -> Finished:
     """Run Python with these arguments as a process of its own; it finds this charlm and these benchmarks."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - began
     if done.returncode:
@@ -241,7 +242,7 @@ def child(command: Sequence[str], *, cwd: Path | None = None) -> Finished:
 def seconds_to_output(command: Sequence[str]) -> float:
     """Run Python as `child` does; return the seconds from before its start to its first byte of output."""
     began = time.perf_counter()
-    with subprocess.Popen([sys.executable, *command], env=_environment(), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, *command], env=environment(), stdout=subprocess.PIPE) as process:
         first = b"" if process.stdout is None else process.stdout.read(1)
         seconds = time.perf_counter() - began
         process.communicate()
@@ -250,7 +251,7 @@ def seconds_to_output(command: Sequence[str]) -> float:
     return seconds
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     found = [str(_HERE.parents[1]), str(Path(charlm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
 
