@@ -18,15 +18,13 @@ enum {
        between two threads that both have a core (a whole pass of 0.8M parameters takes 27 to 54). */
     SPINS_AT_A_BARRIER = 4000,
     /* Looks for the next pass before a helper sleeps: 8 milliseconds, nearly all of them looks that offer the core.
-       To be woken takes 22 microseconds, about as long as a small pass with both threads. */
+       To be woken takes from 22 microseconds to longer than a small pass, which therefore does not wait for it. */
     SPINS_BEFORE_SLEEP = 20000,
     /* Multiplications of a pass below which its helpers are not asked right after other work: one to two and
        a half milliseconds alone. A longer pass is worth the risk. */
     SHORT_PASS = 20000000,
     /* Multiplications that one thread makes in a nanosecond: 19 to 20 with weights in its cache, 8 without. */
     PER_NANOSECOND = 20,
-    /* Passes without a late helper after which the past is forgotten. */
-    GOOD_PASSES = 100,
 };
 enum {
     /* After so long without a pass the process has probably done other work, with OpenMP's threads, which spin for
@@ -36,10 +34,12 @@ enum {
     /* A pass of which more than this, and more than the whole takes alone, was spent waiting had a helper whose
        core went to somebody else. */
     TOO_LONG_NS = 100000,
-    /* Such a helper is not asked again for 2 ms, doubled with each failure up to 50 ms: on a machine whose cores
-       are taken, passes then take about as long as with one thread, where they took twenty times that. */
+    /* Such a helper is not asked again for 2 ms, doubled with each failure up to 128 ms, and sleeps at once: on a
+       machine whose cores are taken, passes then take about as long as with one thread. A turn on a core lasts some
+       milliseconds, so that only after a longer time without a late helper the past is forgotten. */
     FIRST_REST_NS = 2000000,
-    LONGEST_REST_NS = 50000000,
+    LONGEST_REST_NS = 128000000,
+    FORGOTTEN_NS = 300000000,
 };
 
 struct meeting {
@@ -91,10 +91,10 @@ static void share(const struct worker *me, int64_t units, int64_t *from, int64_t
 static struct {
     pthread_mutex_t busy, sleep;
     pthread_cond_t wake;
-    long helpers, good;        /* good: passes since the last one in which helpers were waited for too long */
+    long helpers;
     int64_t alone_until, rest; /* nanoseconds: when to ask for help again, and how long not to */
-    int64_t ended;             /* when the last pass did */
-    atomic_long job, sleeping;
+    int64_t ended, late;       /* when the last pass did, and when a helper was last waited for too long */
+    atomic_long job, sleeping, resting, called; /* called: whether helpers are being woken, and none is there yet */
     struct meeting meeting;
     task *run;
     const void *model, *pass;
@@ -103,14 +103,17 @@ static struct {
 static void *help(void *number) {
     struct worker me = {&pool.meeting, (int64_t)(intptr_t)number, 0, 0};
     long seen = 0, job;
+    atomic_fetch_sub(&pool.sleeping, 1);
     for (;;) {
         long spins = 0;
-        while ((job = atomic_load(&pool.job)) == seen && spins < SPINS_BEFORE_SLEEP) pause_a_little(&spins);
+        while ((job = atomic_load(&pool.job)) == seen && spins < SPINS_BEFORE_SLEEP && !atomic_load(&pool.resting))
+            pause_a_little(&spins);
         if (job == seen) {
             pthread_mutex_lock(&pool.sleep);
             atomic_fetch_add(&pool.sleeping, 1);
             while ((job = atomic_load(&pool.job)) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
             atomic_fetch_sub(&pool.sleeping, 1);
+            atomic_store(&pool.called, 0);
             pthread_mutex_unlock(&pool.sleep);
         }
         seen = job;
@@ -126,6 +129,7 @@ static void forget(void) {
     pthread_mutex_init(&pool.sleep, 0);
     pthread_cond_init(&pool.wake, 0);
     pool.helpers = 0;
+    atomic_store(&pool.called, 0);
     atomic_store(&pool.job, 0);
     atomic_store(&pool.sleeping, 0);
     atomic_store(&pool.meeting.arrived, 0);
@@ -139,7 +143,11 @@ static void hire(long wanted) {
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the caller's threads */
     while (pool.helpers < wanted) {
         pthread_t thread;
-        if (pthread_create(&thread, 0, help, (void *)(intptr_t)(pool.helpers + 1))) break;
+        atomic_fetch_add(&pool.sleeping, 1); /* until it begins */
+        if (pthread_create(&thread, 0, help, (void *)(intptr_t)(pool.helpers + 1))) {
+            atomic_fetch_sub(&pool.sleeping, 1);
+            break;
+        }
         pthread_detach(thread);
         pool.helpers++;
     }
@@ -151,39 +159,43 @@ static void run_together(task *run, const void *model, const void *pass, long th
     struct meeting nobody = {0};
     struct worker me = {&nobody, 0, 1, 0};
     long wanted = threads < MOST_THREADS ? threads : MOST_THREADS;
-    int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0;
+    int pooled = wanted > 1 && pthread_mutex_trylock(&pool.busy) == 0, is_short = work < SHORT_PASS;
     if (pooled) {
-        int64_t now = nanoseconds(), is_short = work < SHORT_PASS;
+        int64_t now = nanoseconds();
         if (now - pool.ended > OTHER_WORK_NS && is_short) pool.alone_until = now + ALONE_AFTER_OTHER_WORK_NS;
         if (now < pool.alone_until && (is_short || pool.rest)) wanted = 1;
     }
     if (pooled && wanted > 1) {
         if (pool.helpers < wanted - 1) hire(wanted - 1);
-        me.meeting = &pool.meeting;
-        me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
-        pool.run = run;
-        pool.model = model;
-        pool.pass = pass;
-        atomic_store(&pool.job, (atomic_load(&pool.job) / 128 + 1) * 128 + me.of);
-        if (atomic_load(&pool.sleeping) > 0) {
-            pthread_mutex_lock(&pool.sleep);
-            pthread_cond_broadcast(&pool.wake);
-            pthread_mutex_unlock(&pool.sleep);
+        int wait = !is_short || atomic_load(&pool.sleeping) == 0, call = wait || !atomic_load(&pool.called);
+        if (wait) {
+            me.meeting = &pool.meeting;
+            me.of = pool.helpers + 1 < wanted ? pool.helpers + 1 : wanted;
+            pool.run = run;
+            pool.model = model;
+            pool.pass = pass;
+        }
+        if (call) {
+            atomic_store(&pool.called, !wait);
+            atomic_store(&pool.resting, 0);
+            atomic_store(&pool.job, (atomic_load(&pool.job) / 128 + 1) * 128 + me.of);
+            if (atomic_load(&pool.sleeping) > 0) {
+                pthread_mutex_lock(&pool.sleep);
+                pthread_cond_broadcast(&pool.wake);
+                pthread_mutex_unlock(&pool.sleep);
+            }
         }
     }
     run(&me, model, pass);
-    if (me.of > 1) {
-        if (me.waited > TOO_LONG_NS + work / PER_NANOSECOND) {
-            pool.rest = pool.rest ? 2 * pool.rest : FIRST_REST_NS;
-            if (pool.rest > LONGEST_REST_NS) pool.rest = LONGEST_REST_NS;
-            pool.alone_until = nanoseconds() + pool.rest;
-            pool.good = 0;
-        } else if (++pool.good == GOOD_PASSES) {
-            pool.rest = 0;
-        }
-    }
     if (pooled) {
         pool.ended = nanoseconds();
+        if (me.waited > TOO_LONG_NS + work / PER_NANOSECOND) {
+            pool.rest = pool.rest && pool.ended - pool.late < FORGOTTEN_NS ? 2 * pool.rest : FIRST_REST_NS;
+            if (pool.rest > LONGEST_REST_NS) pool.rest = LONGEST_REST_NS;
+            pool.alone_until = pool.ended + pool.rest;
+            pool.late = pool.ended;
+            atomic_store(&pool.resting, 1);
+        }
         pthread_mutex_unlock(&pool.busy);
     }
 }

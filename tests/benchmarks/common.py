@@ -41,6 +41,7 @@ __all__ = [
     "announce",
     "child",
     "commit_of",
+    "environment",
     "in_turns",
     "machine",
     "new_parser",
@@ -237,7 +238,7 @@ def child(command: Sequence[str], *, cwd: Path | None = None, timeout: float | N
     done = subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -252,7 +253,7 @@ def child(command: Sequence[str], *, cwd: Path | None = None, timeout: float | N
 def seconds_to_output(command: Sequence[str]) -> float:
     """Run Python as `child` does; return the seconds from before its start to its first byte of output."""
     began = time.perf_counter()
-    with subprocess.Popen([sys.executable, *command], env=_environment(), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, *command], env=environment(), stdout=subprocess.PIPE) as process:
         first = b"" if process.stdout is None else process.stdout.read(1)
         seconds = time.perf_counter() - began
         process.communicate()
@@ -261,7 +262,7 @@ def seconds_to_output(command: Sequence[str]) -> float:
     return seconds
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     found = [str(_HERE.parents[1]), str(Path(charlm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
 

@@ -10,18 +10,22 @@ The parts, all in float32, at temperature 1 with nothing filtered, from a prompt
     first    until the first character is there: in a warm process, and from the start of a new one
     options  what temperature, top-k, top-p and min-p add to a character of G1
 
-The model is nanoGPT's architecture with random weights, which all share. Every turn makes the same number of
+The model is nanoGPT's architecture with random weights, which all share. In G1 to G3 charlm also takes part
+with these rounded to 16 and 8 bits; in G1 and G2 llama2.c (https://github.com/karpathy/llama2.c, gcc -Ofast, one
+thread and two) with a model of its own architecture and as many weights. Every turn makes the same number of
 characters. nanoGPT takes no part in G3 with 10.7M parameters, where a turn of it takes minutes; transformers
 takes none in G4, for its GPT-2 ends with the window.
 
     cd tests
-    python -m benchmarks.generate --nanogpt ../../nanoGPT --json generate.json
+    python -m benchmarks.generate --nanogpt ../../nanoGPT --llama2c ../../llama2.c --json generate.json
     python -m benchmarks.generate --nanogpt ../../nanoGPT --only G1,G4 --rounds 10
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,11 +46,12 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.nanogpt import version_of
-from benchmarks.peers import QUICK_SIZE, SIZES, VOCABULARY, Peer, build, others_of
+from benchmarks.peers import QUICK_SIZE, SIZES, VOCABULARY, Peer, build, llama2c, others_of
 from torch import Tensor
 
 from charlm import GPT, CharLM, CharTokenizer
 from charlm.generation import Overflow, Sampling
+from charlm.native.storage import round_weights
 
 __all__ = ["main"]
 
@@ -99,7 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 batch_size = (4 if args.quick else 64) if part == "G3" else 1
                 turns, chars = _contest(part, name, models[name], peers[name], batch_size)
-                results[part][name] = _speeds(in_turns(turns, args.rounds), chars)
+                with contextlib.ExitStack() as stack:
+                    if args.llama2c is not None and part in {"G1", "G2"}:
+                        for threads in (1, 2):
+                            turn = stack.enter_context(llama2c(args.llama2c, sizes[name], threads))
+                            turns[f"llama2.c, {threads} threads"] = turn
+                    results[part][name] = _speeds(in_turns(turns, args.rounds), chars)
     if "first" in args.only:
         announce("first, a new process")
         results["first"]["a new process"] = _new_process(models["0.8M"], args.rounds)
@@ -124,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser(__doc__, data=False)
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a checkout of nanoGPT to time beside")
+    parser.add_argument("--llama2c", type=Path, metavar="DIR", help="a checkout of llama2.c, likewise")
     parser.add_argument(
         "--no-transformers",
         dest="transformers",
@@ -158,6 +169,11 @@ def _contest(
     generators: dict[str, Callable[[Tensor, int], Tensor]] = {
         name: partial(model.generate, seed=_SEED, overflow=overflow) for name, overflow in ways.items()
     }
+    if part != "G4":
+        for storage in ("bfloat16", "int8"):
+            rounded = copy.deepcopy(model)
+            round_weights(rounded, storage)
+            generators[f"charlm {storage}"] = partial(rounded.generate, seed=_SEED)
     for name, peer in peers.items():
         if name != left_out.get((part, size)):
             generators[name] = peer.generate

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
+import struct
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from benchmarks import nanogpt
 from benchmarks.common import Json, announce
@@ -23,7 +28,7 @@ from torch import Tensor
 from charlm import GPT, GPTConfig
 from charlm.models.config import PRESETS
 
-__all__ = ["QUICK_SIZE", "SIZES", "VOCABULARY", "Peer", "Size", "build", "config_of", "others_of"]
+__all__ = ["QUICK_SIZE", "SIZES", "VOCABULARY", "Peer", "Size", "build", "config_of", "llama2c", "others_of"]
 
 VOCABULARY = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """Tiny Shakespeare's."""
@@ -146,6 +151,60 @@ def _transformers(model: GPT) -> dict[str, Peer]:
         return new
 
     return {"transformers": Peer(_count(theirs), generate, lambda idx: theirs(idx).logits[:, -1])}
+
+
+# What calls llama2.c's functions: a window of characters for each line that it is given.
+_LLAMA2C = """
+#define TESTING
+#include "run.c"
+int main(int argc, char **argv) {
+    Transformer t;
+    Sampler s;
+    build_transformer(&t, argv[1]);
+    build_sampler(&s, t.config.vocab_size, 1.0f, 1.0f, 1337);
+    while (getchar() != EOF) {
+        int token = 0;
+        for (int pos = 0; pos < t.config.seq_len - 1; pos++) token = sample(&s, forward(&t, token, pos));
+        puts("made");
+        fflush(stdout);
+    }
+}
+"""
+
+
+@contextlib.contextmanager
+def llama2c(checkout: Path, size: Size, threads: int) -> Iterator[Callable[[], None]]:
+    """Give a turn of llama2.c: a window of characters, of a model with as many weights, drawn at random.
+
+    Of its three matrices in the feed-forward network each has two thirds of the rows that ours have.
+    """
+    L, H, C, T, V = size.n_layer, size.n_head, size.n_embd, size.block_size, len(VOCABULARY)
+    F = -(-8 * C // 24) * 8  # 2/3 of 4 C, a multiple of 8
+    count = V * C + L * (2 * C + 4 * C * C + 3 * C * F) + C + T * C // H
+    weights = 0.02 * np.random.default_rng(1).standard_normal(count, np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        model, program = Path(folder, "model.bin"), Path(folder, "generate")
+        model.write_bytes(struct.pack("7i", C, F, L, H, H, V, T) + weights.tobytes())
+        command = ["gcc", "-Ofast", "-fopenmp", "-march=native", "-I", str(checkout), "-x", "c", "-", "-lm"]
+        subprocess.run([*command, "-o", str(program)], input=_LLAMA2C, text=True, check=True)
+        with subprocess.Popen(
+            [program, model],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            asks, answers = process.stdin, process.stdout
+            assert asks is not None
+            assert answers is not None
+
+            def turn() -> None:
+                asks.write(b"\n")
+                asks.flush()
+                if answers.readline() != b"made\n":
+                    raise SystemExit("error: llama2.c ended")
+
+            yield turn
+            asks.close()
 
 
 def _count(model: torch.nn.Module) -> int:
