@@ -294,6 +294,24 @@ def test_reading_in_pieces_with_a_cache_gives_the_logits_of_one_reading(preset: 
             assert cache.length == 16
 
 
+@pytest.mark.parametrize("preset", PRESET_NAMES)
+def test_a_fork_of_a_cache_and_one_that_was_cut_go_on_from_what_they_have_read(preset: PresetName) -> None:
+    config = tiny_config(preset)
+    model = tiny_gpt(config, dtype=torch.float64)
+    ids, other = random_ids(config, 2, 9), random_ids(config, 2, 9, seed=1)
+    with torch.no_grad():
+        cache = model.new_cache()
+        model(ids[:, :7], cache=cache)
+        twin = cache.fork([1, 0, 1])
+        cache.truncate(4)
+        after_cut = model(other[:, 4:], cache=cache)[0]
+        after_fork = model(ids[[1, 0, 1], 7:], cache=twin)[0]
+        joined = model(torch.cat((ids[:, :4], other[:, 4:]), dim=1))[0]
+        whole = model(ids)[0]
+    torch.testing.assert_close(after_cut, joined[:, 4:], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(after_fork, whole[[1, 0, 1], 7:], rtol=1e-10, atol=1e-10)
+
+
 def test_a_cache_starts_empty_and_belongs_to_one_generation() -> None:
     model = tiny_gpt(tiny_config())
     first, second = model.new_cache(), model.new_cache()
