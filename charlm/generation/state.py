@@ -220,6 +220,11 @@ class PredictionState:
         turns = sys.maxsize if W is None else int((self._begin + W + 1 - self._lengths).min())
         return self._read - self._begin, turns
 
+    def widened(self, end: int) -> NDArray[np.int64]:
+        """Return the texts with room for so many ids in each row: an engine may write behind them."""
+        self._widen(end)
+        return self.texts
+
     def took(self, ids: NDArray[np.int64]) -> None:
         """Note turns of the engine's own: these ids came, (t, B) or (B,); all but the last are read."""
         turns = ids.reshape(-1, self.rows)

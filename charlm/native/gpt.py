@@ -173,8 +173,7 @@ class NativeGPT(NativeEngine):
             return None
         left, state.steps_left = state.steps_left, 0  # until all has gone well: an interrupt may come
         self._weights.refresh()
-        packed = self._weights.packed
-        count = min(most, left, 1 + _ONE_CALL // (self.rows * packed.multiplications))
+        packed, count = self._weights.packed, min(most, left, self.at_once)
         uniforms = options.uniforms(
             [*addresses] * count, [n + turn for turn in range(count) for n in state.lengths]
         )  # (count B,)
@@ -190,11 +189,40 @@ class NativeGPT(NativeEngine):
         state.steps_left = left - done if done == count else 0
         return chosen[:done]
 
+    def refresh(self) -> None:
+        """Pack the weights anew if they were changed."""
+        self._weights.refresh()
+
+    @property
+    def sizes(self) -> ModelStruct:
+        """What C is told of the model."""
+        return self._weights.packed.struct
+
+    @property
+    def step(self) -> PassStruct:
+        """What C is told of single steps, once they are prepared."""
+        return self._step
+
+    @property
+    def at_once(self) -> int:
+        """How many turns are made in one call, at most: Python may have to handle a signal."""
+        return 1 + _ONE_CALL // (self.rows * self._weights.packed.multiplications)
+
     def _set_up(self, state: PredictionState) -> bool:
         """Prepare what single steps share, and return whether the next turn is one."""
         if (steps := state.single_steps()) is None:
             return False
-        places, turns = steps
+        state.steps_left = self.prepare(state, *steps)
+        return True
+
+    def prepare(self, state: PredictionState, places: NDArray[np.int64], turns: int) -> int:
+        """Prepare what single steps share, and return how many can be made.
+
+        Args:
+            state: whose last ids are read next.
+            places: (B,) where in the window each of them stands.
+            turns: how many the window has room for.
+        """
         most = int(places.max())
         self._make_room(most + 1)
         self._places[:] = places
@@ -210,8 +238,7 @@ class NativeGPT(NativeEngine):
             want=self._one_each[:-1],
             logits=self._logits,
         )
-        state.steps_left = min(turns, self._caches.positions - most)  # last: from here on it may be done
-        return True
+        return min(turns, self._caches.positions - most)
 
     def _ids_before(
         self,

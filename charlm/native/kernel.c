@@ -570,6 +570,17 @@ void charlm_pass(const struct model *m, const struct pass *p) {
     run_together(run, m, p, p->threads, p->n * work_of(m));
 }
 
+/* A row goes on by the id that was chosen for it. */
+static void go_on(const struct model *m, const struct pass *p, int64_t row, int64_t id) {
+    int64_t *before = p->before + row * m->earlier;
+    if (m->earlier) {
+        memmove(before + 1, before, (m->earlier - 1) * sizeof(int64_t));
+        before[0] = p->id[row];
+    }
+    p->id[row] = id;
+    p->position[row]++;
+}
+
 /* Up to `turns` times: read an id of each row, the only one of it in this pass, and choose the next, which takes
    its place; positions move on by one. `uniforms` and `chosen` are (turns, B). Returns how many turns were made:
    fewer if none can be chosen in a row, which then has -1. */
@@ -583,14 +594,34 @@ int64_t charlm_turns(const struct model *m, const struct pass *p, const struct c
         charlm_pass(m, &one);
         for (int64_t row = 0; row < p->B; row++)
             if (one.chosen[row] < 0) return turn;
+        for (int64_t row = 0; row < p->B; row++) go_on(m, p, row, one.chosen[row]);
+    }
+    return turns;
+}
+
+/* The same for a mixture with an n-gram model: `texts` are the rows' ids, `lengths` how many each has. `work` is
+   room for 8 V floats. */
+int64_t charlm_mixed_turns(const struct model *m, const struct pass *p, const struct ngrams *g, const float *weights,
+                           int64_t *const *texts, const int64_t *lengths, const struct choice *how,
+                           const double *uniforms, int64_t turns, int64_t *chosen, float *work) {
+    int64_t V = m->V, strides[2] = {m->Vp, V};
+    float *counted = work, *p_each = work + V, *mixed = work + 3 * V;
+    double *weight = (double *)(work + 4 * V);
+    for (int64_t turn = 0; turn < turns; turn++) {
+        int64_t *ids = chosen + turn * p->B;
+        charlm_pass(m, p);
         for (int64_t row = 0; row < p->B; row++) {
-            int64_t *before = p->before + row * m->earlier;
-            if (m->earlier) {
-                memmove(before + 1, before, (m->earlier - 1) * sizeof(int64_t));
-                before[0] = p->id[row];
-            }
-            p->id[row] = one.chosen[row];
-            p->position[row]++;
+            const float *said[2] = {p->logits + row * m->Vp, counted};
+            int64_t n = lengths[row] + turn;
+            charlm_ngrams(g, texts[row], n, n + 1, counted);
+            charlm_mix(2, 1, V, said, strides, weights, p_each, mixed);
+            ids[row] = choose(mixed, V, how, uniforms ? uniforms[turn * p->B + row] : 0, weight,
+                              (struct candidate *)(weight + V));
+            if (ids[row] < 0) return turn;
+        }
+        for (int64_t row = 0; row < p->B; row++) {
+            texts[row][lengths[row] + turn] = ids[row];
+            go_on(m, p, row, ids[row]);
         }
     }
     return turns;

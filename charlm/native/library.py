@@ -241,6 +241,12 @@ def _declared(path: Path) -> ctypes.CDLL:
         *(_pointer, _int, _pointer),
     )
     loaded.charlm_turns.restype = _int
+    loaded.charlm_mixed_turns.argtypes = (
+        *(ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct), ctypes.POINTER(NGramStruct)),
+        *(_pointer, _pointer, _pointer, ctypes.POINTER(ChoiceStruct)),
+        *(_pointer, _int, _pointer, _pointer),
+    )
+    loaded.charlm_mixed_turns.restype = _int
     loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGramStruct), _pointer, _int, _int, _pointer)
     loaded.charlm_ngrams.restype = None
     loaded.charlm_mix.argtypes = (*(_int, _int, _int), *(_pointer,) * 5)

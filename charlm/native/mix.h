@@ -44,7 +44,7 @@ void charlm_mix(int64_t K, int64_t n, int64_t V, const float *const *logits, con
         for (int64_t i = 0; i < V; i++) {
             float sum = (float)(weight[K] / total) * out[i];
             for (int64_t k = 0; k < K; k++) sum += weight[k] * p[k * V + i];
-            out[i] = logf(sum > TINY ? sum : TINY);
+            out[i] = logf(sum < TINY ? TINY : sum);
         }
     }
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 import torch
@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from charlm.generation.passes import Pass, plan_passes
+from charlm.generation.options import SamplingOptions
+from charlm.generation.passes import Pass, context_start, plan_passes
+from charlm.generation.sampling import nothing_to_draw
 from charlm.native.engine import NativeEngine
+from charlm.native.gpt import NativeGPT
 from charlm.native.library import library
+from charlm.native.ngram import NativeNGram
 from charlm.native.untouched import has_its_own_forward, hooks_on_all_modules
 
 if TYPE_CHECKING:
+    from charlm.generation.state import PredictionState
     from charlm.models.base import LanguageModel
     from charlm.models.mixture import MixtureLM
 
@@ -67,6 +72,11 @@ class NativeMixture(NativeEngine):
         self._model = model
         self._engines = engines
         self._read = [[range(0)] * rows for _ in engines]  # positions that each has read of each row
+        self._is_pair = [type(engine) for engine in engines] == [
+            NativeGPT,
+            NativeNGram,
+        ]  # then all is done in C
+        self._room = torch.empty(8 * model.vocab_size, dtype=torch.float32, device="cpu")
 
     @override
     def fork(self, rows: Sequence[int]) -> Self:
@@ -81,11 +91,58 @@ class NativeMixture(NativeEngine):
         said = [_said(engine, read, texts, passes) for engine, read in pairs]
         return [self._mixed(one) for one in zip(*said, strict=True)]
 
+    @override
+    def turns(
+        self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
+    ) -> Tensor | None:
+        if options.filters or not self._is_pair or (not state.steps_left and not self._set_up(state)):
+            return None
+        gpt, ngram = cast("tuple[NativeGPT, NativeNGram]", tuple(self._engines))
+        left, state.steps_left = state.steps_left, 0  # until all has gone well
+        known, self._read[0] = self._read[0], [range(0)] * self.rows
+        gpt.refresh()
+        lengths, count = state.lengths, min(most, left, gpt.at_once)
+        uniforms = options.uniforms(
+            [*addresses] * count, [n + turn for turn in range(count) for n in lengths]
+        )
+        chosen = torch.empty(count, self.rows, dtype=torch.int64, device="cpu")
+        texts, weights = state.widened(max(lengths) + count), self._weights()
+        done: int = self._kernel.charlm_mixed_turns(
+            *(gpt.sizes, gpt.step, ngram.tables(), weights.data_ptr()),
+            (ctypes.c_void_p * self.rows)(
+                *(texts.ctypes.data + row * texts.strides[0] for row in range(self.rows))
+            ),
+            (ctypes.c_int64 * self.rows)(*lengths),
+            *(self._choice_of(options), None if uniforms is None else uniforms.ctypes.data, count),
+            *(chosen.data_ptr(), self._room.data_ptr()),
+        )
+        if done == 0:
+            raise nothing_to_draw(int((chosen[0] < 0).nonzero()[0]), float("nan"))
+        state.took(chosen[:done].numpy())
+        self._read[0] = [range(read.start, read.stop + done) for read in known]
+        state.steps_left = left - done if done == count else 0
+        return chosen[:done]
+
+    def _set_up(self, state: PredictionState) -> bool:
+        """Prepare single steps of the GPT, and return whether the next turn is one."""
+        gpt = cast("NativeGPT", self._engines[0])
+        window = gpt.block_size or 1
+        for read, n in zip(self._read[0], state.lengths, strict=True):
+            if read.stop != n - 1 or read.start != context_start(n, window, "restart"):
+                return False
+        places = np.array([len(read) for read in self._read[0]])
+        state.steps_left = gpt.prepare(state, places, int(window - places.max()))
+        return True
+
+    def _weights(self) -> Tensor:
+        """Return the gate's weights, (J, K + 1)."""
+        return self._model.gate.detach().float().softmax(dim=-1)
+
     def _mixed(self, said: Sequence[Tensor]) -> Tensor:
         """Return the logarithms of the mixed probabilities, (t, V), from each member's logits (t, V)."""
         said = [z if z.stride(1) == 1 else z.contiguous() for z in said]
         K, (t, V) = len(said), said[0].shape
-        weights = self._model.gate.detach().float().softmax(dim=-1)  # (J, K + 1)
+        weights = self._weights()
         mixed = torch.empty(t, V, dtype=torch.float32, device="cpu")
         work = torch.empty(K, V, dtype=torch.float32, device="cpu")
         self._kernel.charlm_mix(

@@ -122,13 +122,18 @@ class NativeNGram(NativeEngine):
 
     def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
         """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""
+        tables = self.tables()
+        logits = torch.empty(end - first, self.vocab_size, dtype=torch.float32, device="cpu")
+        ids = texts.ctypes.data + row * texts.strides[0]
+        self._kernel.charlm_ngrams(tables, ids, first, end, logits.data_ptr())
+        return logits
+
+    def tables(self) -> NGramStruct:
+        """Return what C is told of the model's tables, as they are now."""
         tables = _tables_of(self._model)
         if [(table.data_ptr(), table.shape) for table in tables] != self._places:  # fitted anew, perhaps
             self._look_at(tables)
-        logits = torch.empty(end - first, self.vocab_size, dtype=torch.float32, device="cpu")
-        ids = texts.ctypes.data + row * texts.strides[0]
-        self._kernel.charlm_ngrams(self._struct, ids, first, end, logits.data_ptr())
-        return logits
+        return self._struct
 
     def _look_at(self, tables: _Tables) -> None:
         """Point the structure to tables, and keep their memory."""

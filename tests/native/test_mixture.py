@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from harness.drawn_models import mixed, needs_kernel, overflows, ragged
 from harness.states import state_of, tensors, torch_state
@@ -10,17 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charlm import BigramLM, BlockDataset, MixtureLM, NGramLM
-from charlm.generation import Overflow
+from charlm.errors import NonFiniteError
+from charlm.generation import Overflow, SamplingOptions, next_ids
+from charlm.generation.decode import some_turns
 from charlm.native.mixture import NativeMixture
 
 pytestmark = needs_kernel
 V = 13
 
 
-def compiled(seed: int = 0, block_size: int = 8) -> MixtureLM:
+def compiled(seed: int = 0, block_size: int = 8, conv_width: int = 5) -> MixtureLM:
     ids = torch.randint(V, (300,), generator=torch.Generator().manual_seed(seed))
     return mixed(
-        [tiny_gpt(tiny_config("cpu-1min", block_size=block_size)), NGramLM(V, 4).fit(BlockDataset(ids, 4))],
+        [
+            tiny_gpt(tiny_config("cpu-1min", block_size=block_size, conv_width=conv_width)),
+            NGramLM(V, 4).fit(BlockDataset(ids, 4)),
+        ],
         seed,
     )
 
@@ -68,3 +74,45 @@ def test_what_is_impossible_for_all_members_stays_finite() -> None:
     assert isinstance(ngram, NGramLM)
     found = state_of(model, [[1, 2, 3]]).predict()
     assert torch.isfinite(found).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=ragged(20),
+    block_size=st.sampled_from([1, 2, 8, 70]),
+    seed=st.integers(0, 9),
+    temperature=st.sampled_from([0.0, 1.0]),
+    conv_width=st.sampled_from([1, 3]),
+)
+def test_many_ids_in_one_call_are_those_of_one_by_one(
+    rows: list[list[int]], block_size: int, seed: int, temperature: float, conv_width: int
+) -> None:
+    """Whether the loop is in C, in Python, or in Python with a filter that asks for logits each time."""
+    model = compiled(seed, block_size, conv_width)
+    options = SamplingOptions(seed=seed, temperature=temperature)
+    plain = SamplingOptions(seed=seed, temperature=temperature, filters=[lambda logits, _: logits])
+    states = [state_of(model, rows) for _ in range(3)]
+    count = 30
+    made = 0
+    while made < count:
+        made += len(some_turns(states[0], options, range(len(rows)), count - made))
+    for _ in range(count):
+        next_ids(states[1], options)
+        next_ids(states[2], plain)
+    for row in range(len(rows)):
+        assert torch.equal(states[0].text(row), states[1].text(row))
+        assert torch.equal(states[0].text(row), states[2].text(row))
+    assert torch.equal(states[0].predict(), states[2].predict())
+
+
+def test_nothing_is_taken_where_nothing_can_be_drawn() -> None:
+    model = compiled()
+    state = state_of(model, [[1, 2, 3]])
+    next_ids(state, SamplingOptions(seed=1))
+    next_ids(state, SamplingOptions(seed=1))
+    before = state.text(0)
+    with torch.no_grad():
+        next(model.members[0].parameters()).fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="row 0"):
+        next_ids(state, SamplingOptions(seed=1))
+    assert torch.equal(state.text(0), before)
