@@ -53,7 +53,7 @@ def record_of(run: Path) -> dict[str, Any]:
     return values
 
 
-def mixed(command: Command, text: Path, run: Path, *words: object) -> MixtureLM:
+def mixed(command: Command, text: Path, run: Path, *words: str) -> MixtureLM:
     """Train, and return the run's result, which is a mixture."""
     assert command("train", text, "-o", run, *MIXING, *LEARNS, *words) == 0
     model = charlm.load(run, device="cpu").model
@@ -72,7 +72,7 @@ def test_the_result_is_the_mixture_of_the_best_checkpoint_and_all_counts(
     for member, alone in zip(model.members, (gpt, ngram), strict=True):
         for name, tensor in alone.state_dict().items():
             assert torch.equal(member.state_dict()[name], tensor)
-    assert torch.equal(charlm.load(run, device="cpu", mixture=False).model.lm_head.weight, gpt.lm_head.weight)
+    assert isinstance(charlm.load(run, device="cpu", mixture=False).model, GPT)
     # What is said is what `eval` says of the same text.
     whole = text.read_text(encoding="utf-8")
     tokenizer, val = CharTokenizer.from_text(whole), whole[int(0.9 * len(whole)) :]
@@ -96,8 +96,8 @@ def test_the_result_is_the_mixture_of_the_best_checkpoint_and_all_counts(
         assert found in command.out
     assert command("eval", run, text, "--no-mixture", "--json") == 0
     assert json.loads(command.out)["kind"] == "gpt"
-    history = read_history(run)
-    assert history.result == ("mixture", pytest.approx(losses["mixture"], abs=1e-6))
+    kind, loss = read_history(run).result or ("", 0.0)
+    assert (kind, loss) == ("mixture", pytest.approx(losses["mixture"], abs=1e-6))
 
 
 def test_it_generates_streams_and_is_scored_as_a_model_like_any_other(
