@@ -30,6 +30,7 @@ from benchmarks.common import Json, machine, new_parser, report
 from numpy.typing import NDArray
 
 from charlm import BlockDataset, CharLM, CharTokenizer, load, load_corpus
+from charlm.models.config import UNLIMITED_WINDOW
 from charlm.text.tokenizer import Tokenizer
 
 __all__ = ["Probabilities", "main", "verify"]
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         lm = load(args.model)
         probabilities, tokenizer = _of(lm), lm.tokenizer
-        block_size = args.block_size or lm.model.block_size or 1_024
+        block_size = args.block_size or lm.model.block_size or UNLIMITED_WINDOW
         of = {"kind": lm.model.kind, "parameters": lm.model.num_parameters(), **lm.model.config.to_dict()}
     _, val = BlockDataset.from_text(text, tokenizer, block_size).split(0.9)
     results = {**verify(probabilities, val), "is_tiny_shakespeare": counts}
