@@ -27,7 +27,7 @@ from charlm.generation.options import Overflow, Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids, continued
 from charlm.models.base import LanguageModel
-from charlm.models.config import UNLIMITED_WINDOW
+from charlm.models.config import unlimited_window
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
 from charlm.native.storage import Storage, round_weights
 from charlm.plain import as_path, as_text, int_from
@@ -216,7 +216,7 @@ class CharLM:
         Args:
             text: at least two characters.
             block_size: length of the windows, each read by itself, at most the text's. None: the model's
-                block_size, or 4,096 for a model without a limit.
+                block_size, or 4,096 for a model without a limit (fewer with a vocabulary of thousands).
 
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
@@ -283,7 +283,7 @@ class CharLM:
             unit = unit_of(self.tokenizer)
             raise DataError(f"the text must have at least two {unit}s to predict one, got {len(ids)}")
         if block_size is None:
-            block_size = self.model.block_size or UNLIMITED_WINDOW
+            block_size = self.model.block_size or unlimited_window(self.model.vocab_size)
         return BlockDataset(ids, min(int_from(1, block_size, "block_size"), len(ids) - 1))
 
     def _predicted_bytes(self, text: str) -> int:

@@ -23,7 +23,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
-from charlm.cli.mixing import Texts, conclude, is_concluded, seconds_to_conclude
+from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
 from charlm.cli.output import Console
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
@@ -94,7 +94,9 @@ def begin(
         console=console,
         kept=kept,
     )
-    training, baseline, concluding = _measure(run, console, counts=args.baseline, times=timetable is None)
+    training, baseline, aside_chars, concluding = _measure(
+        run, console, counts=args.baseline, times=timetable is None
+    )
     signals.check()
     if timetable is None and training.minutes is not None:
         training = _within_minutes(training, run, training.minutes, began - concluding, console)
@@ -104,7 +106,8 @@ def begin(
         delete_run(Path(args.out))
 
     def on_start(path: Path) -> None:
-        write_record(path, _record(args, encoded, run, training, baseline))
+        record = _record(args, encoded, run, training, baseline)
+        write_record(path, {**record, "aside_chars": aside_chars})
         if baseline is not None:
             baseline.save(path, console)
 
@@ -219,9 +222,7 @@ def _fit(
 
 def _conclude(trainer: Trainer, out: str, texts: Texts, console: Console, signals: Signals) -> None:
     with signals.ending_at_once():  # --resume does it again
-        line = conclude(
-            out, texts, eval_chars=trainer.config.eval_chars, backend=trainer.backend, console=console
-        )
+        line = conclude(out, texts, backend=trainer.backend, console=console)
     if line is not None:
         console.say(f"result  {line}")
 
@@ -247,6 +248,7 @@ def _prepare(
         choose=args.preset is None and not kept,
         on_gpu=not backend.is_host,
         aside=args.aside,
+        aside_chars=args.aside_chars,
     )
     texts = _cut(encoded, plan.model.block_size, train_share, plan.aside)
     if args.repeat is not None:
@@ -285,7 +287,7 @@ def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> T
 
 def _measure(
     run: _Prepared, console: Console, *, counts: bool, times: bool
-) -> tuple[TrainerConfig, Baseline | None, float]:
+) -> tuple[TrainerConfig, Baseline | None, int | None, float]:
     """Measure what decides how a training is evaluated, and what it is compared with.
 
     Args:
@@ -296,21 +298,29 @@ def _measure(
 
     Returns:
         The settings of the training, with how much of the validation text each evaluation scores, the n-gram
-        model, and how many seconds it will take to decide the result, where there is a limit of time.
+        model, and where there is a limit of time, how much of what is set aside will be read (None: all), and
+        how many seconds it will take to decide the result.
     """
-    counted, training, texts, concluding = None, run.plan.training, run.texts, 0.0
+    counted, training, texts = None, run.plan.training, run.texts
+    aside_chars, concluding = run.plan.aside_chars, 0.0
     if counts:
         counted = count_within(texts.whole, texts.tokenizer.vocab_size, run.plan.counting_seconds)
     if times:
         eval_chars, speed = _eval_chars(run, counted)
         training = training.replace(eval_chars=eval_chars)
         if counted is not None and speed is not None:
-            concluding = seconds_to_conclude(texts, eval_chars, counted.seconds, speed)
+            aside_chars, concluding = time_to_conclude(
+                texts,
+                eval_chars,
+                seconds=run.plan.seconds or 0.0,
+                counting=counted.seconds,
+                chars_per_second=speed,
+            )
     if counted is None:
-        return training, None, concluding
+        return training, None, aside_chars, concluding
     baseline = score_baseline(counted, texts.whole, texts.val, texts.tokenizer, training.eval_chars)
     baseline.show(console)
-    return training, baseline, concluding
+    return training, baseline, aside_chars, concluding
 
 
 def _eval_chars(run: _Prepared, counted: Counted | None) -> tuple[int | None, float | None]:

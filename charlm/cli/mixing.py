@@ -23,7 +23,7 @@ from charlm.data.blocks import BlockDataset
 from charlm.errors import CharLMError
 from charlm.files.atomic import remove_directory
 from charlm.models.base import LanguageModel
-from charlm.models.config import UNLIMITED_WINDOW
+from charlm.models.config import unlimited_window
 from charlm.models.mixture import MixtureLM
 from charlm.models.ngram import NGramLM
 from charlm.models.saving import build_model, save_model
@@ -31,9 +31,10 @@ from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, made_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import Tokenizer
 
-__all__ = ["Texts", "conclude", "is_concluded", "seconds_to_conclude"]
+__all__ = ["Texts", "conclude", "is_concluded", "time_to_conclude"]
 
 _GAIN = 0.0002  # nats by which a mixture must be better than the better of the two, as it has been fitted
+_SHARE = 0.05  # of a run's minutes, for reading what is set aside
 _NAMES = {"gpt": "the GPT", "ngram": "the n-gram model", "mixture": "the mixture of both"}
 
 
@@ -53,22 +54,28 @@ class Texts:
     """Of all."""
 
 
-def seconds_to_conclude(
-    texts: Texts, eval_chars: int | None, counting: float, chars_per_second: float
-) -> float:
-    """Return about how long `conclude` will take.
+def time_to_conclude(
+    texts: Texts, eval_chars: int | None, *, seconds: float, counting: float, chars_per_second: float
+) -> tuple[int | None, float]:
+    """Return how much of what is set aside can be read in a run of some time, and what `conclude` will take.
 
     Args:
         texts: of the run.
         eval_chars: how much of the validation text is scored; None: all.
+        seconds: of the whole run.
         counting: seconds that the n-gram model took to count.
         chars_per_second: at which the GPT is evaluated.
+
+    Returns:
+        Characters, None for all, and seconds.
     """
     if texts.aside is None:
-        return 0.0
+        return None, 0.0
+    speed = chars_per_second / 2.5  # most characters are read twice, as the GPT's windows overlap by half
+    aside = len(texts.aside.ids)
+    fitting = min(aside, max(int(_SHARE * seconds * speed / 2), 1))
     scored = 0 if texts.val is None else min(len(texts.val.ids), eval_chars or len(texts.val.ids))
-    # Most characters are read twice, as the GPT's windows overlap by half.
-    return 0.5 + counting + 2.5 * (2 * len(texts.aside.ids) + scored) / chars_per_second
+    return None if fitting == aside else fitting, 0.5 + counting + (2 * fitting + scored) / speed
 
 
 def is_concluded(out: str, values: Mapping[str, object]) -> bool:
@@ -78,15 +85,12 @@ def is_concluded(out: str, values: Mapping[str, object]) -> bool:
     return isinstance(known, dict) and known.get("checkpoint") == best.info.path.name
 
 
-def conclude(
-    out: str, texts: Texts, *, eval_chars: int | None, backend: DeviceBackend, console: Console
-) -> str | None:
+def conclude(out: str, texts: Texts, *, backend: DeviceBackend, console: Console) -> str | None:
     """Decide what a trained run comes to, keep it, and say so.
 
     Args:
         out: the run's directory; it has a checkpoint and an n-gram model.
         texts: of the run.
-        eval_chars: how much of the validation text is scored; None: all.
         backend: where models are asked.
         console: for what goes wrong; the run and its GPT are whole all the same.
 
@@ -98,7 +102,7 @@ def conclude(
     run = RunDirectory.open(Path(out))
     try:
         run.lock()
-        return _concluded(run, texts, texts.aside, eval_chars, backend)
+        return _concluded(run, texts, texts.aside, backend)
     except (CharLMError, OSError) as error:
         console.complain(f"warning: {error}; the result of the run is its GPT")
         return None
@@ -106,19 +110,18 @@ def conclude(
         run.unlock()
 
 
-def _concluded(
-    run: RunDirectory, texts: Texts, aside: BlockDataset, eval_chars: int | None, backend: DeviceBackend
-) -> str:
+def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: DeviceBackend) -> str:
     best = best_whole_checkpoint(run)
     gpt = build_model(best.files, best.info.path, LanguageModel)
     ngram = NGramLM.load(run.path / BASELINE_FOLDER)
     values = read_record(run.path).values
-    known: Any = values.get("baseline")
-    part = count_end(texts.train, ngram.vocab_size, min(known["counted"], len(texts.train.ids)))
+    known: Any = values
+    part = count_end(texts.train, ngram.vocab_size, min(known["baseline"]["counted"], len(texts.train.ids)))
     mixture = MixtureLM([gpt, part])
     backend.prepare(mixture)
-    mixture.fit(_in_windows(aside))
-    decisive = dict(zip(_NAMES, mixture.losses(_in_windows(aside)), strict=True))
+    deciding, most = _in_windows(aside, ngram.vocab_size), known.get("aside_chars")
+    mixture.fit(deciding, max_chars=most)
+    decisive = dict(zip(_NAMES, mixture.losses(deciding, max_chars=most), strict=True))
     kept = min(("gpt", "ngram"), key=lambda name: decisive[name])
     if decisive["mixture"] < decisive[kept] - _GAIN:
         kept = "mixture"
@@ -134,8 +137,8 @@ def _concluded(
     losses: dict[str, float] = {}
     line = ""
     if texts.val is not None:
-        val = _in_windows(texts.val)
-        losses = dict(zip(_NAMES, whole.losses(val, max_chars=eval_chars), strict=True))
+        val = _in_windows(texts.val, ngram.vocab_size)
+        losses = dict(zip(_NAMES, whole.losses(val, max_chars=known["training"]["eval_chars"]), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
         line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}; "
         line += ", ".join(f"{name} {other:.4f}" for name, other in losses.items() if name != kept)
@@ -144,6 +147,7 @@ def _concluded(
     return f"{_NAMES[kept]}{line}"
 
 
-def _in_windows(data: BlockDataset) -> BlockDataset:
+def _in_windows(data: BlockDataset, vocab_size: int) -> BlockDataset:
     """Return a text in the windows in which a model without a limit is evaluated."""
-    return BlockDataset(data.ids, min(UNLIMITED_WINDOW, len(data.ids) - 1), tokenizer=data.tokenizer)
+    window = min(unlimited_window(vocab_size), len(data.ids) - 1)
+    return BlockDataset(data.ids, window, tokenizer=data.tokenizer)

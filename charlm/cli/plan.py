@@ -47,6 +47,8 @@ class Plan:
     """Characters for validation, from its end."""
     aside: int
     """How many of the characters to train on are not trained on, but decide the result; 0: none."""
+    aside_chars: int | None
+    """How many of those are read for it; None: all, or as many as the time allows."""
     most_steps: int | None
     """With more steps the text would only be learnt by heart; None: a person has decided."""
 
@@ -88,6 +90,7 @@ def plan_training(
     on_gpu: bool,
     unit: Unit = "character",
     aside: int | None = None,
+    aside_chars: int | None = None,
 ) -> Plan:
     """Work out what a training of a text is going to be.
 
@@ -100,6 +103,7 @@ def plan_training(
         on_gpu: whether the training runs on one.
         unit: what the length counts.
         aside: how many characters decide the result. None: as many as a text of this length can spare.
+        aside_chars: how many of them are read, if that is known already.
 
     Raises:
         UsageError: a flag does not go together with the chosen preset.
@@ -134,6 +138,7 @@ def plan_training(
         train_chars=train_chars,
         val_chars=val_chars,
         aside=_aside(train_chars, model.block_size) if aside is None else aside,
+        aside_chars=aside_chars,
         most_steps=most_steps,
     )
 

@@ -19,7 +19,7 @@ from charlm.files import strict_json
 from charlm.files.atomic import write_file
 from charlm.files.reading import refusal
 from charlm.models.config import PRESETS, PresetName
-from charlm.plain import share_of
+from charlm.plain import as_int, share_of
 from charlm.runs.directory import (
     RECORD_FILE,
     RECORD_FORMAT,
@@ -75,6 +75,11 @@ class Origin:
     def aside(self) -> int:
         """How many ids of the training text decide the result and are not trained on."""
         return strict_json.take({"aside": 0, **self.values}, "aside", int, path=RECORD_FILE)
+
+    @property
+    def aside_chars(self) -> int | None:
+        """How many of them are read for that; None: all."""
+        return as_int(self.values.get("aside_chars"))
 
     def settings(self, max_steps: int | None = None) -> Settings:
         """Return the settings of the run; with `max_steps` that end takes the place of its own.

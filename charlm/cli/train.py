@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if args.resume:
         return _resume(args, flags, console, signals, began)
     repeated = None
-    args.aside = None if args.mixture and args.baseline else 0
+    args.aside, args.aside_chars = None if args.mixture and args.baseline else 0, None
     if args.repeat is not None:
         _refuse_beside("--repeat", args, flags, kept=())
         repeated = read_record(Path(args.repeat))
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         args.tokenizer, args.val_fraction = repeated.tokenizer, repeated.val_fraction
         args.device = args.device or repeated.device
         args.encoding = args.encoding or repeated.encoding
-        args.aside = repeated.aside
+        args.aside, args.aside_chars = repeated.aside, repeated.aside_chars
         _mention_ignored_variables(console, "repeated")
     problems = []
     if not args.files:
@@ -118,7 +118,7 @@ def _resume(
         )
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
-        args.aside = origin.aside
+        args.aside, args.aside_chars = origin.aside, origin.aside_chars
         return begin(
             args,
             origin.settings(max_steps),

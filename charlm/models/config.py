@@ -30,7 +30,22 @@ __all__ = [
 
 
 UNLIMITED_WINDOW = 4_096
-"""How many characters a model without a limit is shown at once where it is evaluated."""
+"""The most characters that a model without a limit is shown at once where it is evaluated."""
+
+
+def unlimited_window(vocab_size: int) -> int:
+    """Return how many characters a model without a limit is shown at once where it is evaluated.
+
+    With a large vocabulary they are fewer, so that their logits take 64 MB.
+
+    Args:
+        vocab_size: V.
+
+    Example:
+        >>> unlimited_window(65), unlimited_window(6_000)
+        (4096, 2796)
+    """
+    return min(max(2**24 // vocab_size, 256), UNLIMITED_WINDOW)
 
 
 @dataclass(frozen=True, kw_only=True)

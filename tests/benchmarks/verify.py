@@ -30,7 +30,7 @@ from benchmarks.common import Json, machine, new_parser, report
 from numpy.typing import NDArray
 
 from charlm import BlockDataset, CharLM, CharTokenizer, load, load_corpus
-from charlm.models.config import UNLIMITED_WINDOW
+from charlm.models.config import unlimited_window
 from charlm.text.tokenizer import Tokenizer
 
 __all__ = ["Probabilities", "main", "verify"]
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         lm = load(args.model)
         probabilities, tokenizer = _of(lm), lm.tokenizer
-        block_size = args.block_size or lm.model.block_size or UNLIMITED_WINDOW
+        block_size = args.block_size or lm.model.block_size or unlimited_window(65)
         of = {"kind": lm.model.kind, "parameters": lm.model.num_parameters(), **lm.model.config.to_dict()}
     _, val = BlockDataset.from_text(text, tokenizer, block_size).split(0.9)
     results = {**verify(probabilities, val), "is_tiny_shakespeare": counts}
