@@ -65,6 +65,43 @@ def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
     campaign.counted("runs brought to their end")
 
 
+@pytest.mark.timeout(0)
+def test_a_run_that_is_killed_while_its_result_is_decided_gets_it_when_it_is_resumed(
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
+) -> None:
+    draw = random.Random(campaign.seed)
+    text, run, whole = write_text(tmp_path), tmp_path / "run", tmp_path / "whole"
+    flags = [word for word in FLAGS if word != "--no-baseline"]
+    with LongLived(warm_python) as worker:
+        worker.call("harness.long_lived:command", args=["train", str(text), "-o", str(whole), *flags])
+        wanted = weights_of(whole)
+        for trial in range(campaign.trials(3)):
+            where = f"kill {trial} of seed {campaign.seed}"
+            process = start("train", str(text), "-o", str(run), *flags)
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.startswith(b"done  "):
+                    break
+            time.sleep(draw.uniform(0, 0.08))
+            process.kill()
+            process.communicate()
+            campaign.counted("kills")
+            campaign.counted(
+                f"of them {'after' if (run / 'mixture').exists() else 'before'} the result was there"
+            )
+            assert charlm.load(run, device="cpu").tokenizer.vocab_size > 9
+            said = worker.call("harness.long_lived:command", args=["train", "--resume", "-o", str(run)])
+            assert said["code"] == 0, f"{where}: {said}"
+            assert weights_of(run) == wanted, where
+            shutil.rmtree(run)
+
+
+def weights_of(run: Path) -> dict[str, bytes]:
+    """Return the tensors of a run's result, with its kind."""
+    model = charlm.load(run, device="cpu").model
+    return {f"{model.kind}.{name}": t.numpy().tobytes() for name, t in model.state_dict().items()}
+
+
 def killed(process: subprocess.Popen[bytes], run: Path, draw: random.Random) -> tuple[int, str]:
     """Kill a training at random; return the last step known to be saved before that, and what was said."""
     read = []
