@@ -38,6 +38,7 @@ __all__ = ["NGramLM"]
 
 _HELD_OUT = 0.1, 100_000  # of the training text, for the discounts: a share, and the most characters
 _SCORED = 16_384  # positions of it that are looked at
+_PIECE = 1_024  # of it, in which the window begins anew, as it does where a text is short
 _PLAIN_DISCOUNTS = [0.5, 1.0, 1.5]
 _ROWS = 4_096  # positions whose followers are looked up at once
 _NUMBERS = 2**24  # and no more of them than have so many probabilities
@@ -184,7 +185,8 @@ class NGramLM(LanguageModel):
         """Count the n-grams of a text, in place of what was counted before.
 
         The discounts are fitted first: the end of the text (a tenth, at most 100,000 characters) is predicted
-        from the counts of what stands before it, and from the window within itself. Then all of the text is
+        from the counts of what stands before it, and from the window, in pieces of
+        1,024 characters. Then all of the text is
         counted. No random number is drawn, and the same text gives the same model (on the same build and
         number of threads).
 
@@ -366,7 +368,8 @@ class NGramLM(LanguageModel):
 
     def _repeated(self, ids: Tensor, chosen: Tensor, nexts: Tensor) -> list[Evidence]:
         """Return what the window says, for each length that occurred in it."""
-        window, H = self._window(ids[None]), len(chosen)
+        pieces = F.pad(ids, (0, -len(ids) % _PIECE)).view(-1, _PIECE)
+        window, H = self._window(pieces), len(chosen)
         if window is None:
             return []
         found = np.zeros((self.config.window_lengths, H, 5), dtype=np.int64)

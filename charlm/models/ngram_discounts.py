@@ -19,7 +19,7 @@ __all__ = ["Evidence", "fit_discounts"]
 Floats = NDArray[np.float64]
 
 _LOW, _HIGH = 0.01, 0.99  # bounds of a discount, as a share of its count
-_PRIOR = 4.0  # as many observations weigh against leaving where a discount begins
+_PRIOR = 16.0  # as many observations weigh against leaving where a discount begins
 
 
 @dataclass(frozen=True)
