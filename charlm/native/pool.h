@@ -30,7 +30,7 @@ enum {
     /* After so long without a pass the process has probably done other work, with OpenMP's threads, which spin for
        some milliseconds after it on the cores that the helpers need: a short pass then goes alone for a while. */
     OTHER_WORK_NS = 10000000,
-    ALONE_AFTER_OTHER_WORK_NS = 6000000,
+    ALONE_AFTER_OTHER_WORK_NS = 5000000,
     /* A pass of which more than this, and more than the whole takes alone, was spent waiting had a helper whose
        core went to somebody else. */
     TOO_LONG_NS = 100000,

@@ -1,8 +1,8 @@
 """What processes lose that work at once on the same cores: generations, trainings, loops that only compute.
 
-Each process takes as many threads as torch gives it, as a user's would. First one of a kind works alone,
-then n at once; of each the speed alone is divided by n times its speed then. 1 is a fair share of one process
-alone; more is time lost to waiting for threads that have no core.
+Each process takes as many threads as torch gives it, as a user's would. First one of a kind works alone, then
+n at once; of each the speed alone is divided by n times its speed then. So 1 is a fair share of what one
+makes alone; more is time lost to waiting for threads that have no core.
 
     cd tests
     python -m benchmarks.sharing --json sharing.json
