@@ -55,6 +55,9 @@ from charlm.training.trainer import Trainer
 
 __all__ = ["begin", "resume"]
 
+_OVERLAP = 2.5  # times what a character costs a GPT, where its windows overlap by half
+_LOOKING_BACK = 4.0  # times what it costs an n-gram model in short windows
+
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -306,15 +309,15 @@ def _measure(
     if counts:
         counted = count_within(texts.whole, texts.tokenizer.vocab_size, run.plan.counting_seconds)
     if times:
-        eval_chars, speed = _eval_chars(run, counted)
+        eval_chars, each = _eval_chars(run, counted)
         training = training.replace(eval_chars=eval_chars)
-        if counted is not None and speed is not None:
+        if counted is not None and each is not None:
             aside_chars, concluding = time_to_conclude(
                 texts,
                 eval_chars,
                 seconds=run.plan.seconds or 0.0,
                 counting=counted.seconds,
-                chars_per_second=speed,
+                each=each,
             )
     if counted is None:
         return training, None, aside_chars, concluding
@@ -326,7 +329,7 @@ def _measure(
 def _eval_chars(run: _Prepared, counted: Counted | None) -> tuple[int | None, float | None]:
     """Return how much of the validation text is scored in each evaluation, by both models; None: all.
 
-    And how many characters a second the model scores, where there is a limit of time.
+    And how many seconds a mixture of both takes for each character, where there is a limit of time.
     """
     limits, val = run.plan.scoring_seconds, run.texts.val
     if limits is None or val is None:
@@ -335,10 +338,12 @@ def _eval_chars(run: _Prepared, counted: Counted | None) -> tuple[int | None, fl
     fitting, seconds = chars_within(limits[0], run.model, val, backend=run.backend)
     N = len(val.ids) - 1
     chars = [N if fitting is None else fitting]
+    each = _OVERLAP * seconds / chars[0]
     if counted is not None:
-        fitting_too, _ = chars_within(limits[1], counted.model, val, backend=DeviceBackend("cpu"))
-        chars.append(N if fitting_too is None else fitting_too)
-    return min(chars), chars[0] / seconds
+        fitting, seconds = chars_within(limits[1], counted.model, val, backend=DeviceBackend("cpu"))
+        chars.append(N if fitting is None else fitting)
+        each += _LOOKING_BACK * seconds / chars[1]
+    return min(chars), each
 
 
 def _within_minutes(

@@ -55,7 +55,7 @@ class Texts:
 
 
 def time_to_conclude(
-    texts: Texts, eval_chars: int | None, *, seconds: float, counting: float, chars_per_second: float
+    texts: Texts, eval_chars: int | None, *, seconds: float, counting: float, each: float
 ) -> tuple[int | None, float]:
     """Return how much of what is set aside can be read in a run of some time, and what `conclude` will take.
 
@@ -64,18 +64,17 @@ def time_to_conclude(
         eval_chars: how much of the validation text is scored; None: all.
         seconds: of the whole run.
         counting: seconds that the n-gram model took to count.
-        chars_per_second: at which the GPT is evaluated.
+        each: seconds to read a character with both models.
 
     Returns:
         Characters, None for all, and seconds.
     """
     if texts.aside is None:
         return None, 0.0
-    speed = chars_per_second / 2.5  # most characters are read twice, as the GPT's windows overlap by half
     aside = len(texts.aside.ids)
-    fitting = min(aside, max(int(_SHARE * seconds * speed / 2), 1))
+    fitting = min(aside, max(int(_SHARE * seconds / each / 2), 1))  # once to fit, once to decide
     scored = 0 if texts.val is None else min(len(texts.val.ids), eval_chars or len(texts.val.ids))
-    return None if fitting == aside else fitting, 0.5 + counting + (2 * fitting + scored) / speed
+    return None if fitting == aside else fitting, 0.5 + counting + (2 * fitting + scored) * each
 
 
 def is_concluded(out: str, values: Mapping[str, object]) -> bool:
