@@ -79,15 +79,15 @@ def next_ids(
         >>> next_ids(state, SamplingOptions(seed=1337)).shape, state.lengths
         (torch.Size([1]), [2])
     """
-    return some_turns(state, options, range(state.rows) if addresses is None else addresses, 1)[0]
+    return some_turns(state, options, range(state.rows) if addresses is None else addresses, 1)
 
 
 def some_turns(
     state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
 ) -> Tensor:
-    """Choose and append one id of each row or more, as many as the engine likes at once: (t, B) int64."""
+    """Do one turn or more, as many as the engine likes at once; return their ids, (t B,) int64."""
     ids = state.engine.turns(state, options, addresses, most)  # a compiled engine does all in one call
-    return one_turn(state, options, addresses)[None] if ids is None else ids
+    return one_turn(state, options, addresses) if ids is None else ids
 
 
 def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:

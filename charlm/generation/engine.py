@@ -122,10 +122,9 @@ class Engine(ABC):
             most: at most so many.
 
         Returns:
-            (t, B) int64; None as from `turn`, whose one turn this is if it is not overridden.
+            (t B,) int64, one turn after the other; None as from `turn`, which this is if not overridden.
         """
-        ids = self.turn(state, options, addresses)
-        return None if ids is None else ids[None]
+        return self.turn(state, options, addresses)
 
 
 class Predictor(Protocol):

@@ -226,17 +226,20 @@ class PredictionState:
         return self.texts
 
     def took(self, ids: NDArray[np.int64]) -> None:
-        """Note turns of the engine's own: these ids came, (t, B) or (B,); all but the last are read."""
-        turns = ids.reshape(-1, self.rows)
-        self._longest += len(turns)
+        """Note turns of the engine's own: these ids came, (t B,), and all but the last are read."""
+        turns = len(ids) // self.rows
+        self._longest += turns
         self._widen(self._longest)
-        for turn, new in enumerate(turns):
-            self.texts[self._all, self._lengths + turn] = new
+        if turns == 1:
+            self.texts[self._all, self._lengths] = ids
+        else:
+            places = self._lengths + np.arange(turns)[:, None]  # (t, B)
+            self.texts[self._all, places] = ids.reshape(turns, self.rows)
         self._next = None
-        self._lengths += len(turns)
-        self._read += len(
-            turns
-        )  # after the lengths: whatever interrupts this, no id counts as read that is not known
+        self._lengths += turns
+        self._read += (
+            turns  # after the lengths: whatever interrupts this, no id counts as read that is not known
+        )
 
     def _append(self, new: Sequence[NDArray[np.int64]]) -> None:
         """Add ids (t,) to each row."""

@@ -46,7 +46,8 @@ def continued(
             pass
     else:
         while max_new_tokens > 0:
-            max_new_tokens -= len(some_turns(state, options, range(state.rows), max_new_tokens))
+            ids = some_turns(state, options, range(state.rows), max_new_tokens)
+            max_new_tokens -= len(ids) // state.rows
     return [state.text(row) for row in range(state.rows)]
 
 

@@ -119,6 +119,8 @@ class NativeGPT(NativeEngine):
         self._before = np.zeros((rows, sizes.earlier), np.int64)  # what stands before it, nearest first
         self._places = np.zeros(rows, np.int64)  # where in the window it stands
         self._logits = torch.empty(rows, sizes.Vp, dtype=torch.float32, device="cpu")
+        self._uniforms = np.zeros(0)
+        self._uniforms_at = 0
         self._step = PassStruct()
 
     @override
@@ -164,6 +166,12 @@ class NativeGPT(NativeEngine):
         return logits[:, : self.vocab_size]
 
     @override
+    def turn(
+        self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
+    ) -> Tensor | None:
+        return self.turns(state, options, addresses, 1)
+
+    @override
     def turns(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
     ) -> Tensor | None:
@@ -173,21 +181,25 @@ class NativeGPT(NativeEngine):
             return None
         left, state.steps_left = state.steps_left, 0  # until all has gone well: an interrupt may come
         self._weights.refresh()
-        packed, count = self._weights.packed, min(most, left, self.at_once)
-        uniforms = options.uniforms(
-            [*addresses] * count, [n + turn for turn in range(count) for n in state.lengths]
-        )  # (count B,)
-        chosen = torch.empty(count, self.rows, dtype=torch.int64, device="cpu")
+        packed, B, count = self._weights.packed, self.rows, min(most, left, self.at_once)
+        places = [n + turn for turn in range(count) for n in state.lengths]
+        uniforms = options.uniforms([*addresses] * count, places)  # (count B,)
+        if uniforms is not None and len(uniforms) > len(self._uniforms):
+            self._uniforms, self._uniforms_at = uniforms, uniforms.ctypes.data
+        elif uniforms is not None:
+            self._uniforms[: len(uniforms)] = uniforms  # whose address is known
+        chosen = torch.empty(count * B, dtype=torch.int64, device="cpu")
         done: int = self._kernel.charlm_turns(
             *(packed.struct, self._step, self._choice_of(options)),
-            *(None if uniforms is None else uniforms.ctypes.data, count, chosen.data_ptr()),
+            *(None if uniforms is None else self._uniforms_at, count, chosen.data_ptr()),
         )
         if done == 0:
-            row = int((chosen[0] < 0).nonzero()[0])
+            row = int((chosen[:B] < 0).nonzero()[0])
             raise nothing_to_draw(row, float(self._logits[row, : self.vocab_size].max()))
-        state.took(chosen[:done].numpy())
+        # Of a single turn no tensor is asked again: after a pass each such call takes some microseconds.
+        state.took(self._ids if count == 1 else chosen.numpy()[: done * B])
         state.steps_left = left - done if done == count else 0
-        return chosen[:done]
+        return chosen if count == 1 else chosen[: done * B]
 
     def refresh(self) -> None:
         """Pack the weights anew if they were changed."""

@@ -105,7 +105,7 @@ class NativeMixture(NativeEngine):
         uniforms = options.uniforms(
             [*addresses] * count, [n + turn for turn in range(count) for n in lengths]
         )
-        chosen = torch.empty(count, self.rows, dtype=torch.int64, device="cpu")
+        chosen = torch.empty(count * self.rows, dtype=torch.int64, device="cpu")
         texts, weights = state.widened(max(lengths) + count), self._weights()
         done: int = self._kernel.charlm_mixed_turns(
             *(gpt.sizes, gpt.step, ngram.tables(), weights.data_ptr()),
@@ -117,11 +117,11 @@ class NativeMixture(NativeEngine):
             *(chosen.data_ptr(), self._room.data_ptr()),
         )
         if done == 0:
-            raise nothing_to_draw(int((chosen[0] < 0).nonzero()[0]), float("nan"))
-        state.took(chosen[:done].numpy())
+            raise nothing_to_draw(int((chosen[: self.rows] < 0).nonzero()[0]), float("nan"))
+        state.took(chosen.numpy()[: done * self.rows])
         self._read[0] = [range(read.start, read.stop + done) for read in known]
         state.steps_left = left - done if done == count else 0
-        return chosen[:done]
+        return chosen[: done * self.rows]
 
     def _set_up(self, state: PredictionState) -> bool:
         """Prepare single steps of the GPT, and return whether the next turn is one."""
