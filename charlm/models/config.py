@@ -328,7 +328,6 @@ _OURS: GPTConfigFields = {
     "bias": False,
     "head_bias": False,
     "position": "rotary",
-    "conv_width": 5,
     "norm": "rmsnorm",
     "qk_norm": True,
     "activation": "relu2",
@@ -350,7 +349,7 @@ _PRESETS: dict[PresetName, GPTConfigFields] = {
         "tie_weights": True,
         "init": "gpt2",
     },
-    "cpu-10s": {**_OURS, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 96},
+    "cpu-10s": {**_OURS, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 96, "conv_width": 5},
     "cpu-1min": {**_OURS, "block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
     "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
 }

@@ -33,6 +33,8 @@ class _Preset:
     """From how many characters to train on it is worth its time."""
     epochs: int = 0
     """How often a text may be read before it is only learnt by heart."""
+    budget: float | None = None
+    """Minutes on two cores that the recipe takes; None: it was not tried with a convolution."""
 
 
 _PRESETS: Mapping[PresetName, _Preset] = {
@@ -66,8 +68,10 @@ _PRESETS: Mapping[PresetName, _Preset] = {
             min_lr_ratio=0.1,
         )
     ),
-    "cpu-10s": _Preset(TrainerConfig(max_steps=500, learning_rate=0.015), minutes=0.0, chars=0, epochs=10),
-    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=8),
+    "cpu-10s": _Preset(
+        TrainerConfig(max_steps=500, learning_rate=0.015), minutes=0.0, chars=0, epochs=10, budget=1 / 6
+    ),
+    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=8, budget=1.0),
     "cpu-5min": _Preset(
         TrainerConfig(max_steps=2_000, batch_size=8, learning_rate=0.006),
         minutes=2.5,
@@ -81,6 +85,8 @@ RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
     {name: preset.recipe for name, preset in _PRESETS.items()}
 )
 """How to train each preset of `charlm.models.config.PRESETS`; `RECIPES[name].replace(...)` changes fields."""
+
+_CONV_WIDTH, _CONV_EPOCHS = 5, 3  # a convolution pays in a text that is read no more often than this
 
 _GPU_SPEED = 20  # how much further a minute goes on a GPU than on two cores, roughly
 
@@ -128,7 +134,7 @@ def recommend(
         'cpu-5min'
         >>> short = recommend(3_000, 40, minutes=5)
         >>> short.preset, short.changes, short.most_chars
-        ('cpu-10s', {'block_size': 32}, 30000)
+        ('cpu-10s', {'conv_width': 1, 'block_size': 32}, 30000)
     """
     train_chars = int_from(0, train_chars, "train_chars")
     val_chars = None if val_chars is None else int_from(0, val_chars, "val_chars")
@@ -145,8 +151,19 @@ def recommend(
         reasons = [f"as the text is short ({train_chars:,} {unit}s to train on)"]
 
     changes: dict[str, object] = {}
+    known, fields = _PRESETS[preset], PRESETS[preset]
+    if known.budget is not None:
+        read = known.recipe.max_steps * known.recipe.batch_size * fields["block_size"]
+        pays = max(1.0, time * speed / known.budget) * read <= _CONV_EPOCHS * train_chars
+        if pays != (fields["conv_width"] > 1):
+            changes["conv_width"] = _CONV_WIDTH if pays else 1
+            reasons.append(
+                "with a convolution, as the text is read only a few times"
+                if pays
+                else "without a convolution, as the text may be read many times"
+            )
     longest = (train_chars if val_chars is None else min(train_chars, val_chars)) - 1
-    if PRESETS[preset]["block_size"] > longest > 0:
+    if fields["block_size"] > longest > 0:
         changes["block_size"] = 2 ** (longest.bit_length() - 1)
         reasons.append("with blocks that fit into the shorter part of the text")
-    return Recommendation(preset, changes, _PRESETS[preset].epochs * train_chars, tuple(reasons))
+    return Recommendation(preset, changes, known.epochs * train_chars, tuple(reasons))

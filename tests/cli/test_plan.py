@@ -47,7 +47,7 @@ def test_a_preset_that_is_asked_for_is_trained_as_it_is() -> None:
 
 def test_without_a_preset_text_time_and_device_choose_it_and_say_why() -> None:
     assert plan_of().preset == "cpu-1min"
-    assert plan_of().reasons == ("for 1 min on a CPU",)
+    assert plan_of().reasons[0] == "for 1 min on a CPU"
     assert plan_of(minutes="0.4").preset == "cpu-10s"
     assert plan_of(minutes="2.5").preset == "cpu-5min"
     assert plan_of(on_gpu=True).preset == "cpu-5min"

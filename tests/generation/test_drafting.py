@@ -42,7 +42,7 @@ def like(model: LanguageModel) -> LanguageModel:
     return twin
 
 
-GPTS = {name: MODELS[name](torch.float32) for name in ("lecture", "cpu-1min", "odd window", "window of one")}
+GPTS = {name: MODELS[name](torch.float32) for name in ("lecture", "cpu-10s", "odd window", "window of one")}
 DRAFTS: dict[str, LanguageModel] = {
     "ngram": counted(),
     "bigram": MODELS["bigram"](torch.float32),
@@ -285,7 +285,7 @@ def test_a_draft_must_be_a_model_of_the_same_vocabulary() -> None:
 
 def test_text_can_be_drafted_streamed_and_stopped() -> None:
     tokenizer = CharTokenizer("\nabcdefghijkl")
-    lm = CharLM(GPTS["cpu-1min"], tokenizer)
+    lm = CharLM(GPTS["cpu-10s"], tokenizer)
     free = lm.generate("abc", 60, seed=3)
     assert lm.generate("abc", 60, seed=3, draft=counted()) == free
     assert "abc" + "".join(lm.stream("abc", 60, seed=3, draft=counted())) == free

@@ -21,7 +21,7 @@ F64 = torch.float64
 
 STATES: dict[str, Callable[[], LanguageModel]] = {
     "plain": lambda: tiny_gpt(tiny_config(block_size=8), dtype=F64),
-    "rotary": lambda: tiny_gpt(tiny_config("cpu-1min", block_size=8), dtype=F64),
+    "rotary": lambda: tiny_gpt(tiny_config("cpu-10s", block_size=8), dtype=F64),
     "bigram": lambda: MODELS["bigram"](torch.float32),
     "ngram": lambda: NGramLM(13, 4).fit(BlockDataset(random_rows([200])[0], 4)),
     "mixture": lambda: mixed([STATES["fast"](), STATES["ngram"]()]),
@@ -29,7 +29,7 @@ STATES: dict[str, Callable[[], LanguageModel]] = {
     "own": lambda: Recurrent(13, 8, keeps_cache=True),
     "own without cache": lambda: Recurrent(13, None, keeps_cache=False),
     "fast": lambda: tiny_gpt(tiny_config(block_size=8)),
-    "fast in bfloat16": lambda: tiny_gpt(tiny_config("cpu-1min", block_size=8), dtype=torch.bfloat16),
+    "fast in bfloat16": lambda: tiny_gpt(tiny_config("cpu-10s", block_size=8), dtype=torch.bfloat16),
 }
 """A model of each kind by name; the window of those that have one is 8."""
 

@@ -229,8 +229,31 @@ RECIPES_IN_FULL: dict[str, dict[str, object]] = {
 )
 def test_the_time_decides_for_a_long_text(minutes: float | None, preset: str) -> None:
     found = recommend(10**7, 10**6, minutes=minutes)
-    assert (found.preset, found.changes) == (preset, {})
-    assert found.reasons == (f"for {minutes or 1:g} min on a CPU",)
+    changes = {"conv_width": 5} if preset == "cpu-1min" else {}
+    assert (found.preset, found.changes) == (preset, changes)
+    assert found.reasons[0] == f"for {minutes or 1:g} min on a CPU"
+    assert len(found.reasons) == 1 + len(changes)
+
+
+@pytest.mark.parametrize(
+    ("chars", "minutes", "width"),
+    [
+        (819_199, 1, 1),  # 1,200 steps of 16 * 128 characters are three epochs of 819,200
+        (819_200, 1, 5),
+        (819_200, 0.5, 5),
+        (1_638_399, 2, 1),  # twice as many steps
+        (1_638_400, 2, 5),
+        (170_666, 1 / 6, 1),  # 500 steps of 16 * 64
+        (170_667, 1 / 6, 5),
+        (49_999, 60, 1),
+        (10**9, 60, 1),  # not tried there
+    ],
+)
+def test_a_text_that_is_read_a_few_times_is_read_with_a_convolution(
+    chars: int, minutes: float, width: int
+) -> None:
+    found = recommend(chars, chars // 9, minutes=minutes)
+    assert {**PRESETS[found.preset], **found.changes}["conv_width"] == width
 
 
 def test_a_minute_on_a_gpu_goes_further() -> None:
