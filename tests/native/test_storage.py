@@ -143,6 +143,10 @@ def test_other_names_and_models_without_matrices_are_refused(tmp_path: Path) -> 
         load(tmp_path / "bigram", weights="int8")
 
 
+def test_a_sum_too_long_for_integers_is_one_of_floats() -> None:
+    assert [storage_of([torch.ones(1, K)]) for K in (65_000, 65_001)] == ["int8", "bfloat16"]
+
+
 def test_any_module_with_linear_layers_can_be_rounded() -> None:
     layers = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
     round_weights(layers, "int8")
