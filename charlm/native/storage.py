@@ -23,6 +23,7 @@ STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
 """In the order of kernel.c."""
 
 _LEAST = 1e-30  # a row of smaller weights is one of zeros
+_MOST_INPUTS = 65_000  # of a sum of products of bytes that 32 bits are sure to hold
 
 
 def rounded(weights: Tensor, storage: Storage) -> Tensor:
@@ -56,6 +57,8 @@ def storage_of(matrices: Iterable[Tensor]) -> Storage:
     for weights in matrices:
         wide = weights.detach().float()
         left = [storage for storage in left if torch.equal(rounded(wide, storage), wide)]
+        if wide.size(1) > _MOST_INPUTS:
+            left = [storage for storage in left if storage != "int8"]
         if not left:
             return "float32"
     return left[0]

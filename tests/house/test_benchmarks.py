@@ -26,6 +26,7 @@ from benchmarks import (
     gpu,
     loss_at_budget,
     ngram,
+    sharing,
     step_time,
     time_to_loss,
     trainer_overhead,
@@ -378,6 +379,12 @@ def test_ngram_orders_are_fitted_and_scored(quick: Callable[..., Any]) -> None:
     assert results["3"]["loss_nats"] < results["1"]["loss_nats"]
 
 
+def test_processes_that_share_the_cores_are_timed_alone_and_together(quick: Callable[..., Any]) -> None:
+    results = quick(sharing.main, "--only", "generate+busy,stream+train", data=False)
+    assert {"generate", "stream", "train", "generate + busy", "stream + train"} == set(results)
+    assert len(results["stream + train"]["times_a_fair_share"]["values"]) == 2
+
+
 def test_generation_is_timed_in_all_its_parts(
     quick: Callable[..., Any], generating_checkout: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,9 +392,10 @@ def test_generation_is_timed_in_all_its_parts(
     library = {"transformers"} if importlib.util.find_spec("transformers") else set()
     parameters = results["models"]["0.8M"]["parameters"]
     assert parameters["nanogpt"] == parameters["charlm"] == 4_416
-    assert set(results["G1"]["0.8M"]) == set(results["G2"]["10.7M"]) == {"charlm", "nanogpt"} | library
-    assert set(results["G3"]["0.8M"]) == {"charlm", "nanogpt"} | library
-    assert set(results["G3"]["10.7M"]) == {"charlm"} | library
+    ours = {"charlm", "charlm bfloat16", "charlm int8"}
+    assert set(results["G1"]["0.8M"]) == set(results["G2"]["10.7M"]) == ours | {"nanogpt"} | library
+    assert set(results["G3"]["0.8M"]) == ours | {"nanogpt"} | library
+    assert set(results["G3"]["10.7M"]) == ours | library
     assert set(results["G4"]["10.7M"]) == {"charlm restart", "charlm slide", "nanogpt"}
     ours = results["G4"]["0.8M"]["charlm restart"]
     assert ours["chars_per_second"]["median"] > 0
@@ -403,7 +411,7 @@ def test_generation_is_timed_in_all_its_parts(
 def test_generation_is_timed_in_the_parts_that_were_asked_for(quick: Callable[..., Any]) -> None:
     results = quick(generate.main, "--only", "options,G1", "--no-transformers", data=False)
     assert list(results) == ["models", "G1", "options"]
-    assert set(results["G1"]["0.8M"]) == {"charlm"}
+    assert set(results["G1"]["0.8M"]) == {"charlm", "charlm bfloat16", "charlm int8"}
     with pytest.raises(SystemExit):
         generate.main(["--only", "G5"])
 

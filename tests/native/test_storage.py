@@ -143,6 +143,11 @@ def test_other_names_and_models_without_matrices_are_refused(tmp_path: Path) -> 
         load(tmp_path / "bigram", weights="int8")
 
 
+def test_a_sum_too_long_for_integers_is_one_of_floats() -> None:
+    kept = [storage_of([torch.full((1, K), 0.5 * 127)]) for K in (65_000, 65_001)]
+    assert kept == ["int8", "bfloat16"]
+
+
 def test_any_module_with_linear_layers_can_be_rounded() -> None:
     layers = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
     round_weights(layers, "int8")
