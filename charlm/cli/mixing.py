@@ -140,6 +140,11 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
         losses = dict(zip(_NAMES, whole.losses(val, max_chars=known["training"]["eval_chars"]), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
         line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}; "
+        most = known["training"]["eval_chars"]
+        if most is not None and most < len(val.ids) - 1:
+            windows = max(most // val.block_size, 1)
+            line = line.removesuffix("; ")
+            line += f" on {windows * val.block_size:,} of {len(val.ids) - 1:,}; "
         line += ", ".join(f"{name} {other:.4f}" for name, other in losses.items() if name != kept)
     result = {"kind": kept, "checkpoint": best.info.path.name}
     write_record(run.path, {**values, "result": {**result, "aside_loss_nats": decisive, "loss_nats": losses}})
