@@ -43,11 +43,13 @@ class Window:
 
     def __init__(self, texts: Tensor, vocab_size: int, size: int) -> None:
         B, S = texts.shape
-        self.ids = texts.flatten()  # (B S,)
-        self.V, self.S, self.size = vocab_size, S, size
+        self.ids: Tensor = texts.flatten()  # (B S,)
+        self.V: int = vocab_size
+        self.S: int = S
+        self.size: int = size
         rows = torch.arange(B, device=texts.device)[:, None]
-        self.keys = ((rows * vocab_size + texts) * S + torch.arange(S, device=texts.device)).flatten()
-        self.sorted = self.keys.sort().values  # by row, id, column
+        self.keys: Tensor = ((rows * vocab_size + texts) * S + torch.arange(S, device=texts.device)).flatten()
+        self.sorted: Tensor = self.keys.sort().values  # by row, id, column
 
     def repeats(self, at: Tensor) -> Iterator[Repeats]:
         """Look the ids up that end at some places; one answer for each length that occurred before.

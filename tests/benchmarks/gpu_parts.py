@@ -84,9 +84,9 @@ class StaticDecoder:
         B, H = len(self.ids), config.n_head
         x = transformer.wte(self.ids.index_select(1, place))  # (B, 1, C)
         if transformer.conv is not None:  # of what stands before the text, nothing is added
-            for k, weights in enumerate(transformer.conv.weight, start=1):
-                before = transformer.wte(self.ids.index_select(1, (place - k).clamp(min=0)))  # (B, 1, C)
-                x = x + weights * before * (place >= k)
+            for back, weights in enumerate(transformer.conv.weight, start=1):
+                before = transformer.wte(self.ids.index_select(1, (place - back).clamp(min=0)))  # (B, 1, C)
+                x = x + weights * before * (place >= back)
         if transformer.wpe is not None:
             x = x + transformer.wpe(place)
         cos, sin = (part.index_select(0, place) for part in self._tables)  # (1, D / 2)
