@@ -182,7 +182,7 @@ def resume(
     end = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
     console.say(done_line(trainer, end=end))
     if end is not None and trainer.step >= end:
-        if not is_concluded(args.out, origin.values):  # it was killed just before
+        if not is_concluded(args.out, texts, origin.values):  # it was killed just before
             _conclude(trainer, args.out, texts, console, signals)
         return 0
     signals.check()

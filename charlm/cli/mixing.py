@@ -77,8 +77,10 @@ def time_to_conclude(
     return None if fitting == aside else fitting, 0.5 + counting + (2 * fitting + scored) * each
 
 
-def is_concluded(out: str, values: Mapping[str, object]) -> bool:
-    """Return whether a run's result is that of its best checkpoint, by what its train.json holds."""
+def is_concluded(out: str, texts: Texts, values: Mapping[str, object]) -> bool:
+    """Return whether there is nothing to decide, or that was done for the best checkpoint, by train.json."""
+    if texts.aside is None:
+        return True
     known: Any = values.get("result")
     best = best_whole_checkpoint(RunDirectory.open(Path(out)))
     return isinstance(known, dict) and known.get("checkpoint") == best.info.path.name
@@ -96,9 +98,9 @@ def conclude(out: str, texts: Texts, *, backend: DeviceBackend, console: Console
     Returns:
         A line for a person to read; None: there is nothing to decide.
     """
-    if texts.aside is None:
-        return None
     run = RunDirectory.open(Path(out))
+    if texts.aside is None or not (run.path / BASELINE_FOLDER).exists():
+        return None
     try:
         run.lock()
         return _concluded(run, texts, texts.aside, backend)
@@ -137,15 +139,13 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     line = ""
     if texts.val is not None:
         val = _in_windows(texts.val, ngram.vocab_size)
-        losses = dict(zip(_NAMES, whole.losses(val, max_chars=known["training"]["eval_chars"]), strict=True))
+        N, most = len(val.ids) - 1, known["training"]["eval_chars"]
+        losses = dict(zip(_NAMES, whole.losses(val, max_chars=most), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
-        line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}; "
-        most = known["training"]["eval_chars"]
-        if most is not None and most < len(val.ids) - 1:
-            windows = max(most // val.block_size, 1)
-            line = line.removesuffix("; ")
-            line += f" on {windows * val.block_size:,} of {len(val.ids) - 1:,}; "
-        line += ", ".join(f"{name} {other:.4f}" for name, other in losses.items() if name != kept)
+        line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}"
+        if most is not None and most < N:
+            line += f" on {max(most // val.block_size, 1) * val.block_size:,} of {N:,}"
+        line += "; " + ", ".join(f"{name} {other:.4f}" for name, other in losses.items() if name != kept)
     result = {"kind": kept, "checkpoint": best.info.path.name}
     write_record(run.path, {**values, "result": {**result, "aside_loss_nats": decisive, "loss_nats": losses}})
     return f"{_NAMES[kept]}{line}"

@@ -155,6 +155,16 @@ def test_the_gpt_never_sees_what_is_set_aside(command: Command, text: Path, tmp_
     assert results[0]["aside_loss_nats"] == results[1]["aside_loss_nats"]
 
 
+def test_a_repeated_run_without_counts_has_no_result_to_decide(
+    command: Command, text: Path, tmp_path: Path
+) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    mixed(command, text, run)
+    assert command("train", "-o", again, "--repeat", run, "--no-baseline") == 0
+    assert "warning" not in command.err
+    assert isinstance(charlm.load(again, device="cpu").model, GPT)
+
+
 def test_without_it_the_gpt_learns_from_all_of_the_text(command: Command, text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for words in (("--no-mixture",), ("--no-baseline",)):
