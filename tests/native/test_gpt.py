@@ -45,7 +45,8 @@ def drawn(kind: str, windows: st.SearchStrategy[int]) -> st.SearchStrategy[GPT]:
 
 def rounding(logits: Tensor) -> float:
     """Return what rounding keys and values to 8 bits may come to."""
-    return 0.05 * max([1.0, *logits.abs().flatten().tolist()])
+    size = max([1.0, *logits.abs().flatten().tolist()])
+    return 0.05 * float(size)
 
 
 def assert_near(ours: Tensor, theirs: Tensor, kind: str) -> None:
