@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from charlm.backends.base import DeviceBackend, MemoryStats, Precision
-from charlm.backends.world import is_under_torchrun
+from charlm.backends.host import is_under_torchrun
 from charlm.errors import BackendError
 
 __all__ = ["CUDABackend"]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from charlm.backends.host import is_under_torchrun
 from charlm.errors import CharLMError, InputError, PeerError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from charlm.backends.base import DeviceBackend
 
-__all__ = ["TIMEOUT", "World", "alone", "is_under_torchrun", "join", "leave"]
+__all__ = ["TIMEOUT", "World", "alone", "join", "leave"]
 
 T = TypeVar("T")
 
@@ -41,7 +42,6 @@ TIMEOUT = dt.timedelta(minutes=5)
 
 _NUMBERS, _TEXT = 6, 1_024  # of an exchange: numbers, and bytes in which a failure is described
 _OF_PEERS = ("gloo", "peer", "NCCL")  # what torch's errors about other processes have in them
-_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 _alone: ContextVar[bool] = ContextVar("charlm_alone", default=False)
 
@@ -123,8 +123,12 @@ class World:
 
     @contextmanager
     def unannounced(self) -> Iterator[None]:
-        """Close the connections if the block fails here: it exchanges tensors before anybody can be told."""
+        """Tell nobody if the block fails here: it transfers tensors, and is left when this process ends."""
         yield
+
+    def is_spokesman(self) -> bool:
+        """Return whether this is the process that says that one is gone: the first that asks."""
+        return True
 
     def differing(self, what: Mapping[str, str]) -> tuple[int, str] | None:
         """Return the first process that has another value than the first one, and of what; None: none has."""
@@ -145,6 +149,7 @@ class _Processes(World):
         self._dist = torch.distributed
         self.group = group
         self.rank, self.size = self._dist.get_rank(group), self._dist.get_world_size(group)
+        self._told: BaseException | None = None  # what the others know already
         self._sent = torch.zeros(1 + _NUMBERS, dtype=torch.float64, device="cpu")
         self._received = torch.zeros((self.size, 1 + _NUMBERS), dtype=torch.float64, device="cpu")
 
@@ -211,6 +216,9 @@ class _Processes(World):
         except (GeneratorExit, PeerError):  # whoever leaves a loop leaves it everywhere; all know already
             raise
         except BaseException as error:
+            if error is self._told:
+                raise
+            self._told = error
             told = str(error) if isinstance(error, CharLMError) else f"{type(error).__name__}: {error}"
             with suppress(PeerError, ValueError):  # one that is gone; connections that are closed
                 self._exchange((), told)
@@ -222,11 +230,19 @@ class _Processes(World):
         try:
             yield
         except BaseException as error:
-            leave()
+            self._told = error  # the others wait in a transfer: they learn of it when this process ends
             if isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_PEERS):
                 with _reaching():
                     raise
             raise
+
+    @override
+    def is_spokesman(self) -> bool:
+        try:  # torchrun's own store outlives its processes
+            store = self._dist.distributed_c10d._get_default_store()
+            return bool(store.add("charlm/said", 1) == 1)
+        except (RuntimeError, ValueError):
+            return self.is_first
 
     def _exchange(self, numbers: Sequence[float], failure: str | None) -> list[list[float]]:
         """Gather everybody's numbers, behind a 1 of those that have failed."""
@@ -270,11 +286,6 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-def is_under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun, or what sets the same variables, has started this process."""
-    return all(name in environment for name in _VARIABLES)
-
-
 _joined: dict[str, tuple[object, World]] = {}  # by kind of collective: the default group then, and the world
 
 
@@ -311,7 +322,7 @@ def join(backend: DeviceBackend) -> World:
 
 
 def leave() -> None:
-    """Close the connections to all other processes; those that wait for this one get an error."""
+    """Leave the world, at the end of a program."""
     _joined.clear()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -67,11 +67,12 @@ class Evaluations:
         if state.last is not None:
             return state.last.seconds
         if state.step > 0 or chars is not None:
-            return evaluation_seconds(self._model, self._data, backend=self._backend, max_chars=chars)
-        longest = LONGEST_EVALUATION * 60 * (self._config.minutes or 0.0)
+            alone = evaluation_seconds(self._model, self._data, backend=self._backend, max_chars=chars)
+            return alone / self._world.size
+        longest = LONGEST_EVALUATION * 60 * (self._config.minutes or 0.0) * self._world.size
         chars, seconds = chars_within(longest, self._model, self._data, backend=self._backend)
         keeper.choose_eval_chars(chars)
-        return seconds
+        return seconds / self._world.size
 
     def score_together(self, max_chars: int | None) -> EvalResult:
         """Score the validation text, in all processes together.

@@ -12,7 +12,8 @@ from harness.command import environment
 
 from charlm.backends.base import DeviceBackend
 from charlm.backends.cuda import CUDABackend
-from charlm.backends.world import World, alone, is_under_torchrun, join
+from charlm.backends.host import is_under_torchrun
+from charlm.backends.world import World, alone, join
 from charlm.errors import InputError
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}

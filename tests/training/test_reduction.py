@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from harness.stopped_runs import HalfBackend
+from harness.shares import KINDS, outcome
 from harness.threads import in_world
-from harness.tiny_models import tiny_gpt
 from harness.tiny_training import (
     TOKENIZER,
-    Numbers,
     PlainModule,
     quick_config,
     same_tensors,
@@ -22,73 +20,10 @@ from harness.tiny_training import (
 from torch import Tensor, nn
 from typing_extensions import override
 
-from charlm import GPTConfig, Trainer
+from charlm import Trainer
 from charlm.backends.world import World
 from charlm.errors import ConfigError
 from charlm.training.reduction import TreeSum, check_world
-
-SIZE = {"vocab_size": TOKENIZER.vocab_size, "n_embd": 8, "n_layer": 1, "n_head": 2, "block_size": 8}
-
-
-class SomeUnused(nn.Module):
-    """Has hundreds of small parameters, some of which have a gradient in some batches only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = nn.Embedding(TOKENIZER.vocab_size, 5, sparse=True)
-        self.scales = nn.ParameterList([nn.Parameter(torch.full((), 1 / (i + 1))) for i in range(300)])
-        self.never = nn.Parameter(torch.ones(3))
-        self.output = nn.Linear(5, TOKENIZER.vocab_size)
-
-    @override
-    def forward(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.scales[int(idx[0, :3].sum()) * 7 % 300]
-        logits = self.output(self.rows(idx) * scale)  # (B, T, V)
-        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def model_of(kind: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        if kind == "plain":
-            return PlainModule(TOKENIZER.vocab_size, width=3)
-        if kind == "unused":
-            return SomeUnused()
-    return tiny_gpt(GPTConfig.from_dict({**SIZE, "dropout": 0.3 if kind == "dropout" else 0.0}))
-
-
-KINDS: dict[str, dict[str, object]] = {
-    "adamw": {},
-    "muon": {"optimizer": "muon", "grad_clip": 0.1},
-    "dropout": {"replacement": False},
-    "bf16": {"precision": "bf16"},
-    "fp16": {"precision": "fp16", "optimizer": "muon", "learning_rate": 0.1},
-    "plain": {},
-    "unused": {},
-}
-
-
-def outcome(kind: str, **changes: object) -> tuple[list[tuple[int, float, float, float]], dict[str, Tensor]]:
-    """Return the numbers of each step and all tensors at the end, the losses of evaluations among them."""
-    train, val = tiny_split()
-    numbers = Numbers()
-    config = quick_config(**{"max_steps": 6, "batch_size": 1, "accumulate": 8, **KINDS[kind], **changes})
-    trainer = Trainer(
-        copy.deepcopy(model_of(kind)),
-        train,
-        config,
-        val_data=val,
-        device=HalfBackend("cpu") if kind == "fp16" else "cpu",
-        callbacks=[numbers],
-    )
-    trainer.fit()
-    tensors = tensors_of(trainer)
-    tensors["evaluations"] = torch.tensor(
-        [record.result.loss_nats for record in trainer.history], dtype=torch.float64
-    )
-    if trainer.scaler is not None:
-        tensors["scale"] = torch.tensor(trainer.scaler.get_scale())
-    return numbers.steps, tensors
 
 
 @pytest.mark.parametrize("kind", KINDS)
