@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from harness.threads import in_world, outcomes
+from harness.tiny_models import tiny_config, tiny_gpt
 from harness.tiny_training import TEXT, TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
 from typing_extensions import override
 
@@ -192,6 +193,54 @@ def test_all_begin_with_the_weights_of_the_first() -> None:
 
     first, second = in_world(2, train)
     assert torch.equal(first, second)
+
+
+def test_a_run_goes_on_with_any_number_of_processes_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """4, 2, 1 and 4 processes, past the first epoch and in the middle of one: every block in its place."""
+    train, val = tiny_split(text=TEXT[:420])
+    given = {"accumulate": 4, "batch_size": 2, "replacement": False, "optimizer": "muon", "max_steps": 24}
+    visited: dict[str, dict[int, list[int]]] = {"whole": {}, "parts": {}}
+
+    def watched(trainer: Trainer, name: str) -> Trainer:
+        order = trainer._stepper._order
+        assert order is not None
+        starts = order.starts
+
+        def noted(batch: int) -> torch.Tensor:
+            found = starts(batch)
+            assert visited[name].setdefault(batch, found.tolist()) == found.tolist()
+            return found
+
+        order.starts = noted  # type: ignore[method-assign]
+        return trainer
+
+    def begin(world: World, folder: Path, name: str, stop: int | None) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(gpt)
+        trainer = Trainer(model, train, quick_config(**given), val_data=val, out_dir=folder, device="cpu")
+        return steps(watched(trainer, name), stop)
+
+    def go_on(world: World, stop: int | None) -> dict[str, torch.Tensor]:
+        return steps(
+            watched(Trainer.resume(tmp_path / "parts", train, val_data=val, device="cpu"), "parts"), stop
+        )
+
+    def steps(trainer: Trainer, stop: int | None) -> dict[str, torch.Tensor]:
+        try:
+            for record in trainer.steps():
+                if record.step == stop:
+                    trainer.interrupt()
+        except TrainingInterrupted:
+            pass
+        return tensors_of(trainer)
+
+    gpt = tiny_gpt(tiny_config(vocab_size=TOKENIZER.vocab_size, block_size=8, n_embd=8, dropout=0.1))
+    wanted = begin(World(), tmp_path / "whole", "whole", None)
+    in_world(4, lambda world: begin(world, tmp_path / "parts", "parts", 4))
+    in_world(2, lambda world: go_on(world, 10))
+    in_world(1, lambda world: go_on(world, 13))
+    assert all(same_tensors(found, wanted) for found in in_world(4, lambda world: go_on(world, None)))
+    assert visited["parts"] == visited["whole"]
+    assert sorted(visited["whole"]) == list(range(24 * 4))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
