@@ -7,9 +7,11 @@ to all at a place where all of them come by, so that all do the same. In one pro
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
+from torch import Tensor, nn
 
 from charlm.backends.world import World
 from charlm.errors import DataError, InputError
@@ -20,7 +22,7 @@ from charlm.training.saving import environment, fingerprint, optimizer_names
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
-__all__ = ["Asked", "agree", "meet"]
+__all__ = ["Asked", "agree", "check_buffers", "meet"]
 
 _REASONS: tuple[StopReason, ...] = get_args(StopReason)
 
@@ -57,8 +59,11 @@ def agree(world: World, own: Asked) -> Asked:
     )
 
 
-def meet(world: World, trainer: Trainer) -> None:
+def meet(world: World, trainer: Trainer) -> dict[str, Tensor]:
     """See to it that all processes train the same: refuse what differs, and copy the first one's weights.
+
+    Returns:
+        The model's buffers, for `check_buffers` after the first step; of one process none.
 
     Raises:
         DataError: another process has another text.
@@ -66,7 +71,7 @@ def meet(world: World, trainer: Trainer) -> None:
         PeerError: another process has failed, or is gone.
     """
     if world.size == 1:
-        return
+        return {}
     train, val = trainer.train_data, trainer.val_data
     found = world.differing(
         {
@@ -92,6 +97,21 @@ def meet(world: World, trainer: Trainer) -> None:
             "each with the same arguments, files, versions and number of threads, on one kind of machine"
         )
     world.copy_first(list(trainer.model.state_dict().values()))
+    return {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+
+
+def check_buffers(before: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a model that changes its buffers while it trains: each process sees a part of a step only.
+
+    Raises:
+        InputError: names the first one.
+    """
+    for name, buffer in model.named_buffers():
+        if name in before and before[name].shape == buffer.shape and not torch.equal(before[name], buffer):
+            raise InputError(
+                f"the model changes its buffer {name!r} in training, as batch normalisation does. Each of several "
+                "processes sees a part of a step only, and would have another one: train it in one process"
+            )
 
 
 def _digest(values: dict[str, object]) -> str:

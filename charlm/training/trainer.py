@@ -39,7 +39,7 @@ from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import Tokenizer
-from charlm.training.agreement import Asked, agree, meet
+from charlm.training.agreement import Asked, agree, check_buffers, meet
 from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments, check_characters
 from charlm.training.config import TrainerConfig
@@ -182,6 +182,7 @@ class Trainer:
         self._is_telling_of_a_save = False
         self._is_fitting = False
         self._has_rehearsed = False
+        self._buffers: dict[str, torch.Tensor] = {}
         self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
@@ -511,7 +512,7 @@ class Trainer:
             self._evaluations.best_weights = best_weights
 
     def _begin(self) -> None:
-        meet(self._world, self)
+        self._buffers = meet(self._world, self)
         if self._writer is not None:
             self._writer.begin(self.step)
         self._evaluations.put_last_back()
@@ -596,6 +597,7 @@ class Trainer:
             self.backend.synchronize()  # or the clock would time how steps are handed over
         self._agree()
         if not self._has_rehearsed:
+            check_buffers(self._buffers, self.model)
             self._rehearse_save()  # now the optimizer has a state
             self._has_rehearsed = True
         self._ask_timekeeper()

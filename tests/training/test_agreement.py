@@ -11,7 +11,15 @@ import pytest
 import torch
 from harness.threads import in_world, outcomes
 from harness.tiny_models import tiny_config, tiny_gpt
-from harness.tiny_training import TEXT, TOKENIZER, quick_config, same_tensors, tensors_of, tiny_split
+from harness.tiny_training import (
+    TEXT,
+    TOKENIZER,
+    PlainModule,
+    quick_config,
+    same_tensors,
+    tensors_of,
+    tiny_split,
+)
 from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, Trainer
@@ -181,6 +189,23 @@ def test_other_texts_and_settings_are_refused_before_the_first_step(tmp_path: Pa
         assert isinstance(error, InputError)
         assert "process 1 has another choice of settings than process 0" in str(error)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_changes_its_buffers_is_refused_in_a_world_only() -> None:
+    class Counts(PlainModule):
+        @override
+        def forward(self, idx: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            self.calls.add_(1)
+            return super().forward(idx, targets)
+
+    def train(world: World) -> int:
+        model = Counts(TOKENIZER.vocab_size)
+        return Trainer(model, tiny_split()[0], quick_config(accumulate=2), device="cpu").fit().steps
+
+    assert train(World()) == 12
+    for error in outcomes(2, train):
+        assert isinstance(error, InputError)
+        assert "the model changes its buffer 'calls' in training" in str(error)
 
 
 def test_all_begin_with_the_weights_of_the_first() -> None:
