@@ -109,8 +109,8 @@ def check_buffers(before: Mapping[str, Tensor], model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if name in before and before[name].shape == buffer.shape and not torch.equal(before[name], buffer):
             raise InputError(
-                f"the model changes its buffer {name!r} in training, as batch normalisation does. Each of several "
-                "processes sees a part of a step only, and would have another one: train it in one process"
+                f"the model changes its buffer {name!r} in training, as batch normalisation does. Each "
+                "of several processes sees a part of a step, and would have another: train it in one process"
             )
 
 
