@@ -43,7 +43,8 @@ def test_a_step_is_cut_into_micro_batches_for_several_processes_unless_somebody_
     assert (shared.training.batch_size, shared.training.accumulate) == (blocks // 8, 8)
     assert shared.shared_out
     assert shared.most_steps == alone.most_steps
-    for flags in ({"batch_size": "12"}, {"accumulate": "2"}):
+    choices: list[dict[str, Any]] = [{"batch_size": "12"}, {"accumulate": "2"}]
+    for flags in choices:
         plan = plan_of(shares_out=True, **flags)
         assert not plan.shared_out
         assert plan.training == plan_of(**flags).training
