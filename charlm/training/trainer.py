@@ -5,7 +5,8 @@ evaluation, a sample, a checkpoint (`_after_step`). What must survive is a `RunS
 gathers; runs/ writes it. Where a run has a time, timetable.py decides which steps are evaluated and which is
 the last. What is random has an address (see `charlm.randomness`), so nothing here depends on what ran
 before: a resumed run, a run with other intervals and a run with noisy callbacks train alike, bit for bit.
-The trainer prints nothing.
+Of several processes each runs this loop; agreement.py tells them of what one of them alone can know, and the
+first one alone writes and calls callbacks. The trainer prints nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains a model on blocks of text.
+    """Trains a model on blocks of text; under torchrun, or in a process group, together with other processes.
 
     Args:
         model: anything whose `forward(idx, targets)` gives (logits, mean loss in nats). Moved to the
@@ -86,6 +87,7 @@ class Trainer:
         RunExistsError: `out_dir` holds a run with checkpoints, or other files.
         BackendError: the device is absent or cannot do what the config asks.
         NotEnoughMemoryError: the training would take more memory than is free; says what would fit.
+        ConfigError: the micro-batches of a step cannot be shared out to so many processes.
 
     Example:
         >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
@@ -263,6 +265,7 @@ class Trainer:
             CheckpointWriteError: saving failed three times in a row, or at the end; `result()` says
                 what the run came to.
             RunLockedError: another process or trainer trains there, or has since this one knew it.
+            PeerError: another process of the same training failed, or is gone.
         """
         loop = self.steps()
         self._is_fitting = True

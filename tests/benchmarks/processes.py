@@ -1,7 +1,7 @@
 """What several processes gain: one of two threads beside two of one, the exact sum beside the fast one.
 
 All train the same recipe, a step of 8 micro-batches: in one process that takes every core, in W processes
-with one thread each, and in one process with one thread, which a perfect world would be W times as fast as.
+with one thread each, and in one process with one thread, all of the step and a Wth of its micro-batches.
 The fast sum's drift is how far its losses are from the exact ones after the same steps. Exchanges themselves
 are timed, too, for the model in docs/guides/scale.md.
 
@@ -49,18 +49,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured_on = machine()
     W, cores = args.processes, os.cpu_count() or 1
     ways = {
-        f"1 process, {cores} threads": (1, cores, "exact"),
-        "1 process, 1 thread": (1, 1, "exact"),
-        f"{W} processes, exact": (W, 1, "exact"),
-        f"{W} processes, fast": (W, 1, "fast"),
+        f"1 process, {cores} threads": (1, cores, 8, "exact"),
+        "1 process, 1 thread": (1, 1, 8, "exact"),
+        f"1 process, 1 thread, 1/{W} of the step": (1, 1, 8 // W, "exact"),
+        f"{W} processes, exact": (W, 1, 8, "exact"),
+        f"{W} processes, fast": (W, 1, 8, "fast"),
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     with TemporaryDirectory() as folder:
         for _ in range(args.rounds):
-            for name, (size, threads, reduce) in ways.items():
+            for name, (size, threads, count, reduce) in ways.items():
                 found[name].append(
                     _measured(
-                        Path(folder, "out.json"), size, threads, (args.data, args.preset, args.steps, reduce)
+                        Path(folder, "out.json"),
+                        size,
+                        threads,
+                        (args.data, args.preset, args.steps, count, reduce),
                     )
                 )
     exact, fast = found[f"{W} processes, exact"][0], found[f"{W} processes, fast"][0]
@@ -113,7 +117,7 @@ def _measured(file: Path, size: int, threads: int, given: tuple[object, ...]) ->
     return values
 
 
-def _measure(file: Path, corpus: str, preset: str, steps: int, reduce: str) -> None:
+def _measure(file: Path, corpus: str, preset: str, steps: int, count: int, reduce: str) -> None:
     """Train in this process, which may be one of several, and write what was measured."""
     text = load_corpus(corpus)
     tokenizer = CharTokenizer.from_text(text)
@@ -122,7 +126,11 @@ def _measure(file: Path, corpus: str, preset: str, steps: int, reduce: str) -> N
     recipe = RECIPES[preset]  # type: ignore[index]
     blocks = recipe.batch_size * recipe.accumulate
     config = recipe.replace(
-        batch_size=blocks // 8, accumulate=8, max_steps=steps + _WARM_UP, reduce=reduce, eval_interval=None
+        batch_size=blocks // 8,
+        accumulate=count,
+        max_steps=steps + _WARM_UP,
+        reduce=reduce,
+        eval_interval=None,
     )
     train = BlockDataset.from_text(text, tokenizer, model.block_size)
     trainer = Trainer(model, train, config, device="cpu")
@@ -160,7 +168,8 @@ def _each(work: Any, times: int) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 6 and not sys.argv[1].startswith("-"):
-        _measure(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
+    if len(sys.argv) == 7 and not sys.argv[1].startswith("-"):
+        file, corpus, preset, steps, count, reduce = sys.argv[1:]
+        _measure(Path(file), corpus, preset, int(steps), int(count), reduce)
     else:
         main()

@@ -24,7 +24,14 @@ from typing_extensions import override
 
 from charlm import BigramLM, BlockDataset, Trainer
 from charlm.backends.world import World
-from charlm.errors import DataError, InputError, NonFiniteError, PeerError, TrainingInterrupted
+from charlm.errors import (
+    CheckpointWriteError,
+    DataError,
+    InputError,
+    NonFiniteError,
+    PeerError,
+    TrainingInterrupted,
+)
 from charlm.evaluation.evaluate import evaluate, evaluate_together
 from charlm.training import Callback, StepRecord, list_checkpoints
 
@@ -145,6 +152,24 @@ def test_a_failed_save_and_a_failing_callback_end_all(tmp_path: Path) -> None:
     first, *others = outcomes(4, train)
     assert isinstance(first, TypeError)
     assert all(isinstance(error, PeerError) and error.rank == 0 for error in others)
+
+
+def test_a_last_save_that_fails_ends_all_and_older_checkpoints_stay(tmp_path: Path) -> None:
+    def train(world: World) -> None:
+        trainer = trainer_in(world, tmp_path / "run", keep_last=9)
+        for record in trainer.steps():
+            if record.step == 8 and world.is_first:
+                assert trainer._writer is not None
+                trainer._writer.write = full_disk  # type: ignore[method-assign, assignment]
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise CheckpointWriteError("no space left")
+
+    first, second = outcomes(2, train)
+    assert isinstance(first, CheckpointWriteError)
+    assert isinstance(second, PeerError)
+    assert "no space left" in str(second)
+    assert [info.step for info in list_checkpoints(tmp_path / "run")] == [4, 8]
 
 
 def test_a_loss_that_is_not_a_number_in_one_process_ends_all_with_one_message() -> None:
