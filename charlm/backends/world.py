@@ -11,6 +11,7 @@ and for one that hangs nobody waits longer than `TIMEOUT`.
 
 from __future__ import annotations
 
+import atexit
 import datetime as dt
 import json
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -149,6 +151,7 @@ class _Processes(World):
         self._dist = torch.distributed
         self.group = group
         self.rank, self.size = self._dist.get_rank(group), self._dist.get_world_size(group)
+        self._wrapped: WeakSet[DistributedDataParallel] = WeakSet()
         self._told: BaseException | None = None  # what the others know already
         self._sent = torch.zeros(1 + _NUMBERS, dtype=torch.float64, device="cpu")
         self._received = torch.zeros((self.size, 1 + _NUMBERS), dtype=torch.float64, device="cpu")
@@ -196,7 +199,9 @@ class _Processes(World):
         from torch.nn.parallel import DistributedDataParallel  # noqa: PLC0415 - only where it is used
 
         with _reaching():
-            return DistributedDataParallel(model, process_group=self.group, forward_sync_buffers=False)
+            wrapped = DistributedDataParallel(model, process_group=self.group, forward_sync_buffers=False)
+        self._wrapped.add(wrapped)
+        return wrapped
 
     @override
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
@@ -244,6 +249,12 @@ class _Processes(World):
         except (RuntimeError, ValueError):
             return self.is_first
 
+    def close(self) -> None:
+        """Forget the group, of which nothing may be left when it is destroyed."""
+        for wrapped in self._wrapped:
+            wrapped.reducer = wrapped.logger = wrapped.process_group = None
+        self.group = None
+
     def _exchange(self, numbers: Sequence[float], failure: str | None) -> list[list[float]]:
         """Gather everybody's numbers, behind a 1 of those that have failed."""
         self._sent.zero_()
@@ -286,7 +297,9 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-_joined: dict[str, tuple[object, World]] = {}  # by kind of collective: the default group then, and the world
+_joined: dict[
+    str, tuple[object, _Processes]
+] = {}  # by kind of collective: the default group then, and the world
 
 
 def join(backend: DeviceBackend) -> World:
@@ -309,6 +322,7 @@ def join(backend: DeviceBackend) -> World:
             return World()
         with _reaching():
             dist.init_process_group(kind, timeout=TIMEOUT)
+        atexit.register(leave)
         _joined.clear()
         _joined[kind] = dist.group.WORLD, _Processes(dist.group.WORLD)
     elif dist.get_world_size() == 1:
@@ -322,7 +336,12 @@ def join(backend: DeviceBackend) -> World:
 
 
 def leave() -> None:
-    """Leave the world, at the end of a program."""
+    """Leave the world, at the end of a program.
+
+    Gloo's threads should be gone before the process ends: with them it aborts now and then, when C++ tidies up.
+    """
+    for _, world in _joined.values():
+        world.close()
     _joined.clear()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
