@@ -223,6 +223,7 @@ class _Processes(World):
         except BaseException as error:
             if error is self._told:
                 raise
+            _failed.append(error)
             self._told = error
             told = str(error) if isinstance(error, CharLMError) else f"{type(error).__name__}: {error}"
             with suppress(PeerError, ValueError):  # one that is gone; connections that are closed
@@ -268,9 +269,11 @@ class _Processes(World):
             said = self.gather(torch.frombuffer(bytearray(text), dtype=torch.uint8))[failed].numpy().tobytes()
             if failure is None:
                 reason = said.rstrip(b"\0").decode(errors="ignore")
-                raise PeerError(
+                error = PeerError(
                     f"process {failed} of {self.size} has failed, so all stop. {reason}", rank=failed
                 )
+                _failed.append(error)
+                raise error
         return rows
 
 
@@ -280,6 +283,7 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        _failed.append(error)
         raise PeerError(
             "another process of this training is gone, or has not answered for "
             f"{TIMEOUT.total_seconds():g} seconds. What was saved is intact: start all of them again, with "
@@ -297,6 +301,7 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
+_failed: list[BaseException] = []  # what has ended a training of several processes
 _joined: dict[
     str, tuple[object, _Processes]
 ] = {}  # by kind of collective: the default group then, and the world
@@ -321,7 +326,11 @@ def join(backend: DeviceBackend) -> World:
         if not is_under_torchrun() or os.environ["WORLD_SIZE"] == "1":
             return World()
         with _reaching():
-            dist.init_process_group(kind, timeout=TIMEOUT)
+            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+            # torchrun keeps its store when it starts all again: what the dead wrote there must not be read.
+            again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"charlm/{again}", store)
+            dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         atexit.register(leave)
         _joined.clear()
         _joined[kind] = dist.group.WORLD, _Processes(dist.group.WORLD)
@@ -338,8 +347,11 @@ def join(backend: DeviceBackend) -> World:
 def leave() -> None:
     """Leave the world, at the end of a program.
 
-    Gloo's threads should be gone before the process ends: with them it aborts now and then, when C++ tidies up.
+    Gloo's threads should be gone before the process ends: with them it aborts now and then. Where another process
+    is gone, or has failed, to wait for it might take for ever: the end of this process closes all.
     """
+    if _failed:
+        return
     for _, world in _joined.values():
         world.close()
     _joined.clear()
