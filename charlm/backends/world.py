@@ -253,7 +253,8 @@ class _Processes(World):
     def close(self) -> None:
         """Forget the group, of which nothing may be left when it is destroyed."""
         for wrapped in self._wrapped:
-            wrapped.reducer = wrapped.logger = wrapped.process_group = None
+            for name in ("reducer", "logger", "process_group"):
+                setattr(wrapped, name, None)
         self.group = None
 
     def _exchange(self, numbers: Sequence[float], failure: str | None) -> list[list[float]]:
@@ -326,10 +327,13 @@ def join(backend: DeviceBackend) -> World:
         if not is_under_torchrun() or os.environ["WORLD_SIZE"] == "1":
             return World()
         with _reaching():
-            store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+            from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415 - only where it is used
+            from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where it is used
+
+            store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
             # torchrun keeps its store when it starts all again: what the dead wrote there must not be read.
             again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(f"charlm/{again}", store)
+            store = PrefixStore(f"charlm/{again}", store)
             dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         atexit.register(leave)
         _joined.clear()
@@ -347,8 +351,8 @@ def join(backend: DeviceBackend) -> World:
 def leave() -> None:
     """Leave the world, at the end of a program.
 
-    Gloo's threads should be gone before the process ends: with them it aborts now and then. Where another process
-    is gone, or has failed, to wait for it might take for ever: the end of this process closes all.
+    Gloo's threads should be gone before the process ends: with them it aborts now and then. Where another
+    process is gone, or has failed, to wait for it might take for ever: the end of this one closes all.
     """
     if _failed:
         return
