@@ -18,6 +18,7 @@ Each is a `CharLMError`, and where one fits also the builtin that people already
     ├── RunExistsError (FileExistsError)          the directory already holds a run
     ├── RunLockedError (OSError)                  another process or trainer trains in that directory
     ├── BackendError (RuntimeError)               a device that is unknown, absent, or cannot do it
+    ├── PeerError (RuntimeError)                  another process of the same training failed, or is gone
     ├── NotEnoughMemoryError (MemoryError)        refused before it is allocated: it cannot fit
     ├── NonFiniteError (ArithmeticError)          NaN or infinity where a finite number is needed
     └── TrainingInterrupted                       training stopped at the caller's request, after saving
@@ -51,6 +52,7 @@ __all__ = [
     "InvalidTextError",
     "NonFiniteError",
     "NotEnoughMemoryError",
+    "PeerError",
     "RunExistsError",
     "RunLockedError",
     "TextError",
@@ -285,6 +287,18 @@ class RunLockedError(CharLMError, OSError):
 
 class BackendError(CharLMError, RuntimeError):
     """A device is unknown or absent, or cannot do what was asked of it."""
+
+
+class PeerError(CharLMError, RuntimeError):
+    """Another process of the same training has failed, or is gone, so that this one cannot go on.
+
+    Attributes:
+        rank: which process has said that it failed; None: one is gone, or does not answer.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class NotEnoughMemoryError(CharLMError, MemoryError):

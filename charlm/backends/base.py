@@ -202,6 +202,17 @@ class DeviceBackend:
         """Whether the device works on while Python goes on, so that reading a number from it is waiting."""
         return not self.is_host
 
+    @property
+    def collectives(self) -> str:
+        """How the tensors of several processes meet: what `torch.distributed.init_process_group` calls it.
+
+        It must carry tensors on the CPU, too. Here: what torch has registered for this kind of device.
+        """
+        if self.is_host:
+            return "gloo"
+        kind = self.device.type
+        return f"cpu:gloo,{kind}:{torch.distributed.get_default_backend_for_device(self.device)}"
+
     def synchronize(self) -> None:
         """Wait until the device has done all that it was given."""
 

@@ -5,11 +5,14 @@ Written for hardware and checked without it by fakes; the docs say which parts w
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from charlm.backends.base import DeviceBackend, MemoryStats, Precision
+from charlm.backends.host import is_under_torchrun
 from charlm.errors import BackendError
 
 __all__ = ["CUDABackend"]
@@ -19,12 +22,15 @@ class CUDABackend(DeviceBackend):
     """Trains on one GPU.
 
     Args:
-        index: which GPU; None is torch's current one.
+        index: which GPU; None is torch's current one, or under torchrun the one of this process, by its
+            LOCAL_RANK.
     """
 
     name = "cuda"
 
     def __init__(self, index: int | None = None) -> None:
+        if index is None and is_under_torchrun():
+            index = int(os.environ["LOCAL_RANK"])
         super().__init__("cuda" if index is None else f"cuda:{index}")
 
     @override

@@ -1,4 +1,4 @@
-"""What main memory this machine has left, and how many cores a group may use, as the system tells; no torch.
+"""What the system tells of memory, of the cores that a group may use, and of who started a process; no torch.
 
 Linux tells in `/proc/meminfo`, and its control groups (containers, batch systems) may set a lower limit:
 https://docs.kernel.org/admin-guide/cgroup-v2.html, and the older v1 beside it. Other systems tell the total
@@ -10,14 +10,19 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["available_bytes", "process_bytes", "processors", "total_bytes"]
+__all__ = ["available_bytes", "is_under_torchrun", "process_bytes", "processors", "total_bytes"]
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 2**60  # version 1 writes "no limit" as the largest number of whole pages below 2**63
+
+
+def is_under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun, or what sets the same variables, has started this process."""
+    return all(name in environment for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
 def total_bytes() -> int | None:

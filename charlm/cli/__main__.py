@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from charlm.backends.host import is_under_torchrun
 from charlm.cli.output import Console, UsageError, emit, product_and_messages
 from charlm.cli.parser import COMMANDS, parse
 from charlm.cli.signals import Interrupted, Signals
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # a program of its own, and all is done: a signal could only disturb Python's own end
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        if is_under_torchrun():  # gloo's threads make one end in some ten abort, when C++ tidies up
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     return code
 
 

@@ -20,7 +20,9 @@ import torch
 
 from charlm import __version__
 from charlm.backends.base import DeviceBackend
+from charlm.backends.host import is_under_torchrun
 from charlm.backends.registry import get_backend
+from charlm.backends.world import World, join
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
@@ -34,6 +36,7 @@ from charlm.cli.report import (
     next_lines,
     recipe_line,
     result_lines,
+    shares_line,
     steps_line,
     stopped_lines,
     text_line,
@@ -48,6 +51,7 @@ from charlm.text.tokenizer import unit_of
 from charlm.training.budget import steps_within
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
+from charlm.training.reduction import check_world
 from charlm.training.resume import read_timetable, warn_if_different
 from charlm.training.timetable import EVALUATION_SHARE, planned_end
 from charlm.training.timing import chars_within
@@ -64,6 +68,7 @@ class _Prepared:
     model: GPT
     texts: Texts
     backend: DeviceBackend
+    world: World
 
 
 def begin(
@@ -94,15 +99,23 @@ def begin(
         console=console,
         kept=kept,
     )
-    training, baseline, aside_chars, concluding = _measure(
-        run, console, counts=args.baseline, times=timetable is None
-    )
-    signals.check()
-    if timetable is None and training.minutes is not None:
-        training = _within_minutes(training, run, training.minutes, began - concluding, console)
+    baseline: Baseline | None = None
+
+    def measure() -> tuple[dict[str, object], int | None, float]:
+        nonlocal baseline
+        training, baseline, aside_chars, concluding = _measure(
+            run, console, counts=args.baseline, times=timetable is None
+        )
+        signals.check()
+        if timetable is None and training.minutes is not None:
+            training = _within_minutes(training, run, training.minutes, began - concluding, console)
+        return training.to_dict(), aside_chars, concluding
+
+    measured, aside_chars, concluding = run.world.tell(measure)  # one process looks at the clock
+    training = TrainerConfig.from_dict(measured)
     most_steps = run.plan.most_steps
     console.say(steps_line(training, run.texts.train, most_steps, repeats=repeats))
-    if args.overwrite:
+    if args.overwrite and run.world.is_first:
         delete_run(Path(args.out))
 
     def on_start(path: Path) -> None:
@@ -175,11 +188,12 @@ def resume(
         max_steps=max_steps,
     )
     console.say(text_line(sources, encoded, texts))
-    console.say(f"device  {trainer.backend.name}, {trainer.precision}")
+    world = join(trainer.backend)
+    console.say(device_line(trainer.backend, trainer.config, world.size))
     end = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
     console.say(done_line(trainer, end=end))
     if end is not None and trainer.step >= end:
-        if not is_concluded(args.out, texts, origin.values):  # it was killed just before
+        if world.is_first and not is_concluded(args.out, texts, origin.values):  # it was killed just before
             _conclude(trainer, args.out, texts, console, signals)
         return 0
     signals.check()
@@ -200,6 +214,9 @@ def _fit(
     enough: bool = False,
 ) -> int:
     """Train, say what came, and return the exit code."""
+    world = join(trainer.backend)
+    if not world.is_first:  # callbacks, and with them `progress`, are the first process's
+        signals.stop_gently(trainer.interrupt, lambda: None)
     trainer.seconds += time.perf_counter() - began  # what came before the first step is part of the minutes
     try:
         trainer.fit()
@@ -214,6 +231,8 @@ def _fit(
         raise
     finally:
         progress.close()
+    if not world.is_first:
+        return 0
     console.say(result_lines(trainer, out, baseline, enough=enough))
     _conclude(trainer, out, texts, console, signals)
     console.say(next_lines(out))
@@ -249,7 +268,10 @@ def _prepare(
         on_gpu=not backend.is_host,
         aside=args.aside,
         aside_chars=args.aside_chars,
+        shares_out=is_under_torchrun() and not kept,
     )
+    world = join(backend)
+    check_world(plan.training, world.size)
     texts = _cut(encoded, plan.model.block_size, train_share, plan.aside)
     if args.repeat is not None:
         warn_if_different(args.repeat, texts.train, texts.val, backend)
@@ -268,8 +290,10 @@ def _prepare(
         console.say(f"note    {remark}")
     console.say(recipe_line(plan))
     console.say(model_line(model))
-    console.say(device_line(backend, plan.training))
-    return _Prepared(plan, model, texts, backend)
+    console.say(device_line(backend, plan.training, world.size))
+    if plan.shared_out:
+        console.say(shares_line(plan.training))
+    return _Prepared(plan, model, texts, backend, world)
 
 
 def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> Texts:
@@ -324,7 +348,7 @@ def _eval_chars(run: _Prepared, counted: Counted | None) -> int | None:
     if limits is None or val is None:
         return run.plan.training.eval_chars
     run.backend.prepare(run.model)
-    fitting = [chars_within(limits[0], run.model, val, backend=run.backend)[0]]
+    fitting = [chars_within(limits[0] * run.world.size, run.model, val, backend=run.backend)[0]]
     if counted is not None:
         fitting.append(chars_within(limits[1], counted.model, val, backend=DeviceBackend("cpu"))[0])
     return min((chars for chars in fitting if chars is not None), default=None)
@@ -343,8 +367,9 @@ def _within_minutes(
         )
     if not planned_end(training):
         return training
+    own = training.replace(accumulate=training.accumulate // run.world.size)
     estimate = steps_within(
-        (1 - EVALUATION_SHARE) * left, run.model, run.texts.train, training, device=run.backend
+        (1 - EVALUATION_SHARE) * left, run.model, run.texts.train, own, device=run.backend
     )
     steps = min(estimate.steps, training.max_steps)
     console.say(

@@ -71,6 +71,7 @@ class Console:
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet
         self.verbose = verbose
+        self.silent = False
         self.bar: Any = None
 
     def say(self, text: str) -> None:
@@ -88,6 +89,8 @@ class Console:
         self._write(f"charlm: {text}")
 
     def _write(self, text: str) -> None:
+        if self.silent:
+            return
         text = text.translate(_MOVING)
         try:
             if self.bar is None:

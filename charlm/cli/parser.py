@@ -55,6 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if "--help" in argv or "-h" in argv:  # the help of `train` shows the values of the preset
         preset = early.parse_known_args(argv)[0].preset
     parser, commands = _parsers(preset, argv)
+    argv = _with_plain_resume(argv) if "train" in argv else argv
     try:
         args, extra = parser.parse_known_args(argv)
     except UsageError as error:
@@ -75,6 +76,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     elif extra:
         raise UsageError(f"unexpected argument '{extra[0]}'")
     return args
+
+
+def _with_plain_resume(argv: Sequence[str]) -> list[str]:
+    """Let no other word than "auto" be the value of --resume: what follows it may be a FILE."""
+    words = list(argv)
+    for i, word in enumerate(words):
+        if word == "--resume" and words[i + 1 : i + 2] == ["auto"]:
+            words[i : i + 2] = ["--resume=auto"]
+        elif word == "--resume":
+            words[i] = "--resume="
+    return words
+
+
+def _resume_word(word: str) -> str | bool:
+    if word not in {"", "auto"}:
+        raise argparse.ArgumentTypeError(f"must be auto or nothing, got {quoted(word, _LONGEST)}")
+    return word or True
 
 
 def text_argument(argument: str) -> str:
@@ -265,8 +283,11 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})"
     _add(parser, "--preset", text, choices=_PRESET_NAMES)
     _add_setting(parser, FIELDS["minutes"], None)
-    text = "go on with the run in RUN; FILE may be left out; --max-steps moves the end"
-    _add_switch(parser, "--resume", text)
+    text = (
+        "go on with the run in RUN; FILE may be left out; --max-steps moves the end. auto: begin it if there "
+        "is nothing to go on with, and so give all that it is to begin with"
+    )
+    _add(parser, "--resume", text, nargs="?", metavar="auto", type=_resume_word, const=True, default=False)
     text = (
         "train as the ended run in OLD did, bit for bit, also where the clock decided; FILE may be left out"
     )

@@ -6,6 +6,7 @@ No torch here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "plan_training"]
 
+_MICRO_BATCHES = 8  # of a step that several processes may share
 _COUNTING_SHARE = 0.06  # of a run's minutes, for counting the n-gram model
 _SCORING_SHARE = 0.02  # of a run's minutes, for scoring with it
 _ASIDE_SHARE, _MOST_ASIDE = 0.025, 50_000  # of the training text, for the decision: a share, and the most
@@ -49,6 +51,8 @@ class Plan:
     """How many of the characters to train on are not trained on, but decide the result; 0: none."""
     aside_chars: int | None
     """How many of those are read for it; None: all, or as many as the time allows."""
+    shared_out: bool
+    """Whether a step was cut into micro-batches for several processes."""
     most_steps: int | None
     """With more steps the text would only be learnt by heart; None: a person has decided."""
 
@@ -91,6 +95,7 @@ def plan_training(
     unit: Unit = "character",
     aside: int | None = None,
     aside_chars: int | None = None,
+    shares_out: bool = False,
 ) -> Plan:
     """Work out what a training of a text is going to be.
 
@@ -104,6 +109,8 @@ def plan_training(
         unit: what the length counts.
         aside: how many characters decide the result. None: as many as a text of this length can spare.
         aside_chars: how many of them are read, if that is known already.
+        shares_out: whether several processes may train, so that a step whose micro-batches nobody has chosen
+            is cut into eight, or as many as its blocks allow.
 
     Raises:
         UsageError: a flag does not go together with the chosen preset.
@@ -126,6 +133,11 @@ def plan_training(
         most_chars = None if "max_steps" in settings.given else advice.most_chars
     model = GPTConfig.from_dict({**settings.model, "vocab_size": vocab_size})
     training = settings.training
+    shares_out = shares_out and not settings.given & {"batch_size", "accumulate"}
+    if shares_out:
+        blocks = training.batch_size * training.accumulate
+        accumulate = math.gcd(blocks, _MICRO_BATCHES)
+        training = training.replace(batch_size=blocks // accumulate, accumulate=accumulate)
     most_steps = None
     if most_chars is not None:
         most_steps = max(1, most_chars // (training.batch_size * training.accumulate * model.block_size))
@@ -139,6 +151,7 @@ def plan_training(
         val_chars=val_chars,
         aside=_aside(train_chars, model.block_size) if aside is None else aside,
         aside_chars=aside_chars,
+        shared_out=shares_out,
         most_steps=most_steps,
     )
 

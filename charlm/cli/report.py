@@ -27,6 +27,7 @@ __all__ = [
     "next_lines",
     "recipe_line",
     "result_lines",
+    "shares_line",
     "steps_line",
     "stopped_lines",
     "text_line",
@@ -63,11 +64,16 @@ def model_line(model: GPT) -> str:
     )
 
 
-def device_line(backend: DeviceBackend, training: TrainerConfig) -> str:
-    """Return where the training runs, and in which precision."""
+def device_line(backend: DeviceBackend, training: TrainerConfig, processes: int = 1) -> str:
+    """Return where the training runs, in which precision, and in how many processes."""
     count = torch.get_num_threads()
     threads = f" with {count} thread{'s' * (count > 1)}" if backend.name == "cpu" else ""
-    return f"device  {backend.name}{threads}, {backend.precision(training.precision)}"
+    where = (
+        f"{backend.name}{threads}"
+        if processes == 1
+        else f"{processes} processes, each {backend.name}{threads}"
+    )
+    return f"device  {where}, {backend.precision(training.precision)}"
 
 
 def steps_line(training: TrainerConfig, train: BlockDataset, most_steps: int | None, *, repeats: bool) -> str:
@@ -89,6 +95,15 @@ def steps_line(training: TrainerConfig, train: BlockDataset, most_steps: int | N
     limited = training.max_steps not in {most_steps, MOST_STEPS}
     limit = f", at most {training.max_steps:,}" if limited else ""
     return f"steps   as many as fit into {training.minutes:g} min{limit}{each}"
+
+
+def shares_line(training: TrainerConfig) -> str:
+    """Return into how many micro-batches a step is cut, and how one process trains alike."""
+    B, V = training.batch_size, training.accumulate
+    return (
+        f"shares  each step is {V} micro-batches of {B} blocks, for 1, 2, 4, … up to {V} processes; "
+        f"--batch-size {B} --accumulate {V} is the same training in one process"
+    )
 
 
 def done_line(trainer: Trainer, *, end: int | None) -> str:

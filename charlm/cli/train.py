@@ -11,8 +11,9 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
+from charlm.backends.host import is_under_torchrun
 from charlm.cli.encoded import encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
@@ -23,6 +24,9 @@ from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
 from charlm.files.folders import cache_folder
 from charlm.runs.directory import RECORD_FILE, RunDirectory
 
+if TYPE_CHECKING:
+    from charlm.backends.world import World
+
 __all__ = ["run"]
 
 _KEPT = ("preset", "config", "tokenizer", "val_fraction")
@@ -31,10 +35,31 @@ _VAL_FRACTION = 0.1
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Train, or go on with a training; `began` is `time.perf_counter()` at the start of the command."""
+    if not is_under_torchrun():
+        return _run(args, console, signals, began, None)
+    with signals.ending_at_once():
+        from charlm.cli.together import together  # noqa: PLC0415 - it needs torch
+
+    with together(args.device, console, signals) as world:
+        return _run(args, console, signals, began, world)
+
+
+def _run(
+    args: argparse.Namespace, console: Console, signals: Signals, began: float, world: World | None
+) -> int:
     flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
     out = Path(args.out)
+    is_first = world is None or world.is_first
+    if args.resume == "auto":
+        has_begun = not RunDirectory.is_free(out)
+        args.resume = has_begun if world is None else world.tell(lambda: has_begun)
+        if args.resume:
+            _refuse_other_settings(args, flags)
+            return _resume(args, None, console, signals, began, is_first=is_first)
     if args.resume:
-        return _resume(args, flags, console, signals, began)
+        _refuse_beside("--resume", args, flags, kept=("max_steps",))
+        max_steps = cast("int | None", from_flags(flags).get("max_steps"))
+        return _resume(args, max_steps, console, signals, began, is_first=is_first)
     repeated = None
     args.aside, args.aside_chars = None if args.mixture and args.baseline else 0, None
     if args.repeat is not None:
@@ -49,6 +74,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     problems = []
     if not args.files:
         problems += ["FILE is needed: the path of a text, - for standard input, or python-docs"]
+    if world is not None and "-" in args.files:
+        problems += ["FILE must be a path for several processes: only one of them could read standard input"]
     val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
         problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
@@ -64,9 +91,9 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     refuse(problems)
     _mention_unknown_variables(console)
     check_sources(args.files)
-    check_free(out, overwrite=args.overwrite)
-    check_output(out, directory=True)
-    RunDirectory.refuse_if_training(out)  # found only after all the preparation otherwise
+    if is_first:
+        check_free(out, overwrite=args.overwrite)
+        _check_place(out)
     encoded = encode_corpus(args.files, args.encoding or "utf-8", args.tokenizer or "char", val_fraction)
     signals.check()
     train_share = 1 - val_fraction if repeated is None else repeated.train_share(len(encoded.ids))
@@ -89,18 +116,22 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _resume(
-    args: argparse.Namespace, flags: dict[str, object], console: Console, signals: Signals, began: float
+    args: argparse.Namespace,
+    max_steps: int | None,
+    console: Console,
+    signals: Signals,
+    began: float,
+    *,
+    is_first: bool,
 ) -> int:
-    _refuse_beside("--resume", args, flags, kept=("max_steps",))
-    max_steps = cast("int | None", from_flags(flags).get("max_steps"))
     out = Path(args.out)
     if RunDirectory.is_free(out) and not (out / RECORD_FILE).is_file():
         raise CheckpointError(
             f"there is nothing in {quoted(args.out)} to go on with: begin a training, without --resume"
         )
     origin = read_record(out)
-    check_output(out, directory=True)
-    RunDirectory.refuse_if_training(out)  # found only after all the preparation otherwise
+    if is_first:
+        _check_place(out)
     sources = args.files or _found_again(origin, args)
     check_sources(sources)
     _mention_ignored_variables(console, "resumed")
@@ -140,6 +171,43 @@ def _resume(
         signals=signals,
         began=began,
     )
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that cannot be written, or where a training goes on: found late otherwise."""
+    check_output(out, directory=True)
+    RunDirectory.refuse_if_training(out)
+
+
+def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -> None:
+    """Refuse what differs from the run that --resume auto goes on with: the same words are to begin it."""
+    refused = ["--overwrite"] if args.overwrite else []
+    refused += ["--repeat"] if args.repeat is not None else []
+    origin = read_record(Path(args.out))
+    settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
+    given = {**settings.model, **settings.training.to_dict()}
+    known: dict[str, Any] = {
+        name: value
+        for table in ("model", "training")
+        for name, value in cast("dict[str, object]", origin.values[table]).items()
+    }
+    estimated = {"max_steps"} if settings.training.minutes is not None else set()
+    refused += [
+        f"{flag_of(name)} {given[name]} (it has {known[name]})"
+        for name in sorted(settings.given - estimated)
+        if name in known and known[name] != given[name]
+    ]
+    asked = {"preset": args.preset, "tokenizer": args.tokenizer, "val_fraction": args.val_fraction}
+    refused += [
+        f"{flag_of(name)} {value} (it has {origin.values.get(name)})"
+        for name, value in asked.items()
+        if value is not None and value != origin.values.get(name)
+    ]
+    if refused:
+        raise UsageError(
+            f"--resume auto goes on with the run in {quoted(args.out)}, which keeps its settings; so these "
+            f"cannot be given: {', '.join(refused)}. To move its end: --resume --max-steps N"
+        )
 
 
 def _keep_compiled_code() -> None:

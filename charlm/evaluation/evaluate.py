@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from charlm.backends.base import DeviceBackend
 from charlm.backends.traits import has_float64
+from charlm.backends.world import World
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
@@ -24,7 +26,7 @@ from charlm.models.base import LanguageModel
 from charlm.modes import evaluation_mode
 from charlm.plain import int_from
 
-__all__ = ["EvalResult", "default_batch_size", "evaluate", "predictions"]
+__all__ = ["EvalResult", "default_batch_size", "evaluate", "evaluate_together", "predictions"]
 
 _CHARS_PER_BATCH = 16_384
 _LOGITS_PER_BATCH = 2**24
@@ -102,17 +104,43 @@ def evaluate(
         >>> round(result.loss_nats, 6), result.accuracy, result.n_chars
         (0.0, 1.0, 39)
     """
-    nats, hits, count = 0.0, 0, 0
+    return evaluate_together(
+        World(), model, data, batch_size=batch_size, backend=backend, max_chars=max_chars
+    )
+
+
+def evaluate_together(
+    world: World,
+    model: nn.Module,
+    data: BlockDataset,
+    *,
+    batch_size: int | None = None,
+    backend: DeviceBackend | None = None,
+    max_chars: int | None = None,
+) -> EvalResult:
+    """Score a text as `evaluate` does, each process of a world every Wth batch; all get the same result.
+
+    Whole batches are shared out, and their sums are added in the order of the text: the figure is that of one
+    process, bit for bit.
+    """
+    sums = []
     for logits, targets in predictions(
-        model, data, batch_size=batch_size, backend=backend, max_chars=max_chars
+        model,
+        data,
+        batch_size=batch_size,
+        backend=backend,
+        max_chars=max_chars,
+        turn=(world.rank, world.size),
     ):
         losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
-        nats += losses.sum(dtype=torch.float64 if has_float64(logits.device) else None).item()
-        hits += int((logits.argmax(dim=-1) == targets).sum())
-        count += len(targets)
+        nats = losses.sum(dtype=torch.float64 if has_float64(logits.device) else None).item()
+        sums.append((nats, int((logits.argmax(dim=-1) == targets).sum()), len(targets)))
+    total, hits, count = 0.0, 0, 0
+    for nats, right, scored in world.rows(sums):
+        total, hits, count = total + nats, hits + int(right), count + int(scored)
     left_out = len(data.ids) - 1 - count
     return EvalResult(
-        loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count, n_left_out=left_out
+        loss_nats=max(total, 0.0) / count, accuracy=hits / count, n_chars=count, n_left_out=left_out
     )
 
 
@@ -123,10 +151,12 @@ def predictions(
     batch_size: int | None,
     backend: DeviceBackend | None,
     max_chars: int | None = None,
+    turn: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what the model says of every character but the first, in their order, and what stands there.
 
-    Arguments and errors are those of `evaluate`.
+    Arguments and errors are those of `evaluate`. With `turn` (r, W) only every Wth batch is
+    read, from batch r on.
 
     Yields:
         Logits (n, V), at least in float32, and targets (n,) int64, on the model's device.
@@ -138,7 +168,8 @@ def predictions(
         V = model.vocab_size if isinstance(model, LanguageModel) else data.max_id + 1
         batch_size = default_batch_size(data.block_size, V)
     most = _most_windows(data, max_chars)
-    for x, y in batches_on(data, backend).blocks(batch_size, most=most):  # (B, T)
+    blocks = batches_on(data, backend).blocks(batch_size, most=most)
+    for x, y in islice(blocks, turn[0], None, turn[1]):  # (B, T)
         with torch.no_grad(), evaluation_mode(model):
             logits = model(x, y)[0].flatten(0, -2)  # (B T, V)
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from charlm.backends.base import DeviceBackend
+from charlm.backends.world import alone
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
@@ -89,7 +90,8 @@ def steps_within(
         sample_interval=None,
         max_seconds=None,
     )
-    trainer = Trainer(copy.deepcopy(model), train_data, trial, device=device)
+    with alone():
+        trainer = Trainer(copy.deepcopy(model), train_data, trial, device=device)
     times = []
     for _ in trainer.steps():
         trainer.backend.synchronize()

@@ -22,7 +22,8 @@ class Callback:
 
     The trainer calls the callbacks in the order of its list, with itself as the first argument. What a method
     raises ends the run. A method may save and evaluate, but not wait for another thread that does: that one
-    waits for the end of the step.
+    waits for the end of the step. Of several processes the first one alone calls them, while the others wait;
+    what `trainer.evaluate()` scores there, it scores alone.
 
     Example:
         >>> class StopBelow(Callback):

@@ -74,7 +74,10 @@ class TrainerConfig(Config):
     batch_size: Annotated[int, Range(1, 1_048_576)] = 16
     """B, blocks in one forward pass."""
     accumulate: Annotated[int, Range(1, 65_536)] = 1
-    """Forward passes whose gradients are averaged for one step."""
+    """V, forward passes whose gradients are averaged for one step. Several processes share them out."""
+    reduce: Literal["exact", "fast"] = "exact"
+    """How several processes add gradients up. exact: in one order, so that any number of them trains alike,
+    bit for bit. fast: while they are still computed; close, not equal."""
     seed: Annotated[int, _SEED] = 1337
     """Seed of batches, dropout and samples. (`charlm train` also seeds the first weights with it.)"""
     replacement: bool = False
@@ -142,6 +145,7 @@ ABSENT: Mapping[str, object] = MappingProxyType(
         "minutes": None,
         "batch_size": 32,
         "accumulate": 1,
+        "reduce": "exact",
         "seed": 1337,
         "replacement": True,
         "optimizer": "adamw",

@@ -7,8 +7,10 @@ import math
 from torch import nn
 
 from charlm.backends.base import DeviceBackend
+from charlm.backends.world import World
 from charlm.data.blocks import BlockDataset
-from charlm.evaluation.evaluate import EvalResult
+from charlm.errors import DataError
+from charlm.evaluation.evaluate import EvalResult, evaluate_together
 from charlm.models.contents import Contents
 from charlm.training.config import TrainerConfig
 from charlm.training.records import EvalRecord
@@ -27,6 +29,7 @@ class Evaluations:
         data: the validation text; None: there are no evaluations.
         config: of the run; eval_chars, patience, restore_best and minutes are used.
         backend: the device.
+        world: the processes that share an evaluation.
 
     Attributes:
         history: the evaluations of this process, in order.
@@ -39,9 +42,15 @@ class Evaluations:
     best_in_model: bool
 
     def __init__(
-        self, model: nn.Module, data: BlockDataset | None, config: TrainerConfig, backend: DeviceBackend
+        self,
+        model: nn.Module,
+        data: BlockDataset | None,
+        config: TrainerConfig,
+        backend: DeviceBackend,
+        world: World,
     ) -> None:
         self._model, self._data, self._config, self._backend = model, data, config, backend
+        self._world = world
         self.best_weights = None
         self._last_weights: Contents | None = None  # while the model holds the best
         self.best_in_model = False
@@ -58,11 +67,24 @@ class Evaluations:
         if state.last is not None:
             return state.last.seconds
         if state.step > 0 or chars is not None:
-            return evaluation_seconds(self._model, self._data, backend=self._backend, max_chars=chars)
-        longest = LONGEST_EVALUATION * 60 * (self._config.minutes or 0.0)
+            alone = evaluation_seconds(self._model, self._data, backend=self._backend, max_chars=chars)
+            return alone / self._world.size
+        longest = LONGEST_EVALUATION * 60 * (self._config.minutes or 0.0) * self._world.size
         chars, seconds = chars_within(longest, self._model, self._data, backend=self._backend)
         keeper.choose_eval_chars(chars)
-        return seconds
+        return seconds / self._world.size
+
+    def score_together(self, max_chars: int | None) -> EvalResult:
+        """Score the validation text, in all processes together.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self._data is None:
+            raise DataError("there is nothing to evaluate: give the trainer val_data")
+        return evaluate_together(
+            self._world, self._model, self._data, backend=self._backend, max_chars=max_chars
+        )
 
     def is_missing(self, state: RunState) -> bool:
         """Return whether the last step was not evaluated, as after a stop between two steps."""

@@ -180,14 +180,15 @@ def guard_for(
     *,
     scaler: GradScaler | None,
     optimizers: Sequence[Optimizer],
+    must_wait: bool = False,
 ) -> Guard:
     """Return the guard of a run: one that waits, unless the device works on its own and can do without.
 
     In fp16 the scaler skips steps of its own, and an optimizer of the caller's may know nothing of
-    `found_inf`: these wait.
+    `found_inf`: these wait. So do several processes (`must_wait`), which are to end at the same step.
     """
     limit = _MOST_IN_A_ROW[config.nonfinite]
     masks = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
-    if backend.asynchronous and scaler is None and masks:
+    if backend.asynchronous and scaler is None and masks and not must_wait:
         return MaskedGuard(limit)
     return WaitingGuard(limit, scaler)

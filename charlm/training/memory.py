@@ -20,6 +20,7 @@ from charlm.models.memory import in_units
 from charlm.models.ops import LONGEST_PLAIN
 from charlm.plain import int_from
 from charlm.training.config import TrainerConfig
+from charlm.training.reduction import copies_kept
 
 __all__ = ["activation_bytes", "check_memory", "training_bytes"]
 
@@ -101,12 +102,13 @@ def training_bytes(
 ) -> int:
     """Estimate the most memory that a training takes at once, weights included.
 
-    The micro-batches of `accumulate` follow one another, so one of them counts.
+    The micro-batches of `accumulate` follow one another, so one of them counts; their sum, in a tree,
+    takes a few copies of the gradients.
 
     Args:
         model: what is to be trained, or the settings of a GPT that is still to be built.
-        config: the settings of the run; batch_size, precision, optimizer and restore_best are used. None:
-            the defaults.
+        config: the settings of the run; batch_size, accumulate, precision, optimizer and restore_best are
+            used. None: the defaults.
         block_size: T of the data; None: the model's.
         device: a name for `get_backend`, or a backend.
         evaluates: there is a validation text.
@@ -163,7 +165,8 @@ def training_bytes(
         state, moving = 4, 0
     best = 4 * parameters if evaluates and config.restore_best else 0
     evaluation = 4 * default_batch_size(T, V) * T * pass_over_text if evaluates else 0
-    return 4 * parameters + state * moved + best + max(step + 16 * B * T, moving * moved, evaluation)
+    kept = 4 * moved * copies_kept(config.accumulate)
+    return 4 * parameters + state * moved + kept + best + max(step + 16 * B * T, moving * moved, evaluation)
 
 
 def activation_bytes(

@@ -1,4 +1,7 @@
-"""`Reporter`: what a run tells, to its log and to its callbacks. It decides nothing."""
+"""`Reporter`: what a run tells, to its log and to its callbacks. It decides nothing.
+
+Of several processes the first one alone has a log and calls its callbacks.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ class Reporter:
         self._trainer = trainer
         self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
         self._logged_step = 0
+        self._is_silent = not trainer._world.is_first
 
     def began(self) -> None:
         """Tell that the first step of this process is next."""
@@ -42,7 +46,7 @@ class Reporter:
 
     def log_step(self, record: StepRecord) -> None:
         """Log a step, once; without a log the device is not asked for its loss."""
-        if self._trainer.out_dir is None or self._logged_step == record.step:
+        if self._trainer._writer is None or self._logged_step == record.step:
             return
         self._logged_step = record.step
         now = (self._trainer.chars_seen, self._trainer.seconds)
@@ -84,6 +88,8 @@ class Reporter:
         """Log and warn of steps that were left out."""
         for bad in steps:
             self._log("skip", {"loss": bad.loss, "grad_norm": bad.grad_norm}, step=bad.step)
+            if self._is_silent:
+                continue
             warn(
                 f"step {bad.step} was skipped: its loss is {bad.loss}, its gradient's norm {bad.grad_norm}; "
                 "the weights are those before it"
@@ -95,6 +101,8 @@ class Reporter:
         self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=step)
 
     def _call(self, tell: Callable[[Callback], None]) -> None:
+        if self._is_silent:
+            return
         with self._trainer._turns.between():
             for callback in self._trainer.callbacks:
                 tell(callback)

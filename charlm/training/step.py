@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -18,6 +19,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend, Precision
+from charlm.backends.world import World
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.data.order import EpochOrder
@@ -27,6 +29,7 @@ from charlm.training.config import TrainerConfig
 from charlm.training.guard import Guard, guard_for
 from charlm.training.optimizers import OptimizerFactory, build_optimizers, made_by
 from charlm.training.records import StepRecord
+from charlm.training.reduction import reduction_for
 
 __all__ = ["Stepper"]
 
@@ -42,6 +45,7 @@ class Stepper:
         precision: what matrix products run in.
         optimizer: makes the optimizer; None: what the config names.
         learning_rate: of a step, counted from 0.
+        world: the processes that share a step's micro-batches.
 
     Attributes:
         optimizers: each trained parameter is in exactly one of them.
@@ -70,6 +74,7 @@ class Stepper:
         precision: Precision,
         optimizer: OptimizerFactory | None,
         learning_rate: Callable[[int], float],
+        world: World,
     ) -> None:
         self._model = model
         self._data = data
@@ -91,7 +96,10 @@ class Stepper:
         self._generator = torch.Generator()  # re-seeded for each batch
         self._batches = batches_on(data, backend)
         self._order = None if config.replacement else EpochOrder(data, config.batch_size, config.seed)
-        self.guard = guard_for(config, backend, scaler=self.scaler, optimizers=self.optimizers)
+        self.guard = guard_for(
+            config, backend, scaler=self.scaler, optimizers=self.optimizers, must_wait=world.size > 1
+        )
+        self._reduction = reduction_for(model, self._parameters, config, world)
 
     def take(self, step: int) -> StepRecord:
         """Move the parameters once.
@@ -154,26 +162,24 @@ class Stepper:
     @torch.inference_mode(False)
     @torch.enable_grad()  # a Ctrl-C inside one of torch's own blocks may have left either as it was there
     def _accumulate_gradients(self, step: int) -> Tensor:
-        """Add up the gradients of all micro-batches and return their mean loss, a scalar on the device."""
+        """Leave the mean gradient of all micro-batches, and return their mean loss, on the device."""
+        return self._reduction.run(partial(self._backward, step))
+
+    def _backward(self, step: int, model: nn.Module, micro: int, count: int) -> Tensor:
+        """Add a micro-batch's gradient to those that are there, and return its share of the mean loss."""
         config, backend = self._config, self._backend
-        loss = torch.zeros((), device=backend.device)
-        for micro in range(config.accumulate):
-            if self._order is None:
-                self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
-                x, y = self._batches.sample(config.batch_size, self._generator)  # (B, T)
-            else:
-                x, y = self._batches.at(self._order.starts(step * config.accumulate + micro))  # (B, T)
-            with backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
-                with backend.autocast(self._precision):
-                    part = _loss_of(self._model(x, y))
-                if config.accumulate > 1:
-                    part = part / config.accumulate  # micro-batches have equally many characters
-                (part if self.scaler is None else self.scaler.scale(part)).backward()
-            loss += part.detach()
-        for parameter in self._parameters:  # what an embedding with sparse=True makes has no norm
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.to_dense()
-        return loss
+        if self._order is None:
+            self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
+            x, y = self._batches.sample(config.batch_size, self._generator)  # (B, T)
+        else:
+            x, y = self._batches.at(self._order.starts(step * config.accumulate + micro))  # (B, T)
+        with backend.seeded(derive_seed(config.seed, "dropout", step, micro)):
+            with backend.autocast(self._precision):
+                loss = _loss_of(model(x, y))
+            if count > 1:
+                loss = loss / count  # micro-batches have equally many characters
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return loss.detach()
 
     @contextmanager
     def _unscaled(self, active: Sequence[Optimizer]) -> Iterator[None]:

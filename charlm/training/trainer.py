@@ -5,7 +5,8 @@ evaluation, a sample, a checkpoint (`_after_step`). What must survive is a `RunS
 gathers; runs/ writes it. Where a run has a time, timetable.py decides which steps are evaluated and which is
 the last. What is random has an address (see `charlm.randomness`), so nothing here depends on what ran
 before: a resumed run, a run with other intervals and a run with noisy callbacks train alike, bit for bit.
-The trainer prints nothing.
+Of several processes each runs this loop; agreement.py tells them of what one of them alone can know, and the
+first one alone writes and calls callbacks. The trainer prints nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.registry import get_backend
+from charlm.backends.world import join
 from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError, InputError, NonFiniteError, TrainingInterrupted, renamed, shown, warn
 from charlm.evaluation.evaluate import EvalResult, evaluate
@@ -38,6 +40,7 @@ from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import Tokenizer
+from charlm.training.agreement import Asked, agree, check_buffers, meet
 from charlm.training.callbacks import Callback
 from charlm.training.checks import check_arguments, check_characters
 from charlm.training.config import TrainerConfig
@@ -46,6 +49,7 @@ from charlm.training.evaluations import Evaluations
 from charlm.training.memory import check_memory
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.records import EvalRecord, SampleRecord, StepRecord, StopReason, TrainResult
+from charlm.training.reduction import check_world
 from charlm.training.reporting import Reporter
 from charlm.training.resume import resume
 from charlm.training.saving import fingerprint, gather
@@ -59,7 +63,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains a model on blocks of text.
+    """Trains a model on blocks of text; under torchrun, or in a process group, together with other processes.
 
     Args:
         model: anything whose `forward(idx, targets)` gives (logits, mean loss in nats). Moved to the
@@ -83,6 +87,7 @@ class Trainer:
         RunExistsError: `out_dir` holds a run with checkpoints, or other files.
         BackendError: the device is absent or cannot do what the config asks.
         NotEnoughMemoryError: the training would take more memory than is free; says what would fit.
+        ConfigError: the micro-batches of a step cannot be shared out to so many processes.
 
     Example:
         >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
@@ -133,10 +138,12 @@ class Trainer:
             timetable=timetable,
             saving=out_dir is not None,
         )
-        self.out_dir = None if out_dir is None else as_path(out_dir)
-        if self.out_dir is not None:
-            RunDirectory.refuse_if_taken(self.out_dir)
         self.backend = get_backend(device)
+        self._world = join(self.backend)
+        check_world(self.config, self._world.size)
+        self.out_dir = None if out_dir is None else as_path(out_dir)
+        if self.out_dir is not None and self._world.is_first:
+            RunDirectory.refuse_if_taken(self.out_dir)
         self.precision = self.backend.precision(self.config.precision)
         check_memory(
             model,
@@ -158,15 +165,17 @@ class Trainer:
             precision=self.precision,
             optimizer=optimizer,
             learning_rate=self._learning_rate,
+            world=self._world,
         )
         self.optimizers, self.scaler = self._stepper.optimizers, self._stepper.scaler
 
         self._state = RunState()
         self.checkpoint = None
-        self._evaluations = Evaluations(model, val_data, self.config, self.backend)
-        self._writer = None if self.out_dir is None else RunWriter(self.out_dir)
+        self._evaluations = Evaluations(model, val_data, self.config, self.backend, self._world)
+        self._writer = RunWriter(self.out_dir) if self.out_dir is not None and self._world.is_first else None
         self._reporter = Reporter(self)
         self._reason: StopReason | None = None
+        self._wish: StopReason | None = None  # a reason that other processes do not know yet
         self._interrupted = False
         self._save_requested = False
         self._turns = Turns()
@@ -175,6 +184,7 @@ class Trainer:
         self._is_telling_of_a_save = False
         self._is_fitting = False
         self._has_rehearsed = False
+        self._buffers: dict[str, torch.Tensor] = {}
         self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
         self._counted_at = 0.0  # up to when `seconds` counts
@@ -255,6 +265,7 @@ class Trainer:
             CheckpointWriteError: saving failed three times in a row, or at the end; `result()` says
                 what the run came to.
             RunLockedError: another process or trainer trains there, or has since this one knew it.
+            PeerError: another process of the same training failed, or is gone.
         """
         loop = self.steps()
         self._is_fitting = True
@@ -313,11 +324,14 @@ class Trainer:
     def _steps(self) -> Generator[StepRecord, None, None]:
         awake = [module for module in self.model.modules() if module.training]
         try:
-            self._turns.step(self._begin)
-            while self._reason is None:
-                yield self._turns.step(self._take_step)
-                self._counted_at = time.perf_counter()  # the caller's own time is not the run's
-            self._turns.step(self._finish)
+            with self._world.telling():
+                self._turns.step(self._begin)
+                while self._reason is None:
+                    yield self._turns.step(self._take_step)
+                    self._counted_at = time.perf_counter()  # the caller's own time is not the run's
+                    if not self._is_fitting:
+                        self._turns.step(self._agree)  # who steps may have called finish()
+                self._turns.step(self._finish)
         finally:
             self._turns.step(lambda: self._end(awake))
 
@@ -432,10 +446,13 @@ class Trainer:
         Raises:
             InputError: the trainer has no `out_dir`.
         """
-        self._writer_for("request_save")
+        if self._world.is_first:
+            self._writer_for("request_save")
         self._save_requested = True
 
     def _writer_for(self, method: str) -> RunWriter:
+        if self._writer is None and not self._world.is_first:
+            raise InputError(f"{method} must be called in the process of rank 0, which alone writes")
         if self._writer is None:
             raise InputError(f"out_dir must be given to {method}: Trainer(..., out_dir='runs/one')")
         return self._writer
@@ -445,7 +462,7 @@ class Trainer:
 
         For callbacks, and between two steps of `steps`: a run that has not begun yet does not remember it.
         """
-        self._reason = self._reason or "callback"
+        self._wish = self._wish or "callback"
 
     def interrupt(self) -> None:
         """Ask the run to save after the step under way, and to raise TrainingInterrupted.
@@ -464,7 +481,7 @@ class Trainer:
             best=None if self.best is None else self.best.result,
             best_step=None if self.best is None else self.best.step,
             history=tuple(self.history),
-            reason=self._reason or "interrupted",
+            reason=self._reason or self._wish or "interrupted",
             checkpoint=self.checkpoint,
         )
 
@@ -488,7 +505,8 @@ class Trainer:
         moved_end: bool,
     ) -> None:
         """Stand where a checkpoint was saved; weights, moments and generators are restored already."""
-        self._state, self._writer, self._has_unsaved_end = state, writer, moved_end
+        self._state, self._has_unsaved_end = state, moved_end
+        self._writer = writer if self._world.is_first else None
         self.checkpoint, self.out_dir = checkpoint, checkpoint.parent.parent
         self._stepper.guard.begin(state.skipped_in_a_row)
         if timetable is not None:
@@ -497,6 +515,7 @@ class Trainer:
             self._evaluations.best_weights = best_weights
 
     def _begin(self) -> None:
+        self._buffers = meet(self._world, self)
         if self._writer is not None:
             self._writer.begin(self.step)
         self._evaluations.put_last_back()
@@ -509,7 +528,7 @@ class Trainer:
         if not self.model.training:  # as `load` returns it; what sleeps inside a training model stays asleep
             self.model.train()
         self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
-        self._reason = None
+        self._reason = self._wish = None
         self._began_at = self._counted_at = time.perf_counter()
         self._start_timekeeper()
         if self._state.has_lost(self.config.patience):
@@ -521,6 +540,7 @@ class Trainer:
             self._has_unsaved_end = False
         if self.step > 0 and self._timekeeper.is_evaluation_due(self.step):
             self._catch_up()  # an interrupted run saves before the evaluation of its last step
+        self._agree()
 
     def _start_timekeeper(self) -> None:
         """Tell the timekeeper what an evaluation takes, and let it see whether the run has ended already."""
@@ -528,8 +548,11 @@ class Trainer:
         if self.timetable is not None and not keeper.repeats:
             if self.out_dir is not None:  # for a long text it takes seconds, which no evaluation is to pay
                 fingerprint(self.train_data)
-            evaluation = self._evaluations.plan(self._state, keeper)
-            self._count_seconds()
+            evaluation, chars = self._world.tell(
+                lambda: (self._evaluations.plan(self._state, keeper), keeper.timetable.eval_chars)
+            )
+            keeper.choose_eval_chars(chars)
+            self._agree()
         keeper.start(self.step, self.seconds, evaluation)
         before = self.timetable
         if self.step > 0:
@@ -564,7 +587,7 @@ class Trainer:
         except NonFiniteError as error:
             done, stepper = (error.step or self.step + 1) - 1, self._stepper
             self._state.chars_seen -= (self.step - done) * stepper.chars_per_step
-            self._state.step, self._reason = done, None
+            self._state.step, self._reason, self._wish = done, None, None
             stepper.guard.begin()  # whoever goes on begins a new row
             self._reporter.skipped(stepper.guard.skipped(done))
             self._reporter.failed(error)
@@ -575,38 +598,40 @@ class Trainer:
         config = self.config
         if config.minutes is not None and self.backend.asynchronous:
             self.backend.synchronize()  # or the clock would time how steps are handed over
-        self._count_seconds()
+        self._agree()
         if not self._has_rehearsed:
+            check_buffers(self._buffers, self.model)
             self._rehearse_save()  # now the optimizer has a state
             self._has_rehearsed = True
         self._ask_timekeeper()
-        if config.max_seconds is not None and self._counted_at - self._began_at >= config.max_seconds:
-            self._reason = self._reason or "max_seconds"
+        spent = self._counted_at - self._began_at
+        if config.max_seconds is not None and spent >= config.max_seconds and self._world.is_first:
+            self._wish = self._wish or "max_seconds"
         scheduled = self._timekeeper.is_evaluation_due(self.step)
         self._log_if_due(record)  # before a callback saves, or a resume from there would lack the line
         self._reporter.stepped(record)
         self._log_if_due(record)  # a callback may have ended the run
+        asked = self._agree()
         ending = self._reason is not None
         due = due_after(self.step, config, scheduled=scheduled, ending=ending)
         if due.sample:
             self._sample()
-        evaluated = self.val_data is not None and due.evaluate and (ending or not self._interrupted)
+        evaluated = self.val_data is not None and due.evaluate and (ending or not asked.interrupted)
         if evaluated:  # last, since after a stop it is the first that is made up for
             self._evaluate(scheduled=scheduled)
-        self._count_seconds()
+        if due.sample or evaluated:
+            asked = self._agree()  # what comes later is for the next step
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0
-        interrupted = self._interrupted  # looked at once: what comes later is for the next step
-        stopping = interrupted or self._reason is not None
-        requested = self._save_requested
-        if requested:  # what comes later is for the next step
+        stopping = asked.interrupted or self._reason is not None
+        if asked.save:
             self._save_requested = False
         if stopping:
             self._check_steps()
-        if due.save or is_best or stopping or requested:
+        if due.save or is_best or stopping or asked.save:
             self._save_if_possible(must_succeed=stopping)
-        self._count_seconds()
+            self._agree()  # nobody ends before it is written
         self._timekeeper.after_pause(self.seconds, evaluated=evaluated or scheduled)
-        if interrupted and self._reason is None:
+        if asked.interrupted and self._reason is None:
             where = f"; the state is saved in {self.checkpoint}" if self.checkpoint else ""
             raise TrainingInterrupted(
                 f"training stopped after step {self.step}{where}",
@@ -615,7 +640,7 @@ class Trainer:
             )
 
     def _log_if_due(self, record: StepRecord) -> None:
-        if due_after(self.step, self.config, scheduled=False, ending=self._reason is not None).log:
+        if due_after(self.step, self.config, scheduled=False, ending=self._ends).log:
             self._check_steps()
             self._reporter.log_step(record)
 
@@ -633,12 +658,27 @@ class Trainer:
         self._state.seconds += now - self._counted_at
         self._counted_at = now
 
+    def _agree(self) -> Asked:
+        """Tell all processes the time and what this one was asked for, and take on what they say."""
+        self._count_seconds()
+        own = Asked(self._interrupted, self._save_requested, self._reason or self._wish, self.seconds)
+        asked = agree(self._world, own)
+        self._reason, self._state.seconds = asked.reason, asked.seconds
+        return asked
+
+    @property
+    def _ends(self) -> bool:
+        return self._reason is not None or self._wish is not None
+
     def _evaluate(self, *, scheduled: bool) -> None:
         self._check_steps()
         began, keeper = time.perf_counter(), self._timekeeper
         keeper.record_evaluation(self.step, scheduled=scheduled)
-        with self._turns.between():
-            result = self.evaluate(max_chars=keeper.timetable.eval_chars)
+        if self._world.size > 1:
+            result = self._evaluations.score_together(keeper.timetable.eval_chars)
+        else:
+            with self._turns.between():
+                result = self.evaluate(max_chars=keeper.timetable.eval_chars)
         seconds, counted = time.perf_counter() - began, scheduled and keeper.is_counted(self.step)
         record = self._evaluations.add(self._state, result, seconds=seconds, counted=counted)
         if counted and self._state.has_lost(self.config.patience):
@@ -647,7 +687,7 @@ class Trainer:
         self._reporter.evaluated(record)
 
     def _sample(self) -> None:
-        if not isinstance(self.model, LanguageModel) or self.tokenizer is None:
+        if not isinstance(self.model, LanguageModel) or self.tokenizer is None or not self._world.is_first:
             return
         prompt = torch.tensor([start_ids(self.tokenizer)], device=self.backend.device)  # (1, 1)
         ids = self.model.generate(
@@ -702,7 +742,7 @@ class Trainer:
             self._evaluate(scheduled=self._timekeeper.is_evaluation_due(self.step))
         if missing or (self._writer is not None and self._writer.saved_step != self.step):
             self._save_if_possible(must_succeed=self._reason is not None or self._interrupted)
-        self._count_seconds()
+        self._agree()
         self._timekeeper.after_pause(self.seconds, evaluated=missing)
 
     def _finish(self) -> None:
@@ -710,6 +750,7 @@ class Trainer:
         self._catch_up()
         self._evaluations.put_best_back(self._state)
         self._reporter.ended()
+        self._agree()  # or one would have ended well, and another not
 
     def _end(self, awake: Sequence[nn.Module]) -> None:
         """Give the lock back, and the model its flags, with these modules in training mode."""

@@ -28,13 +28,26 @@ def settings_of(preset: PresetName = DEFAULT_PRESET, **flags: str) -> Settings:
 
 def plan_of(n_chars: int = 1_000_000, preset: PresetName | None = None, **changes: Any) -> Plan:
     """Return a plan for a text of so many characters; `changes` are flags and what `plan_training` takes."""
-    options: dict[str, Any] = {"val_fraction": 0.1, "on_gpu": False}
+    options: dict[str, Any] = {"val_fraction": 0.1, "on_gpu": False, "shares_out": False}
     options |= {name: changes.pop(name) for name in list(changes) if name in options}
     chosen = settings_of(preset or DEFAULT_PRESET, **changes)
     return plan_training(chosen, n_chars, 65, choose=preset is None, **options)
 
 
 # Exact points
+
+
+def test_a_step_is_cut_into_micro_batches_for_several_processes_unless_somebody_has_cut_it() -> None:
+    alone, shared = plan_of(), plan_of(shares_out=True)
+    blocks = alone.training.batch_size * alone.training.accumulate
+    assert (shared.training.batch_size, shared.training.accumulate) == (blocks // 8, 8)
+    assert shared.shared_out
+    assert shared.most_steps == alone.most_steps
+    choices: list[dict[str, Any]] = [{"batch_size": "12"}, {"accumulate": "2"}]
+    for flags in choices:
+        plan = plan_of(shares_out=True, **flags)
+        assert not plan.shared_out
+        assert plan.training == plan_of(**flags).training
 
 
 def test_a_preset_that_is_asked_for_is_trained_as_it_is() -> None:

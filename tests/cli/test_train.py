@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -480,6 +481,26 @@ def test_resume_goes_on_to_a_new_end(
     assert record_of(run)["sources"] == [str(moved)]
     assert command("train", "python-docs", "--resume", "-o", run, "--max-steps", "50") == 1
     assert "is not the text that the run was trained with" in command.err
+
+
+def test_resume_auto_begins_goes_on_and_has_nothing_to_do_at_the_end(
+    command: Command, text: Path, tmp_path: Path
+) -> None:
+    run, given = tmp_path / "run", ["--resume", "auto", "--no-baseline", "--seed", "5", "--keep-last", "2"]
+    assert command.train(text, "-o", run, *given) == 0
+    assert "done    20 steps" in command.err
+    shutil.rmtree(newest := max((run / "checkpoints").iterdir()))
+    assert command.train(text, "-o", run, *given) == 0
+    assert "10 of 20 are done" in command.err
+    assert max((run / "checkpoints").iterdir()).name[:17] == newest.name[:17]
+    assert command.train(text, "-o", run, *given) == 0
+    assert "all 20 are done" in command.err
+    assert command.train(text, "-o", run, *given, "--seed", "6", "--tokenizer", "byte") == 2
+    assert "cannot be given: --seed 6 (it has 5), --tokenizer byte (it has char)" in command.err
+    assert command.train("--resume", text, "-o", run, "--max-steps", "30") == 2  # a path behind it is FILE
+    assert "cannot be given with --resume" in command.err
+    assert command("train", "--resume=sometimes", "-o", run) == 2
+    assert "argument --resume: must be auto or nothing, got 'sometimes'" in command.err
 
 
 def test_resume_needs_a_run_of_this_command(command: Command, text: Path, run: Path) -> None:

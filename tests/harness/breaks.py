@@ -1,4 +1,4 @@
-"""Twenty ways to break charlm at run time, each with the test that notices it.
+"""Twenty-four ways to break charlm at run time, each with the test that notices it.
 
 `reliability/broken_versions.py` tries them. A break replaces attributes of modules and classes, by name, so
 it does not depend on how the source is written. The variable BREAK_CHARLM names the function of one, for
@@ -360,3 +360,55 @@ def handlers_stay() -> None:
 )
 def second_ctrl_c() -> None:
     _set("charlm.cli.signals", "_SAME_KEYPRESS_SECONDS", lambda seconds: math.inf)
+
+
+@_breaks(
+    "a process draws the blocks of another's micro-batches",
+    "training/test_reduction.py"
+    "::test_every_world_that_divides_the_micro_batches_trains_alike_bit_for_bit[adamw]",
+)
+def blocks_of_another() -> None:
+    def run(real: Any, stepper: Any, step: int, model: Any, micro: int, count: int) -> Any:
+        rank = stepper._reduction._world.rank
+        return real(stepper, step, model, micro if rank == 0 else 0, count)
+
+    _replace("charlm.training.step:Stepper", "_backward", run)
+
+
+@_breaks(
+    "processes are added up in another order than the tree's",
+    "training/test_reduction.py::test_gradients_and_losses_are_added_in_the_tree[8]",
+)
+def another_order() -> None:
+    def added(real: Any, rows: Any) -> Any:
+        for row in rows[1:]:
+            rows[0].add_(row)
+        return rows[0]
+
+    _replace("charlm.training.reduction", "_added", added)
+
+
+@_breaks(
+    "every process saves",
+    "training/test_agreement.py::test_a_stop_in_any_process_stops_all_and_is_saved_once[0]",
+)
+def all_save() -> None:
+    def save(real: Any, trainer: Any, **options: Any) -> None:
+        from charlm.runs.writer import RunWriter
+
+        if trainer._writer is None and trainer.out_dir is not None:
+            trainer._writer = RunWriter(trainer.out_dir)
+        real(trainer, **options)
+
+    _replace("charlm.training.trainer:Trainer", "_save_if_possible", save)
+
+
+@_breaks(
+    "a stop is not told to the other processes",
+    "training/test_agreement.py::test_a_stop_in_any_process_stops_all_and_is_saved_once[1]",
+)
+def stop_is_not_told() -> None:
+    def agree(real: Any, world: Any, own: Any) -> Any:
+        return real(world, own)._replace(interrupted=own.interrupted)
+
+    _replace("charlm.training.agreement", "agree", agree)

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "cli/report.py": "cli/test_train.py",
     "cli/rundir.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_processes.py",
+    "cli/together.py": "reliability/test_worlds.py",
     "generation/cache.py": "generation/test_decode.py",
     "generation/engine.py": "generation/test_state.py",
     "generation/stream.py": "generation/test_decode.py",

@@ -205,8 +205,10 @@ def test_without_settings_the_defaults_are_estimated_and_the_models_own_blocks()
         training_bytes(BigramLM(5))
 
 
-def test_micro_batches_follow_one_another_and_cost_nothing_more() -> None:
-    assert estimate(adamw(accumulate=50)) == estimate(adamw())
+def test_micro_batches_follow_one_another_and_cost_only_the_sums_that_wait() -> None:
+    assert estimate(adamw(accumulate=25)) == estimate(adamw(accumulate=2)) == estimate(adamw())
+    gradients = estimate(adamw(accumulate=50)) - estimate(adamw())
+    assert estimate(adamw(accumulate=8)) == estimate(adamw()) + 2 * gradients > estimate(adamw())
 
 
 def test_the_settings_that_take_memory_are_counted() -> None:

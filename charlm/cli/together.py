@@ -1,0 +1,38 @@
+"""`charlm train` in several processes, as torchrun starts them: the first one talks, and all end together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from charlm.backends.registry import get_backend
+from charlm.backends.world import World, join, leave
+from charlm.cli.output import Console
+from charlm.cli.signals import Signals
+from charlm.errors import PeerError
+
+__all__ = ["together"]
+
+
+@contextmanager
+def together(device: str | None, console: Console, signals: Signals) -> Iterator[World]:
+    """Yield the world that torchrun has started; what fails inside the block in one process ends all.
+
+    Args:
+        device: as it was asked for.
+        console: is silent in all processes but the first, or but the one that finds that another is gone.
+        signals: end the process at once while the others are waited for.
+    """
+    console.silent = os.environ["RANK"] != "0"
+    with signals.ending_at_once():
+        world = join(get_backend(device or "auto"))
+    try:
+        with world.telling():
+            yield world
+    except PeerError as error:
+        if error.rank is None:
+            console.silent = not world.is_spokesman()
+        raise
+    finally:
+        leave()
