@@ -336,7 +336,7 @@ def _eval_chars(run: _Prepared, counted: Counted | None) -> tuple[int | None, fl
         return run.plan.training.eval_chars, None
     run.backend.prepare(run.model)
     fitting, seconds = chars_within(limits[0], run.model, val, backend=run.backend)
-    N = len(val.ids) - 1
+    N = val.n_ids - 1
     chars = [N if fitting is None else fitting]
     each = _OVERLAP * seconds / chars[0]
     if counted is not None:
@@ -382,7 +382,7 @@ def _record(
         "sources": [lasting(source) for source in args.files],
         "encoding": encoded.encoding,
         "val_fraction": run.plan.val_fraction,
-        "train_ids": len(run.texts.whole.ids),
+        "train_ids": run.texts.whole.n_ids,
         "aside": run.plan.aside,
         "tokenizer": encoded.kind,
         "preset": run.plan.preset,

@@ -169,7 +169,7 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
     spent = start_seconds + plan.evaluating_seconds(each)
     fitting = max(1, int((60 * minutes - spent) / step_seconds))
     steps = min(fitting, plan.training.max_steps)
-    runs = _alike(plan.preset, len(train.ids), steps)
+    runs = _alike(plan.preset, train.n_ids, steps)
     ahead = [run.ahead for run in runs]
     usual = min((run.steps for run in runs), default=None)
     least = max(FEW_STEPS, int(_MANY_STEPS * (usual or 0)))

@@ -71,9 +71,9 @@ def time_to_conclude(
     """
     if texts.aside is None:
         return None, 0.0
-    aside = len(texts.aside.ids)
+    aside = texts.aside.n_ids
     fitting = min(aside, max(int(_SHARE * seconds / each / 2), 1))  # once to fit, once to decide
-    scored = 0 if texts.val is None else min(len(texts.val.ids), eval_chars or len(texts.val.ids))
+    scored = 0 if texts.val is None else min(texts.val.n_ids, eval_chars or texts.val.n_ids)
     return None if fitting == aside else fitting, 0.5 + counting + (2 * fitting + scored) * each
 
 
@@ -117,7 +117,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     ngram = NGramLM.load(run.path / BASELINE_FOLDER)
     values = read_record(run.path).values
     known: Any = values
-    part = count_end(texts.train, ngram.vocab_size, min(known["baseline"]["counted"], len(texts.train.ids)))
+    part = count_end(texts.train, ngram.vocab_size, min(known["baseline"]["counted"], texts.train.n_ids))
     mixture = MixtureLM([gpt, part])
     backend.prepare(mixture)
     deciding, most = _in_windows(aside, ngram.vocab_size), known.get("aside_chars")
@@ -139,7 +139,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     line = ""
     if texts.val is not None:
         val = _in_windows(texts.val, ngram.vocab_size)
-        N, most = len(val.ids) - 1, known["training"]["eval_chars"]
+        N, most = val.n_ids - 1, known["training"]["eval_chars"]
         losses = dict(zip(_NAMES, whole.losses(val, max_chars=most), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
         line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}"
@@ -153,5 +153,5 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
 
 def _in_windows(data: BlockDataset, vocab_size: int) -> BlockDataset:
     """Return a text in the windows in which a model without a limit is evaluated."""
-    window = min(unlimited_window(vocab_size), len(data.ids) - 1)
-    return BlockDataset(data.ids, window, tokenizer=data.tokenizer)
+    window = min(unlimited_window(vocab_size), data.n_ids - 1)
+    return data.in_blocks_of(window)

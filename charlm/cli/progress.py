@@ -94,9 +94,9 @@ class Progress(Callback):
             self._console.bar = _new_bar(trainer.step, trainer.expected_steps)
         chars = config.eval_chars if trainer.timetable is None else trainer.timetable.eval_chars
         val = trainer.val_data
-        if chars is not None and val is not None and chars < len(val.ids) - 1:
+        if chars is not None and val is not None and chars < val.n_ids - 1:
             self._console.say(
-                f"eval    each scores about {chars:,} of the {len(val.ids):,} {val.unit}s "
+                f"eval    each scores about {chars:,} of the {val.n_ids:,} {val.unit}s "
                 "for validation, spread over them; charlm eval scores all"
             )
         self._started = trainer.seconds

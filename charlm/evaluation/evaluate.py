@@ -110,7 +110,7 @@ def evaluate(
         nats += losses.sum(dtype=torch.float64 if has_float64(logits.device) else None).item()
         hits += int((logits.argmax(dim=-1) == targets).sum())
         count += len(targets)
-    left_out = len(data.ids) - 1 - count
+    left_out = data.n_ids - 1 - count
     return EvalResult(
         loss_nats=max(nats, 0.0) / count, accuracy=hits / count, n_chars=count, n_left_out=left_out
     )
@@ -150,7 +150,7 @@ def _most_windows(data: BlockDataset, max_chars: int | None) -> int | None:
     if max_chars is None:
         return None
     most = int_from(1, max_chars, "max_chars")
-    return None if most >= len(data.ids) - 1 else max(1, most // data.block_size)
+    return None if most >= data.n_ids - 1 else max(1, most // data.block_size)
 
 
 def default_batch_size(block_size: int, vocab_size: int) -> int:

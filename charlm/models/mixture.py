@@ -251,7 +251,7 @@ class MixtureLM(LanguageModel):
         """Return where in the gate N ids stand, (N, J), and what each voice gave to them, (N, K + 1)."""
         most = None if max_chars is None else int_from(1, max_chars, "max_chars")
         if most is not None:  # windows of them, as `evaluate` takes them
-            most = None if most >= len(data.ids) - 1 else max(most // data.block_size, 1)
+            most = None if most >= data.n_ids - 1 else max(most // data.block_size, 1)
         batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
         places: list[Tensor] = []
         said: list[Tensor] = []
