@@ -41,6 +41,7 @@ BASELINE_FOLDER = "ngram"
 BITS: Mapping[Unit, str] = {"character": "bits/char", "byte": "bits/byte"}
 """How a loss in bits is written."""
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
+_LONG = 100_000_000  # characters: of so long a text half as many are counted, as memory may be short
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
 _LEAST_SCORED = 20_000  # characters
 _TRIAL = 200_000  # characters, counted to see how long it takes: 0.1 s
@@ -92,7 +93,7 @@ class Baseline:
 def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = None) -> Counted:
     """Count the end of a text, as much as fits into a time; None: as much as is sensible."""
     began = time.perf_counter()
-    most = min(train.n_ids, _MOST_COUNTED)
+    most = min(train.n_ids, _MOST_COUNTED if train.n_ids < _LONG else _MOST_COUNTED // 2)
     chars = most if seconds is None else min(most, _TRIAL)
     model = count_end(train, vocab_size, chars)
     spent = time.perf_counter() - began

@@ -41,7 +41,10 @@ from charlm.cli.report import (
 from charlm.cli.rundir import Origin, delete_run, lasting, write_record
 from charlm.cli.settings import Settings
 from charlm.cli.signals import Signals
+from charlm.cli.stored import MOST_EVALUATED
 from charlm.data.blocks import BlockDataset
+from charlm.data.prepared import PreparedCorpus
+from charlm.data.rows import StoredRow
 from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import unit_of
@@ -98,7 +101,7 @@ def begin(
         kept=kept,
     )
     training, baseline, aside_chars, concluding = _measure(
-        run, console, counts=args.baseline, times=timetable is None
+        run, console, counts=args.baseline, times=timetable is None, kept=kept
     )
     signals.check()
     if timetable is None and training.minutes is not None:
@@ -154,7 +157,7 @@ def resume(
     began: float,
 ) -> int:
     """Go on with a run."""
-    texts = _cut(encoded, origin.block_size, origin.train_share(len(encoded.ids)), origin.aside)
+    texts = _cut(encoded, origin.block_size, origin.train_share(encoded.n_ids), origin.aside)
 
     def on_start(path: Path) -> None:
         commands = origin.values.get("commands")
@@ -244,7 +247,7 @@ def _prepare(
     backend, tokenizer = get_backend(args.device or "auto"), encoded.tokenizer
     plan = plan_training(
         settings,
-        len(encoded.ids),
+        encoded.n_ids,
         tokenizer.vocab_size,
         val_fraction=val_fraction,
         unit=unit_of(tokenizer),
@@ -277,7 +280,8 @@ def _prepare(
 
 def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> Texts:
     try:
-        whole = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
+        ids = StoredRow(encoded.ids) if isinstance(encoded.ids, PreparedCorpus) else encoded.ids
+        whole = BlockDataset(ids, block_size, tokenizer=encoded.tokenizer)
         val: BlockDataset | None = None
         if train_share < 1:
             whole, val = whole.split(train_share)
@@ -289,7 +293,7 @@ def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> T
 
 
 def _measure(
-    run: _Prepared, console: Console, *, counts: bool, times: bool
+    run: _Prepared, console: Console, *, counts: bool, times: bool, kept: bool
 ) -> tuple[TrainerConfig, Baseline | None, int | None, float]:
     """Measure what decides how a training is evaluated, and what it is compared with.
 
@@ -298,6 +302,7 @@ def _measure(
         console: where the n-gram model is shown.
         counts: whether an n-gram model is counted.
         times: whether evaluations are timed; else a run that is repeated has decided how long they are.
+        kept: whether another run has decided how much of the text they score, where they are not timed.
 
     Returns:
         The settings of the training, with how much of the validation text each evaluation scores, the n-gram
@@ -309,7 +314,7 @@ def _measure(
     if counts:
         counted = count_within(texts.whole, texts.tokenizer.vocab_size, run.plan.counting_seconds)
     if times:
-        eval_chars, each = _eval_chars(run, counted)
+        eval_chars, each = _eval_chars(run, counted, kept=kept)
         training = training.replace(eval_chars=eval_chars)
         if counted is not None and each is not None:
             aside_chars, concluding = time_to_conclude(
@@ -326,14 +331,16 @@ def _measure(
     return training, baseline, aside_chars, concluding
 
 
-def _eval_chars(run: _Prepared, counted: Counted | None) -> tuple[int | None, float | None]:
+def _eval_chars(run: _Prepared, counted: Counted | None, *, kept: bool) -> tuple[int | None, float | None]:
     """Return how much of the validation text is scored in each evaluation, by both models; None: all.
 
     And how many seconds a mixture of both takes for each character, where there is a limit of time.
     """
     limits, val = run.plan.scoring_seconds, run.texts.val
     if limits is None or val is None:
-        return run.plan.training.eval_chars, None
+        asked = run.plan.training.eval_chars
+        is_long = asked is None and val is not None and val.n_ids > MOST_EVALUATED and not kept
+        return MOST_EVALUATED if is_long else asked, None
     run.backend.prepare(run.model)
     fitting, seconds = chars_within(limits[0], run.model, val, backend=run.backend)
     N = val.n_ids - 1
@@ -381,6 +388,7 @@ def _record(
     return {
         "sources": [lasting(source) for source in args.files],
         "encoding": encoded.encoding,
+        "prepared": encoded.is_prepared,
         "val_fraction": run.plan.val_fraction,
         "train_ids": run.texts.whole.n_ids,
         "aside": run.plan.aside,

@@ -99,6 +99,11 @@ class CorpusIndex:
     others: Mapping[str, FileDigest]
     """Size and sha256 of the other files, by name."""
 
+    @property
+    def id_bytes(self) -> int:
+        """How many bytes an id has."""
+        return np.dtype(self.dtype).itemsize
+
     def to_dict(self) -> dict[str, object]:
         """Return what index.json holds."""
         return {
@@ -133,7 +138,7 @@ class CorpusIndex:
             dtype in _DTYPES
             and all(ids > 0 for ids, _ in shards)
             and sum(ids for ids, _ in shards) == index.n_ids >= index.train_ids > 0
-            and 0 <= index.max_id < index.vocab_size <= 2 ** (8 * np.dtype(dtype).itemsize)
+            and 0 <= index.max_id < index.vocab_size <= 2 ** (8 * index.id_bytes)
             and set(files) in ({DOCUMENTS_FILE}, {DOCUMENTS_FILE, TOKENIZER_FILE})
             and others[DOCUMENTS_FILE].size == 8 * index.n_documents
         ):

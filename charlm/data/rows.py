@@ -22,7 +22,10 @@ from typing_extensions import override
 from charlm.data.prepared import PreparedCorpus
 from charlm.errors import CorpusError, DataError, InputError, quoted
 
-__all__ = ["Row", "StoredRow", "TensorRow", "row_of"]
+__all__ = ["PREPARED", "Row", "StoredRow", "TensorRow", "row_of"]
+
+PREPARED = "prepared:"
+"""How the fingerprint of a text on disk begins."""
 
 _INTEGERS = {
     torch.uint8,
@@ -113,7 +116,7 @@ class StoredRow:
     @property
     def fingerprint(self) -> str:
         """What stands for the ids, without reading them: it follows from the hashes of the files."""
-        return f"prepared:{self.corpus.fingerprint(self.ranges)}"
+        return f"{PREPARED}{self.corpus.fingerprint(self.ranges)}"
 
     def between(self, start: int, stop: int) -> Tensor:
         """Read the ids from `start` to `stop`."""

@@ -253,17 +253,19 @@ class MixtureLM(LanguageModel):
         if most is not None:  # windows of them, as `evaluate` takes them
             most = None if most >= data.n_ids - 1 else max(most // data.block_size, 1)
         batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
-        places: list[Tensor] = []
-        said: list[Tensor] = []
+        N, K = data.n_ids - 1 if most is None else most * data.block_size, len(self.members)
+        places, said = np.empty((N, 3**K)), np.empty((N, K + 1))
+        start = 0
         for x, y in data.blocks(batch, most=most):
             with torch.no_grad(), evaluation_mode(self):
                 idx, targets = x.to(self.device), y.to(self.device)
                 self._check_idx(idx, targets)
                 voices = self._voices(idx, None)  # (K + 1, B, T, V)
-                places.append(self._places(voices).flatten(0, 1).cpu().double())  # (B T, J)
+                here = slice(start, start := start + targets.numel())
+                places[here] = self._places(voices).flatten(0, 1).cpu().numpy()  # (B T, J)
                 at = targets.expand(len(voices), *targets.shape)[..., None]
-                said.append(voices.gather(-1, at).flatten(1).T.cpu().double())  # (B T, K + 1)
-        return torch.cat(places).numpy(), torch.cat(said).exp().numpy()
+                said[here] = voices.gather(-1, at).flatten(1).T.cpu().numpy()  # (B T, K + 1)
+        return places, np.exp(said, out=said)
 
     @override
     def _check_values(self) -> None:

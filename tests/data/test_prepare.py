@@ -145,6 +145,11 @@ def swap(path: Path) -> None:
     other.write_bytes(first)
 
 
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], type[CharLMError], str]] = {
     "changed": (flip, FileFormatError, "'.*ids-000000.bin' must have the sha256 .* it was changed"),
     "cut": (
@@ -158,7 +163,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[CharLMError], str]] = {
     "tokenizer": (lambda path: flip(path.with_name("tokenizer.json")), FileFormatError, "tokenizer.json"),
     "no index": (lambda path: path.with_name(INDEX_FILE).unlink(), CorpusError, "it has no index.json"),
     "link": (
-        lambda path: (path.rename(path.with_name("x")), path.symlink_to(path.with_name("x"))),
+        link,
         FileFormatError,
         "must be a regular file, got a symbolic link",
     ),
@@ -192,9 +197,15 @@ def test_a_file_that_gets_shorter_while_it_is_read_ends_no_process(tmp_path: Pat
 def test_files_are_hashed_once_until_somebody_writes_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, hashed = prepared_text(tmp_path, shard_bytes=2_000), []
+    data = prepared_text(tmp_path, shard_bytes=2_000)
+    hashed: list[str] = []
     own = OpenFile.sha256
-    monkeypatch.setattr(OpenFile, "sha256", lambda file: hashed.append(file.path.name) or own(file))
+
+    def noted(file: OpenFile) -> str:
+        hashed.append(file.path.name)
+        return own(file)
+
+    monkeypatch.setattr(OpenFile, "sha256", noted)
     names = [path.name for path in sorted(data.glob("ids-*"))]
     for expected in (names, [], []):
         PreparedCorpus(data)
