@@ -129,6 +129,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     whole = MixtureLM([gpt, ngram.to(gpt.device)])
     with torch.no_grad():
         whole.gate.copy_(mixture.gate)
+    del mixture, part  # the tables are large
     models: dict[str, LanguageModel] = {"ngram": ngram, "mixture": whole}
     folder = run.path / MIXTURE_FOLDER
     if kept in models:

@@ -1,8 +1,9 @@
 """Megabytes of UTF-8 a second, of encoding and decoding characters.
 
-And of preparing the text on disk, in a file system in memory where there is one. Two texts: the corpus, repeated (ASCII, if it is Tiny Shakespeare), and words drawn from alphabets of one,
-two, three and four bytes a character. Beside charlm's functions stand the lecture's: a list comprehension
-over a dictionary, and a join. One process, in turns.
+And of preparing the text on disk, in a file system in memory where there is one. Two texts: the corpus,
+repeated (ASCII, if it is Tiny Shakespeare), and words drawn from alphabets of one, two, three and four bytes
+a character. Beside charlm's functions stand the lecture's: a list comprehension over a dictionary, and a
+join. One process, in turns.
 
     cd tests
     python -m benchmarks.encode --json encode.json

@@ -31,12 +31,13 @@ def write_prose(path: Path, megabytes: int, seed: int = 1) -> int:
     """Write words of Python's documentation, each as often as there, in lines, and return how many bytes."""
     words = np.array(charlm.load_corpus("python-docs").split())
     generator = np.random.default_rng(seed)
+    count = min(_AT_ONCE, megabytes * 1_000_000 // 6 + 1)
+    drawn = words[generator.integers(len(words), size=count)].tolist()
+    lines = [" ".join(drawn[i : i + 12]) for i in range(0, count, 12)]
     written = 0
     with path.open("wb") as file:
         while written < megabytes * 1_000_000:
-            count = min(_AT_ONCE, megabytes * 1_000_000 // 6 + 1)
-            drawn = words[generator.integers(len(words), size=count)].tolist()
-            lines = (" ".join(drawn[i : i + 12]) for i in range(0, count, 12))
+            generator.shuffle(lines)
             written += file.write(("\n".join(lines) + "\n").encode())
     return written
 
