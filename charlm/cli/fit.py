@@ -58,9 +58,6 @@ from charlm.training.trainer import Trainer
 
 __all__ = ["begin", "resume"]
 
-_OVERLAP = 2.5  # times what a character costs a GPT, where its windows overlap by half
-_LOOKING_BACK = 4.0  # times what it costs an n-gram model in short windows
-
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -314,15 +311,10 @@ def _measure(
     if counts:
         counted = count_within(texts.whole, texts.tokenizer.vocab_size, run.plan.counting_seconds)
     if times:
-        eval_chars, each = _eval_chars(run, counted, kept=kept)
-        training = training.replace(eval_chars=eval_chars)
-        if counted is not None and each is not None:
+        training = training.replace(eval_chars=_eval_chars(run, counted, kept=kept))
+        if counted is not None and run.plan.seconds is not None:
             aside_chars, concluding = time_to_conclude(
-                texts,
-                eval_chars,
-                seconds=run.plan.seconds or 0.0,
-                counting=counted.seconds,
-                each=each,
+                texts, run.model, counted, training.eval_chars, seconds=run.plan.seconds, backend=run.backend
             )
     if counted is None:
         return training, None, aside_chars, concluding
@@ -331,26 +323,18 @@ def _measure(
     return training, baseline, aside_chars, concluding
 
 
-def _eval_chars(run: _Prepared, counted: Counted | None, *, kept: bool) -> tuple[int | None, float | None]:
-    """Return how much of the validation text is scored in each evaluation, by both models; None: all.
-
-    And how many seconds a mixture of both takes for each character, where there is a limit of time.
-    """
+def _eval_chars(run: _Prepared, counted: Counted | None, *, kept: bool) -> int | None:
+    """Return how much of the validation text is scored in each evaluation, by both models; None: all."""
     limits, val = run.plan.scoring_seconds, run.texts.val
     if limits is None or val is None:
         asked = run.plan.training.eval_chars
         is_long = asked is None and val is not None and val.n_ids > MOST_EVALUATED and not kept
-        return MOST_EVALUATED if is_long else asked, None
+        return MOST_EVALUATED if is_long else asked
     run.backend.prepare(run.model)
-    fitting, seconds = chars_within(limits[0], run.model, val, backend=run.backend)
-    N = val.n_ids - 1
-    chars = [N if fitting is None else fitting]
-    each = _OVERLAP * seconds / chars[0]
+    fitting = [chars_within(limits[0], run.model, val, backend=run.backend)[0]]
     if counted is not None:
-        fitting, seconds = chars_within(limits[1], counted.model, val, backend=DeviceBackend("cpu"))
-        chars.append(N if fitting is None else fitting)
-        each += _LOOKING_BACK * seconds / chars[1]
-    return min(chars), each
+        fitting.append(chars_within(limits[1], counted.model, val, backend=DeviceBackend("cpu"))[0])
+    return min((chars for chars in fitting if chars is not None), default=None)
 
 
 def _within_minutes(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from charlm.backends.base import DeviceBackend
-from charlm.cli.baseline import BASELINE_FOLDER, BITS, count_end
+from charlm.cli.baseline import BASELINE_FOLDER, BITS, Counted, count_end
 from charlm.cli.output import Console
 from charlm.cli.rundir import read_record, write_record
 from charlm.data.blocks import BlockDataset
@@ -24,17 +24,21 @@ from charlm.errors import CharLMError
 from charlm.files.atomic import remove_directory
 from charlm.models.base import LanguageModel
 from charlm.models.config import unlimited_window
+from charlm.models.gpt import GPT
 from charlm.models.mixture import MixtureLM
 from charlm.models.ngram import NGramLM
 from charlm.models.saving import build_model, save_model
 from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, made_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import Tokenizer
+from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Texts", "conclude", "is_concluded", "time_to_conclude"]
 
 _GAIN = 0.0002  # nats by which a mixture must be better than the better of the two, as it has been fitted
 _SHARE = 0.05  # of a run's minutes, for reading what is set aside
+_SAVING = 0.5  # seconds, to read a checkpoint and to write a result
+_FITTING = 4e-6  # seconds that finding the weights takes for each character
 _NAMES = {"gpt": "the GPT", "ngram": "the n-gram model", "mixture": "the mixture of both"}
 
 
@@ -55,26 +59,38 @@ class Texts:
 
 
 def time_to_conclude(
-    texts: Texts, eval_chars: int | None, *, seconds: float, counting: float, each: float
+    texts: Texts,
+    gpt: GPT,
+    counted: Counted,
+    eval_chars: int | None,
+    *,
+    seconds: float,
+    backend: DeviceBackend,
 ) -> tuple[int | None, float]:
     """Return how much of what is set aside can be read in a run of some time, and what `conclude` will take.
 
     Args:
         texts: of the run.
+        gpt: what is going to be trained.
+        counted: the n-gram model, with the seconds that it took.
         eval_chars: how much of the validation text is scored; None: all.
         seconds: of the whole run.
-        counting: seconds that the n-gram model took to count.
-        each: seconds to read a character with both models.
+        backend: where models are asked.
 
     Returns:
         Characters, None for all, and seconds.
     """
     if texts.aside is None:
         return None, 0.0
-    aside = texts.aside.n_ids
-    fitting = min(aside, max(int(_SHARE * seconds / each / 2), 1))  # once to fit, once to decide
+    deciding = _in_windows(texts.aside, gpt.vocab_size)
+    mixture = backend.prepare(MixtureLM([gpt, counted.model]))
+    N = deciding.n_ids - 1
+    each = evaluation_seconds(mixture, deciding, backend=backend) / N
+    counted.model.to("cpu")
+    fitting = min(N, max(int(_SHARE * seconds / each / 2), 1))  # once to fit, once to decide
     scored = 0 if texts.val is None else min(texts.val.n_ids, eval_chars or texts.val.n_ids)
-    return None if fitting == aside else fitting, 0.5 + counting + (2 * fitting + scored) * each
+    left = _SAVING + counted.seconds + (2 * fitting + scored) * each + fitting * _FITTING
+    return None if fitting == N else fitting, left
 
 
 def is_concluded(out: str, texts: Texts, values: Mapping[str, object]) -> bool:

@@ -2,17 +2,18 @@
 
 PyTorch needs a few microseconds for each of a hundred operations per character; the arithmetic of a small
 model needs less than that in all. `kernel.c` does a whole pass, and the choice of the next id, at once. It
-reads weights of 32, 16 and 8 bits. `gpt_engine` says where it applies.
+reads weights of 32, 16 and 8 bits; beside the narrower ones it keeps keys and values in 16. `gpt_engine` says
+where it applies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,6 +23,7 @@ from charlm.generation.passes import Pass
 from charlm.generation.sampling import nothing_to_draw
 from charlm.native.engine import NativeEngine
 from charlm.native.library import ModelStruct, PassStruct, library, why_no_library
+from charlm.native.storage import STORAGES
 from charlm.native.untouched import first_change, hooks_on_all_modules
 from charlm.native.weights import PANEL, Rotary, Weights
 
@@ -80,21 +82,22 @@ class _Caches:
     """Keys and values of the positions of B rows, in the kernel's order, and where they lie.
 
     Args:
-        keys: (n_layer, B, H, panels, D, 64).
-        values: (n_layer, B, H, 64 panels, Dp).
+        keys: (n_layer, B, H, panels, D, 64), float32, or the bits of bfloat16 as uint16.
+        values: (n_layer, B, H, 64 panels, Dp), likewise.
     """
 
-    def __init__(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+    def __init__(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
         self.keys, self.values = keys, values
         self.keys_at, self.values_at = keys.ctypes.data, values.ctypes.data
         self.panels: int = keys.shape[3]
         self.positions: int = PANEL * self.panels
+        self.are_half = keys.dtype == np.uint16
 
     @classmethod
-    def empty(cls, sizes: ModelStruct, rows: int, panels: int) -> _Caches:
+    def empty(cls, sizes: ModelStruct, rows: int, panels: int, dtype: DTypeLike) -> _Caches:
         L, H, D, Dp = sizes.n_layer, sizes.H, sizes.D, sizes.Dp
-        keys = np.zeros((L, rows, H, panels, D, PANEL), np.float32)
-        return cls(keys, np.zeros((L, rows, H, PANEL * panels, Dp), np.float32))
+        keys = np.zeros((L, rows, H, panels, D, PANEL), dtype)
+        return cls(keys, np.zeros((L, rows, H, PANEL * panels, Dp), dtype))
 
 
 class NativeGPT(NativeEngine):
@@ -111,7 +114,10 @@ class NativeGPT(NativeEngine):
         super().__init__(weights.kernel, rows, vocab_size=sizes.V, block_size=block_size)
         self._weights = weights
         self._window = block_size
-        self._caches = _Caches.empty(sizes, rows, 0)
+        kept = np.float32 if STORAGES[sizes.storage] == "float32" else np.uint16
+        self._caches = _Caches.empty(
+            sizes, rows, 0, kept
+        )  # of one type, also if the weights leave their grid
         self._work = torch.empty(0, dtype=torch.float32, device="cpu")
         # What every single step uses.
         self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
@@ -270,7 +276,7 @@ class NativeGPT(NativeEngine):
         if positions <= old.positions:
             return
         panels = max(-(-positions // PANEL), min(2 * old.panels, -(-self._window // PANEL)))
-        new = _Caches.empty(self._weights.packed.struct, self.rows, panels)
+        new = _Caches.empty(self._weights.packed.struct, self.rows, panels, old.keys.dtype)
         new.keys[:, :, :, : old.panels] = old.keys
         new.values[:, :, :, : old.positions] = old.values
         self._caches = new
@@ -307,6 +313,7 @@ class NativeGPT(NativeEngine):
             keys=caches.keys_at,
             values=caches.values_at,
             slots=self.rows,
+            half=caches.are_half,
             logits=logits.data_ptr(),
             work=self._work.data_ptr(),
         )

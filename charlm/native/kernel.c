@@ -89,9 +89,9 @@ struct pass {
     int64_t *before;                         /* (n, earlier), what stands before each, nearest first; -1: nothing */
     int64_t *position;                       /* (n,) */
     const int64_t *want;                     /* (wanted,) characters whose logits are asked for, increasing */
-    float *keys;                             /* (n_layer, slots, H, capacity / 64, D, 64) */
-    float *values;                           /* (n_layer, slots, H, capacity, Dp) */
-    int64_t slots;
+    void *keys;                              /* (n_layer, slots, H, capacity / 64, D, 64) */
+    void *values;                            /* (n_layer, slots, H, capacity, Dp) */
+    int64_t slots, half;                     /* half: whether keys and values are kept in bfloat16, not float32 */
     float *logits; /* (wanted, Vp) */
     float *work;   /* charlm_work(...) floats */
     const struct choice *how; /* NULL, or how an id is chosen for each row, of which one id is read */
@@ -405,6 +405,16 @@ static void norm_and_rotate(const struct model *m, float *head, int64_t position
     }
 }
 
+/* Keep a number in float32, or rounded to bfloat16. */
+INLINE void keep(void *to, int64_t i, float x, int half) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    if (half)
+        ((uint16_t *)to)[i] = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
+    else
+        ((float *)to)[i] = x;
+}
+
 static float softmax(float *scores, int64_t length, int64_t width) {
     float top = scores[0], lanes[LANES], sum = 0;
     for (int64_t s = 1; s < length; s++) top = scores[s] > top ? scores[s] : top;
@@ -433,14 +443,14 @@ static void attend(const struct model *m, const struct pass *p, int64_t layer, i
                    int64_t q_from, int64_t q_to, const int64_t *want, float *q, float *kv, float *y, float *scores) {
     int64_t D = m->D, Dp = m->Dp, HD = m->H * Dp, capacity = p->capacity;
     int64_t at = (layer * p->slots + p->slot[row]) * m->H + head;
-    float *keys = p->keys + at * capacity * D, *values = p->values + at * capacity * Dp;
+    int half = p->half, size = half ? 2 : 4;
+    char *keys = (char *)p->keys + at * capacity * D * size, *values = (char *)p->values + at * capacity * Dp * size;
     for (int64_t t = p->begin[row]; t < p->begin[row + 1]; t++) {
         int64_t s = p->position[t];
         float *k = kv + t * 2 * HD + head * Dp;
         norm_and_rotate(m, k, s);
-        float *column = keys + s / PANEL * D * PANEL + s % PANEL;
-        for (int64_t d = 0; d < D; d++) column[d * PANEL] = k[d];
-        memcpy(values + s * Dp, k + HD, Dp * sizeof(float));
+        for (int64_t d = 0; d < D; d++) keep(keys, (s / PANEL * D + d) * PANEL + s % PANEL, k[d], half);
+        for (int64_t d = 0; d < Dp; d++) keep(values, s * Dp + d, k[HD + d], half);
     }
     float scale = (float)(1 / sqrt((double)D));
     for (int64_t i = q_from; i < q_to;) {
@@ -455,12 +465,12 @@ static void attend(const struct model *m, const struct pass *p, int64_t layer, i
         }
         int64_t width = padded(longest);
         for (int64_t s = 0; s < width; s += PANEL)
-            product(0, R, width - s < PANEL ? width - s : PANEL, D, q + i * HD + head * Dp, HD, keys + s * D, PANEL,
-                    scores + s, capacity);
+            product(half, R, width - s < PANEL ? width - s : PANEL, D, q + i * HD + head * Dp, HD,
+                    keys + s * D * size, PANEL, scores + s, capacity);
         for (int64_t r = 0; r < R; r++)
             sums[r] = softmax(scores + r * capacity, p->position[want ? want[i + r] : i + r] + 1, width);
         for (int64_t d = 0; d < Dp; d += PANEL)
-            product(0, R, Dp - d < PANEL ? Dp - d : PANEL, longest, scores, capacity, values + d, Dp,
+            product(half, R, Dp - d < PANEL ? Dp - d : PANEL, longest, scores, capacity, values + d * size, Dp,
                     y + i * HD + head * Dp + d, HD);
         for (int64_t r = 0; r < R; r++)
             for (int64_t d = 0; d < D; d++) y[(i + r) * HD + head * Dp + d] *= 1 / sums[r];

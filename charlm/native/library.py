@@ -89,7 +89,7 @@ class PassStruct(ctypes.Structure):
             (name, _pointer)
             for name in ("begin", "slot", "id", "before", "position", "want", "keys", "values")
         ),
-        ("slots", _int),
+        *((name, _int) for name in ("slots", "half")),
         *((name, _pointer) for name in ("logits", "work", "how", "uniforms", "chosen")),
     )
 

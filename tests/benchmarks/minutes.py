@@ -5,6 +5,8 @@ process, how soon its first line stands there, its peak memory, and the losses o
 and of the result over the same characters; and beside the result in bits what xz and zstd need for each
 character of the last tenth of the text, if they have seen the rest.
 
+`seeds`: a text with three seeds, each run evaluated once, at its end: what a row of "time to a loss" needs.
+
 `loads`: trainings on a machine that gets busy, or idle, in the middle. Each is repeated from its record,
 which must give the same weights, and is compared with a run that is asked for the same number of steps from
 the start. The loads are other processes that do nothing but take a core.
@@ -13,6 +15,7 @@ the start. The loads are other processes that do nothing but take a core.
 
     cd tests
     python -m benchmarks.minutes texts FOLDER --minutes 1 --threads 1 2 --json texts.json
+    python -m benchmarks.minutes seeds tinyshakespeare --keep ../runs --json seeds.json
     python -m benchmarks.minutes loads tinyshakespeare --trainings 24 --json loads.json
     python -m benchmarks.minutes threads tinyshakespeare --json threads.json
 """
@@ -25,6 +28,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -45,20 +49,24 @@ _MOST_PACKED = 20_000_000  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one of the three and report."""
+    """Run one of the four and report."""
     parser = new_parser(__doc__, data=False)
-    parser.add_argument("what", choices=("texts", "loads", "threads"))
+    parser.add_argument("what", choices=("texts", "seeds", "loads", "threads"))
     parser.add_argument("source", help="a folder of texts, or one text: a path, or a named corpus")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of texts (default: 1)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of texts and seeds (default: 1)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of texts (default: 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="(default: 1337 1 2)")
+    parser.add_argument("--train", default="", metavar="FLAGS", help="of seeds: more flags of charlm train")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="of seeds: keep each run, in DIR/SEED")
     parser.add_argument("--trainings", type=int, default=24, help="of loads (default: 24)")
     parser.add_argument("--seed", type=int, default=1, help="of loads (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="of threads (default: 3)")
     args = parser.parse_args(argv)
     if args.quick:
         args.minutes, args.threads, args.trainings, args.rounds = 0.1, args.threads[:1], 1, 1
+        args.seeds = args.seeds[:1]
     measured_on = machine()
-    results, text = {"texts": _texts, "loads": _loads, "threads": _threads}[args.what](args)
+    results, text = {"texts": _texts, "seeds": _seeds, "loads": _loads, "threads": _threads}[args.what](args)
     report(f"minutes {args.what}", args, measured_on=measured_on, settings={}, results=results, text=text)
 
 
@@ -151,6 +159,23 @@ def _texts(args: argparse.Namespace) -> tuple[Json, str]:
         "peak, MB",
     ]
     return {"runs": found}, table(head, rows)
+
+
+def _seeds(args: argparse.Namespace) -> tuple[Json, str]:
+    flags = ["--minutes", str(args.minutes), "--eval-interval", "999999", *shlex.split(args.train)]
+    rows, found = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in args.seeds:
+            kept = Path(folder) if args.keep is None else args.keep
+            run = _train(args.source, kept / str(seed), "--seed", str(seed), *flags)
+            result = run["result"] or {"kind": "gpt", "loss_nats": {"gpt": run["loss_nats"]}}
+            found.append({"seed": seed, **run})
+            losses = [f"{loss:.4f}" for loss in result["loss_nats"].values()]
+            own = f"{run['loss_nats']:.4f}"
+            rows.append((seed, f"{run['seconds']:.1f}", f"{run['steps']:,}", own, *losses, result["kind"]))
+            announce(" | ".join(map(str, rows[-1])))
+    head = ["seed", "seconds", "steps", "GPT in its window", "GPT", "n-gram", "mixture", "result"]
+    return {"runs": found}, table([*head[: len(rows[0]) - 1], "result"], rows)
 
 
 def _packed(path: Path, *packer: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from harness.drawn_models import mixed, random_rows
 from harness.own_model import Recurrent
@@ -13,9 +15,18 @@ from torch import Tensor
 
 from charlm import BlockDataset, NGramLM
 from charlm.generation import Overflow, PredictionState, Predictor, TorchEngine
+from charlm.models import ops
 from charlm.models.base import LanguageModel
 
-__all__ = ["ROWS", "STATES", "state_of", "tensors", "tolerance_of", "torch_state"]
+__all__ = [
+    "ROWS",
+    "STATES",
+    "keys_and_values_in_bfloat16",
+    "state_of",
+    "tensors",
+    "tolerance_of",
+    "torch_state",
+]
 
 F64 = torch.float64
 
@@ -54,6 +65,20 @@ def torch_state(
 ) -> PredictionState:
     """Return a state that asks the model in PyTorch, also where there is a compiled engine."""
     return PredictionState(TorchEngine(model, rows, use_cache=use_cache), overflow=overflow)
+
+
+@contextmanager
+def keys_and_values_in_bfloat16() -> Iterator[None]:
+    """Let attention in PyTorch round its keys and values, as the compiled pass does beside narrow weights."""
+    heads = ops.heads
+
+    def rounded(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = heads(*args, **options)
+        return q, k.bfloat16().to(k.dtype), v.bfloat16().to(v.dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "heads", rounded)
+        yield
 
 
 def tolerance_of(model: LanguageModel) -> float:

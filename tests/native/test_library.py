@@ -345,7 +345,9 @@ def test_processors_with_narrower_vectors_give_the_same_within_rounding(
                 state.observe(ids)
             gpt.float()
             predicted = [state.predict() for state in states]
-            torch.testing.assert_close(predicted[0], predicted[1], rtol=0, atol=1e-4)
+            # Keys and values are kept in bfloat16 beside such weights.
+            rtol, atol = (0, 1e-4) if dtype == torch.float32 else (1e-2, 3e-2)
+            torch.testing.assert_close(predicted[0], predicted[1], rtol=rtol, atol=atol)
 
 
 @needs_kernel
