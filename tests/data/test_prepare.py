@@ -60,7 +60,7 @@ def batches(data: BlockDataset, seed: int = 1) -> list[list[list[int]]]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=12, max_size=200),
+    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=24, max_size=200),
     T=st.integers(1, 4),
     shard_bytes=st.integers(4, 90),
     tokenizer=st.sampled_from(["char", "byte"]),
