@@ -41,12 +41,14 @@ BASELINE_FOLDER = "ngram"
 BITS: Mapping[Unit, str] = {"character": "bits/char", "byte": "bits/byte"}
 """How a loss in bits is written."""
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
+_LONG = 100_000_000  # characters: of so long a text half as many are counted, as memory may be short
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
 _LEAST_SCORED = 20_000  # characters
 _TRIAL = 200_000  # characters, counted to see how long it takes: 0.1 s
 _MORE = 1.5  # how much longer each further character takes, at most
 _HARDLY = 0.85  # of the entropy of single characters: no better a loss is hardly a prediction
 _MUCH = 1.1  # times the loss on pieces from the midst of the counted text
+_AT_ONCE, _MOST_PIECES = 2**22, 64  # ids that are counted together, and how often at most
 _PIECE, _EACH = 100, 10  # characters in such a piece; each tenth is taken out
 
 
@@ -91,7 +93,7 @@ class Baseline:
 def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = None) -> Counted:
     """Count the end of a text, as much as fits into a time; None: as much as is sensible."""
     began = time.perf_counter()
-    most = min(len(train.ids), _MOST_COUNTED)
+    most = min(train.n_ids, _MOST_COUNTED if train.n_ids < _LONG else _MOST_COUNTED // 2)
     chars = most if seconds is None else min(most, _TRIAL)
     model = count_end(train, vocab_size, chars)
     spent = time.perf_counter() - began
@@ -105,7 +107,7 @@ def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = N
 
 def count_end(train: BlockDataset, vocab_size: int, chars: int) -> NGramLM:
     """Count so many of the last characters of a text."""
-    return NGramLM(vocab_size).fit(BlockDataset(train.ids[-chars:], 1))
+    return NGramLM(vocab_size).fit(BlockDataset(train.ids_between(train.n_ids - chars, train.n_ids), 1))
 
 
 def score_baseline(
@@ -134,10 +136,10 @@ def score_baseline(
         loss = f": {result.loss_nats:.4f} nats ({result.bits_per_char:.4f} {BITS[val.unit]})"
         loss += scored_part(result, val.unit)
     seconds = counted.seconds + time.perf_counter() - began
-    part = "" if counted.chars == len(train.ids) else f" from the last {counted.chars:,} {train.unit}s"
+    part = "" if counted.chars == train.n_ids else f" from the last {counted.chars:,} {train.unit}s"
     line = f"n-gram  baseline of order {counted.model.order}, counted{part} in {seconds:.1f} s{loss}"
     left_out = 0 if result is None else result.n_left_out
-    scored = 0 if result is None or val is None else result.n_chars if left_out else len(val.ids)
+    scored = 0 if result is None or val is None else result.n_chars if left_out else val.n_ids
     values: dict[str, object] = {
         "order": counted.model.order,
         "loss_nats": None if result is None else result.loss_nats,
@@ -157,24 +159,24 @@ def _is_unlike(train: BlockDataset, val: BlockDataset, tokenizer: Tokenizer, res
     """
     if result.loss_nats < _HARDLY * entropy_nats(val):
         return False
-    ids = train.ids[-_TRIAL:]
+    ids = train.ids_between(max(train.n_ids - _TRIAL, 0), train.n_ids)
     pieces = ids[: len(ids) // _PIECE * _PIECE].view(-1, _PIECE)  # (n, 100)
     if len(pieces) < 2 * _EACH:
         return False
     out = torch.arange(len(pieces)) % _EACH == _EACH // 2
     model = NGramLM(tokenizer.vocab_size).fit(BlockDataset(pieces[~out].flatten(), 1))
     near = evaluate(model, BlockDataset(pieces[out].flatten(), _PIECE - 1))
-    far = evaluate(model, BlockDataset(val.ids, min(val.block_size, _PIECE - 1)), max_chars=near.n_chars)
+    far = evaluate(model, val.in_blocks_of(min(val.block_size, _PIECE - 1)), max_chars=near.n_chars)
     return far.loss_nats > _MUCH * near.loss_nats
 
 
 def entropy_nats(data: BlockDataset) -> float:
-    """Return the entropy of single characters in a text, in nats."""
+    """Return the entropy of single characters in a text, in nats; of a long one, in pieces spread over it."""
     counts = np.zeros(data.max_id + 1, dtype=np.int64)
-    ids = data.ids.numpy()
-    for start in range(0, len(ids), 2**22):  # numpy's count makes eight bytes of each id
-        counts += np.bincount(ids[start : start + 2**22], minlength=len(counts))
-    shares = counts[counts > 0] / len(ids)
+    step = max(_AT_ONCE, data.n_ids // _MOST_PIECES)
+    for start in range(0, data.n_ids, step):  # numpy's count makes eight bytes of each id
+        counts += np.bincount(data.ids_between(start, start + _AT_ONCE).numpy(), minlength=len(counts))
+    shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
 

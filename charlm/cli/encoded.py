@@ -1,19 +1,40 @@
-"""A text as the ids that are trained on, read and encoded in one go, so that the text need not stay."""
+"""A text as the ids that are trained on: in memory, or prepared on disk where it is large.
+
+A text in memory is read and encoded in one go, so that it need not stay. One that takes more than a share of
+the free memory is prepared into the cache folder, under the hash of its content. No torch here.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from charlm.backends.host import available_bytes
+from charlm.cli.output import Console, UsageError
+from charlm.cli.preparing import Bar
+from charlm.data.prepare import prepare_corpus
+from charlm.data.prepared import PreparedCorpus, is_prepared
+from charlm.errors import CorpusError, quoted
+from charlm.files.folders import cache_folder
+from charlm.files.reading import OpenFile
+from charlm.plain import share_of
 from charlm.text.corpus import load_corpus
 from charlm.text.inspection import remarks
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
-__all__ = ["Encoded", "encode_corpus"]
+__all__ = ["Encoded", "corpus_of", "encode_corpus", "is_large"]
+
+_MOST_OF_FREE = 16  # a text may take one part in so many of the free memory: what is made of it takes more
+_VAL_FRACTION = 0.1  # where nobody has said another
+_PACKED = 5  # times the size of a compressed file, its text may have
 
 
 @dataclass(frozen=True)
@@ -25,27 +46,122 @@ class Encoded:
     kind: str
     """Of the tokenizer: "char" or "byte"."""
     tokenizer: Tokenizer
-    ids: NDArray[np.unsignedinteger[Any]]
-    """(N,) in the smallest type that holds them."""
+    ids: NDArray[np.unsignedinteger[Any]] | PreparedCorpus
+    """(N,) in the smallest type that holds them; or where they are on disk."""
     n_chars: int
     """Length of the text."""
     remarks: Sequence[str]
     """What a person should know of the text."""
 
+    @property
+    def n_ids(self) -> int:
+        """Length of the text in ids."""
+        return self.ids.index.n_ids if isinstance(self.ids, PreparedCorpus) else len(self.ids)
 
-def encode_corpus(sources: Sequence[str], encoding: str, kind: str, val_fraction: float) -> Encoded:
+    @property
+    def recorded_split(self) -> tuple[float, float]:
+        """Where a prepared corpus says that validation begins: the share for that, and the one to cut at."""
+        if not isinstance(self.ids, PreparedCorpus):
+            return _VAL_FRACTION, 1 - _VAL_FRACTION
+        N, train_ids = self.n_ids, self.ids.index.train_ids
+        if train_ids == share_of(N, 1 - _VAL_FRACTION):
+            return _VAL_FRACTION, 1 - _VAL_FRACTION
+        return 1 - train_ids / N, 1.0 if train_ids == N else (train_ids + 0.5) / N
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the ids are on disk."""
+        return isinstance(self.ids, PreparedCorpus)
+
+
+def encode_corpus(
+    sources: Sequence[str],
+    encoding: str,
+    kind: str,
+    val_fraction: float,
+    *,
+    console: Console,
+    prepared: bool | None = None,
+) -> Encoded:
     """Read texts, make the tokenizer, and encode them.
 
     Args:
-        sources: as `load_corpus` takes them.
+        sources: as `load_corpus` takes them; or one prepared corpus.
         encoding: of the files among them.
         kind: of the tokenizer: "char" or "byte".
         val_fraction: share of the text, at its end, that is kept for validation.
+        console: where it is said that a text is prepared.
+        prepared: whether the ids are to be on disk. None: where the text is large.
 
     Raises:
-        CharLMError: what `load_corpus` and the tokenizer raise.
+        UsageError: a prepared corpus was given beside something else, or with other settings than its own.
+        CharLMError: what `load_corpus`, `prepare_corpus` and the tokenizer raise.
     """
+    corpus = corpus_of(
+        sources, encoding, "byte" if kind == "byte" else "char", console=console, wanted=prepared
+    )
+    if corpus is not None:
+        if corpus.tokenizer is None:
+            raise CorpusError(
+                f"{quoted(str(corpus.path))} has ids whose characters are not known, such as tokens of "
+                "GPT-2; train from Python: BlockDataset.open"
+            )
+        kind = "byte" if isinstance(corpus.tokenizer, ByteTokenizer) else "char"
+        n_chars = corpus.index.n_chars or corpus.index.n_ids
+        return Encoded(encoding, kind, corpus.tokenizer, corpus, n_chars, [])
     text = load_corpus(sources, encoding=encoding)
     tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(text)
     notes = remarks(text, tokenizer.vocab_size, val_fraction=val_fraction)
     return Encoded(encoding, kind, tokenizer, tokenizer.encode_array(text), len(text), notes)
+
+
+def corpus_of(
+    sources: Sequence[str],
+    encoding: str,
+    tokenizer: Literal["char", "byte"] | CharTokenizer | ByteTokenizer,
+    *,
+    console: Console,
+    wanted: bool | None = None,
+) -> PreparedCorpus | None:
+    """Return the prepared corpus that is named, or one of the texts if they are large; else None.
+
+    Arguments and errors are those of `encode_corpus`; the tokenizer may be one that is there already.
+    """
+    folders = [source for source in sources if is_prepared(source)]
+    if folders:
+        if len(sources) > 1:
+            raise UsageError(
+                f"{quoted(folders[0])} is a prepared corpus and stands alone; prepare all texts together"
+            )
+        return PreparedCorpus(folders[0])
+    if not (is_large(sources) if wanted is None else wanted):
+        return None
+    files = [Path(source) for source in sources]
+    folder = cache_folder() / "corpora" / _content_key(files, encoding, tokenizer)
+    with contextlib.suppress(CorpusError):
+        return PreparedCorpus(folder)
+    console.say(f"prepare the text is large, and is first prepared on disk, in {quoted(str(folder))}")
+    with Bar(console) as bar:
+        prepare_corpus(files, folder, tokenizer=tokenizer, encoding=encoding, on_progress=bar.tell)
+    return PreparedCorpus(folder)
+
+
+def is_large(sources: Sequence[str]) -> bool:
+    """Return whether files, which can be prepared, take more than a share of the free memory."""
+    files = [Path(source) for source in sources]
+    if not all(file.is_file() for file in files):  # standard input, or the name of a corpus
+        return False
+    return sum(_text_size(file) for file in files) * _MOST_OF_FREE > (available_bytes() or 2**63)
+
+
+def _text_size(file: Path) -> int:
+    return file.stat().st_size * (_PACKED if file.suffix == ".gz" else 1)
+
+
+def _content_key(
+    files: Sequence[Path], encoding: str, tokenizer: Literal["char", "byte"] | CharTokenizer | ByteTokenizer
+) -> str:
+    """Return what stands for the content of files, and how it is encoded."""
+    hashes = [OpenFile(file.resolve(), file.stat().st_size).sha256() for file in files]
+    kind = tokenizer if isinstance(tokenizer, str) else tokenizer.to_dict()
+    return hashlib.sha256(json.dumps([hashes, encoding, kind]).encode()).hexdigest()[:32]

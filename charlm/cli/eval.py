@@ -7,15 +7,18 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
+from charlm.cli.encoded import is_large
 from charlm.cli.output import Console, UsageError, aligned, check_output, emit, writing
 from charlm.cli.signals import Signals
+from charlm.cli.stored import score_stored, stored_text
+from charlm.data.prepared import is_prepared
 from charlm.errors import CharLMError, quoted
 from charlm.evaluation.evaluate import EvalResult
 from charlm.evaluation.page import surprisal_page
@@ -38,13 +41,19 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         raise UsageError("--show writes a text and --json an object; give one of them")
     if args.html is not None:
         check_output(args.html)
-    text = load_corpus(args.files, encoding=args.encoding)
+    stored = any(map(is_prepared, args.files)) or is_large(args.files)
+    if stored and (args.show or args.html is not None):
+        raise UsageError("--show and --html need a text that fits into memory; give a part of it")
+    text = "" if stored else load_corpus(args.files, encoding=args.encoding)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
+    if stored:
+        return _scored_on_disk(args, lm, console)
     found = None
     if args.html is not None or args.show:
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
     result = lm.evaluate(text) if found is None else found.result
-    baseline = _baseline(Path(args.run), text, lm, console)
+    block_size = lm.model.block_size
+    baseline = _baseline(Path(args.run), lambda ngram: ngram.evaluate(text, block_size=block_size), console)
     unit = unit_of(lm.tokenizer)
     try:
         if found is not None and args.html is not None:
@@ -57,6 +66,16 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
             emit("\n")
         write = _json if args.json else _table
         emit(write(result, baseline, unit, lm.model.kind))
+    return 0
+
+
+def _scored_on_disk(args: argparse.Namespace, lm: CharLM, console: Console) -> int:
+    """Score a prepared corpus, or a text too large for memory: no more than a part that is spread over it."""
+    data = stored_text(args.files, args.encoding, lm, console)
+    result = score_stored(lm, data)
+    baseline = _baseline(Path(args.run), lambda ngram: score_stored(ngram, data), console)
+    write = _json if args.json else _table
+    emit(write(result, baseline, unit_of(lm.tokenizer), lm.model.kind))
     return 0
 
 
@@ -76,6 +95,7 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str)
         "perplexity": result.perplexity,
         "accuracy": result.accuracy,
         "n_chars": result.n_chars,
+        "n_left_out": result.n_left_out,
         "unit": unit,
         "kind": kind,
         "baseline_loss_nats": None if baseline is None else baseline.loss_nats,
@@ -88,14 +108,15 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str)
 def _table(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str) -> str:
     per_byte = math.nan if result.bits_per_byte is None else result.bits_per_byte
     impossible = ", as one was held impossible" if math.isinf(result.loss_nats) else ""
-    perplexity = result.perplexity
+    perplexity, total = result.perplexity, result.n_chars + result.n_left_out
+    part = f"of {total:,}, spread over them" if result.n_left_out else "all but the first"
     rows = [
         ("loss", f"{result.loss_nats:.4f}", f"nats per {unit}{impossible}"),
         ("", f"{result.bits_per_char:.4f}", f"bits per {unit}"),
         ("", f"{per_byte:.4f}", "bits per byte of UTF-8"),
         ("perplexity", f"{perplexity:.4f}" if perplexity < 1e6 else f"{perplexity:.4g}", f"per {unit}"),
         ("accuracy", f"{100 * result.accuracy:.2f}", "% predicted as the likeliest"),
-        ("predicted", f"{result.n_chars:,}", f"{unit}s, all but the first"),
+        ("predicted", f"{result.n_chars:,}", f"{unit}s, {part}"),
     ]
     if kind == "mixture":
         rows.insert(0, ("model", kind, "of a GPT and an n-gram model; --no-mixture takes the GPT alone"))
@@ -123,12 +144,12 @@ def _shown(text: str, found: Surprisal, lm: CharLM) -> Iterator[str]:
     return annotated(cells, newline, shutil.get_terminal_size().columns)
 
 
-def _baseline(run: Path, text: str, lm: CharLM, console: Console) -> EvalResult | None:
+def _baseline(run: Path, score: Callable[[CharLM], EvalResult], console: Console) -> EvalResult | None:
     """Score the text with the n-gram model of a run, if it has one, in the windows of its model."""
     if not (run / "run.json").exists() or not (run / BASELINE_FOLDER).exists():
         return None
     try:
-        return load(run / BASELINE_FOLDER, device="cpu").evaluate(text, block_size=lm.model.block_size)
+        return score(load(run / BASELINE_FOLDER, device="cpu"))
     except (CharLMError, OSError) as error:
         console.complain(f"warning: no baseline: {error}")
         return None

@@ -44,7 +44,10 @@ from charlm.cli.report import (
 from charlm.cli.rundir import Origin, delete_run, lasting, write_record
 from charlm.cli.settings import Settings
 from charlm.cli.signals import Signals
+from charlm.cli.stored import MOST_EVALUATED
 from charlm.data.blocks import BlockDataset
+from charlm.data.prepared import PreparedCorpus
+from charlm.data.rows import StoredRow
 from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import unit_of
@@ -104,7 +107,7 @@ def begin(
     def measure() -> tuple[dict[str, object], int | None, float]:
         nonlocal baseline
         training, baseline, aside_chars, concluding = _measure(
-            run, console, counts=args.baseline, times=timetable is None
+            run, console, counts=args.baseline, times=timetable is None, kept=kept
         )
         signals.check()
         if timetable is None and training.minutes is not None:
@@ -164,7 +167,7 @@ def resume(
     began: float,
 ) -> int:
     """Go on with a run."""
-    texts = _cut(encoded, origin.block_size, origin.train_share(len(encoded.ids)), origin.aside)
+    texts = _cut(encoded, origin.block_size, origin.train_share(encoded.n_ids), origin.aside)
 
     def on_start(path: Path) -> None:
         commands = origin.values.get("commands")
@@ -260,7 +263,7 @@ def _prepare(
     backend, tokenizer = get_backend(args.device or "auto"), encoded.tokenizer
     plan = plan_training(
         settings,
-        len(encoded.ids),
+        encoded.n_ids,
         tokenizer.vocab_size,
         val_fraction=val_fraction,
         unit=unit_of(tokenizer),
@@ -298,7 +301,8 @@ def _prepare(
 
 def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> Texts:
     try:
-        whole = BlockDataset(encoded.ids, block_size, tokenizer=encoded.tokenizer)
+        ids = StoredRow(encoded.ids) if isinstance(encoded.ids, PreparedCorpus) else encoded.ids
+        whole = BlockDataset(ids, block_size, tokenizer=encoded.tokenizer)
         val: BlockDataset | None = None
         if train_share < 1:
             whole, val = whole.split(train_share)
@@ -310,7 +314,7 @@ def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> T
 
 
 def _measure(
-    run: _Prepared, console: Console, *, counts: bool, times: bool
+    run: _Prepared, console: Console, *, counts: bool, times: bool, kept: bool
 ) -> tuple[TrainerConfig, Baseline | None, int | None, float]:
     """Measure what decides how a training is evaluated, and what it is compared with.
 
@@ -319,6 +323,7 @@ def _measure(
         console: where the n-gram model is shown.
         counts: whether an n-gram model is counted.
         times: whether evaluations are timed; else a run that is repeated has decided how long they are.
+        kept: whether another run has decided how much of the text they score, where they are not timed.
 
     Returns:
         The settings of the training, with how much of the validation text each evaluation scores, the n-gram
@@ -330,7 +335,7 @@ def _measure(
     if counts:
         counted = count_within(texts.whole, texts.tokenizer.vocab_size, run.plan.counting_seconds)
     if times:
-        training = training.replace(eval_chars=_eval_chars(run, counted))
+        training = training.replace(eval_chars=_eval_chars(run, counted, kept=kept))
         if counted is not None and run.plan.seconds is not None:
             aside_chars, concluding = time_to_conclude(
                 texts, run.model, counted, training.eval_chars, seconds=run.plan.seconds, backend=run.backend
@@ -342,11 +347,13 @@ def _measure(
     return training, baseline, aside_chars, concluding
 
 
-def _eval_chars(run: _Prepared, counted: Counted | None) -> int | None:
+def _eval_chars(run: _Prepared, counted: Counted | None, *, kept: bool) -> int | None:
     """Return how much of the validation text is scored in each evaluation, by both models; None: all."""
     limits, val = run.plan.scoring_seconds, run.texts.val
     if limits is None or val is None:
-        return run.plan.training.eval_chars
+        asked = run.plan.training.eval_chars
+        is_long = asked is None and val is not None and val.n_ids > MOST_EVALUATED and not kept
+        return MOST_EVALUATED if is_long else asked
     run.backend.prepare(run.model)
     fitting = [chars_within(limits[0] * run.world.size, run.model, val, backend=run.backend)[0]]
     if counted is not None:
@@ -390,8 +397,9 @@ def _record(
     return {
         "sources": [lasting(source) for source in args.files],
         "encoding": encoded.encoding,
+        "prepared": encoded.is_prepared,
         "val_fraction": run.plan.val_fraction,
-        "train_ids": len(run.texts.whole.ids),
+        "train_ids": run.texts.whole.n_ids,
         "aside": run.plan.aside,
         "tokenizer": encoded.kind,
         "preset": run.plan.preset,

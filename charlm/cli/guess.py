@@ -21,9 +21,12 @@ from charlm.cli.plan import Plan, plan_training
 from charlm.cli.settings import gather
 from charlm.cli.verdict import FEW_STEPS
 from charlm.data.blocks import BlockDataset
+from charlm.data.prepared import PreparedCorpus
+from charlm.data.rows import StoredRow
+from charlm.errors import CorpusError, quoted
 from charlm.models.config import PresetName
 from charlm.models.gpt import GPT
-from charlm.text.tokenizer import CharTokenizer
+from charlm.text.tokenizer import CharTokenizer, Tokenizer
 from charlm.training.budget import steps_within
 from charlm.training.timing import evaluation_seconds
 
@@ -140,26 +143,31 @@ class Guess:
         return expected is not None and expected[0] > (self.ngram_loss_nats or 0.0)
 
 
-def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Guess:
+def guess(text: str | PreparedCorpus, *, val_fraction: float, minutes: float, began: float) -> Guess:
     """Measure and guess what `charlm train --minutes` would do.
 
     Args:
-        text: long enough for a split into two parts of two characters or more.
+        text: long enough for a split into two parts of two characters or more; or where it is on disk.
         val_fraction: the share of the end that is kept for validation; 0: none.
         minutes: what `--minutes` would be.
         began: `time.perf_counter()` at the start of the command; what was done since, a training does, too.
     """
     settings = gather(None, file=None, environment=os.environ, flags={"minutes": repr(minutes)})
-    backend, tokenizer = get_backend("auto"), CharTokenizer.from_text(text)
+    backend, tokenizer = get_backend("auto"), _tokenizer_of(text)
+    n_chars = text.index.n_ids if isinstance(text, PreparedCorpus) else len(text)
     plan = plan_training(
         settings,
-        len(text),
+        n_chars,
         tokenizer.vocab_size,
         val_fraction=val_fraction,
         choose=True,
         on_gpu=not backend.is_host,
     )
-    data = BlockDataset.from_text(text, tokenizer, plan.model.block_size)
+    block_size = plan.model.block_size
+    if isinstance(text, PreparedCorpus):
+        data = BlockDataset(StoredRow(text), block_size, tokenizer=tokenizer)
+    else:
+        data = BlockDataset.from_text(text, tokenizer, block_size)
     train, val = data.split(1 - val_fraction) if val_fraction else (data, None)
     counted = count_within(train, tokenizer.vocab_size, plan.counting_seconds)
     baseline = score_baseline(counted, train, val, tokenizer)
@@ -169,7 +177,7 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
     spent = start_seconds + plan.evaluating_seconds(each)
     fitting = max(1, int((60 * minutes - spent) / step_seconds))
     steps = min(fitting, plan.training.max_steps)
-    runs = _alike(plan.preset, len(train.ids), steps)
+    runs = _alike(plan.preset, train.n_ids, steps)
     ahead = [run.ahead for run in runs]
     usual = min((run.steps for run in runs), default=None)
     least = max(FEW_STEPS, int(_MANY_STEPS * (usual or 0)))
@@ -192,6 +200,14 @@ def guess(text: str, *, val_fraction: float, minutes: float, began: float) -> Gu
         unlike=baseline.unlike,
         enough_minutes=minutes if steps < fitting else _enough_minutes(minutes, least, step_seconds, spent),
     )
+
+
+def _tokenizer_of(text: str | PreparedCorpus) -> Tokenizer:
+    if not isinstance(text, PreparedCorpus):
+        return CharTokenizer.from_text(text)
+    if text.tokenizer is None:
+        raise CorpusError(f"{quoted(str(text.path))} does not know the characters of its ids")
+    return text.tokenizer
 
 
 def _timed(

@@ -14,11 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from charlm.cli.encoded import corpus_of
 from charlm.cli.output import Console, as_word, emit, refuse
 from charlm.cli.signals import Signals
-from charlm.errors import quoted
+from charlm.data.prepared import PreparedCorpus
+from charlm.errors import CorpusError, quoted
+from charlm.plain import share_of
 from charlm.text.corpus import load_corpus
 from charlm.text.inspection import RARE_BELOW, SHARED_WIDTH, TextReport, inspect_text, remarks
+from charlm.text.tokenizer import ByteTokenizer
 from charlm.training.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ _TRAINING = (
 )
 """What the JSON has of a `Guess`, beside the n-gram model."""
 
+_SAMPLE = 10_000_000  # characters of a text on disk that are counted
 _SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of other texts
 
 
@@ -45,10 +50,18 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if not 0 <= args.val_fraction < 1:
         problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
     refuse(problems)
-    text = load_corpus(args.files, encoding=args.encoding)
-    report = inspect_text(text, val_fraction=args.val_fraction)
-    notes = remarks(text, report.vocab_size, val_fraction=args.val_fraction)
+    corpus = corpus_of(args.files, args.encoding, "char", console=console)
+    val_fraction = args.val_fraction
+    if corpus is None:
+        text = load_corpus(args.files, encoding=args.encoding)
+    else:
+        text, val_fraction = _sample(corpus, val_fraction)
+    report = inspect_text(text, val_fraction=val_fraction)
+    notes = remarks(text, report.vocab_size, val_fraction=val_fraction)
     if not args.json:
+        if corpus is not None and report.n_chars < corpus.index.n_ids:
+            unit = "bytes" if isinstance(corpus.tokenizer, ByteTokenizer) else "characters"
+            _write([("on disk", f"{corpus.index.n_ids:,} {unit}; what is counted here is a sample of them")])
         _write(_counted(args.files, report, notes))
     signals.check()
     guessed = None
@@ -56,7 +69,12 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         with signals.ending_at_once():
             from charlm.cli.guess import guess  # noqa: PLC0415 - torch takes seconds, and only now is needed
 
-        guessed = guess(text, val_fraction=args.val_fraction, minutes=args.minutes, began=began)
+        guessed = guess(
+            text if corpus is None else corpus,
+            val_fraction=args.val_fraction,
+            minutes=args.minutes,
+            began=began,
+        )
     command = None if guessed is None else _command(args, guessed)
     if args.json:
         emit(
@@ -70,6 +88,17 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     else:
         _write([*_guessed(report, guessed, args.minutes), *_recommended(command, guessed, args.minutes)])
     return 0
+
+
+def _sample(corpus: PreparedCorpus, val_fraction: float) -> tuple[str, float]:
+    """Return the beginnings of both parts of a text on disk, and the share of the second among them."""
+    cut, N, tokenizer = share_of(corpus.index.n_ids, 1 - val_fraction), corpus.index.n_ids, corpus.tokenizer
+    if tokenizer is None:
+        raise CorpusError(f"{quoted(str(corpus.path))} does not know the characters of its ids")
+    most = int(_SAMPLE * (1 - val_fraction)), int(_SAMPLE * val_fraction)
+    pieces = [(0, min(cut, most[0])), (cut, min(N, cut + most[1]))]
+    train, val = (tokenizer.decode(corpus.read(*piece)).strip("\ufffd") for piece in pieces)
+    return train + val, len(val) / max(len(train) + len(val), 1)
 
 
 def _write(rows: Iterable[tuple[str, str]]) -> None:

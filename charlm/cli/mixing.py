@@ -84,11 +84,11 @@ def time_to_conclude(
         return None, 0.0
     deciding = _in_windows(texts.aside, gpt.vocab_size)
     mixture = backend.prepare(MixtureLM([gpt, counted.model]))
-    N = len(deciding.ids) - 1
+    N = deciding.n_ids - 1
     each = evaluation_seconds(mixture, deciding, backend=backend) / N
     counted.model.to("cpu")
     fitting = min(N, max(int(_SHARE * seconds / each / 2), 1))  # once to fit, once to decide
-    scored = 0 if texts.val is None else min(len(texts.val.ids), eval_chars or len(texts.val.ids))
+    scored = 0 if texts.val is None else min(texts.val.n_ids, eval_chars or texts.val.n_ids)
     left = _SAVING + counted.seconds + (2 * fitting + scored) * each + fitting * _FITTING
     return None if fitting == N else fitting, left
 
@@ -133,7 +133,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     ngram = NGramLM.load(run.path / BASELINE_FOLDER)
     values = read_record(run.path).values
     known: Any = values
-    part = count_end(texts.train, ngram.vocab_size, min(known["baseline"]["counted"], len(texts.train.ids)))
+    part = count_end(texts.train, ngram.vocab_size, min(known["baseline"]["counted"], texts.train.n_ids))
     mixture = MixtureLM([gpt, part])
     backend.prepare(mixture)
     deciding, most = _in_windows(aside, ngram.vocab_size), known.get("aside_chars")
@@ -145,6 +145,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     whole = MixtureLM([gpt, ngram.to(gpt.device)])
     with torch.no_grad():
         whole.gate.copy_(mixture.gate)
+    del mixture, part  # the tables are large
     models: dict[str, LanguageModel] = {"ngram": ngram, "mixture": whole}
     folder = run.path / MIXTURE_FOLDER
     if kept in models:
@@ -155,7 +156,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     line = ""
     if texts.val is not None:
         val = _in_windows(texts.val, ngram.vocab_size)
-        N, most = len(val.ids) - 1, known["training"]["eval_chars"]
+        N, most = val.n_ids - 1, known["training"]["eval_chars"]
         losses = dict(zip(_NAMES, whole.losses(val, max_chars=most), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
         line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}"
@@ -169,5 +170,5 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
 
 def _in_windows(data: BlockDataset, vocab_size: int) -> BlockDataset:
     """Return a text in the windows in which a model without a limit is evaluated."""
-    window = min(unlimited_window(vocab_size), len(data.ids) - 1)
-    return BlockDataset(data.ids, window, tokenizer=data.tokenizer)
+    window = min(unlimited_window(vocab_size), data.n_ids - 1)
+    return data.in_blocks_of(window)

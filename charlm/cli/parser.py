@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     refuse([_unknown_option(word, commands[args.command]) for word in options])
     del extra[end : end + 1]
     # argparse takes positional words before the first option or behind the last, not both.
-    if args.command == "train":
+    if args.command in {"train", "prepare"}:
         args.files += extra
     elif args.command == "generate" and len(extra) == 1 and args.stdin is None:
         args.stdin = extra[0]
@@ -238,7 +238,13 @@ def _add_no_mixture(to: argparse._ActionsContainer) -> None:
 
 def _add_files(to: argparse._ActionsContainer, nargs: str, encoding: str | None = "utf-8") -> None:
     named = "'python-docs' or 'tinyshakespeare' are texts with a name"
-    _add(to, "files", f"texts, joined; - is standard input; {named}", nargs=nargs, metavar="FILE")
+    _add(
+        to,
+        "files",
+        f"texts, joined, or what `prepare` wrote; - is standard input; {named}",
+        nargs=nargs,
+        metavar="FILE",
+    )
     _add_encoding(to, "the texts", encoding)
 
 
@@ -274,6 +280,16 @@ def _declare_inspect(parser: argparse.ArgumentParser, preset: PresetName) -> Non
     _add_json(parser)
     text = "how long the training may take that is guessed at (default: 1)"
     _add(parser, "--minutes", text, type=float, default=1.0, metavar="M")
+    _add_val_fraction(parser, 0.1)
+
+
+def _declare_prepare(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    text = "texts, joined: files, folders, patterns; or token files of nanoGPT's or llm.c's"
+    _add(parser, "files", text, nargs="+", metavar="FILE")
+    _add_encoding(parser, "the texts", "utf-8")
+    _add(parser, "-o --out", "the folder to write, missing or empty", required=True, metavar="DATA")
+    text = "one id per character of the text, or per byte of its UTF-8 (default: char)"
+    _add(parser, "--tokenizer", text, choices=("char", "byte"), default="char")
     _add_val_fraction(parser, 0.1)
 
 
@@ -449,6 +465,13 @@ _COMMANDS = {
         "one or two characters tell the next, whether validation repeats what is trained on, and what a "
         "training may come to.",
         _declare_inspect,
+    ),
+    "prepare": _Command(
+        "FILE... -o DATA",
+        "prepare a large text on disk",
+        "Write a text as files of ids, so that it need not fit into memory: `charlm train DATA` reads of "
+        "them what each step needs. Interrupted, the same command goes on.",
+        _declare_prepare,
     ),
     "train": _Command(
         "FILE... -o RUN",

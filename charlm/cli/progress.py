@@ -6,12 +6,10 @@ a few times per second for the bar, so that showing them costs nothing.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,9 @@ from typing_extensions import override
 from charlm.cli.baseline import BITS, scored_part
 from charlm.cli.output import Console, escaped
 from charlm.cli.signals import Signals
+from charlm.cli.terminal import bar_class, wants_bar
 from charlm.cli.verdict import FEW_STEPS, few_steps
+from charlm.data.rows import StoredRow
 from charlm.text.tokenizer import Unit
 from charlm.training.callbacks import Callback
 from charlm.training.timetable import evaluation_interval_seconds
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from charlm.training.records import EvalRecord, SampleRecord, StepRecord, TrainResult
     from charlm.training.trainer import Trainer
 
-__all__ = ["Progress", "clock", "speed", "wants_bar"]
+__all__ = ["Progress", "clock", "speed"]
 
 _BAR_SECONDS = 0.25  # between two losses beside the bar
 _PACE_SECONDS = 1.0  # of steps, before their number is told
@@ -50,12 +50,6 @@ def speed(per_second: float, unit: Unit) -> str:
         if per_second >= 0.9995 * size:
             return f"{per_second / size:.3g}{letter} {name}"
     return f"{per_second:.3g} {name}"
-
-
-def wants_bar(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether standard error is a terminal on which a bar can move."""
-    ci = environment.get("CI", "").lower() not in {"", "0", "false"}
-    return sys.stderr.isatty() and not ci and environment.get("TERM") != "dumb"
 
 
 class Progress(Callback):
@@ -94,10 +88,11 @@ class Progress(Callback):
             self._console.bar = _new_bar(trainer.step, trainer.expected_steps)
         chars = config.eval_chars if trainer.timetable is None else trainer.timetable.eval_chars
         val = trainer.val_data
-        if chars is not None and val is not None and chars < len(val.ids) - 1:
+        if chars is not None and val is not None and chars < val.n_ids - 1:
+            on_disk = isinstance(val.row, StoredRow)
             self._console.say(
-                f"eval    each scores about {chars:,} of the {len(val.ids):,} {val.unit}s "
-                "for validation, spread over them; charlm eval scores all"
+                f"eval    each scores about {chars:,} of the {val.n_ids:,} {val.unit}s "
+                "for validation, spread over them" + ("" if on_disk else "; charlm eval scores all")
             )
         self._started = trainer.seconds
         self._signals.stop_gently(trainer.interrupt, self._announce_stop)
@@ -208,9 +203,8 @@ def _rounded(steps: int) -> int:
 
 def _new_bar(done: int, total: int | None) -> Any:
     """Return tqdm's bar, or None where tqdm is not installed."""
-    try:
-        tqdm = importlib.import_module("tqdm").tqdm
-    except ImportError:
+    tqdm = bar_class()
+    if tqdm is None:
         return None
     return tqdm(
         initial=done,

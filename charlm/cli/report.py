@@ -41,12 +41,12 @@ def text_line(sources: Sequence[str], encoded: Encoded, texts: Texts) -> str:
     names = escaped(", ".join("standard input" if s == "-" else s for s in sources[:3]))
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
     train, aside, val = texts.train, texts.aside, texts.val
-    kept = f"{len(val.ids):,} for validation" if val is not None else "none for validation"
+    kept = f"{val.n_ids:,} for validation" if val is not None else "none for validation"
     if aside is not None:
-        kept = f"{len(aside.ids):,} to choose the result by, {kept}"
+        kept = f"{aside.n_ids:,} to choose the result by, {kept}"
     return (
         f"text    {names}{more}: {encoded.n_chars:,} characters, vocabulary "
-        f"{encoded.tokenizer.vocab_size:,}; {len(train.ids):,} {train.unit}s to train on, {kept}"
+        f"{encoded.tokenizer.vocab_size:,}; {train.n_ids:,} {train.unit}s to train on, {kept}"
     )
 
 

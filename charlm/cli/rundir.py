@@ -14,6 +14,7 @@ from typing import cast
 
 from charlm.cli.output import UsageError
 from charlm.cli.settings import Settings
+from charlm.data.prepared import is_prepared
 from charlm.errors import CheckpointError, CheckpointWriteError, FileFormatError, RunExistsError, quoted
 from charlm.files import strict_json
 from charlm.files.atomic import write_file
@@ -66,10 +67,18 @@ class Origin:
         or has it, keeps its cut.
         """
         share = 1 - self.val_fraction
+        known = as_int(self.values.get("train_ids"))
+        if self.is_prepared and known is not None:
+            return 1.0 if known >= count else (known + 0.5) / count
         early = int(share * count)
         if early == share_of(count, share) or self.values.get("train_ids", early) != early:
             return share
         return (early + 0.5) / count
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the text was on disk, in a prepared corpus."""
+        return self.values.get("prepared") is True
 
     @property
     def aside(self) -> int:
@@ -175,7 +184,11 @@ def delete_run(path: Path) -> None:
 
 def lasting(source: str) -> str:
     """Return a source as it can be found from another working directory."""
-    return str(Path(source).absolute()) if source != "-" and Path(source).is_file() else source
+    return str(Path(source).absolute()) if source != "-" and _is_on_disk(source) else source
+
+
+def _is_on_disk(source: str) -> bool:
+    return Path(source).is_file() or is_prepared(source)
 
 
 def check_sources(sources: Sequence[str]) -> None:

@@ -94,9 +94,20 @@ def _run(
     if is_first:
         check_free(out, overwrite=args.overwrite)
         _check_place(out)
-    encoded = encode_corpus(args.files, args.encoding or "utf-8", args.tokenizer or "char", val_fraction)
+    encoded = encode_corpus(
+        args.files,
+        args.encoding or "utf-8",
+        args.tokenizer or "char",
+        val_fraction,
+        console=console,
+        prepared=None if repeated is None else repeated.is_prepared or None,
+    )
+    if args.tokenizer not in {None, encoded.kind}:
+        raise UsageError(f"--tokenizer must be {encoded.kind}, as the prepared corpus has it")
     signals.check()
-    train_share = 1 - val_fraction if repeated is None else repeated.train_share(len(encoded.ids))
+    train_share = 1 - val_fraction if repeated is None else repeated.train_share(encoded.n_ids)
+    if encoded.is_prepared and args.val_fraction is None:
+        val_fraction, train_share = encoded.recorded_split
     if settings.training.compile:
         _keep_compiled_code()
     with signals.ending_at_once():
@@ -135,7 +146,14 @@ def _resume(
     sources = args.files or _found_again(origin, args)
     check_sources(sources)
     _mention_ignored_variables(console, "resumed")
-    encoded = encode_corpus(sources, args.encoding or origin.encoding, origin.tokenizer, origin.val_fraction)
+    encoded = encode_corpus(
+        sources,
+        args.encoding or origin.encoding,
+        origin.tokenizer,
+        origin.val_fraction,
+        console=console,
+        prepared=origin.is_prepared or None,
+    )
     signals.check()
     training = origin.values.get("training")
     if isinstance(training, dict) and training.get("compile"):
@@ -155,7 +173,7 @@ def _resume(
             origin.settings(max_steps),
             encoded,
             val_fraction=origin.val_fraction,
-            train_share=origin.train_share(len(encoded.ids)),
+            train_share=origin.train_share(encoded.n_ids),
             console=console,
             signals=signals,
             began=began,

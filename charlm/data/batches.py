@@ -7,13 +7,15 @@ travel; they come from the same generator on the CPU, so batches are the same on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from charlm.data.blocks import BlockDataset, draw_starts, in_order
+from charlm.data.rows import TensorRow
 
 if TYPE_CHECKING:
     from charlm.backends.base import DeviceBackend
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Batches", "DeviceBatches", "HostBatches", "batches_on"]
 
 _MOST_OF_FREE = 8  # a text may take one part in so many of the device's free memory
+_AT_ONCE = 2**24  # ids that are moved together
 _UNTOLD = 2**26  # bytes of a text on a device that does not tell its memory
 
 # Not every device gathers or widens unsigned integers of more than a byte, so their bits travel as signed
@@ -68,10 +71,14 @@ class DeviceBatches:
     """
 
     def __init__(self, data: BlockDataset, backend: DeviceBackend) -> None:
-        self._starts, self._block_size, self._backend = len(data), data.block_size, backend
-        signed, self._mask = _SIGNED.get(data.ids.dtype, (torch.uint8, None))
-        self._ids = data.ids.view(signed).to(backend.device)  # (N,)
-        self._offsets = torch.arange(data.block_size + 1, device=backend.device)  # (T + 1,)
+        self._starts, self._block_size = len(data), data.block_size
+        signed, self._mask = _SIGNED.get(data.row.dtype, (torch.uint8, None))
+        ids = torch.empty(data.n_ids, dtype=signed, device=backend.device)  # (N,)
+        for start in range(0, data.n_ids, _AT_ONCE):  # what is on disk is never as a whole in main memory
+            piece = data.ids_between(start, start + _AT_ONCE)
+            ids[start : start + _AT_ONCE].copy_(piece.view(signed))
+        self._row = _DeviceRow(ids, data.max_id, backend)
+        self._windows_at = self._row.windows(data.block_size + 1)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return what `BlockDataset.sample_batch` does, on the device."""
@@ -79,19 +86,36 @@ class DeviceBatches:
 
     def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `BlockDataset.blocks_at` does, on the device; `starts` (B,) lie on the CPU."""
-        (starts,) = self._backend.to_device(starts)  # (B,)
-        places = starts[:, None] + self._offsets  # (B, T + 1)
-        windows = self._ids.index_select(0, places.flatten()).view_as(places)  # (B, T + 1)
+        windows = self._windows_at(starts)  # (B, T + 1)
         return self._widened(windows[:, :-1]), self._widened(windows[:, 1:])
 
     def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `BlockDataset.blocks` does, on the device."""
-        for x, y in in_order(self._ids, self._block_size, batch_size, most):
+        for x, y in in_order(self._row, self._block_size, batch_size, most):
             yield self._widened(x), self._widened(y)
 
     def _widened(self, ids: Tensor) -> Tensor:
         """Return ids as int64, a copy."""
         return ids.long() if self._mask is None else ids.long().bitwise_and_(self._mask)
+
+
+class _DeviceRow(TensorRow):
+    """A row of ids on a device, in whose windows places are gathered one by one, as all devices can."""
+
+    def __init__(self, ids: Tensor, max_id: int, backend: DeviceBackend) -> None:
+        super().__init__(ids, max_id)
+        self._backend = backend
+
+    @override
+    def windows(self, width: int) -> Callable[[Tensor], Tensor]:
+        offsets = torch.arange(width, device=self._backend.device)  # (width,)
+
+        def windows_at(starts: Tensor) -> Tensor:
+            (starts,) = self._backend.to_device(starts)  # (B,)
+            places = starts[:, None] + offsets  # (B, width)
+            return self.ids.index_select(0, places.flatten()).view_as(places)
+
+        return windows_at
 
 
 Batches: TypeAlias = HostBatches | DeviceBatches
@@ -115,4 +139,5 @@ def batches_on(data: BlockDataset, backend: DeviceBackend) -> Batches:
         return HostBatches(data, backend)
     memory = backend.memory()
     room = _UNTOLD if memory is None else memory.free // _MOST_OF_FREE
-    return DeviceBatches(data, backend) if data.ids.nbytes <= room else HostBatches(data, backend)
+    nbytes = data.n_ids * data.row.dtype.itemsize
+    return DeviceBatches(data, backend) if nbytes <= room else HostBatches(data, backend)

@@ -2,38 +2,29 @@
 
 It knows ids alone: no text (beyond `from_text`), no models, no devices. A block that starts at `s` has
 the input `ids[s : s+T]` and the target `ids[s+1 : s+T+1]`, as in the lecture; every start is a valid
-item, so an epoch has N - T items that overlap. The ids stay in the smallest integer type, and a batch
-is one gather from a strided view of all windows: nothing is copied until it is asked for.
+item, so an epoch has N - T items that overlap. The ids stay in the smallest integer type, in memory or on
+disk (`charlm.data.rows`): nothing is copied or read until it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from charlm.data.prepared import PreparedCorpus
+from charlm.data.rows import Row, StoredRow, TensorRow, row_of
 from charlm.errors import DataError, InputError, shown
 from charlm.plain import as_float, int_from, share_of
 from charlm.text.tokenizer import Tokenizer, Unit, unit_of
 
 __all__ = ["BlockDataset", "draw_starts", "in_order"]
-
-_INTEGERS = {
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-}
-
 
 _PIECE, _MOST_PIECES = 4_096, 20  # of what is set aside: ids in a piece, and how many there are
 
@@ -41,12 +32,13 @@ _PIECE, _MOST_PIECES = 4_096, 20  # of what is set aside: ids in a piece, and ho
 class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     """Blocks of `block_size` characters and, one to the right, their targets.
 
-    A map-style dataset: `DataLoader` takes it as it is, with any number of workers.
+    A map-style dataset: `DataLoader` takes it as it is, with any number of workers. A text that is larger
+    than memory stays on disk: see `open`.
 
     Args:
         ids: (N,) integers, N > block_size; a tensor or an array. Kept in the smallest unsigned type
             that holds them, on the CPU. What has that type already is shared, not copied: leave it as
-            it is from then on.
+            it is from then on. Or a row of `charlm.data.rows`.
         block_size: T, characters in a block.
         tokenizer: what made the ids, if that is known: a `Trainer` refuses data whose ids stand for other
             characters than its own do. Nothing is encoded or decoded with it.
@@ -64,18 +56,20 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         6
     """
 
-    ids: Tensor
+    row: Row
     max_id: int
     tokenizer: Tokenizer | None = None
+    _cut: int | None = None  # where a prepared corpus says that validation begins
 
     def __init__(
-        self, ids: Tensor | NDArray[Any], block_size: int, *, tokenizer: Tokenizer | None = None
+        self, ids: Tensor | NDArray[Any] | Row, block_size: int, *, tokenizer: Tokenizer | None = None
     ) -> None:
         self.tokenizer = tokenizer or self.tokenizer
         self.block_size: int = int_from(1, block_size, "block_size")
-        self.ids, self.max_id = _smallest(ids)
-        self._check_length("the text", len(self.ids))
-        self._windows = self.ids.unfold(0, self.block_size + 1, 1)  # (N - T, T + 1), a view
+        self.row = ids if isinstance(ids, TensorRow | StoredRow) else row_of(ids)  # type: ignore[arg-type]
+        self.max_id = self.row.max_id
+        self._check_length("the text", self.n_ids)
+        self._windows_at = self.row.windows(self.block_size + 1)  # from (B,) to (B, T + 1)
 
     @classmethod
     def from_text(cls, text: str, tokenizer: Tokenizer, block_size: int) -> Self:
@@ -92,12 +86,35 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         return cls._made(tokenizer.encode_array(text), block_size, tokenizer)
 
-    def split(self, fraction: float = 0.9) -> tuple[Self, Self]:
+    @classmethod
+    def open(cls, path: str | Path, block_size: int) -> Self:
+        """Open a prepared corpus, which stays on disk: batches are read as they are asked for.
+
+        The batches are those of the same text in memory. What is held in memory is no more than a batch, for
+        a text of any length. Each file is hashed when it is first opened (about a second for a gigabyte), and
+        again if it was written to since.
+
+        Args:
+            path: the folder that `charlm prepare` or `charlm.data.prepare.prepare_corpus` wrote.
+            block_size: T, characters in a block.
+
+        Raises:
+            CorpusError: there is no prepared corpus, or a file of it is missing.
+            FileFormatError: a file is not what the corpus says: changed, cut or swapped.
+            DataError: the text is too short for a single block with its targets.
+        """
+        corpus = PreparedCorpus(path)
+        data = cls._made(StoredRow(corpus), block_size, corpus.tokenizer)
+        data._cut = corpus.index.train_ids
+        return data
+
+    def split(self, fraction: float | None = None) -> tuple[Self, Self]:
         """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
 
         Args:
             fraction: share of the first part, in (0, 1). The cut is at `fraction * N`, rounded down:
-                of a decimal as of the decimal, 0.93 of 1,000 is 930.
+                of a decimal as of the decimal, 0.93 of 1,000 is 930. None: where a prepared corpus says; else
+                0.9.
 
         Returns:
             Two datasets over the same ids (views, no copy).
@@ -106,16 +123,15 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             DataError: a part would be too short; the message says which.
             InputError: `fraction` is no number between 0 and 1.
         """
-        share = as_float(fraction)
-        if share is None or not 0 < share < 1:
-            raise InputError(f"fraction must be a number between 0 and 1, got {shown(fraction)}")
-        cut = share_of(len(self.ids), share)
+        cut = self._cut
+        if fraction is not None or cut is None:
+            share = as_float(0.9 if fraction is None else fraction)
+            if share is None or not 0 < share < 1:
+                raise InputError(f"fraction must be a number between 0 and 1, got {shown(fraction)}")
+            cut = share_of(self.n_ids, share)
         self._check_length("the first part of the text (for training)", cut)
-        self._check_length("the second part of the text (for validation)", len(self.ids) - cut)
-        first, second = (
-            self._made(ids, self.block_size, self.tokenizer) for ids in (self.ids[:cut], self.ids[cut:])
-        )
-        return first, second
+        self._check_length("the second part of the text (for validation)", self.n_ids - cut)
+        return self._part([range(cut)]), self._part([range(cut, self.n_ids)])
 
     def set_aside(self, count: int) -> tuple[Self, Self]:
         """Return the text without some pieces, and these pieces: to train on, and to decide something by.
@@ -128,7 +144,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             count: how many ids are set aside.
 
         Returns:
-            Two datasets, each of ids that are no longer next to one another where a piece begins or ends.
+            Two datasets, each of ids that are no longer next to one another where a piece begins or ends. Of
+            a text in memory they are copies, of one on disk they are not.
 
         Raises:
             DataError: a part would be too short; the message says which.
@@ -138,27 +155,51 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             >>> len(rest.ids), aside.ids.tolist()
             (90, [45, 46, 47, 48, 49, 50, 51, 52, 53, 54])
         """
-        N, count = len(self.ids), int_from(1, count, "count")
+        N, count = self.n_ids, int_from(1, count, "count")
         self._check_length("the text without what is set aside", N - count)
         self._check_length("what is set aside", count)
         pieces = min(max(count // _PIECE, 1), _MOST_PIECES)
-        ids, is_aside = self.ids.numpy(), np.zeros(N, bool)
+        borders = [0]
         for i in range(pieces):
             length = (i + 1) * count // pieces - i * count // pieces
             start = (2 * i + 1) * N // (2 * pieces) - length // 2
-            is_aside[start : start + length] = True
-        rest, aside = (
-            self._made(ids[kept], self.block_size, self.tokenizer) for kept in (~is_aside, is_aside)
-        )
-        return rest, aside
+            borders += [start, start + length]
+        ranges = [range(start, stop) for start, stop in pairwise([*borders, N])]
+        return self._part(ranges[::2]), self._part(ranges[1::2])
+
+    def in_blocks_of(self, block_size: int) -> Self:
+        """Return the same text in blocks of another size."""
+        data = self._part([range(self.n_ids)], block_size)
+        data._cut = self._cut
+        return data
+
+    def ids_between(self, start: int, stop: int) -> Tensor:
+        """Return the ids from `start` to `stop`, as a slice: a view in memory, a copy from disk."""
+        start, stop, _ = slice(start, stop).indices(self.n_ids)
+        return self.row.between(start, max(start, stop))
+
+    def _part(self, ranges: Sequence[range], block_size: int | None = None) -> Self:
+        row = self.row.parts(ranges)
+        ids = row.ids if isinstance(row, TensorRow) else row  # a subclass may know of tensors alone
+        return self._made(ids, block_size or self.block_size, self.tokenizer)
 
     @classmethod
-    def _made(cls, ids: Tensor | NDArray[Any], block_size: int, tokenizer: Tokenizer | None) -> Self:
+    def _made(cls, ids: Tensor | NDArray[Any] | Row, block_size: int, tokenizer: Tokenizer | None) -> Self:
         """Return a dataset; a subclass need not know that there is a tokenizer."""
         made = cls.__new__(cls)
         made.tokenizer = tokenizer
         made.__init__(ids, block_size)  # type: ignore[misc]
         return made
+
+    @property
+    def n_ids(self) -> int:
+        """N, the length of the text in ids."""
+        return len(self.row)
+
+    @property
+    def ids(self) -> Tensor:
+        """The ids (N,), in the smallest unsigned type; a text on disk is read whole into memory for them."""
+        return self.row.ids if isinstance(self.row, TensorRow) else self.row.between(0, len(self.row))
 
     @property
     def unit(self) -> Unit:
@@ -175,24 +216,27 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         """Return the number of starts, N - block_size."""
-        return self._windows.size(0)
+        return self.n_ids - self.block_size
 
     def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
         """Return the block that starts at `start`: inputs (T,) and targets (T,), int64."""
         if not -len(self) <= start < len(self):
             raise IndexError(f"start {start} is out of range for {len(self)} blocks")
-        window = self._windows[start]  # (T + 1,)
+        start %= len(self)
+        window = self.row.between(start, start + self.block_size + 1)  # (T + 1,)
         return window[:-1].long(), window[1:].long()  # two copies: who changes one leaves the other
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.ids)} {self.unit}s, block_size={self.block_size})"
+        return f"{type(self).__name__}({self.n_ids} {self.unit}s, block_size={self.block_size})"
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the view of all windows: pickled, it would be T + 1 times the text."""
-        return {"ids": self.ids.numpy(), "block_size": self.block_size, "tokenizer": self.tokenizer}
+        """Leave out the view of all windows, which would be T + 1 times the text, and a text on disk."""
+        ids = self.row.ids.numpy() if isinstance(self.row, TensorRow) else self.row
+        known = {"tokenizer": self.tokenizer, "_cut": self._cut}
+        return {"ids": ids, "block_size": self.block_size, **known}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.tokenizer = state.pop("tokenizer", None)
+        self.tokenizer, self._cut = state.pop("tokenizer", None), state.pop("_cut", None)
         self.__init__(**state)  # type: ignore[misc]  # rebuilds the view from the ids
 
     def sample_batch(
@@ -227,8 +271,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         Returns:
             Inputs (B, T) and targets (B, T), int64, on the CPU.
         """
-        # index_select, not self._windows[starts]: on this view it is several hundred times faster.
-        windows = self._windows.index_select(0, starts)  # (B, T + 1)
+        windows = self._windows_at(starts)  # (B, T + 1)
         return windows[:, :-1].long(), windows[:, 1:].long()
 
     def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -242,7 +285,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
             batch of a single shorter block (1, t) follows where the text does not divide; not with `most`.
         """
-        for x, y in in_order(self.ids, self.block_size, batch_size, most):
+        for x, y in in_order(self.row, self.block_size, batch_size, most):
             yield x.long(), y.long()
 
 
@@ -253,43 +296,22 @@ def draw_starts(count: int, batch_size: int, generator: torch.Generator | None) 
 
 
 def in_order(
-    ids: Tensor, block_size: int, batch_size: int, most: int | None = None
+    row: Row, block_size: int, batch_size: int, most: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and targets as `BlockDataset.blocks` does, as views of ids of any type on any device."""
-    B, N, T = int_from(1, batch_size, "batch_size"), len(ids), block_size
+    """Yield inputs and targets as `BlockDataset.blocks` does, of the row's own type and on its device."""
+    B, N, T = int_from(1, batch_size, "batch_size"), len(row), block_size
     most = None if most is None else int_from(1, most, "most")
     full = (N - 1) // T
-    inputs = ids[: full * T].view(full, T)
-    targets = ids[1 : full * T + 1].view(full, T)
     if most is not None and most < full:
-        chosen = torch.arange(most, device=ids.device) * full // most  # (most,)
-        inputs, targets = inputs[chosen], targets[chosen]
-    for i in range(0, len(inputs), B):
-        yield inputs[i : i + B], targets[i : i + B]
+        windows_at, chosen = row.windows(T + 1), torch.arange(most, device="cpu") * full // most  # (most,)
+        for i in range(0, most, B):
+            windows = windows_at(chosen[i : i + B] * T)  # (B, T + 1)
+            yield windows[:, :-1], windows[:, 1:]
+        return
+    for i in range(0, full, B):
+        last = min(i + B, full)
+        ids = row.between(i * T, last * T + 1)  # (B T + 1,)
+        yield ids[:-1].view(last - i, T), ids[1:].view(last - i, T)
     if most is None and full * T < N - 1:
-        yield ids[full * T : -1][None], ids[full * T + 1 :][None]
-
-
-def _smallest(ids: Tensor | NDArray[Any]) -> tuple[Tensor, int]:
-    """Return the ids in the smallest unsigned type that holds them, and the largest id."""
-    if not isinstance(ids, Tensor | np.ndarray):
-        raise InputError(f"ids must be a tensor or an array, got {type(ids).__name__}")
-    if ids.ndim != 1 or not (
-        ids.dtype in _INTEGERS if isinstance(ids, Tensor) else np.issubdtype(ids.dtype, np.integer)
-    ):
-        raise InputError(f"ids must be one row of integers, got shape {tuple(ids.shape)} of {ids.dtype}")
-    if isinstance(ids, Tensor) and ids.is_meta:
-        raise InputError("ids must hold data, got a tensor on the meta device")
-    array = ids.cpu().numpy() if isinstance(ids, Tensor) else ids
-    if len(array) == 0:
-        return torch.empty(0, dtype=torch.uint8, device="cpu"), 0
-    low, high = int(array.min()), int(array.max())
-    if low < 0:
-        raise DataError(f"ids must not be negative, got {low} at position {int(array.argmin())}")
-    dtype = np.min_scalar_type(high)
-    if dtype == np.uint64:
-        raise DataError(f"ids must be below 2**32, got {high}")
-    array = np.ascontiguousarray(array, dtype=dtype)
-    if not array.flags.writeable:  # torch shares memory only with arrays that may be written
-        array = array.copy()
-    return torch.from_numpy(array), high
+        ids = row.between(full * T, N)
+        yield ids[None, :-1], ids[None, 1:]

@@ -3,18 +3,25 @@
 Each epoch cuts the text into blocks that do not overlap, at an offset of its own, and visits them in an
 order of its own; a batch may reach over the end of an epoch. Drawing with replacement, as in the lecture,
 has seen only 63 % of a text when it has drawn as many characters as there are. Offset and order have the
-epoch's number as their address, so any step's blocks are known without those before it.
+epoch's number as their address, so any step's blocks are known without those before it. The order of up to
+2**24 blocks is a shuffled list; of more it is computed place by place, since a list would be as long as the
+text has blocks.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from charlm.data.blocks import BlockDataset
 from charlm.randomness import derive_seed
 
-__all__ = ["EpochOrder"]
+__all__ = ["EpochOrder", "permuted"]
+
+_MOST_LISTED = 2**24  # blocks whose order is a list: of 128 MiB
+_ROUNDS = 4  # a network of four is a pseudorandom permutation, if its rounds are pseudorandom functions
 
 
 class EpochOrder:
@@ -39,7 +46,7 @@ class EpochOrder:
     blocks: int
 
     def __init__(self, data: BlockDataset, batch_size: int, seed: int) -> None:
-        N, self._block_size = len(data.ids), data.block_size
+        N, self._block_size = data.n_ids, data.block_size
         self.blocks = max(1, N // self._block_size - 1)
         self._offsets = min(self._block_size, N - self.blocks * self._block_size)
         self._batch_size, self._seed = batch_size, seed
@@ -53,17 +60,75 @@ class EpochOrder:
         """
         begin, end = batch * self._batch_size, (batch + 1) * self._batch_size
         touched = range(begin // self.blocks, (end - 1) // self.blocks + 1)
-        self._epochs = {epoch: self._epoch(epoch) for epoch in touched}
+        if self.blocks <= _MOST_LISTED:
+            self._epochs = {epoch: self._epoch(epoch) for epoch in touched}
         parts = [
-            starts[max(begin - epoch * self.blocks, 0) : end - epoch * self.blocks]
-            for epoch, starts in self._epochs.items()
+            self._some(epoch, range(max(begin - first, 0), min(end - first, self.blocks)))
+            for epoch, first in ((epoch, epoch * self.blocks) for epoch in touched)
         ]
         return torch.cat(parts)  # a copy of B starts, not of an epoch: that of a long text has millions
+
+    def _some(self, epoch: int, places: range) -> Tensor:
+        """Return the starts at some places of an epoch."""
+        if epoch in self._epochs:
+            return self._epochs[epoch][places.start : places.stop]
+        _, offset = self._beginning(epoch)
+        order = permuted(
+            np.arange(places.start, places.stop), self.blocks, derive_seed(self._seed, "order", epoch)
+        )
+        return offset + self._block_size * torch.from_numpy(order)
 
     def _epoch(self, epoch: int) -> Tensor:
         """Return (blocks,), the starts of one epoch, in order."""
         if epoch in self._epochs:
             return self._epochs[epoch]
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", epoch))
-        offset = torch.randint(self._offsets, (1,), generator=generator, device="cpu")  # (1,)
+        generator, offset = self._beginning(epoch)
         return offset + self._block_size * torch.randperm(self.blocks, generator=generator, device="cpu")
+
+    def _beginning(self, epoch: int) -> tuple[torch.Generator, Tensor]:
+        """Return an epoch's generator, and where its first block begins, (1,)."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", epoch))
+        return generator, torch.randint(self._offsets, (1,), generator=generator, device="cpu")
+
+
+def permuted(places: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Return where a random permutation of 0 … count - 1 puts some numbers, each computed by itself.
+
+    A Feistel network permutes the numbers of twice `h` bits, the fewest that hold them all; a result that is
+    too large is permuted again until it is not, which visits each number once ("cycle walking").
+
+    Args:
+        places: (B,) from 0 to count - 1.
+        count: how many numbers are permuted, up to 2**62.
+        seed: which permutation it is.
+
+    Returns:
+        (B,) int64.
+
+    Source:
+        Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom functions" (1988);
+        Black and Rogaway, "Ciphers with arbitrary finite domains" (2002).
+
+    Example:
+        >>> sorted(permuted(np.arange(6), 6, seed=1).tolist())
+        [0, 1, 2, 3, 4, 5]
+    """
+    half = np.uint64(-(-(count - 1).bit_length() // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    keys = [np.uint64(derive_seed(seed, "round", i)) for i in range(_ROUNDS)]
+    found = places.astype(np.uint64)
+    walking = np.arange(len(found))
+    while len(walking):
+        left, right = found[walking] >> half, found[walking] & low
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & low)
+        found[walking] = (left << half) | right
+        walking = walking[found[walking] >= count]
+    return found.astype(np.int64)
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return 64 bits that depend on every bit of each number: the end of Steele's SplitMix64 (2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))

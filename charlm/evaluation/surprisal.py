@@ -78,7 +78,7 @@ def surprisal(
         ([nan, 0.0, 0.0], [0, 1, 1], [-1, 1, 0])
     """
     top = int_from(0, top, "top")
-    N, T = len(data.ids), data.block_size
+    N, T = data.n_ids, data.block_size
     bits, entropy = np.full(N, np.nan), np.full(N, np.nan)
     rank = np.zeros(N, np.int64)
     candidates: list[NDArray[Any]] = []

@@ -38,6 +38,7 @@ __all__ = [
     "make_directory",
     "remove_directory",
     "remove_file",
+    "remove_left_behind",
     "rename_file",
     "replace_directory",
     "standing_directory",
@@ -72,12 +73,15 @@ class FileDigest:
     sha256: str
 
 
-def write_file(path: str | Path, data: Content) -> None:
+def write_file(path: str | Path, data: Content) -> FileDigest:
     r"""Write a whole file, replacing one that is there.
 
     Args:
         path: the file, in a directory that exists. A symbolic link is replaced, not followed.
         data: its bytes; an iterable is consumed while writing, and may raise to call the whole write off.
+
+    Returns:
+        Its size and sha256.
 
     Raises:
         OSError: the file could not be written; the error names it. Up to the rename the old content stands;
@@ -85,7 +89,8 @@ def write_file(path: str | Path, data: Content) -> None:
 
     Example:
         >>> path = Path(getfixture("tmp_path")) / "notes.txt"
-        >>> write_file(path, [b"one\n", b"two\n"])
+        >>> write_file(path, [b"one\n", b"two\n"]).size
+        8
         >>> path.read_bytes()
         b'one\ntwo\n'
     """
@@ -93,7 +98,7 @@ def write_file(path: str | Path, data: Content) -> None:
     _remove_abandoned(target.parent)
     try:
         temporary = _temporary_beside(target)
-        _write_new(temporary, data, like=target)
+        digest = _write_new(temporary, data, like=target)
         with _removed_on_error(temporary):
             os.replace(temporary, target)
         sync_directory(target.parent)
@@ -101,6 +106,7 @@ def write_file(path: str | Path, data: Content) -> None:
         if error.errno is not None and error.filename is None:  # a write or fsync does not say of what
             error.filename = str(target)
         raise
+    return digest
 
 
 def check_writable(target: str | Path, *, directory: bool = False) -> None:
@@ -279,6 +285,29 @@ def remove_file(path: str | Path) -> None:
     """
     if stat.S_ISREG(os.lstat(path).st_mode):
         os.unlink(path)
+
+
+def remove_left_behind(directory: str | Path) -> None:
+    """Delete the files that killed writes left in a directory, however young, if their processes are dead.
+
+    It is for a directory in which one machine writes at a time.
+    """
+    for name in os.listdir(directory):
+        if is_left_behind(name) and not _lives(int(name.split("-")[1])):
+            with contextlib.suppress(OSError):
+                remove_file(as_path(directory) / name)
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":  # Windows would send a signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def rename_file(path: str | Path, name: str) -> None:

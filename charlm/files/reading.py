@@ -2,16 +2,20 @@
 
 Symbolic links, directories, devices and pipes are refused without waiting on them; a file is never
 memory-mapped (a mapping that gets shorter kills the process) and never opened twice. The files of one
-directory are read together, though another may take its place meanwhile. Knows nothing of what the bytes
-mean: `strict_json` and `safetensors` parse what this module returns.
+directory are read together, though another may take its place meanwhile. What is larger than memory is read
+at offsets (`OpenFile`). Knows nothing of what the bytes mean: `strict_json` and `safetensors` parse what this
+module returns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +23,7 @@ from typing import TypeVar
 from charlm.errors import CharLMError, FileFormatError, quoted
 from charlm.files.kinds import other_than_data
 
-__all__ = ["read_file", "read_lines", "read_together", "refusal"]
+__all__ = ["OpenFile", "read_file", "read_lines", "read_together", "refusal"]
 
 # Windows lacks O_NOFOLLOW and O_NONBLOCK; the others lack O_BINARY.
 _FLAGS: int = (
@@ -151,6 +155,70 @@ def read_together(find: Callable[[], Path], read: Callable[[Path, int | None], T
             return result
 
 
+class OpenFile:
+    """A regular file of a known size that stays open, to be read at any place by any number of threads.
+
+    Args:
+        path: the file. A symbolic link as its last part is refused, not followed.
+        size: the only size that it may have.
+
+    Raises:
+        FileFormatError: no regular file, or another size.
+        OSError: it is missing or cannot be read.
+
+    Example:
+        >>> path = Path(getfixture("tmp_path")) / "notes.txt"
+        >>> _ = path.write_bytes(b"one two")
+        >>> word = bytearray(3)
+        >>> OpenFile(path, 7).read_into(word, 4)
+        >>> word
+        bytearray(b'two')
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._descriptor, _ = _open(path, size, size, None, False)
+        self._place = threading.Lock()  # where a file has one place alone, on Windows
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def stamp(self) -> str:
+        """What changes when anybody writes to the file, or puts another in its place."""
+        status = os.fstat(self._descriptor)
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+    def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
+        """Fill a buffer with what stands at an offset in bytes.
+
+        Raises:
+            FileFormatError: the file has become shorter.
+        """
+        rest = memoryview(buffer).cast("B")
+        while rest:
+            got = self._read(rest, offset)
+            if not got:
+                raise refusal(self.path, f"must keep its {self.size} bytes, and has become shorter.")
+            rest, offset = rest[got:], offset + got
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [buffer], offset)
+        with self._place:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            piece = os.read(self._descriptor, len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def sha256(self) -> str:
+        """Return the sha256 of the whole file in hexadecimal, read in little memory."""
+        digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+        for offset in range(0, self.size, _PIECE):
+            part = piece[: self.size - offset]
+            self.read_into(part, offset)
+            digest.update(part)
+        return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def _opened(
     path: str | Path,
@@ -159,7 +227,18 @@ def _opened(
     inside: int | None = None,
     larger_if_stored: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """Open a regular file of the right size and yield its descriptor and its size."""
+    """Open a regular file of the right size, yield its descriptor and its size, and close it."""
+    descriptor, size = _open(path, max_bytes, exact_size, inside, larger_if_stored)
+    try:
+        yield descriptor, size
+    finally:
+        os.close(descriptor)
+
+
+def _open(
+    path: str | Path, max_bytes: int, exact_size: int | None, inside: int | None, larger_if_stored: bool
+) -> tuple[int, int]:
+    """Open a regular file of the right size, and return its descriptor and its size."""
     try:
         descriptor = os.open(path if inside is None else Path(path).name, _FLAGS, dir_fd=inside)
     except OSError as error:
@@ -180,6 +259,7 @@ def _opened(
             wanted = f"at most {max_bytes}" if exact_size in {None, size} else exact_size
             kind = other_than_data(os.read(descriptor, _BEGINNING))
             raise refusal(path, f"must have {wanted} bytes, got {size}{f' of {kind}' if kind else ''}.")
-        yield descriptor, size
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor, size

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BigramLM"]
 
+_AT_ONCE = 2**22  # pairs that are counted together
+
 
 class BigramLM(LanguageModel):
     """A table of logits (V, V), N(0, 1) at first from torch's global generator, as in the lecture.
@@ -120,8 +122,11 @@ class BigramLM(LanguageModel):
         V = self.vocab_size
         if data.max_id >= V:
             raise DataError(f"the data holds the id {data.max_id}, but vocab_size is {V}")
-        ids = data.ids.numpy().astype(np.int64)  # (N,)
-        counts = np.bincount(ids[:-1] * V + ids[1:], minlength=V * V).reshape(V, V) + added
+        pairs = np.zeros(V * V, dtype=np.int64)
+        for start in range(0, data.n_ids - 1, _AT_ONCE):  # of a text on disk, so much is in memory
+            ids = data.ids_between(start, start + _AT_ONCE + 1).numpy().astype(np.int64)
+            pairs += np.bincount(ids[:-1] * V + ids[1:], minlength=V * V)
+        counts = pairs.reshape(V, V) + added
         counts[counts.sum(axis=1) == 0] = 1.0
         with np.errstate(divide="ignore"):
             log_probs = np.log(counts) - np.log(counts.sum(axis=1, keepdims=True))  # (V, V)

@@ -8,7 +8,7 @@ Jacobs et al., "Adaptive mixtures of local experts", 1991).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
@@ -224,7 +224,7 @@ class MixtureLM(LanguageModel):
         Raises:
             InputError: the text is not this model's, or `max_chars` is no int of 1 or more.
         """
-        places, said = self._seen(data, max_chars)
+        places, said = (np.concatenate(parts) for parts in zip(*self._readings(data, max_chars), strict=True))
         weights = _fitted(places, said)
         with torch.no_grad():
             self.gate.copy_(torch.from_numpy(np.log(weights)))
@@ -242,28 +242,29 @@ class MixtureLM(LanguageModel):
         Returns:
             (K + 1,), the mixture's last.
         """
-        places, said = self._seen(data, max_chars)
         weights = self.gate.detach().cpu().double().softmax(dim=-1).numpy()  # (J, K + 1)
-        mixed = np.einsum("nk,nk->n", places @ weights, said)
-        return [float(-np.log(p).mean()) for p in (*said.T[:-1], mixed)]
+        nats, count = np.zeros(len(self.members) + 1), 0
+        for places, said in self._readings(data, max_chars):
+            mixed = np.einsum("nk,nk->n", places @ weights, said)
+            nats -= [np.log(p).sum() for p in (*said.T[:-1], mixed)]
+            count += len(said)
+        return [float(loss) for loss in nats / count]
 
-    def _seen(self, data: BlockDataset, max_chars: int | None) -> tuple[Floats, Floats]:
-        """Return where in the gate N ids stand, (N, J), and what each voice gave to them, (N, K + 1)."""
+    def _readings(self, data: BlockDataset, max_chars: int | None) -> Iterator[tuple[Floats, Floats]]:
+        """Yield where in the gate n ids stand, (n, J), and what each voice gave to them, (n, K + 1)."""
         most = None if max_chars is None else int_from(1, max_chars, "max_chars")
         if most is not None:  # windows of them, as `evaluate` takes them
-            most = None if most >= len(data.ids) - 1 else max(most // data.block_size, 1)
+            most = None if most >= data.n_ids - 1 else max(most // data.block_size, 1)
         batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
-        places: list[Tensor] = []
-        said: list[Tensor] = []
         for x, y in data.blocks(batch, most=most):
             with torch.no_grad(), evaluation_mode(self):
                 idx, targets = x.to(self.device), y.to(self.device)
                 self._check_idx(idx, targets)
                 voices = self._voices(idx, None)  # (K + 1, B, T, V)
-                places.append(self._places(voices).flatten(0, 1).cpu().double())  # (B T, J)
+                places = self._places(voices).flatten(0, 1).cpu().double()  # (B T, J)
                 at = targets.expand(len(voices), *targets.shape)[..., None]
-                said.append(voices.gather(-1, at).flatten(1).T.cpu().double())  # (B T, K + 1)
-        return torch.cat(places).numpy(), torch.cat(said).exp().numpy()
+                said = voices.gather(-1, at).flatten(1).T.cpu().double().exp()  # (B T, K + 1)
+            yield places.numpy(), said.numpy()
 
     @override
     def _check_values(self) -> None:

@@ -8,32 +8,27 @@ the right bytes or none. Knows nothing of tokenizers.
 
 from __future__ import annotations
 
-import codecs
 import errno
-import gzip
 import os
-import re
-import sys
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from charlm.errors import (
     CorpusError,
     FileFormatError,
     InputError,
-    InvalidTextError,
     did_you_mean,
     quoted,
     warn,
 )
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
-from charlm.files.kinds import GZIP, encoding_of, kind_of
+from charlm.files.kinds import kind_of
 from charlm.plain import as_path, as_text
 from charlm.text.download import Download, fetch
+from charlm.text.pieces import corpus_error, reading_errors, text_pieces
 
-__all__ = ["load_corpus", "read_text"]
+__all__ = ["corpus_pieces", "is_named", "load_corpus", "read_text"]
 
 _PYTHON_DOCS = "python-docs"
 _DOWNLOADS = {
@@ -45,7 +40,6 @@ _DOWNLOADS = {
     )
 }
 _NAMES = (_PYTHON_DOCS, *_DOWNLOADS)
-_ADVICE = {errno.ENOENT: "; check the path", errno.EISDIR: "; name the files in it"}
 
 
 def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
@@ -62,25 +56,7 @@ def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
             `offset` is that of the first bad one, after decompression.
         InputError: there is no such encoding.
     """
-    name = "standard input" if path == "-" else quoted(str(path))
-    try:
-        codec = codecs.lookup(encoding).name
-    except (LookupError, TypeError, ValueError) as error:
-        raise _no_encoding(encoding) from error
-    is_wide = codec.startswith(("utf-16", "utf-32"))
-    data = _unpacked(_bytes_of(path, name), name, gzip_wanted=str(path).endswith(".gz"), is_wide=is_wide)
-    wide = encoding_of(data)
-    try:
-        if wide is None or codec in _codecs_of(wide, data):
-            return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise _invalid(data, error, name, encoding) from None
-    except (LookupError, ValueError) as error:  # a codec, but of no text
-        raise _no_encoding(encoding) from error
-    raise InvalidTextError(
-        f"{name} must be valid {encoding}; it looks like {wide}: convert it with iconv -f {wide} -t UTF-8, "
-        f'or say so: encoding="{wide}" in Python, --encoding {wide} of the command'
-    )
+    return "".join(text_pieces(path, encoding=encoding))
 
 
 def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "utf-8") -> str:
@@ -114,75 +90,33 @@ def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "u
         raise InputError(f"source must be a path, a name or a list of these, got {type(source).__name__}")
     if not sources:
         raise InputError("source must name at least one file or corpus, got an empty list")
-    return "".join(_one_corpus(as_text(one) or one, encoding) for one in sources)
+    return "".join(
+        piece for one in sources for piece in corpus_pieces(as_text(one) or one, encoding=encoding)
+    )
 
 
-def _one_corpus(source: str | Path, encoding: str) -> str:
-    if isinstance(source, str) and source in _NAMES and not as_path(source).is_file():
-        return _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[source])
+def is_named(source: str | Path) -> bool:
+    """Return whether a source is the name of a corpus, and not of a file."""
+    return isinstance(source, str) and source in _NAMES and not as_path(source).is_file()
+
+
+def corpus_pieces(
+    source: str | Path, *, encoding: str = "utf-8", on_read: Callable[[int], None] | None = None
+) -> Iterator[str]:
+    """Yield the text of a file or of a corpus with a name in pieces, so that it need not fit into memory.
+
+    Arguments and errors are those of `load_corpus` and, for `on_read`, of `text_pieces`.
+    """
+    if is_named(source):
+        yield _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[str(source)])
+        return
     try:
-        return read_text(source, encoding=encoding)
+        yield from text_pieces(source, encoding=encoding, on_read=on_read)
     except CorpusError as error:
         if error.errno != errno.ENOENT or isinstance(source, Path):
             raise
         hint = did_you_mean(source, _NAMES, f"the named corpora are {' and '.join(_NAMES)}")
-        raise _error(f"{quoted(source)} is neither a file nor a named corpus; {hint}", error) from None
-
-
-def _bytes_of(path: str | Path, name: str) -> bytes:
-    try:
-        if path == "-":
-            data: bytes | None = sys.stdin.buffer.read()
-            if data is None:  # it does not block, and nothing is there yet
-                raise BlockingIOError(
-                    errno.EAGAIN, "it does not wait for its writer; give a file or a plain pipe"
-                )
-            return data
-        return as_path(path).read_bytes()
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "")
-        raise _error(f"{name} cannot be read: {error.strerror or error}{advice}", error) from error
-    except (AttributeError, ValueError) as error:  # no standard input, or a closed one; a NUL in the path
-        raise _error(f"{name} cannot be read: {error}", error) from error
-
-
-def _codecs_of(wide: str, data: bytes) -> set[str]:
-    """Return the names of Python's codecs that read a text which is known to be UTF-16 or UTF-32."""
-    family, order = wide[:6].lower(), wide[6:].lower()
-    if not order:  # its byte order mark says it
-        return {family, f"{family}-{'le' if data.startswith(codecs.BOM_UTF16_LE) else 'be'}"}
-    return {f"{family}-{order}", *([family] if sys.byteorder.startswith(order[0]) else [])}
-
-
-def _no_encoding(encoding: object) -> InputError:
-    return InputError(f"encoding must be a text encoding of Python, got {quoted(str(encoding), 40)}")
-
-
-def _unpacked(data: bytes, name: str, *, gzip_wanted: bool, is_wide: bool) -> bytes:
-    """Return the bytes of a text, and refuse what is none."""
-    packed = re.match(GZIP, data) is not None
-    try:
-        data = gzip.decompress(data) if packed else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise _error(
-            f"{name} is damaged and cannot be decompressed: {error}; copy it again", error
-        ) from error
-    if kind := kind_of(data, wide=is_wide):
-        raise CorpusError(f"{name} must be a text, got {kind}")
-    if gzip_wanted and not packed:
-        raise CorpusError(f"{name} must be compressed with gzip, as its name says, but is not; rename it")
-    return data
-
-
-def _invalid(data: bytes, error: UnicodeDecodeError, name: str, encoding: str) -> InvalidTextError:
-    offset = error.start + len(data) - len(error.object)  # utf-8-sig counts from behind the byte order mark
-    line = data.count(b"\n", 0, offset) + 1
-    return InvalidTextError(
-        f"{name} must be valid {encoding}, got byte 0x{data[offset]:02x} at offset {offset} (line {line}), "
-        f"{error.reason}; convert it to UTF-8, or say what it is, such as latin-1: encoding=... in Python, "
-        "--encoding of the command",
-        offset=offset,
-    )
+        raise corpus_error(f"{quoted(source)} is neither a file nor a named corpus; {hint}", error) from None
 
 
 def _python_docs() -> str:
@@ -200,7 +134,8 @@ def _downloaded(wanted: Download) -> str:
     if folder := os.environ.get("CHARLM_DATA_DIR"):
         path = Path(folder, file)
         name = f"{quoted(str(path))} (CHARLM_DATA_DIR is set)"
-        data = _bytes_of(path, name)
+        with reading_errors(name):
+            data = path.read_bytes()
         if not wanted.matches(data):
             raise CorpusError(
                 f"{name} must have {wanted.size} bytes with sha256 {wanted.sha256}, "
@@ -228,9 +163,3 @@ def _keep(path: Path, data: bytearray) -> None:
             f"the download is not kept: {quoted(str(path))} cannot be written: {error.strerror or error}; "
             "set CHARLM_CACHE_DIR to a folder that can be written"
         )
-
-
-def _error(message: str, cause: Exception) -> CorpusError:
-    error = CorpusError(message)
-    error.errno = cause.errno if isinstance(cause, OSError) else None
-    return error

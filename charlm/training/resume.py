@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
+from charlm.data.rows import StoredRow
 from charlm.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -60,7 +61,8 @@ from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
     characters_fingerprint,
     environment,
-    fingerprint,
+    is_of_prepared,
+    is_same_text,
     optimizer_names,
     optimizer_state,
     restored_generators,
@@ -369,9 +371,9 @@ def _best_weights(saved: _Saved, model: nn.Module) -> Contents | None:
 def _is_text(saved: _Saved, name: str, data: BlockDataset | None) -> bool:
     """Return whether data is the run's text of that name: the same ids, for the same characters."""
     if data is None or data.tokenizer is None or saved.characters is None:
-        return saved.data.get(name) == (None if data is None else fingerprint(data))
+        return is_same_text(saved.data.get(name), data)
     same_characters = characters_fingerprint(data.tokenizer) == saved.characters
-    return same_characters and saved.data.get(name) == fingerprint(data)
+    return same_characters and is_same_text(saved.data.get(name), data)
 
 
 def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset | None) -> None:
@@ -379,6 +381,11 @@ def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset 
         if not isinstance(data, BlockDataset) and not (data is None and name == "val"):
             raise InputError(f"{name}_data must be a BlockDataset, got {shown(data)}")
         if not _is_text(saved, name, data):
+            if is_of_prepared(saved.data.get(name)) and not (data and isinstance(data.row, StoredRow)):
+                raise CheckpointMismatchError(
+                    f"{name}_data is in memory, and the run was trained with a prepared corpus, which is "
+                    "known by its files; pass the same corpus (BlockDataset.open)"
+                )
             raise CheckpointMismatchError(
                 f"{name}_data is not the text that the run was trained with; pass the same corpus, encoded "
                 "with the same tokenizer and split at the same place"

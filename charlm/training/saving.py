@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
+from charlm.data.rows import PREPARED, StoredRow
 from charlm.errors import CheckpointCorruptError, CheckpointMismatchError, InputError, quoted
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content
@@ -42,6 +43,8 @@ __all__ = [
     "environment",
     "fingerprint",
     "gather",
+    "is_of_prepared",
+    "is_same_text",
     "optimizer_names",
     "optimizer_state",
     "restored_generators",
@@ -204,11 +207,32 @@ _FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()
 
 
 def fingerprint(data: BlockDataset) -> str:
+    """Return what stands for the ids: of a text on disk, what follows from the hashes of its files."""
+    return data.row.fingerprint if isinstance(data.row, StoredRow) else _hashed(data)
+
+
+def is_same_text(saved: object, data: BlockDataset | None) -> bool:
+    """Return whether data has the ids that a fingerprint stands for.
+
+    A text that was in memory then may be on disk now: it is hashed, in pieces. The other way round it is not
+    known, and so not the same.
+    """
+    if data is None or not isinstance(saved, str):
+        return saved is None and data is None
+    return saved == (fingerprint(data) if is_of_prepared(saved) else _hashed(data))
+
+
+def is_of_prepared(saved: object) -> bool:
+    """Return whether a fingerprint is that of a text on disk."""
+    return isinstance(saved, str) and saved.startswith(PREPARED)
+
+
+def _hashed(data: BlockDataset) -> str:
     """Return the sha256 of the ids, whatever integer type they are kept in; computed once for a data set."""
     if data not in _FINGERPRINTS:
-        ids, digest = data.ids.numpy(), hashlib.sha256()
-        for start in range(0, len(ids), 1 << 20):
-            digest.update(ids[start : start + (1 << 20)].astype("<i8").tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, data.n_ids, 1 << 20):
+            digest.update(data.ids_between(start, start + (1 << 20)).numpy().astype("<i8").tobytes())
         _FINGERPRINTS[data] = digest.hexdigest()
     return _FINGERPRINTS[data]
 

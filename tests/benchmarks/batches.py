@@ -1,7 +1,8 @@
 """Random batches a second, 64 blocks of 256 characters, beside the lecture's way and nanoGPT's.
 
 A batch is inputs and targets, (B, T) int64 each, on the CPU. The lecture stacks slices of a tensor of
-int64; nanoGPT maps its file of uint16 anew for each batch, and copies, widens and stacks its rows.
+int64; nanoGPT maps its file of uint16 anew for each batch, and copies, widens and stacks its rows. "On disk"
+is a prepared corpus, whose files the system keeps in memory here.
 
     cd tests
     python -m benchmarks.batches --json batches.json
@@ -18,12 +19,13 @@ from benchmarks import lecture, nanogpt
 from benchmarks.common import Json, in_turns, machine, new_parser, report, spread, table
 
 from charlm import BlockDataset, CharTokenizer, load_corpus
+from charlm.data.prepare import prepare_corpus
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Time the three ways in turns and report."""
+    """Time the four ways in turns and report."""
     parser = new_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=64, help="blocks (default: %(default)s)")
     parser.add_argument("--block-size", type=int, default=256, help="characters (default: %(default)s)")
@@ -41,10 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(1337)
 
     with TemporaryDirectory() as folder:
+        Path(folder, "text").write_text(text, encoding="utf-8", newline="")
+        prepare_corpus(Path(folder, "text"), Path(folder, "data"))
+        stored = BlockDataset.open(Path(folder, "data"), T)
         path = Path(folder, "train.bin")
         tokenizer.encode_array(text).astype("uint16").tofile(path)
         ways: dict[str, Callable[[], object]] = {
             "charlm": lambda: data.sample_batch(B, generator=generator),
+            "charlm, on disk": lambda: stored.sample_batch(B, generator=generator),
             "lecture": lambda: lecture.random_blocks(wide, T, B),
             "nanogpt": lambda: nanogpt.random_blocks(path, T, B),
         }

@@ -1,8 +1,9 @@
 """Megabytes of UTF-8 a second, of encoding and decoding characters.
 
-Two texts: the corpus, repeated (ASCII, if it is Tiny Shakespeare), and words drawn from alphabets of one,
-two, three and four bytes a character. Beside charlm's functions stand the lecture's: a list comprehension
-over a dictionary, and a join. One process, in turns.
+And of preparing the text on disk, in a file system in memory where there is one. Two texts: the corpus,
+repeated (ASCII, if it is Tiny Shakespeare), and words drawn from alphabets of one, two, three and four bytes
+a character. Beside charlm's functions stand the lecture's: a list comprehension over a dictionary, and a
+join. One process, in turns.
 
     cd tests
     python -m benchmarks.encode --json encode.json
@@ -11,11 +12,15 @@ over a dictionary, and a join. One process, in turns.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.common import Json, in_turns, machine, new_parser, report, spread, table
 
 from charlm import CharTokenizer, load_corpus
+from charlm.data.prepare import prepare_corpus
 
 __all__ = ["main"]
 
@@ -43,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: Json = {}
     for name, text in texts.items():
         megabytes = len(text.encode()) / 1e6
-        seconds = in_turns(_functions(text), args.rounds)
+        with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+            seconds = in_turns({**_functions(text), **_preparing(text, Path(folder))}, args.rounds)
         results[name] = {
             "characters": len(text),
             "megabytes": megabytes,
@@ -70,6 +76,16 @@ def _functions(text: str) -> dict[str, Callable[[], object]]:
         "decode of a list": lambda: tokenizer.decode(id_list),
         "lecture's decode": lambda: "".join([itos[i] for i in id_list]),
     }
+
+
+def _preparing(text: str, folder: Path) -> dict[str, Callable[[], object]]:
+    (folder / "text").write_text(text, encoding="utf-8", newline="")
+
+    def prepare() -> None:
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        prepare_corpus(folder / "text", folder / "data")
+
+    return {"prepare_corpus": prepare}
 
 
 def _repeated(text: str, size: int) -> str:

@@ -152,7 +152,7 @@ def test_a_limit_on_memory_ends_in_one_line(text: Path, tmp_path: Path, megabyte
 def test_memory_that_is_short_is_called_so(
     command: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def failing(*_: object) -> None:
+    def failing(*_: object, **named: object) -> None:
         raise error
 
     monkeypatch.setattr("charlm.cli.train.encode_corpus", failing)

@@ -134,7 +134,10 @@ def test_the_options_of_sampling_are_there_where_the_source_is_not(monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a command is needed: inspect, train, generate, eval, plot or info\nTry: charlm --help"),
+        (
+            [],
+            "a command is needed: inspect, prepare, train, generate, eval, plot or info\nTry: charlm --help",
+        ),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "-o", "r"], "FILE is needed"),
         (["train", "a.txt"], "required: -o/--out\nTry: charlm train --help"),

@@ -23,8 +23,8 @@ import charlm
 from charlm import BigramLM, ByteTokenizer, CharLM
 from charlm.cli.__main__ import main
 from charlm.cli.output import Console, _discard
-from charlm.cli.progress import wants_bar
 from charlm.cli.signals import Interrupted, Signals
+from charlm.cli.terminal import wants_bar
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
 
 pytestmark = pytest.mark.slow

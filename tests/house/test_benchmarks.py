@@ -370,8 +370,8 @@ def test_encode_takes_texts_of_one_and_of_four_bytes(quick: Callable[..., Any]) 
     assert results["any text"]["megabytes_per_second"]["encode_array"]["median"] > 0
 
 
-def test_batches_are_drawn_in_three_ways(quick: Callable[..., Any]) -> None:
-    assert set(quick(batches.main)) == {"charlm", "lecture", "nanogpt"}
+def test_batches_are_drawn_in_four_ways(quick: Callable[..., Any]) -> None:
+    assert set(quick(batches.main)) == {"charlm", "charlm, on disk", "lecture", "nanogpt"}
 
 
 def test_ngram_orders_are_fitted_and_scored(quick: Callable[..., Any]) -> None:

@@ -34,6 +34,7 @@ NO_TORCH = [
     "charlm.cli",
     "charlm.cli.__main__",
     "charlm.config",
+    "charlm.data.prepare",
     "charlm.errors",
     "charlm.files.atomic",
     "charlm.files.strict_json",

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import charlm
-from charlm.errors import CorpusError, InputError, InvalidTextError
-from charlm.text import corpus
+from charlm.errors import CharLMError, CorpusError, InputError, InvalidTextError
+from charlm.text import corpus, pieces
 from charlm.text.corpus import load_corpus, read_text
 
 ODD = "\ufeffbegin\x00\r\nmiddle\n\rlast\u2028\u2029\x85\x1a😀 e\u0301"
@@ -277,3 +277,54 @@ def test_tiny_shakespeare_comes_from_the_data_folder(
 ) -> None:
     monkeypatch.setattr(corpus, "fetch", None)  # whatever happens, no download
     assert load_corpus("tinyshakespeare") == shakespeare
+
+
+ENCODINGS = (
+    *("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32-le"),
+    *("latin-1", "cp1252", "shift_jis", "gb18030", "utf-7"),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+    encoding=st.sampled_from(ENCODINGS),
+    piece=st.integers(16, 40),
+    damage=st.none() | st.tuples(st.integers(0, 10**6), st.integers(0, 255)),
+    packed=st.booleans(),
+)
+def test_a_text_read_in_pieces_is_the_text_or_the_error_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    encoding: str,
+    piece: int,
+    damage: tuple[int, int] | None,
+    packed: bool,
+) -> None:
+    data = bytearray(text.encode(encoding, "replace"))
+    if damage is not None and data:
+        data[damage[0] % len(data)] = damage[1]
+    path = tmp_path_factory.mktemp("pieces") / "text"
+    path.write_bytes(gzip.compress(data) if packed else data)
+
+    def outcome(size: int) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pieces, "_PIECE", size)
+            try:
+                return read_text(path, encoding=encoding)
+            except CharLMError as error:
+                return type(error), str(error), getattr(error, "offset", None)
+
+    found, whole = outcome(piece), outcome(2**20)
+    if "looks like" in str(found) + str(whole):  # told by the first bytes, of which there are fewer here
+        return
+    assert found == whole
+    if isinstance(found, str):
+        assert found == bytes(data).decode(encoding)
+    elif isinstance(found, tuple) and found[2] is not None:
+        with pytest.raises(UnicodeDecodeError) as caught:
+            bytes(data).decode(encoding)
+        error = caught.value
+        assert found[2] == error.start + len(data) - len(error.object)
+        assert f"line {bytes(data[: found[2]]).count(10) + 1})" in found[1]
+        assert error.reason in found[1]

@@ -31,6 +31,8 @@ import charlm.runs.checkpoint as checkpoint_module
 import charlm.runs.choosing as choosing_module
 from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer, load
 from charlm.cli.__main__ import main
+from charlm.data.prepare import prepare_corpus
+from charlm.data.prepared import PreparedCorpus
 from charlm.errors import (
     CharLMError,
     CheckpointCorruptError,
@@ -661,3 +663,53 @@ def test_texts_of_different_characters_are_not_trained_or_scored_together() -> N
     with pytest.raises(DataError, match="data was encoded with"):
         trainer.evaluate(other)
     assert trainer.evaluate(BlockDataset(other.ids, 8)) == trainer.evaluate(train)
+
+
+def test_a_save_and_a_resume_of_a_text_on_disk_read_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    prepare_corpus(tmp_path / "text", tmp_path / "data", shard_bytes=700)
+    train, val = BlockDataset.open(tmp_path / "data", 8).split()
+    config = quick_config(restore_best=False, eval_interval=100)
+    run, V = tmp_path / "run", TOKENIZER.vocab_size
+    trainer = Trainer(
+        BigramLM(V), train, config, val_data=val, tokenizer=TOKENIZER, out_dir=run, device="cpu"
+    )
+    next(trainer.steps())
+    read: list[int] = []
+    own = PreparedCorpus.read_into
+
+    def noted(corpus: PreparedCorpus, ids: Any, start: int) -> None:
+        read.append(len(ids))
+        own(corpus, ids, start)
+
+    monkeypatch.setattr(PreparedCorpus, "read_into", noted)
+    trainer.save()
+    again = Trainer.resume(run, train, val_data=val, device="cpu")
+    assert read == []
+    again.fit()
+    assert sum(read) < 12 * 4 * 9 + val.n_ids * 2
+
+
+def test_a_run_on_disk_in_two_lengths_of_files_is_equal_bit_for_bit(tmp_path: Path) -> None:
+    """And equal to that in memory, with pieces set aside, in epochs of another order than the text's."""
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    found = []
+    for number, size in enumerate((300, 1_100, None)):
+        if size is None:
+            data = BlockDataset.from_text(TEXT, TOKENIZER, 8)
+        else:
+            prepare_corpus(tmp_path / "text", tmp_path / str(number), shard_bytes=size)
+            data = BlockDataset.open(tmp_path / str(number), 8)
+        train, val = data.split(0.8)
+        rest, _ = train.set_aside(90)
+        torch.manual_seed(1)
+        model = BigramLM(TOKENIZER.vocab_size)
+        config = quick_config(replacement=False, max_steps=200)
+        trainer = Trainer(model, rest, config, val_data=val, device="cpu")
+        final = trainer.fit().final
+        found.append((tensors_of(trainer), final))
+    for weights, final in found[1:]:
+        assert same_tensors(weights, found[0][0])
+        assert final == found[0][1]

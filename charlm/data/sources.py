@@ -1,0 +1,250 @@
+"""What is prepared: texts in any number of files, each a document, read twice in little memory. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.data.prepared import DOCUMENTS_FILE, TOKENIZER_FILE
+from charlm.errors import CorpusError, DataError, InputError, UnknownCharacterError, quoted
+from charlm.files import strict_json
+from charlm.plain import as_path
+from charlm.text.checks import encoded
+from charlm.text.corpus import corpus_pieces, is_named
+from charlm.text.tokenizer import ByteTokenizer, CharTokenizer
+
+__all__ = ["Counted", "Progress", "Source", "Texts", "changed", "listed", "stamp"]
+
+Progress: TypeAlias = Callable[[Literal["reading", "writing"], int, int], None]
+"""Called with what is going on, how much of it is done, and how much there is: of bytes, or of ids."""
+
+_MOST_CODES = 0x110000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What the first pass finds."""
+
+    tokenizer: CharTokenizer | ByteTokenizer | None
+    ends: NDArray[np.int64]
+    """(n_documents,), where each document ends, in ids."""
+    n_chars: int | None
+    n_bytes: int | None
+    vocab_size: int
+    max_id: int
+    train_ids: int | None = None
+    """How many ids are for training, where the source knows it."""
+
+    @property
+    def n_ids(self) -> int:
+        """Length of the text."""
+        return int(self.ends[-1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest type that holds each id."""
+        return np.min_scalar_type(self.vocab_size - 1)
+
+    def files(self) -> dict[str, bytes]:
+        """Return what is written beside the ids."""
+        files = {DOCUMENTS_FILE: self.ends.astype("<u8").tobytes()}
+        if self.tokenizer is not None:
+            files[TOKENIZER_FILE] = strict_json.dumps(self.tokenizer.to_dict())
+        return files
+
+
+class Source(Protocol):
+    """What can be prepared."""
+
+    def key(self) -> list[object]:
+        """Return values of JSON that change when the source does."""
+        ...
+
+    def count(self, told: Progress) -> Counted:
+        """Read everything once."""
+        ...
+
+    def pieces(self, counted: Counted, skipped: int) -> Iterator[NDArray[Any]]:
+        """Read everything again, and yield the ids but for the first `skipped`."""
+        ...
+
+
+class Texts:
+    """Texts, one document each.
+
+    Args:
+        documents: files, or names of corpora, as `listed` returns them.
+        tokenizer: "char" makes one of all characters, "byte" takes bytes; or one that knows all characters.
+        encoding: of the files.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[str | Path],
+        tokenizer: Literal["char", "byte"] | CharTokenizer | ByteTokenizer,
+        encoding: str,
+    ) -> None:
+        self._documents, self._tokenizer, self._encoding = documents, tokenizer, encoding
+
+    def key(self) -> list[object]:
+        """Return values of JSON that change when the texts or what is asked for do."""
+        kind = self._tokenizer if isinstance(self._tokenizer, str) else self._tokenizer.to_dict()
+        return [[stamp(document) for document in self._documents], self._encoding, kind]
+
+    def count(self, told: Progress) -> Counted:
+        """Read the texts for their characters."""
+        total = sum(_size(document) for document in self._documents)
+        done = 0
+
+        def on_read(count: int) -> None:
+            nonlocal done
+            done += count
+            told("reading", done, total)
+
+        of_codes = np.zeros(_MOST_CODES, np.int64)  # how often each character occurs
+        lengths = _utf8_lengths()
+        known = _Known(self._tokenizer) if isinstance(self._tokenizer, CharTokenizer) else None
+        chars, sizes = [], []  # of each document
+        for document in self._documents:
+            n_chars = n_bytes = 0
+            for piece in corpus_pieces(document, encoding=self._encoding, on_read=on_read):
+                counts = _counted(piece)
+                of_codes[: len(counts)] += counts
+                n_chars += len(piece)
+                n_bytes += int(counts @ lengths[: len(counts)])
+                if known is not None:
+                    known.check(piece, document)
+            chars.append(n_chars)
+            sizes.append(n_bytes)
+        codes = np.flatnonzero(of_codes)
+        if not len(codes):
+            raise DataError("text must hold at least one character to make a vocabulary from, got none")
+        tokenizer = self._tokenizer
+        if isinstance(tokenizer, str):
+            characters = codes.astype("<u4").tobytes().decode("utf-32-le")
+            tokenizer = ByteTokenizer() if tokenizer == "byte" else CharTokenizer(characters)
+        by_byte = isinstance(tokenizer, ByteTokenizer)
+        return Counted(
+            tokenizer=tokenizer,
+            ends=np.cumsum(sizes if by_byte else chars),
+            n_chars=sum(chars),
+            n_bytes=sum(sizes),
+            vocab_size=tokenizer.vocab_size,
+            max_id=tokenizer.vocab_size - 1,
+        )
+
+    def pieces(self, counted: Counted, skipped: int) -> Iterator[NDArray[Any]]:
+        """Yield the ids but for the first `skipped`."""
+        tokenizer, start = counted.tokenizer, 0
+        if tokenizer is None:
+            return
+        for document, end in zip(self._documents, counted.ends.tolist(), strict=True):
+            if end > skipped:
+                for text in corpus_pieces(document, encoding=self._encoding):
+                    ids = tokenizer.encode_array(text)
+                    start += len(ids)
+                    yield ids[len(ids) - max(start - skipped, 0) :] if start - len(ids) < skipped else ids
+                if start != end:
+                    raise changed(document)
+            start = end
+
+
+class _Known:
+    """Whether a tokenizer knows all characters of a text that comes in pieces."""
+
+    def __init__(self, tokenizer: CharTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._document: object = None
+        self._position = self._line = self._column = 0
+
+    def check(self, piece: str, document: object) -> None:
+        """Raise UnknownCharacterError with the place in the document where the first unknown one stands."""
+        if document is not self._document:
+            self._document, self._position, self._line, self._column = document, 0, 1, 1
+        try:
+            self._tokenizer.encode_array(piece)
+        except UnknownCharacterError as error:
+            first = error.line == 1
+            line, column = self._line + error.line - 1, error.column + (self._column - 1 if first else 0)
+            position, character = self._position + error.position, error.characters[0]
+            raise UnknownCharacterError(
+                f"{quoted(character)} (U+{ord(character):04X}) is not in the vocabulary, in "
+                f"{quoted(str(document))} at position {position} (line {line}, column {column})",
+                characters=error.characters,
+                position=position,
+                line=line,
+                column=column,
+                count=error.count,
+            ) from None
+        self._position += len(piece)
+        self._line += piece.count("\n")
+        self._column = len(piece) - piece.rfind("\n") if "\n" in piece else self._column + len(piece)
+
+
+def _counted(text: str) -> NDArray[np.int64]:
+    """Return how often each code point occurs, from 0 to the largest."""
+    if text.isascii():
+        return np.bincount(np.frombuffer(text.encode(), np.uint8))
+    return np.bincount(np.frombuffer(encoded(text, "utf-32-le", text=text), "<u4"))
+
+
+def _utf8_lengths() -> NDArray[np.int64]:
+    """Return how many bytes of UTF-8 each code point has."""
+    lengths = np.ones(_MOST_CODES, np.int64)
+    for first in (0x80, 0x800, 0x10000):
+        lengths[first:] += 1
+    return lengths
+
+
+def listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """Return the files and named corpora that sources stand for, in order."""
+    found: list[str | Path] = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        path = as_path(source)
+        if source == "-":
+            raise InputError(
+                "standard input can be read only once, and a preparation reads twice; give a file"
+            )
+        if is_named(source):
+            found.append(source)
+        elif path.is_dir():
+            inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
+            found += [
+                file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)
+            ]
+        elif not path.exists() and any(sign in str(source) for sign in "*?["):
+            matching = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+            if not matching:
+                raise CorpusError(f"no file fits {quoted(str(source))}; check the path")
+            found += listed(matching)
+        else:
+            found.append(source)
+    if not found:
+        raise CorpusError("there is no file to prepare; check the paths")
+    return found
+
+
+def stamp(document: str | Path) -> list[object]:
+    """Return what changes when a document does."""
+    path = as_path(document)
+    try:
+        status = path.stat()
+    except OSError:  # a named corpus; or the reading will say why
+        return [str(document)]
+    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+
+
+def _size(document: str | Path) -> int:
+    known = stamp(document)
+    return int(str(known[1])) if len(known) > 1 else 0
+
+
+def changed(document: str | Path | None = None) -> DataError:
+    """Return the error about a text that is not the same when it is read again."""
+    name = "a text" if document is None else quoted(str(document))
+    return DataError(f"{name} has changed while it was prepared; prepare it again")
