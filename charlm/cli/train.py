@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from charlm.backends.host import is_under_torchrun
-from charlm.cli.encoded import encode_corpus
+from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
@@ -55,11 +55,11 @@ def _run(
         args.resume = has_begun if world is None else world.tell(lambda: has_begun)
         if args.resume:
             _refuse_other_settings(args, flags)
-            return _resume(args, None, console, signals, began, is_first=is_first)
+            return _resume(args, None, console, signals, began, world=world)
     if args.resume:
         _refuse_beside("--resume", args, flags, kept=("max_steps",))
         max_steps = cast("int | None", from_flags(flags).get("max_steps"))
-        return _resume(args, max_steps, console, signals, began, is_first=is_first)
+        return _resume(args, max_steps, console, signals, began, world=world)
     repeated = None
     args.aside, args.aside_chars = None if args.mixture and args.baseline else 0, None
     if args.repeat is not None:
@@ -94,12 +94,16 @@ def _run(
     if is_first:
         check_free(out, overwrite=args.overwrite)
         _check_place(out)
-    encoded = encode_corpus(
-        args.files,
-        args.encoding or "utf-8",
-        args.tokenizer or "char",
-        val_fraction,
-        console=console,
+    encoded = _encoded(
+        world,
+        lambda prepared: encode_corpus(
+            args.files,
+            args.encoding or "utf-8",
+            args.tokenizer or "char",
+            val_fraction,
+            console=console,
+            prepared=prepared,
+        ),
         prepared=None if repeated is None else repeated.is_prepared or None,
     )
     if args.tokenizer not in {None, encoded.kind}:
@@ -126,6 +130,23 @@ def _run(
     )
 
 
+def _encoded(
+    world: World | None, encode: Callable[[bool | None], Encoded], *, prepared: bool | None
+) -> Encoded:
+    """Return the ids; of several processes the first prepares a large text, and the others open it then."""
+    if world is None:
+        return encode(prepared)
+    own: Encoded | None = None
+
+    def first() -> bool:
+        nonlocal own
+        own = encode(prepared)
+        return own.is_prepared
+
+    is_prepared = world.tell(first)
+    return own or encode(is_prepared)
+
+
 def _resume(
     args: argparse.Namespace,
     max_steps: int | None,
@@ -133,7 +154,7 @@ def _resume(
     signals: Signals,
     began: float,
     *,
-    is_first: bool,
+    world: World | None,
 ) -> int:
     out = Path(args.out)
     if RunDirectory.is_free(out) and not (out / RECORD_FILE).is_file():
@@ -141,17 +162,21 @@ def _resume(
             f"there is nothing in {quoted(args.out)} to go on with: begin a training, without --resume"
         )
     origin = read_record(out)
-    if is_first:
+    if world is None or world.is_first:
         _check_place(out)
     sources = args.files or _found_again(origin, args)
     check_sources(sources)
     _mention_ignored_variables(console, "resumed")
-    encoded = encode_corpus(
-        sources,
-        args.encoding or origin.encoding,
-        origin.tokenizer,
-        origin.val_fraction,
-        console=console,
+    encoded = _encoded(
+        world,
+        lambda prepared: encode_corpus(
+            sources,
+            args.encoding or origin.encoding,
+            origin.tokenizer,
+            origin.val_fraction,
+            console=console,
+            prepared=prepared,
+        ),
         prepared=origin.is_prepared or None,
     )
     signals.check()
