@@ -42,6 +42,7 @@ from charlm.errors import (
 from charlm.files import strict_json
 from charlm.files.reading import OpenFile
 from charlm.text import pieces
+from charlm.training.saving import fingerprint
 
 TEXT = "It starts where the lecture starts, \u00e9 and \u4e16\U0001f600 ends as a library.\n" * 40
 
@@ -438,3 +439,12 @@ def test_an_array_that_may_only_be_read_is_not_copied(tmp_path: Path) -> None:
     data = BlockDataset(mapped, 8)
     assert data.ids.data_ptr() == mapped.ctypes.data
     assert data[500][0].tolist() == list(range(500, 508))
+
+
+def test_a_fingerprint_is_of_the_ids_and_their_places(tmp_path: Path) -> None:
+    data = BlockDataset.open(prepared_text(tmp_path, shard_bytes=900), 8)
+    again = BlockDataset.open(tmp_path / "data", 8)
+    parts = [data, *data.split(), *data.split(0.5), *data.set_aside(100), data.split()[0].set_aside(100)[0]]
+    found = [fingerprint(part) for part in parts]
+    assert len(set(found)) == len(found)
+    assert fingerprint(again.split()[0].in_blocks_of(3)) == found[1]
