@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from harness.command import TEXT, Command, text_file
 
 import charlm
+from charlm.backends.world import World
+from charlm.cli import train
 from charlm.cli.progress import Progress, clock, speed
 from charlm.cli.rundir import read_record, write_record
 from charlm.errors import CharLMError
@@ -708,3 +711,27 @@ def test_figures_are_short() -> None:
         "3G chars/s",
     ]
     assert speed(81_300, "byte") == "81.3k bytes/s"
+
+
+class SecondOfTwo(World):
+    """A world whose first process has said that the text is prepared."""
+
+    rank, size = 1, 2
+
+    def tell(self, make: Callable[[], Any]) -> Any:
+        return True
+
+
+def test_of_several_processes_the_first_says_whether_a_text_is_prepared() -> None:
+    class Ids:
+        is_prepared = True
+
+    asked: list[bool | None] = []
+
+    def encode(prepared: bool | None) -> Any:
+        asked.append(prepared)
+        return Ids()
+
+    for world in (None, World(), SecondOfTwo()):
+        assert train._encoded(world, encode, prepared=None).is_prepared
+    assert asked == [None, None, True]
