@@ -170,6 +170,7 @@ class PreparedCorpus:
         index: what it says of itself.
         tokenizer: what the ids stand for; None: not known.
         dtype: of the ids, little-endian.
+        index_sha256: of index.json.
 
     Raises:
         CorpusError: there is no prepared corpus, or a file of it is missing.
@@ -181,6 +182,7 @@ class PreparedCorpus:
     index: CorpusIndex
     tokenizer: CharTokenizer | ByteTokenizer | None
     dtype: np.dtype[Any]
+    index_sha256: str
 
     def __init__(self, path: str | Path) -> None:
         self.path = as_path(path).absolute()

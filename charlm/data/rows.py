@@ -70,6 +70,10 @@ class TensorRow:
         max_id: the largest of them.
     """
 
+    ids: Tensor
+    max_id: int
+    dtype: torch.dtype
+
     def __init__(self, ids: Tensor, max_id: int) -> None:
         self.ids, self.max_id, self.dtype = ids, max_id, ids.dtype
 
@@ -100,13 +104,16 @@ class StoredRow:
         ranges: which ids of it, in order. None: all.
     """
 
+    corpus: PreparedCorpus
+    ranges: tuple[range, ...]
+    max_id: int
+    dtype: torch.dtype
+
     def __init__(self, corpus: PreparedCorpus, ranges: Sequence[range] | None = None) -> None:
         self.corpus = corpus
         self.max_id = corpus.index.max_id
         self.dtype = _torch_type(corpus.dtype)
-        self.ranges: tuple[range, ...] = tuple(
-            part for part in (ranges or [range(corpus.index.n_ids)]) if len(part)
-        )
+        self.ranges = tuple(part for part in (ranges or [range(corpus.index.n_ids)]) if len(part))
         self._ends = [0, *accumulate(len(part) for part in self.ranges)]
 
     def __len__(self) -> int:

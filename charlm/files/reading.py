@@ -175,6 +175,9 @@ class OpenFile:
         bytearray(b'two')
     """
 
+    path: Path
+    size: int
+
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size = path, size
         self._descriptor, _ = _open(path, size, size, None, False)

@@ -27,12 +27,12 @@ STEPS = ("--preset", "cpu-10s", "--device", "cpu", "--eval-interval", "100")
 @pytest.mark.timeout(0)
 def test_no_command_takes_memory_for_the_length_of_a_text(tmp_path: Path, campaign: Campaign) -> None:
     text, data, run = tmp_path / "text.txt", str(tmp_path / "data"), str(tmp_path / "run")
-    megabytes = campaign.trials(8)
+    megabytes = campaign.trials(2)
     size = write_prose(text, megabytes)
     campaign.counted("MB of text", round(size / 1e6))
     before = peak_of(None)
     steps = 200 if megabytes > 100 else 4
-    small = () if megabytes > 100 else ("--no-baseline", "--n-layer", "1")
+    small = () if megabytes > 100 else ("--no-baseline", "--n-layer", "1", "--eval-chars", "10000")
     commands = {
         "prepare": ("prepare", str(text), "-o", data),
         "train": ("train", data, "-o", run, *STEPS, *small, "--max-steps", str(steps)),
@@ -59,7 +59,7 @@ def test_a_killed_preparation_goes_on_to_the_same_end(tmp_path: Path, campaign: 
     draw = random.Random(campaign.seed)
     text, data, whole = tmp_path / "text.txt", tmp_path / "data", tmp_path / "whole"
     trials = campaign.trials(3)
-    write_prose(text, 40 if trials < 10 else 400, campaign.seed)
+    write_prose(text, 20 if trials < 10 else 400, campaign.seed)
     began = time.monotonic()
     start("prepare", str(text), "-o", str(whole)).communicate()
     seconds = time.monotonic() - began
