@@ -66,7 +66,7 @@ def test_a_killed_preparation_goes_on_to_the_same_end(tmp_path: Path, campaign: 
     wanted = {path.name: path.read_bytes() for path in whole.iterdir()}
     for trial in range(trials):
         process = start("prepare", str(text), "-o", str(data))
-        time.sleep(draw.uniform(0.2, 1.1) * seconds)
+        time.sleep(draw.uniform(0.1, 0.9) * seconds)
         process.kill()
         process.communicate()
         campaign.counted("kills")
