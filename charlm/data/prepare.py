@@ -66,7 +66,7 @@ def prepare_corpus(
 
     Args:
         sources: what is joined, in this order: files (compressed with gzip or not), folders with all files in
-            them, patterns such as "texts/*.txt", or names of corpora. Or token files: a folder of nanoGPT's
+            them, patterns such as `texts/*.txt`, or names of corpora. Or token files: a folder of nanoGPT's
             (train.bin, val.bin, meta.pkl), or files of llm.c's.
         out: the folder to write, missing or empty; or one in which the same preparation was interrupted.
         tokenizer: "char" makes one of all characters of the text, "byte" takes the bytes of its UTF-8; or one

@@ -6,6 +6,7 @@ As a program under torchrun, `shares.py FILE` writes what the runs come to in a 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ class SomeUnused(nn.Module):
         return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+@functools.cache  # drawn once, in one thread: the generator is everybody's
 def model_of(kind: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)

@@ -120,15 +120,19 @@ def outcomes(size: int, work: Callable[[World], T]) -> list[T | BaseException]:
         except BaseException as error:  # noqa: BLE001 - it is what came of it
             found[world.rank] = error
 
-    worlds = [_Threads(rank, size, meeting) for rank in range(size)]
-    threads = {threading.Thread(target=run, args=(world,)): world for world in worlds}
+    # The first one stays in this thread: it locks the run, and tests that interrupt a training at any place
+    # may have left a lock of this thread's.
+    first, *others = worlds = [_Threads(rank, size, meeting) for rank in range(size)]
+    threads = [threading.Thread(target=run, args=(world,)) for world in others]
+    worlds_of = dict(zip([threading.current_thread(), *threads], worlds, strict=True))
 
     def joined(backend: object) -> World:
-        return threads.get(threading.current_thread()) or World()
+        return worlds_of.get(threading.current_thread()) or World()
 
     with mock.patch("charlm.training.trainer.join", joined):
         for thread in threads:
             thread.start()
+        run(first)
         for thread in threads:
             thread.join()
     return [found[rank] for rank in range(size)]
