@@ -577,3 +577,13 @@ def test_what_cannot_be_cleaned_up_is_in_nobody_s_way(tmp_path: Path) -> None:
     assert {"scandir", "listdir", "lstat", "unlink", "rmdir"} <= set(calls.names)
     for path in tmp_path.iterdir():  # only those whose directory could not be deleted when its files were
         assert list(path.iterdir()) == []
+
+
+def test_what_a_process_left_stays_while_it_may_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is asked for by its number: on Windows that would end it, and not each number is one."""
+    assert atomic._lives(os.getpid())
+    assert atomic._lives(2**80)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        lives = atomic._lives(1)
+    assert lives

@@ -281,3 +281,21 @@ def test_a_file_beyond_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(reading, "bytearray", no_memory, raising=False)
     with pytest.raises(FileFormatError, match=r"must fit into memory, got 4 bytes\."):
         read_file(tmp_path / "f", max_bytes=4)
+
+
+@pytest.mark.parametrize("has_preadv", [True, False])
+def test_an_open_file_is_read_at_any_place(
+    has_preadv: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "digits"
+    path.write_bytes(b"0123456789")
+    if not has_preadv:  # as on Windows
+        monkeypatch.delattr(os, "preadv", raising=False)
+    file = reading.OpenFile(path, 10)
+    for offset in (7, 0, 3):
+        found = bytearray(3)
+        file.read_into(found, offset)
+        assert found == b"0123456789"[offset : offset + 3]
+    path.write_bytes(b"01234")
+    with pytest.raises(FileFormatError, match="must keep its 10 bytes, and has become shorter"):
+        file.read_into(bytearray(4), 3)

@@ -328,3 +328,22 @@ def test_a_text_read_in_pieces_is_the_text_or_the_error_of_the_whole(
         assert found[2] == error.start + len(data) - len(error.object)
         assert f"line {bytes(data[: found[2]]).count(10) + 1})" in found[1]
         assert error.reason in found[1]
+
+
+def test_a_codec_that_decodes_nothing_is_no_text_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"text")
+    with pytest.raises(InputError, match="encoding must be a text encoding of Python"):
+        read_text(path, encoding="undefined")
+
+
+def test_a_file_that_fails_in_the_middle_is_not_called_damaged() -> None:
+    packed = io.BytesIO(gzip.compress(os.urandom(2**20)))
+
+    def read(count: int) -> bytes:
+        if packed.tell():
+            raise CorpusError("the disk is gone")
+        return packed.read(100)
+
+    with pytest.raises(CorpusError, match=r"^the disk is gone$"):
+        list(pieces._unpacked(read, "text", gzip_wanted=True, is_wide=False))
