@@ -93,7 +93,7 @@ class World:
         return make()
 
     def rows(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Return all processes' rows of numbers: each one's first, by rank, then then all second ones."""
+        """Return all processes' rows of numbers: each one's first, by rank, then all second ones."""
         return [list(row) for row in rows]
 
     def gather(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
@@ -302,10 +302,10 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-_failed: list[BaseException] = []  # what has ended a training of several processes
-_joined: dict[
-    str, tuple[object, _Processes]
-] = {}  # by kind of collective: the default group then, and the world
+_failed: list[BaseException] = []
+"""What has ended a training of several processes."""
+_joined: dict[str, tuple[object, _Processes]] = {}
+"""By the kind of collective: the default group at that time, and the world."""
 
 
 def join(backend: DeviceBackend) -> World:

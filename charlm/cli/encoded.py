@@ -34,7 +34,7 @@ __all__ = ["Encoded", "corpus_of", "encode_corpus", "is_large"]
 
 _MOST_OF_FREE = 16  # a text may take one part in so many of the free memory: what is made of it takes more
 _VAL_FRACTION = 0.1  # where nobody has said another
-_PACKED = 5  # times the size of a compressed file, its text may have
+_PACKED = 5  # how many times larger than a compressed file its text may be
 
 
 @dataclass(frozen=True)

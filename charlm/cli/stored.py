@@ -10,8 +10,7 @@ import numpy as np
 from charlm.cli.encoded import corpus_of
 from charlm.cli.output import Console
 from charlm.data.blocks import BlockDataset
-from charlm.data.prepared import PreparedCorpus, is_prepared
-from charlm.data.rows import StoredRow
+from charlm.data.prepared import is_prepared
 from charlm.errors import DataError, quoted
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.lm import CharLM
@@ -40,15 +39,11 @@ def stored_text(sources: Sequence[str], encoding: str, lm: CharLM, console: Cons
             f"{quoted(sources[0])} was prepared with another tokenizer than the model's, so its ids stand "
             "for other characters; give the text itself"
         )
-    data = BlockDataset(StoredRow(corpus), 1, tokenizer=own)
+    data = BlockDataset.open(corpus.path, 1)
     if is_prepared(sources[0]) and 1 < corpus.index.train_ids < data.n_ids - 1:
-        _, data = data.split(_cut(corpus))
+        _, data = data.split()
     window = lm.model.block_size or unlimited_window(lm.model.vocab_size)
     return data.in_blocks_of(min(window, data.n_ids - 1))
-
-
-def _cut(corpus: PreparedCorpus) -> float:
-    return (corpus.index.train_ids + 0.5) / corpus.index.n_ids
 
 
 def score_stored(lm: CharLM, data: BlockDataset) -> EvalResult:
