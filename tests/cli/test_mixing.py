@@ -17,6 +17,7 @@ import charlm
 from charlm import GPT, BlockDataset, CharTokenizer, MixtureLM, NGramLM, Trainer
 from charlm.backends.registry import get_backend
 from charlm.cli import mixing
+from charlm.cli.baseline import Counted
 from charlm.errors import CheckpointMismatchError
 from charlm.training import read_history
 
@@ -306,7 +307,7 @@ def test_what_deciding_will_take_is_kept_free_of_the_minutes(
     ids = torch.arange(1_000) % 5
     part = BlockDataset(ids, 8)
     texts = mixing.Texts(part, part, part, BlockDataset(ids[:301], 8), CharTokenizer("abcde"))
-    counted = mixing.Counted(NGramLM(5).fit(part), 1_000, 3.0)
+    counted = Counted(NGramLM(5).fit(part), 1_000, 3.0)
     gpt = GPT.from_config("cpu-10s", vocab_size=5, block_size=8, n_layer=1, n_embd=16)
     monkeypatch.setattr(mixing, "evaluation_seconds", lambda *_, **__: 9.99)  # a hundredth for each of 999
 
@@ -314,11 +315,14 @@ def test_what_deciding_will_take_is_kept_free_of_the_minutes(
         backend = get_backend("cpu")
         return mixing.time_to_conclude(texts, gpt, counted, eval_chars, seconds=seconds, backend=backend)
 
-    assert left(1_000.0, None) == (None, pytest.approx(3 + 2 * 9.99 + 3.01, abs=1))
-    assert left(40.0, 100) == (100, pytest.approx(3 + 2 * 1 + 1, abs=1))  # a twentieth for what is set aside
+    chars, reserved = left(1_000.0, None)
+    assert chars is None
+    assert reserved == pytest.approx(3 + 2 * 9.99 + 3.01, abs=1)
+    chars, reserved = left(40.0, 100)
+    assert chars == 100  # a twentieth of the time, for reading them twice
+    assert reserved == pytest.approx(3 + 2 * 1 + 1, abs=1)
     monkeypatch.setattr("charlm.cli.fit.time_to_conclude", lambda *_, **__: (None, 60.0))
     flags = [word for word in TINY if word not in {"--no-mixture", "--max-steps", "20"}]
-    assert (
-        command("train", text, "-o", tmp_path / "run", *flags, "--minutes", "1", "--schedule", "cosine") == 1
-    )
+    flags += ["--minutes", "1", "--schedule", "cosine"]
+    assert command("train", text, "-o", tmp_path / "run", *flags) == 1
     assert "--minutes 1 is over before the training can begin" in command.err
