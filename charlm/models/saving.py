@@ -32,7 +32,13 @@ from charlm.models.contents import Contents, extra_name, saved_tensors
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
 from charlm.plain import as_path, as_text
-from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
+from charlm.text.tokenizer import (
+    MAX_FILE_BYTES,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    tokenizer_from_dict,
+)
 
 if TYPE_CHECKING:
     from charlm.models.base import LanguageModel
@@ -194,7 +200,7 @@ def load_model(directory: str | Path, wanted: type[ModelT]) -> ModelT:
     return build_model(read_model_files(directory), as_path(directory), wanted)
 
 
-def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> Tokenizer:
+def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> CharTokenizer | ByteTokenizer:
     """Make the tokenizer from the contents of a model's files; `directory` names them in messages."""
     if TOKENIZER_FILE not in files:
         raise CheckpointError(
