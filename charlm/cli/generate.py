@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
+from charlm.cli.encoded import known_text
 from charlm.cli.output import Console, UsageError, emit, refuse
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, InputError
@@ -31,6 +32,9 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     sampling = _checked(args, stop)
     prompt = _prompt(args)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
+    prompt, notes = known_text(prompt, lm.tokenizer, args.on_unknown or "error")
+    for note in notes:
+        console.complain(f"note: {note}")
     if args.draft:
         sampling["draft"] = _baseline_of(Path(args.run))
     seed = secrets.randbits(32) if args.seed is None else args.seed

@@ -28,6 +28,8 @@ __all__ = ["COMMANDS", "parse", "text_argument"]
 
 _PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
+# What other programs call --from.
+_MEANT_FROM = {"--init-from", "--init_from", "--finetune", "--fine-tune", "--pretrained", "--checkpoint"}
 _LONGEST = 40  # characters of a value in a message
 
 _EXAMPLES = """\
@@ -87,6 +89,13 @@ def _with_plain_resume(argv: Sequence[str]) -> list[str]:
         elif word == "--resume":
             words[i] = "--resume="
     return words
+
+
+def _separator(word: str) -> str:
+    text = text_argument(word).replace(r"\n", "\n").replace(r"\t", "\t")
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _resume_word(word: str) -> str | bool:
@@ -210,6 +219,8 @@ def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     meant = nearest_name(name.lstrip("-").replace("-", "_"))
+    if name in _MEANT_FROM and "--from" in known:
+        return f"unknown option '{name}'; to begin with the model of a run: --from RUN"
     near = flag_of(meant) if meant and flag_of(meant) in known else nearest(name, known, cutoff=0.75)
     hint = f"did you mean {near}?" if near else f"`{parser.prog} --help` lists all"
     return f"unknown option '{name}'{_if_a_path(word) or f'; {hint}'}"
@@ -272,6 +283,11 @@ def _add_val_fraction(to: argparse._ActionsContainer, default: float | None) -> 
     _add(to, "--val-fraction", text, type=float, default=default, metavar="X")
 
 
+def _add_on_unknown(to: argparse._ActionsContainer, begin: str = "") -> None:
+    text = f"{begin}leave out characters that the model lacks, or put in the one that stands for them"
+    _add(to, "--on-unknown", text, choices=("skip", "replace"))
+
+
 # The commands
 
 
@@ -300,6 +316,12 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add(parser, "--preset", text, choices=_PRESET_NAMES)
     _add_setting(parser, FIELDS["minutes"], None)
     text = (
+        "begin with the model in OLD, a run, a checkpoint or a saved model: characters that it lacks are "
+        "added, and the learning rate is a tenth of the recipe's"
+    )
+    _add(parser, "--from", text, dest="parent", metavar="OLD")
+    _add_on_unknown(parser, "with --from, keep the model's vocabulary: ")
+    text = (
         "go on with the run in RUN; FILE may be left out; --max-steps moves the end. auto: begin it if there "
         "is nothing to go on with, and so give all that it is to begin with"
     )
@@ -314,6 +336,14 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = "one id per character of the text, or per byte of its UTF-8 (default: char)"
     _add(parser, "--tokenizer", text, choices=("char", "byte"))
     _add_val_fraction(parser, None)
+    text = (
+        "each FILE is a document: no block reaches from one into the next, and validation has a part of each"
+    )
+    _add_switch(parser, "--by-file", text)
+    text = r"a document ends where this stands in a FILE; \n and \t are a line feed and a tab"
+    _add(parser, "--separator", text, type=_separator, metavar="STR")
+    text = "implies --by-file: train on this FILE W times as often; may be given several times"
+    _add(parser, "--weight", text, action="append", default=[], metavar="FILE=W")
     _add_device(parser, None)
     text = "do not count an n-gram model of the text first, which the losses are compared with"
     _add(parser, "--no-baseline", text, dest="baseline", action="store_false")
@@ -376,6 +406,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
     _add_encoding(parser, "that file", "utf-8")
+    _add_on_unknown(parser)
     text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"
@@ -415,6 +446,7 @@ def _reader(field: Field) -> Callable[[str], object]:
 def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_run(parser)
     _add_files(parser, "+")
+    _add_on_unknown(parser)
     _add_json(parser)
     text = (
         "write the text first, each character coloured by its surprisal; without colours (NO_COLOR, no "

@@ -96,6 +96,7 @@ def plan_training(
     aside: int | None = None,
     aside_chars: int | None = None,
     shares_out: bool = False,
+    limits: bool = False,
 ) -> Plan:
     """Work out what a training of a text is going to be.
 
@@ -111,6 +112,7 @@ def plan_training(
         aside_chars: how many of them are read, if that is known already.
         shares_out: whether several processes may train, so that a step whose micro-batches nobody has chosen
             is cut into eight, or as many as its blocks allow.
+        limits: whether a short text limits the steps, where its preset is not chosen.
 
     Raises:
         UsageError: a flag does not go together with the chosen preset.
@@ -120,7 +122,7 @@ def plan_training(
     val_chars = n_chars - train_chars
     reasons: tuple[str, ...] = ()
     most_chars = None
-    if choose:
+    if choose or limits:
         advice = recommend(
             train_chars,
             val_chars if val_fraction else None,
@@ -128,8 +130,8 @@ def plan_training(
             on_gpu=on_gpu,
             unit=unit,
         )
-        settings = settings.over(advice.preset, advice.changes)
-        reasons = advice.reasons
+        if choose:
+            settings, reasons = settings.over(advice.preset, advice.changes), advice.reasons
         most_chars = None if "max_steps" in settings.given else advice.most_chars
     model = GPTConfig.from_dict({**settings.model, "vocab_size": vocab_size})
     training = settings.training

@@ -26,6 +26,7 @@ from charlm.training.callbacks import Callback
 from charlm.training.timetable import evaluation_interval_seconds
 
 if TYPE_CHECKING:
+    from charlm.cli.parent import OldText
     from charlm.training.records import EvalRecord, SampleRecord, StepRecord, TrainResult
     from charlm.training.trainer import Trainer
 
@@ -59,9 +60,17 @@ class Progress(Callback):
         console: where to.
         signals: from the first step on, they stop the training gently.
         on_start: called with the run's directory, once it exists.
+        old: scores another text, whose loss is shown beside the new one.
     """
 
-    def __init__(self, console: Console, signals: Signals, on_start: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        console: Console,
+        signals: Signals,
+        on_start: Callable[[Path], None],
+        old: OldText | None = None,
+    ) -> None:
+        self._old = old
         self._console = console
         self._signals = signals
         self._on_start = on_start
@@ -88,7 +97,7 @@ class Progress(Callback):
             self._console.bar = _new_bar(trainer.step, trainer.expected_steps)
         chars = config.eval_chars if trainer.timetable is None else trainer.timetable.eval_chars
         val = trainer.val_data
-        if chars is not None and val is not None and chars < val.n_ids - 1:
+        if chars is not None and val is not None and chars < val.n_targets:
             on_disk = isinstance(val.row, StoredRow)
             self._console.say(
                 f"eval    each scores about {chars:,} of the {val.n_ids:,} {val.unit}s "
@@ -140,7 +149,8 @@ class Progress(Callback):
             evaluation.step,
             f"  val loss {result.loss_nats:.4f} nats = {result.bits_per_char:.4f} {BITS[unit]}"
             + scored_part(result, unit)
-            + ("" if evaluation.is_best else " (not the best)"),
+            + ("" if evaluation.is_best else " (not the best)")
+            + ("" if self._old is None else f"  old {self._old.loss_nats:.4f}"),
         )
 
     @override
