@@ -167,7 +167,8 @@ def encode_corpus(
     else:
         ids = tokenizer.encode_array(text, on_unknown=on_unknown)
         notes += _joined_notes(sources, texts, reading.val_fraction)
-        notes += remarks(text, tokenizer.vocab_size, val_fraction=reading.val_fraction)
+    end = 0.0 if reading.apart else reading.val_fraction  # of the text: documents have each their own
+    notes += remarks(text, tokenizer.vocab_size, val_fraction=end)
     return Encoded(reading.encoding, _kind(tokenizer), tokenizer, ids, len(text), notes, documents)
 
 
@@ -189,7 +190,7 @@ def _pieces(
         parts = [part + (reading.separator or "") for part in parts[:-1]] + parts[-1:]
         pieces += parts
         weights += [weight] * len(parts)
-    return pieces, weights, [f"{said} is one document, seen so often" for said in _repeated(sources, texts)]
+    return pieces, weights, [f"{said}: as one, seen so often" for said in _repeated(sources, texts)]
 
 
 def _stored_documents(corpus: PreparedCorpus, reading: Reading) -> Documents:

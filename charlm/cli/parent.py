@@ -60,7 +60,7 @@ class Parent:
     def copy(self, config: GPTConfig) -> GPT:
         """Return a copy of the model with the vocabulary, the window and the dropout of other settings."""
         changes = {name: getattr(config, name) for name in _CHANGEABLE}
-        return extended(self.model, config.vocab_size, **changes)
+        return extended(self.model.float(), config.vocab_size, **changes)  # it may be saved in half precision
 
     def settings(self, given: Settings) -> Settings:
         """Return the settings of a training: the model's own, and of the recipe a tenth of its learning rate.

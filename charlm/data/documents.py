@@ -102,7 +102,7 @@ class Documents:
         """
         counts = self.n_starts(block_size)
         sums = np.cumsum(self.weights * counts)
-        at = shares * sums[-1]
+        at = np.minimum(shares * sums[-1], np.nextafter(sums[-1], 0))  # rounding may reach the end
         number = np.searchsorted(sums, at, side="right")
         before = sums[number] - self.weights[number] * counts[number]
         inside = ((at - before) / self.weights[number]).astype(np.int64)

@@ -796,7 +796,7 @@ def test_a_file_that_is_there_twice_is_one_document_seen_twice(
 ) -> None:
     twice, weighted = tmp_path / "twice", tmp_path / "weighted"
     assert command.train(both[0], both[1], both[0], "--by-file", "-o", twice) == 0
-    assert "en.txt' is there 2 times is one document, seen so often" in command.err
+    assert "en.txt' is there 2 times: as one, seen so often" in command.err
     assert command.train(*both, "--weight", f"{both[0]}=2", "-o", weighted) == 0
     assert weights(twice) == weights(weighted)
     assert command.train(*both, both[0], "-o", tmp_path / "joined") == 0
