@@ -17,7 +17,7 @@ from charlm.backends.base import DeviceBackend
 from charlm.cli.encoded import Encoded, begins_with, encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, escaped
-from charlm.cli.rundir import Origin, lasting, read_record
+from charlm.cli.rundir import Origin, read_record
 from charlm.cli.settings import DEFAULT_PRESET, Settings
 from charlm.data.blocks import BlockDataset
 from charlm.data.prepared import PreparedCorpus
@@ -113,7 +113,7 @@ def read_parent(path: str, sha256: object = None) -> Parent:
         tokenizer,
         cast("PresetName", preset) if preset in PRESETS else DEFAULT_PRESET,
         {
-            "path": lasting(path),
+            "path": str(Path(path).absolute()),
             "checkpoint": where.name if is_checkpoint_name(where.name) else None,
             "sha256": found,
         },

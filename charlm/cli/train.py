@@ -19,7 +19,7 @@ from charlm.backends.host import is_under_torchrun
 from charlm.cli.encoded import Encoded, Reading, encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
-from charlm.cli.rundir import Origin, check_free, check_sources, lasting, read_record
+from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
@@ -290,7 +290,7 @@ def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -
         for name in sorted(settings.given - estimated)
         if name in known and known[name] != given[name]
     ]
-    if args.parent is not None and lasting(args.parent) != _path_of(origin.parent):
+    if args.parent is not None and str(Path(args.parent).absolute()) != _path_of(origin.parent):
         refused += [f"--from {args.parent} (it has {_path_of(origin.parent)})"]
     weights = _weights(args.weight, args.files, refused)
     refused += ["--by-file (it joins them)"] if args.by_file and not origin.reading().apart else []
