@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,15 @@ from numpy.typing import NDArray
 from charlm.backends.host import available_bytes
 from charlm.cli.output import Console, UsageError
 from charlm.cli.preparing import Bar
+from charlm.cli.reading import (
+    VAL_FRACTION,
+    Reading,
+    begins_with,
+    joined_notes,
+    named,
+    pieces_of,
+    unknown_notes,
+)
 from charlm.data.documents import Documents
 from charlm.data.prepare import prepare_corpus
 from charlm.data.prepared import PreparedCorpus, is_prepared
@@ -31,58 +38,12 @@ from charlm.files.reading import OpenFile
 from charlm.plain import share_of
 from charlm.text.corpus import corpus_pieces, load_corpus
 from charlm.text.inspection import remarks
-from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, OnUnknown, Tokenizer
+from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
-__all__ = ["Encoded", "Reading", "begins_with", "corpus_of", "encode_corpus", "is_large", "known_text"]
+__all__ = ["Encoded", "corpus_of", "encode_corpus", "is_large"]
 
 _MOST_OF_FREE = 16  # a text may take one part in so many of the free memory: what is made of it takes more
-_VAL_FRACTION = 0.1  # where nobody has said another
-_MOST_NAMED = 4  # characters in a note
 _PACKED = 5  # how many times larger than a compressed file its text may be
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How texts become ids. What a run's record keeps of it lets a resume read them again."""
-
-    encoding: str = "utf-8"
-    """Of the files."""
-    kind: str | None = None
-    """Of the tokenizer, "char" or "byte"; None: that of the tokenizer, else "char"."""
-    tokenizer: CharTokenizer | ByteTokenizer | None = None
-    """One that is there already; None: it is made from the text."""
-    extends: bool = False
-    """Whether characters that this one lacks are added to it."""
-    on_unknown: OnUnknown = "error"
-    """What else is done with them."""
-    val_fraction: float = _VAL_FRACTION
-    """Share of the text, at its end, that is kept for validation."""
-    by_file: bool = False
-    """Whether each file is a document, over whose end no block reaches."""
-    separator: str | None = None
-    """What ends a document in a file."""
-    weights: Sequence[float] | None = None
-    """Of each file, how often it is seen; None: all alike."""
-
-    @property
-    def apart(self) -> bool:
-        """Whether there are documents."""
-        return self.by_file or self.separator is not None or self.weights is not None
-
-    def record(self) -> dict[str, object]:
-        """Return what a run's record keeps beside the encoding, the kind and the share for validation."""
-        values: dict[str, object] = {}
-        if self.apart:
-            values |= {"by_file": True, "separator": self.separator, "weights": self.weights}
-        return values if self.on_unknown == "error" else {**values, "on_unknown": self.on_unknown}
-
-    def made(self, text: str) -> CharTokenizer | ByteTokenizer:
-        """Return the tokenizer of a text."""
-        if isinstance(self.tokenizer, CharTokenizer) and self.extends:
-            return self.tokenizer.extend(text)
-        if self.tokenizer is not None:
-            return self.tokenizer
-        return ByteTokenizer() if self.kind == "byte" else CharTokenizer.from_text(text)
 
 
 @dataclass(frozen=True)
@@ -112,10 +73,10 @@ class Encoded:
     def recorded_split(self) -> tuple[float, float]:
         """Where a prepared corpus says that validation begins: the share for that, and the one to cut at."""
         if not isinstance(self.ids, PreparedCorpus):
-            return _VAL_FRACTION, 1 - _VAL_FRACTION
+            return VAL_FRACTION, 1 - VAL_FRACTION
         N, train_ids = self.n_ids, self.ids.index.train_ids
-        if train_ids == share_of(N, 1 - _VAL_FRACTION):
-            return _VAL_FRACTION, 1 - _VAL_FRACTION
+        if train_ids == share_of(N, 1 - VAL_FRACTION):
+            return VAL_FRACTION, 1 - VAL_FRACTION
         return 1 - train_ids / N, 1.0 if train_ids == N else (train_ids + 0.5) / N
 
     @property
@@ -154,43 +115,22 @@ def encode_corpus(
     text = "".join(texts)
     known, on_unknown = reading.tokenizer, reading.on_unknown
     tokenizer = reading.made(text)
-    notes = [] if known is None else _unknown_note(text, known, on_unknown)
+    notes = [] if known is None else unknown_notes(text, known, on_unknown)
     if isinstance(known, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
         new = tokenizer.vocab[known.vocab_size :]
-        notes += [f"new to the model: {_named(new)}"] if new else []
+        notes += [f"new to the model: {named(new)}"] if new else []
     documents = None
     if reading.apart:
-        pieces, weights, said = _pieces(sources, texts, reading)
+        pieces, weights, said = pieces_of(sources, texts, reading)
         rows = [tokenizer.encode_array(piece, on_unknown=on_unknown) for piece in pieces]
         ids, documents = np.concatenate(rows), Documents.of([len(row) for row in rows], weights)
         notes += said
     else:
         ids = tokenizer.encode_array(text, on_unknown=on_unknown)
-        notes += _joined_notes(sources, texts, reading.val_fraction)
+        notes += joined_notes(sources, texts, reading.val_fraction)
     end = 0.0 if reading.apart else reading.val_fraction  # of the text: documents have each their own
     notes += remarks(text, tokenizer.vocab_size, val_fraction=end)
     return Encoded(reading.encoding, _kind(tokenizer), tokenizer, ids, len(text), notes, documents)
-
-
-def _pieces(
-    sources: Sequence[str], texts: Sequence[str], reading: Reading
-) -> tuple[list[str], list[float], list[str]]:
-    """Return the documents of files with their weights, and a note of files that are there twice.
-
-    The separator stays at the end of a document, so that a model can learn where one ends.
-    """
-    given = [1.0] * len(texts) if reading.weights is None else reading.weights
-    seen: dict[str, float] = {}
-    for text, weight in zip(texts, given, strict=True):
-        seen[text] = seen.get(text, 0.0) + weight
-    pieces: list[str] = []
-    weights: list[float] = []
-    for text, weight in seen.items():
-        parts = [text] if reading.separator is None else text.split(reading.separator)
-        parts = [part + (reading.separator or "") for part in parts[:-1]] + parts[-1:]
-        pieces += parts
-        weights += [weight] * len(parts)
-    return pieces, weights, [f"{said}: as one, seen so often" for said in _repeated(sources, texts)]
 
 
 def _stored_documents(corpus: PreparedCorpus, reading: Reading) -> Documents:
@@ -203,65 +143,6 @@ def _stored_documents(corpus: PreparedCorpus, reading: Reading) -> Documents:
     if reading.weights is not None and len(reading.weights) != len(lengths):
         raise UsageError("--weight needs the files themselves: a prepared corpus does not know their names")
     return Documents.of(lengths, reading.weights)
-
-
-def _joined_notes(sources: Sequence[str], texts: Sequence[str], val_fraction: float) -> list[str]:
-    """Return what a person should know of several files that are made one text."""
-    if len(texts) < 2:
-        return []
-    notes = [f"{said}, so validation may repeat what is trained on" for said in _repeated(sources, texts)]
-    N = sum(map(len, texts))
-    if 0 < N - share_of(N, 1 - val_fraction) <= len(texts[-1]):
-        notes.append(f"validation is the end of {quoted(sources[-1])} alone")
-    for (name, text), (after, _) in pairwise(zip(sources, texts, strict=True)):
-        if text and not text.endswith(("\n", "\r")):
-            notes.append(f"{quoted(name)} ends in a line that runs on into {quoted(after)}")
-            break
-    return [f"the files are joined; --by-file keeps them apart: {'; '.join(notes)}"] if notes else []
-
-
-def _repeated(sources: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """Return the files of one content, with their number."""
-    counts = Counter(texts)
-    return [
-        f"{quoted(sources[texts.index(text)])} is there {count} times"
-        for text, count in counts.items()
-        if count > 1
-    ]
-
-
-def known_text(text: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> tuple[str, list[str]]:
-    """Return a text in which unknown characters are left out or replaced, and what is to be said of it.
-
-    Raises:
-        UsageError: there is no character that stands for unknown ones.
-    """
-    notes = _unknown_note(text, tokenizer, on_unknown)
-    return tokenizer.decode(tokenizer.encode_array(text, on_unknown=on_unknown)) if notes else text, notes
-
-
-def _unknown_note(text: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> list[str]:
-    if on_unknown == "error":
-        return []
-    if on_unknown == "replace" and isinstance(tokenizer, CharTokenizer) and tokenizer.unknown is None:
-        raise UsageError(
-            "--on-unknown replace needs a model with a character that stands for unknown ones, "
-            "CharTokenizer(vocab, unknown=...), and this one has none; skip leaves them out"
-        )
-    lacking = {c: n for c, n in Counter(text).items() if not tokenizer.encode(c, on_unknown="skip")}
-    if not lacking:
-        return []
-    done = "left out" if on_unknown == "skip" else "replaced"
-    return [
-        f"not known to the model, and {done}: {_named(sorted(lacking))}; {sum(lacking.values()):,} in all"
-    ]
-
-
-def _named(characters: Sequence[str]) -> str:
-    """Return some characters, the first of them by name."""
-    named = ", ".join(f"{quoted(c)} U+{ord(c):04X}" for c in characters[:_MOST_NAMED])
-    more = len(characters) - _MOST_NAMED
-    return f"{named} and {more:,} more" if more > 0 else named
 
 
 def _kind(tokenizer: CharTokenizer | ByteTokenizer) -> str:
@@ -291,13 +172,6 @@ def _stored(
             "stand for other characters; give the text itself"
         )
     return corpus
-
-
-def begins_with(tokenizer: Tokenizer | None, other: Tokenizer | None) -> bool:
-    """Return whether the ids of another tokenizer stand for the same characters in this one."""
-    if isinstance(tokenizer, CharTokenizer) and isinstance(other, CharTokenizer):
-        return tokenizer.vocab[: other.vocab_size] == other.vocab
-    return isinstance(tokenizer, ByteTokenizer) and isinstance(other, ByteTokenizer)
 
 
 def corpus_of(

@@ -14,8 +14,9 @@ import numpy as np
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
-from charlm.cli.encoded import is_large, known_text
+from charlm.cli.encoded import is_large
 from charlm.cli.output import Console, UsageError, aligned, check_output, emit, writing
+from charlm.cli.reading import known_text
 from charlm.cli.signals import Signals
 from charlm.cli.stored import score_stored, stored_text
 from charlm.data.prepared import is_prepared

@@ -24,12 +24,13 @@ from charlm.backends.host import is_under_torchrun
 from charlm.backends.registry import get_backend
 from charlm.backends.world import World, join
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
-from charlm.cli.encoded import Encoded, Reading
+from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
 from charlm.cli.output import Console
 from charlm.cli.parent import OldText, Parent, old_text
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
+from charlm.cli.reading import Reading
 from charlm.cli.report import (
     device_line,
     done_line,

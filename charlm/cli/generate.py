@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
-from charlm.cli.encoded import known_text
 from charlm.cli.output import Console, UsageError, emit, refuse
+from charlm.cli.reading import known_text
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, InputError
 from charlm.generation.options import Sampling, SamplingOptions

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, cast
 from typing_extensions import override
 
 from charlm.backends.base import DeviceBackend
-from charlm.cli.encoded import Encoded, begins_with, encode_corpus
+from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, escaped
+from charlm.cli.reading import begins_with
 from charlm.cli.rundir import Origin, read_record
 from charlm.cli.settings import DEFAULT_PRESET, Settings
 from charlm.data.blocks import BlockDataset

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import cast, get_args
 
-from charlm.cli.encoded import Reading
 from charlm.cli.output import UsageError
+from charlm.cli.reading import Reading
 from charlm.cli.settings import Settings
 from charlm.data.prepared import is_prepared
 from charlm.errors import CheckpointError, CheckpointWriteError, FileFormatError, RunExistsError, quoted

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from charlm.backends.host import is_under_torchrun
-from charlm.cli.encoded import Encoded, Reading, encode_corpus
+from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
+from charlm.cli.reading import VAL_FRACTION, Reading
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
@@ -34,7 +35,6 @@ __all__ = ["run"]
 
 _ENDS = ("max_steps", "minutes")  # what a resume can change, beside the device
 _KEPT = ("preset", "config", "tokenizer", "val_fraction")
-_VAL_FRACTION = 0.1
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
@@ -81,7 +81,7 @@ def _run(
     if world is not None and "-" in args.files:
         problems += ["FILE must be a path for several processes: only one of them could read standard input"]
     weights = _weights(args.weight, args.files, problems)
-    val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
+    val_fraction = VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
         problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
     if args.on_unknown is not None and args.parent is None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from charlm.data.blocks import BlockDataset, in_order
-from charlm.data.rows import TensorRow
+from charlm.data.blocks import BlockDataset
+from charlm.data.rows import TensorRow, in_order
 
 if TYPE_CHECKING:
     from charlm.backends.base import DeviceBackend

@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 
 from charlm.data.documents import Documents
 from charlm.data.prepared import PreparedCorpus
-from charlm.data.rows import Row, StoredRow, TensorRow, row_of
+from charlm.data.rows import Row, StoredRow, TensorRow, in_order, row_of
 from charlm.errors import DataError, InputError, shown
 from charlm.plain import as_float, int_from, share_of
 from charlm.text.tokenizer import OnUnknown, Tokenizer, Unit, unit_of
 
-__all__ = ["BlockDataset", "in_order"]
+__all__ = ["BlockDataset"]
 
 _PIECE, _MOST_PIECES = 4_096, 20  # of what is set aside: ids in a piece, and how many there are
 
@@ -384,36 +384,3 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         for x, y in in_order(self.row, self.block_size, batch_size, most, self.documents):
             yield x.long(), y.long()
-
-
-def in_order(
-    row: Row,
-    block_size: int,
-    batch_size: int,
-    most: int | None = None,
-    documents: Documents | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and targets as `BlockDataset.blocks` does, of the row's own type and on its device."""
-    B, N, T = int_from(1, batch_size, "batch_size"), len(row), block_size
-    most = None if most is None else int_from(1, most, "most")
-    if documents is not None:
-        for length, begins in documents.windows(T, most):
-            windows_at = row.windows(length + 1)
-            for i in range(0, len(begins), B):
-                windows = windows_at(torch.from_numpy(begins[i : i + B]))  # (B, length + 1)
-                yield windows[:, :-1], windows[:, 1:]
-        return
-    full = (N - 1) // T
-    if most is not None and most < full:
-        windows_at, chosen = row.windows(T + 1), torch.arange(most, device="cpu") * full // most  # (most,)
-        for i in range(0, most, B):
-            windows = windows_at(chosen[i : i + B] * T)  # (B, T + 1)
-            yield windows[:, :-1], windows[:, 1:]
-        return
-    for i in range(0, full, B):
-        last = min(i + B, full)
-        ids = row.between(i * T, last * T + 1)  # (B T + 1,)
-        yield ids[:-1].view(last - i, T), ids[1:].view(last - i, T)
-    if most is None and full * T < N - 1:
-        ids = row.between(full * T, N)
-        yield ids[None, :-1], ids[None, 1:]

@@ -121,6 +121,8 @@ class DocumentOrder(EpochOrder):
         [0, 5, 5, 5]
     """
 
+    blocks: int
+
     def __init__(self, data: BlockDataset, batch_size: int, seed: int) -> None:
         if data.documents is None:
             raise DataError("there are no documents: BlockDataset.from_texts makes them")

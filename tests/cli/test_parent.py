@@ -13,6 +13,7 @@ from harness.command import TEXT, Command, text_file
 
 import charlm
 from charlm import BigramLM, CharLM, CharTokenizer
+from charlm.data.prepared import PreparedCorpus
 from charlm.runs.checkpoint import list_checkpoints
 
 NEW = "".join(f"{i} rote Flaschen, die größte zuerst!\n" for i in range(60))
@@ -215,3 +216,24 @@ def test_a_longer_run_says_what_becomes_of_the_learning_rate(command: Command, o
     assert records(old, "step")[-1]["step"] > 40
     assert command("train", "--resume", "-o", old, "--minutes", "1", "--max-steps", "9999") == 1
     assert "two ends for one run" in command.err
+
+
+def test_a_text_that_is_too_large_for_memory_brings_its_characters(
+    command: Command, old: Path, new_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("train", new_text, "-o", tmp_path / "one", "--from", old, *FEWER) == 0
+    monkeypatch.setenv("CHARLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("charlm.cli.encoded.available_bytes", lambda: 1_000)
+    assert command("train", new_text, "-o", tmp_path / "two", "--from", old, *FEWER) == 0
+    assert "prepare the text is large" in command.err
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+    known = charlm.load(tmp_path / "two").tokenizer  # the old text lies there, too
+    folders = [PreparedCorpus(folder) for folder in (tmp_path / "cache" / "corpora").iterdir()]
+    [data] = [corpus.path for corpus in folders if corpus.tokenizer == known]
+    assert command("train", data, "-o", tmp_path / "three", "--from", old, *FEWER) == 0
+    assert weights(tmp_path / "three") == weights(tmp_path / "one")
+    assert command("prepare", new_text, "-o", tmp_path / "data") == 0
+    assert command("train", tmp_path / "data", "-o", tmp_path / "four", "--from", old) == 1
+    assert "was prepared with another vocabulary than the model's" in command.err
+    assert command("train", data, "-o", tmp_path / "four", "--from", old, "--on-unknown", "skip") == 2
+    assert "--on-unknown needs a text that fits into memory" in command.err

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "cli/output.py": "cli/test_processes.py",
     "cli/preparing.py": "cli/test_prepare.py",
     "cli/progress.py": "cli/test_processes.py",
+    "cli/reading.py": "cli/test_train.py",
     "cli/report.py": "cli/test_train.py",
     "cli/rundir.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_processes.py",

@@ -751,7 +751,9 @@ def test_an_end_in_minutes_is_moved_where_the_clock_can(tmp_path: Path) -> None:
     assert longer.steps > first.steps
     assert again.timetable is not None
     assert again.timetable.end == longer.steps
-    rates = [r["learning_rate"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "step"]
+    rates: list[Any] = [
+        r["learning_rate"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "step"
+    ]
     assert rates[first.steps] == config.learning_rate > rates[first.steps - 1]
     linear = quick_config(schedule="linear", warmup_steps=0)
     Trainer(BigramLM(TOKENIZER.vocab_size), train, linear, out_dir=tmp_path / "two", device="cpu").fit()
