@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +52,12 @@ from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
 from charlm.text.tokenizer import unit_of
 from charlm.training.budget import steps_within
+from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
 from charlm.training.reduction import check_world
 from charlm.training.resume import read_timetable, warn_if_different
+from charlm.training.services import TensorBoard, WandB
 from charlm.training.timetable import EVALUATION_SHARE, planned_end
 from charlm.training.timing import chars_within
 from charlm.training.trainer import Trainer
@@ -136,7 +138,7 @@ def begin(
         tokenizer=run.texts.tokenizer,
         out_dir=args.out,
         device=run.backend,
-        callbacks=[progress],
+        callbacks=[progress, *_loggers(args.log_to or ())],
         timetable=timetable,
     )
     enough = most_steps is not None and training.max_steps == most_steps
@@ -168,6 +170,7 @@ def resume(
 ) -> int:
     """Go on with a run."""
     texts = _cut(encoded, origin.block_size, origin.train_share(encoded.n_ids), origin.aside)
+    log_to = origin.log_to if args.log_to is None else args.log_to
 
     def on_start(path: Path) -> None:
         commands = origin.values.get("commands")
@@ -176,6 +179,7 @@ def resume(
             "encoding": encoded.encoding,
             "training": trainer.config.to_dict(),
             "moved_end": origin.has_moved_end() or max_steps is not None,
+            "log_to": list(log_to),
             "versions": _versions(),
             "commands": [*(commands if isinstance(commands, list) else []), _command()],
         }
@@ -186,7 +190,7 @@ def resume(
         args.out,
         texts.train,
         val_data=texts.val,
-        callbacks=[progress],
+        callbacks=[progress, *_loggers(log_to)],
         device=args.device or origin.device,
         max_steps=max_steps,
     )
@@ -202,6 +206,12 @@ def resume(
     signals.check()
     found = origin.values.get("baseline")
     return _fit(trainer, progress, args.out, console, signals, texts=texts, baseline=found, began=began)
+
+
+def _loggers(names: Sequence[str]) -> list[Callback]:
+    """Return what a run is told to, by the names of --log-to. Their state is that of the run's directory."""
+    made: Mapping[str, Callable[[], Callback]] = {"tensorboard": TensorBoard, "wandb": WandB}
+    return [made[name]() for name in names if name in made]
 
 
 def _fit(
@@ -272,6 +282,7 @@ def _prepare(
         aside=args.aside,
         aside_chars=args.aside_chars,
         shares_out=is_under_torchrun() and not kept,
+        epochs=args.epochs,
     )
     world = join(backend)
     check_world(plan.training, world.size)
@@ -404,6 +415,7 @@ def _record(
         "tokenizer": encoded.kind,
         "preset": run.plan.preset,
         "device": args.device or "auto",
+        "log_to": list(args.log_to or ()),
         "model": run.plan.model.to_dict(),
         "training": training.to_dict(),
         "versions": _versions(),

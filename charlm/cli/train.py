@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_KEPT = ("preset", "config", "tokenizer", "val_fraction")
+_KEPT = ("preset", "config", "tokenizer", "val_fraction", "epochs")
+_LENGTHS = ("max_steps", "minutes")
 _VAL_FRACTION = 0.1
 
 
@@ -48,6 +49,8 @@ def _run(
     args: argparse.Namespace, console: Console, signals: Signals, began: float, world: World | None
 ) -> int:
     flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
+    if args.epochs is not None and (beside := [flag_of(name) for name in _LENGTHS if name in flags]):
+        raise UsageError(f"--epochs is the length of the training, and so is {beside[0]}; give one of them")
     out = Path(args.out)
     is_first = world is None or world.is_first
     if args.resume == "auto":
@@ -193,6 +196,7 @@ def _resume(
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
         args.aside, args.aside_chars = origin.aside, origin.aside_chars
+        args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
             args,
             origin.settings(max_steps),
@@ -273,9 +277,9 @@ def _refuse_beside(
     refused += [] if args.mixture else ["--no-mixture"]
     refused += [flag_of(name) for name in flags if name not in kept]
     if refused:
-        kind, can = "resumed", "only --max-steps and --device can"
+        kind, can = "resumed", "only --max-steps, --device and --log-to can"
         if not args.resume:
-            kind, can = "repeated", "only --device, --overwrite and --no-baseline can"
+            kind, can = "repeated", "only --device, --log-to, --overwrite and --no-baseline can"
         raise UsageError(
             f"a {kind} run keeps its settings, so {', '.join(refused)} cannot be given with {option}; {can}"
         )
@@ -283,6 +287,11 @@ def _refuse_beside(
 
 def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
     """Return where the run's text came from, if it is there still."""
+    if not origin.sources:
+        raise UsageError(
+            "the run was begun in Python, which has not said where its text lies; give it: "
+            f"charlm train FILE --resume -o {as_word(args.out)}"
+        )
     lost = [s for s in origin.sources if s == "-" or (Path(s).is_absolute() and not Path(s).exists())]
     if not lost:
         return list(origin.sources)

@@ -18,10 +18,15 @@ from torch import Tensor
 from charlm.data.blocks import BlockDataset
 from charlm.randomness import derive_seed
 
-__all__ = ["EpochOrder", "permuted"]
+__all__ = ["EpochOrder", "blocks_in_epoch", "permuted"]
 
 _MOST_LISTED = 2**24  # blocks whose order is a list: of 128 MiB
 _ROUNDS = 4  # a network of four is a pseudorandom permutation, if its rounds are pseudorandom functions
+
+
+def blocks_in_epoch(n_ids: int, block_size: int) -> int:
+    """Return how many blocks an epoch of a text has: less than one at each end is left out."""
+    return max(1, n_ids // block_size - 1)
 
 
 class EpochOrder:
@@ -47,7 +52,7 @@ class EpochOrder:
 
     def __init__(self, data: BlockDataset, batch_size: int, seed: int) -> None:
         N, self._block_size = data.n_ids, data.block_size
-        self.blocks = max(1, N // self._block_size - 1)
+        self.blocks = blocks_in_epoch(N, self._block_size)
         self._offsets = min(self._block_size, N - self.blocks * self._block_size)
         self._batch_size, self._seed = batch_size, seed
         self._epochs: dict[int, Tensor] = {}
