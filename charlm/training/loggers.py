@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Logger"]
 
 _MOST_WAITING = 10_000  # records
-_LAST_WAIT = 10.0  # seconds, at the end, for what is still to be written
+_LAST_WAIT = 30.0  # seconds, at the end, for what is still to be written
 
 _TAGS: Mapping[str, Mapping[str, str]] = {
     "step": {
@@ -47,7 +47,7 @@ class Logger(Callback):
     """Tells another program what a run logs. Override `open`, `write` and `close`.
 
     They are called one after the other in a thread of their own. The run does not wait for them, but at its
-    end, for ten seconds at most. The first exception ends the logger, with a warning, and not the run. Of
+    end, for half a minute at most. The first exception ends the logger, with a warning, and not the run. Of
     several processes the first one alone logs.
 
     Example:
