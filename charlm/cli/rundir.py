@@ -69,7 +69,7 @@ class Origin:
         """
         share = 1 - self.val_fraction
         known = as_int(self.values.get("train_ids"))
-        if known is not None and (self.is_prepared or self.is_from_python):
+        if self.is_prepared and known is not None:
             return 1.0 if known >= count else (known + 0.5) / count
         early = int(share * count)
         if early == share_of(count, share) or self.values.get("train_ids", early) != early:

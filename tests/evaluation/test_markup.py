@@ -82,6 +82,8 @@ def test_nothing_that_a_model_wrote_is_markup() -> None:
     shown = read(found._repr_html_())
     assert "alert('1')" in "".join(shown.text)
     assert r"\x1b[2J\u202eabc" in "".join(shown.text)
+    markup = found._repr_html_()
+    assert [markup.count(sign) for sign in ("&lt;", "&amp;", "\x1b", "\u202e")] == [3, 1, 0, 0]
     evil = read(table([[EVIL, EVIL]], title=EVIL, head=[EVIL], folded=EVIL))
     assert "".join(evil.text).count("</div><script>") == 5
     assert EVIL not in repr(found), "the text is not in what a terminal shows"

@@ -116,6 +116,27 @@ def test_after_a_resume_all_is_told_again_and_no_step_twice(tmp_path: Path, left
     assert listener.closed == 2
 
 
+def test_what_is_logged_while_the_log_is_still_read_is_told_once(tmp_path: Path) -> None:
+    class Late(Listener):
+        """Opens when the steps below are done, so that the log holds them already."""
+
+        @override
+        def open(
+            self, directory: Path | None, settings: Mapping[str, Mapping[str, object]], step: int
+        ) -> None:
+            assert done.wait(60)
+            super().open(directory, settings, step)
+
+    run, (train, val), done, listener = tmp_path / "run", tiny_split(), threading.Event(), Late()
+    for record in trainer_with(out_dir=run).steps():
+        if record.step == 4:
+            break
+    for record in Trainer.resume(run, train, val_data=val, callbacks=[listener], device="cpu").steps():
+        if record.step == 9:
+            done.set()
+    assert listener.told == in_log(run)
+
+
 def test_without_a_directory_a_trainer_that_goes_on_voids_what_lies_behind_its_step() -> None:
     listener = Listener()
     trainer = trainer_with(listener)
