@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.threads import in_world
 from harness.tiny_training import TOKENIZER, PlainModule, quick_config, same_tensors, tensors_of, tiny_split
 from torch import Tensor
 from typing_extensions import override
 
 from charlm import BigramLM, Trainer
+from charlm.backends.world import World
 from charlm.training import Callback, Logger, TrainerConfig, loggers
 from charlm.training.records import StepRecord
 
@@ -265,6 +267,28 @@ def test_a_logger_is_closed_however_the_steps_end() -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer_with(listener, Breaks()).fit()
     assert listener.closed == 1
+
+
+def test_of_several_processes_the_first_alone_logs(tmp_path: Path) -> None:
+    listeners = {0: Listener(), 1: Listener()}
+
+    def trained(world: World) -> None:
+        train, val = tiny_split()
+        config = quick_config(log_interval=2, accumulate=2, batch_size=2)
+        own = listeners[world.rank]
+        Trainer(
+            BigramLM(TOKENIZER.vocab_size),
+            train,
+            config,
+            val_data=val,
+            out_dir=tmp_path / "run",
+            device="cpu",
+            callbacks=[own],
+        ).fit()
+
+    in_world(2, trained)
+    assert listeners[0].told == in_log(tmp_path / "run")
+    assert (listeners[1].told, listeners[1].opened, listeners[1].closed) == ([], [], 0)
 
 
 def test_a_trainer_with_a_logger_can_be_copied() -> None:
