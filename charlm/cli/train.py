@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _KEPT = ("preset", "config", "tokenizer", "val_fraction", "epochs")
-_LENGTHS = ("max_steps", "minutes")
+_LENGTHS = {"max_steps", "minutes"}
 _VAL_FRACTION = 0.1
 
 
@@ -49,8 +49,6 @@ def _run(
     args: argparse.Namespace, console: Console, signals: Signals, began: float, world: World | None
 ) -> int:
     flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
-    if args.epochs is not None and (beside := [flag_of(name) for name in _LENGTHS if name in flags]):
-        raise UsageError(f"--epochs is the length of the training, and so is {beside[0]}; give one of them")
     out = Path(args.out)
     is_first = world is None or world.is_first
     if args.resume == "auto":
@@ -91,6 +89,9 @@ def _run(
         if not problems:
             raise
         problems += [str(error)]
+    if args.epochs is not None and not problems:
+        beside = sorted(settings.given & _LENGTHS)
+        problems += [f"--epochs is the length of the training, and so is {name}" for name in beside]
     refuse(problems)
     _mention_unknown_variables(console)
     check_sources(args.files)

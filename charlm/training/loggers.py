@@ -152,16 +152,12 @@ class _Worker:
 
     def end(self) -> None:
         """Let the logger come to its end, and wait for it as long as it may just be slow."""
-        self.tell_end()
+        with contextlib.suppress(queue.Full):  # if there is no room for the end, it hangs
+            self._waiting.put_nowait(None)
         until = min(time.monotonic(), self._busy_since) + _LAST_WAIT
         self._thread.join(max(until - time.monotonic(), 0.0))
         if not self._is_given_up and not self._has_failed() and self._thread.is_alive():
             self._give_up(f"has not finished in {_LAST_WAIT:g} seconds")
-
-    def tell_end(self) -> None:
-        """Put the end into the queue, if there is room: if not, the logger hangs."""
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
 
     def _has_failed(self) -> bool:
         if self._problem is not None:

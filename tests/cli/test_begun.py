@@ -183,7 +183,10 @@ def test_epochs_are_a_length_of_a_training(command: Command, tmp_path: Path) -> 
     wanted = int(np.ceil(0.5 * (train_ids // 16 - 1) / 2))
     assert read_history(tmp_path / "run").steps[-1] == wanted
     assert command("train", text, "-o", "b", "--epochs", "2", "--max-steps", "5") == 2
-    assert "--epochs is the length of the training, and so is --max-steps" in command.err
+    assert "--epochs is the length of the training, and so is max_steps" in command.err
+    (tmp_path / "a.toml").write_text("minutes = 1.0\n", encoding="utf-8")
+    assert command("train", text, "-o", "b", "--epochs", "2", "--config", "a.toml") == 2
+    assert "and so is minutes" in command.err
     assert command("train", "--resume", "-o", "run", "--epochs", "2") == 2
     assert "--epochs cannot be given with --resume" in command.err
     assert command("train", text, "-o", "b", "--epochs", "0") == 1
