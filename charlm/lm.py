@@ -33,10 +33,13 @@ from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, save
 from charlm.native.storage import Storage, round_weights
 from charlm.plain import as_path, as_text, int_from
 from charlm.runs.choosing import model_files_at
+from charlm.text.choosing import banned_ids
 from charlm.text.streaming import StreamDecoder, start_ids
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, unit_of
 
 __all__ = ["CharLM", "load"]
+
+_RANKED_AT_ONCE = 64  # texts, which bounds the memory of their caches
 
 
 class CharLM:
@@ -93,6 +96,8 @@ class CharLM:
         *,
         stop: Sequence[str] = (),
         keep_stop: bool = False,
+        banned: str = "",
+        allowed: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> str: ...
     @overload
@@ -103,6 +108,8 @@ class CharLM:
         *,
         stop: Sequence[str] = (),
         keep_stop: bool = False,
+        banned: str = "",
+        allowed: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> list[str]: ...
 
@@ -113,6 +120,8 @@ class CharLM:
         *,
         stop: Sequence[str] = (),
         keep_stop: bool = False,
+        banned: str = "",
+        allowed: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> str | list[str]:
         """Continue a text, or several texts at once.
@@ -123,8 +132,11 @@ class CharLM:
             max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
             stop: strings that end a text, looked for in what is new; the text ends before the first.
             keep_stop: let it end with the stop string instead.
-            sampling: temperature, top_k, top_p, min_p, filters, seed, use_cache, overflow and draft, as in
-                `LanguageModel.generate`, but that overflow is "restart" if not given.
+            banned: characters that are never written.
+            allowed: the only characters that are written; None: all but the banned ones.
+            sampling: temperature, top_k, top_p, min_p, filters, banned_ids, repetition_penalty, seed,
+                use_cache, overflow and draft, as in `LanguageModel.generate`, but that overflow is "restart"
+                if not given.
 
         Returns:
             The prompt with its continuation; a list of them, in order, for a list. A
@@ -134,7 +146,7 @@ class CharLM:
 
         Raises:
             UnknownCharacterError: a prompt has a character that the tokenizer lacks.
-            InputError: an option is wrong.
+            InputError: an option is wrong, or all characters are banned.
 
         Example:
             >>> from charlm import BigramLM, CharTokenizer
@@ -144,7 +156,7 @@ class CharLM:
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         contexts = self._contexts(prompts)
-        count, options = self._options(max_new_tokens, sampling)
+        count, options = self._options(max_new_tokens, sampling, banned, allowed)
         matchers = [StopMatcher(stop, keep=keep_stop) for _ in prompts]
         new = self._continued(contexts, count, options, matchers if stop else [])
         texts = [f"{as_text(given)}{added}" for given, added in zip(prompts, new, strict=True)]
@@ -157,6 +169,8 @@ class CharLM:
         *,
         stop: Sequence[str] = (),
         keep_stop: bool = False,
+        banned: str = "",
+        allowed: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
         """Yield what `generate` would add to one prompt, in pieces of whole characters, as they come.
@@ -173,7 +187,7 @@ class CharLM:
         if not isinstance(prompt, str):
             raise InputError(f"prompt must be a str, got {type(prompt).__name__}; generate() takes several")
         contexts = self._contexts([prompt])
-        count, options = self._options(max_new_tokens, sampling)
+        count, options = self._options(max_new_tokens, sampling, banned, allowed)
         matcher = StopMatcher(stop, keep=keep_stop)
         return self._pieces(continue_ids(self.model, self._tensors(contexts), count, options), matcher)
 
@@ -206,6 +220,51 @@ class CharLM:
         state = self.model.new_state(overflow=overflow)
         state.observe(self._tensors(self._contexts([prompt])))
         return state.score(self._tensors([self.tokenizer.encode(text)]))[0].cpu().numpy()
+
+    def rank(
+        self, continuations: Sequence[str], *, prompt: str = "", overflow: Overflow = "restart"
+    ) -> list[tuple[str, float]]:
+        """Return continuations of one prompt with how likely the model holds each, the likeliest first.
+
+        Longer ones are less likely; to compare them by the character, divide by their lengths.
+
+        Args:
+            continuations: texts, each of at least one character.
+            prompt: what stands before each of them; an empty one is a line feed, as in `generate`.
+            overflow: as in `log_probs`.
+
+        Returns:
+            Each with the natural logarithm of its probability, the sum of its `log_probs`. Of equals, the
+            earlier comes first.
+
+        Raises:
+            UnknownCharacterError: there is a character that the tokenizer lacks.
+            InputError: an argument is wrong.
+
+        Example:
+            >>> from charlm import CharTokenizer, NGramLM
+            >>> tokenizer = CharTokenizer("abc")
+            >>> data = BlockDataset.from_text("abc" * 50, tokenizer, block_size=3)
+            >>> lm = CharLM(NGramLM(3).fit(data), tokenizer)
+            >>> [text for text, _ in lm.rank(["bcb", "bca"], prompt="a")]
+            ['bca', 'bcb']
+        """
+        if not isinstance(continuations, list | tuple):
+            raise InputError(f"continuations must be a list or tuple of str, got {shown(continuations)}")
+        for text in continuations:
+            if not isinstance(text, str) or not text:
+                raise InputError(
+                    f"each continuation must be a str of at least one character, got {shown(text)}"
+                )
+        ids = self._tensors([self.tokenizer.encode(text) for text in continuations])
+        state = self.model.new_state(overflow=overflow)
+        state.observe(self._tensors(self._contexts([prompt])))
+        found: list[tuple[str, float]] = []
+        for at in range(0, len(ids), _RANKED_AT_ONCE):
+            some = ids[at : at + _RANKED_AT_ONCE]
+            scores = state.fork([0] * len(some)).score(some)  # the prompt is read once
+            found += zip(continuations[at:], (score.sum().item() for score in scores), strict=False)
+        return sorted(found, key=lambda one: -one[1])
 
     def evaluate(self, text: str, *, block_size: int | None = None) -> EvalResult:
         """Score a text exactly: every character but the first is predicted once.
@@ -261,7 +320,7 @@ class CharLM:
         data = self._windows(text, block_size)
         found = surprisal(self.model, data, top=top, backend=self.backend)
         result = dataclasses.replace(found.result, n_bytes=self._predicted_bytes(text))
-        return dataclasses.replace(found, result=result)
+        return dataclasses.replace(found, result=result, text=text)
 
     def extend(self, text: str, *, block_size: int | None = None) -> CharLM:
         """Return a copy that knows the characters of a text, too, to be trained on it.
@@ -329,10 +388,16 @@ class CharLM:
             raise InputError("prompt must be a str, or a list or tuple of str")
         return [self.tokenizer.encode(prompt) or start_ids(self.tokenizer) for prompt in prompts]
 
-    def _options(self, max_new_tokens: int, sampling: Sampling) -> tuple[int, SamplingOptions]:
+    def _options(
+        self, max_new_tokens: int, sampling: Sampling, banned: str, allowed: str | None
+    ) -> tuple[int, SamplingOptions]:
         count = int_from(0, max_new_tokens, "max_new_tokens")
         options: Sampling = {"overflow": "restart", **sampling}
-        return count, SamplingOptions.from_keywords(options, beside=["max_new_tokens", "stop", "keep_stop"])
+        if banned or allowed is not None:
+            chosen = SamplingOptions.from_keywords({"banned_ids": sampling.get("banned_ids", ())}).banned_ids
+            options["banned_ids"] = [*chosen, *banned_ids(self.tokenizer, banned, allowed)]
+        beside = ["max_new_tokens", "stop", "keep_stop", "banned", "allowed"]
+        return count, SamplingOptions.from_keywords(options, beside=beside)
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [

@@ -35,6 +35,9 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx_autodoc_typehints import process_signature
 from typing_extensions import is_protocol
 
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks  # a file beside this one
+
 import charlm
 from charlm.cli.parser import parse
 from charlm.config import Config
@@ -162,6 +165,25 @@ def language_of(file: str) -> str:
         return str(get_lexer_for_filename(file).aliases[0])
     except ClassNotFound:
         return "text"
+
+
+# Notebooks
+
+
+def link_notebook(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Put a link to the notebook of a page below its title, where there is one."""
+    if f"{pagename}.md" in notebooks.PAGES:
+        file = f"{pagename.rpartition('/')[2]}.ipynb"
+        link = f'<p class="notebook"><a href="{file}" download>This page as a notebook</a></p>'
+        context["body"] = context["body"].replace("</h1>", f"</h1>{link}", 1)
+
+
+def write_notebooks(app: Sphinx, exception: Exception | None) -> None:
+    """Write the notebooks beside their pages."""
+    if exception is None and app.builder.format == "html":
+        notebooks.write_notebooks(Path(app.outdir))
 
 
 # The command line
@@ -324,4 +346,6 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("autodoc-process-docstring", restore_docstring, priority=900)
     app.connect("autodoc-process-signature", shorten_signature, priority=100)
     app.connect("missing-reference", link_public_name)
+    app.connect("html-page-context", link_notebook)
+    app.connect("build-finished", write_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

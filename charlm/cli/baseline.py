@@ -7,7 +7,6 @@ number, so the training itself does not change by one bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.lm import CharLM
 from charlm.models.ngram import NGramLM
 from charlm.text.tokenizer import Tokenizer, Unit
+from charlm.training.progress import BITS, scored_part
 
 __all__ = [
     "BASELINE_FOLDER",
-    "BITS",
     "Baseline",
     "Counted",
     "compared",
@@ -34,12 +33,9 @@ __all__ = [
     "count_within",
     "entropy_nats",
     "score_baseline",
-    "scored_part",
 ]
 
 BASELINE_FOLDER = "ngram"
-BITS: Mapping[Unit, str] = {"character": "bits/char", "byte": "bits/byte"}
-"""How a loss in bits is written."""
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
 _LONG = 100_000_000  # characters: of so long a text half as many are counted, as memory may be short
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
@@ -178,13 +174,6 @@ def entropy_nats(data: BlockDataset) -> float:
         counts += np.bincount(data.ids_between(start, start + _AT_ONCE).numpy(), minlength=len(counts))
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
-
-
-def scored_part(result: EvalResult, unit: Unit) -> str:
-    """Return on how much of a text a loss was measured, in words; empty: on all of it."""
-    if not result.n_left_out:
-        return ""
-    return f" on {result.n_chars:,} of {result.n_chars + result.n_left_out:,} {unit}s"
 
 
 def compared(values: object, result: EvalResult, unit: Unit) -> str | None:

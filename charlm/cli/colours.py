@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
-from charlm.cli.output import escaped
+from charlm.terminal import escaped
 
 __all__ = ["annotated", "coloured", "wants_colour"]
 

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+try:
+    import lzma
+except ImportError:  # Python was built without it
+    lzma = None  # type: ignore[assignment]
+
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
 from charlm.cli.encoded import is_large
@@ -31,6 +36,7 @@ from charlm.text.tokenizer import ByteTokenizer, unit_of
 
 __all__ = ["run"]
 
+_LEAST_PACKED, _MOST_PACKED = 1_000, 16_000_000  # bytes; the most take ten seconds
 _CANDIDATES = 5  # likeliest characters that the page shows beside each
 
 
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
                 emit(line, flush=False, painted=True)
             emit("\n")
         write = _json if args.json else _table
-        emit(write(result, baseline, unit, lm.model.kind))
+        emit(write(result, baseline, unit, lm.model.kind, _xz_bits_per_byte(text)))
     return 0
 
 
@@ -81,7 +87,7 @@ def _scored_on_disk(args: argparse.Namespace, lm: CharLM, console: Console) -> i
     result = score_stored(lm, data)
     baseline = _baseline(Path(args.run), lambda ngram: score_stored(ngram, data), console)
     write = _json if args.json else _table
-    emit(write(result, baseline, unit_of(lm.tokenizer), lm.model.kind))
+    emit(write(result, baseline, unit_of(lm.tokenizer), lm.model.kind, None))
     return 0
 
 
@@ -93,7 +99,15 @@ def _write_page(args: argparse.Namespace, text: str, found: Surprisal, lm: CharL
         write_file(Path(args.html), page.encode())
 
 
-def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str) -> str:
+def _xz_bits_per_byte(text: str) -> float | None:
+    """Return what `xz -9e` makes of a text; None: its frame would weigh too much, or it would take long."""
+    data = text.encode()
+    if lzma is None or not _LEAST_PACKED <= len(data) <= _MOST_PACKED:
+        return None
+    return 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
+
+
+def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str, xz: float | None) -> str:
     values = {
         "loss_nats": result.loss_nats,
         "bits_per_char": result.bits_per_char,
@@ -105,13 +119,14 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str)
         "unit": unit,
         "kind": kind,
         "baseline_loss_nats": None if baseline is None else baseline.loss_nats,
+        "xz_bits_per_byte": xz,
     }
     # JSON has no infinity, which the loss is if the model held a character of the text impossible.
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(finite) + "\n"
 
 
-def _table(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str) -> str:
+def _table(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str, xz: float | None) -> str:
     per_byte = math.nan if result.bits_per_byte is None else result.bits_per_byte
     impossible = ", as one was held impossible" if math.isinf(result.loss_nats) else ""
     perplexity, total = result.perplexity, result.n_chars + result.n_left_out
@@ -124,6 +139,8 @@ def _table(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str
         ("accuracy", f"{100 * result.accuracy:.2f}", "% predicted as the likeliest"),
         ("predicted", f"{result.n_chars:,}", f"{unit}s, {part}"),
     ]
+    if xz is not None:
+        rows.insert(3, ("xz", f"{xz:.4f}", "bits per byte, of this text packed by xz -9e"))
     if kind == "mixture":
         rows.insert(0, ("model", kind, "of a GPT and an n-gram model; --no-mixture takes the GPT alone"))
     if baseline is not None:

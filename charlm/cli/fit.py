@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +56,12 @@ from charlm.models.gpt import GPT
 from charlm.plain import as_float, as_int
 from charlm.text.tokenizer import unit_of
 from charlm.training.budget import steps_within
+from charlm.training.callbacks import Callback
 from charlm.training.config import TrainerConfig
 from charlm.training.memory import check_memory
 from charlm.training.reduction import check_world
 from charlm.training.resume import read_timetable, warn_if_different
+from charlm.training.services import TensorBoard, WandB
 from charlm.training.timetable import EVALUATION_SHARE, planned_end
 from charlm.training.timing import chars_within
 from charlm.training.trainer import Trainer
@@ -150,7 +152,7 @@ def begin(
         tokenizer=run.texts.tokenizer,
         out_dir=args.out,
         device=run.backend,
-        callbacks=[progress] if old is None else [old, progress],
+        callbacks=[*([] if old is None else [old]), progress, *_loggers(args.log_to or ())],
         timetable=timetable,
     )
     enough = most_steps is not None and training.max_steps == most_steps
@@ -182,6 +184,7 @@ def resume(
 ) -> int:
     """Go on with a run."""
     texts = _cut(encoded, origin.block_size, origin.train_share(encoded.n_ids), origin.aside)
+    log_to = origin.log_to if args.log_to is None else args.log_to
 
     def on_start(path: Path) -> None:
         commands = origin.values.get("commands")
@@ -190,6 +193,7 @@ def resume(
             "encoding": encoded.encoding,
             "training": trainer.config.to_dict(),
             "moved_end": origin.has_moved_end() or bool(end),
+            "log_to": list(log_to),
             "versions": _versions(),
             "commands": [*(commands if isinstance(commands, list) else []), _command()],
         }
@@ -201,7 +205,7 @@ def resume(
         args.out,
         texts.train,
         val_data=texts.val,
-        callbacks=[progress] if old is None else [old, progress],
+        callbacks=[*([] if old is None else [old]), progress, *_loggers(log_to)],
         device=args.device or origin.device,
         max_steps=as_int(end.get("max_steps")),
         minutes=as_float(end.get("minutes")),
@@ -220,6 +224,12 @@ def resume(
     signals.check()
     found = origin.values.get("baseline")
     return _fit(trainer, progress, args.out, console, signals, texts=texts, baseline=found, began=began)
+
+
+def _loggers(names: Sequence[str]) -> list[Callback]:
+    """Return what a run is told to, by the names of --log-to. Their state is that of the run's directory."""
+    made: Mapping[str, Callable[[], Callback]] = {"tensorboard": TensorBoard, "wandb": WandB}
+    return [made[name]() for name in names if name in made]
 
 
 def _fit(
@@ -292,6 +302,7 @@ def _prepare(
         aside=args.aside,
         aside_chars=args.aside_chars,
         shares_out=is_under_torchrun() and not kept,
+        epochs=args.epochs,
     )
     world = join(backend)
     check_world(plan.training, world.size)
@@ -429,6 +440,7 @@ def _record(
         "tokenizer": encoded.kind,
         "preset": run.plan.preset,
         "device": args.device or "auto",
+        "log_to": list(args.log_to or ()),
         "model": run.plan.model.to_dict(),
         "training": training.to_dict(),
         "versions": _versions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import secrets
 import time
@@ -13,12 +14,13 @@ from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, UsageError, emit, refuse
 from charlm.cli.reading import known_text
 from charlm.cli.signals import Signals
-from charlm.errors import CheckpointError, InputError
+from charlm.errors import CheckpointError, InputError, quoted
 from charlm.generation.options import Sampling, SamplingOptions
 from charlm.generation.stopping import StopMatcher
-from charlm.lm import load
+from charlm.lm import CharLM, load
 from charlm.models.ngram import NGramLM
-from charlm.text.corpus import read_text
+from charlm.text.corpus import load_corpus, read_text
+from charlm.text.verbatim import Verbatim, verbatim
 
 __all__ = ["run"]
 
@@ -31,29 +33,83 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     stop: list[str] = args.stop
     sampling = _checked(args, stop)
     prompt = _prompt(args)
+    source = None if args.verbatim is None else load_corpus(args.verbatim, encoding=args.encoding)
+    ranked = None if args.rank is None else _lines(read_text(args.rank, encoding=args.encoding), args.rank)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
     prompt, notes = known_text(prompt, lm.tokenizer, args.on_unknown or "error")
     for note in notes:
         console.complain(f"note: {note}")
+    if ranked is not None:
+        _rank(lm, prompt, ranked, args)
+        return 0
     if args.draft:
         sampling["draft"] = _baseline_of(Path(args.run))
     seed = secrets.randbits(32) if args.seed is None else args.seed
     console.detail(f"seed {seed}")
     settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop}
     settings |= {"keep_stop": args.keep_stop, "weights": args.weights, **sampling, "draft": args.draft}
+    settings |= {"banned": args.ban, "allowed": args.allow}
     sampling["seed"] = seed
     count: int = args.max_new_tokens
     if args.num_samples == 1 and not args.json:
-        pieces = lm.stream(prompt, count, stop=stop, keep_stop=args.keep_stop, **sampling)
-        _write_as_it_comes(prompt, pieces)
+        pieces = lm.stream(
+            *(prompt, count),
+            stop=stop,
+            keep_stop=args.keep_stop,
+            banned=args.ban,
+            allowed=args.allow,
+            **sampling,
+        )
+        written = _write_as_it_comes(prompt, pieces)
+        if source is not None:
+            _tell_verbatim(verbatim(written, source), args.verbatim, console)
         return 0
-    samples = lm.generate([prompt] * args.num_samples, count, stop=stop, keep_stop=args.keep_stop, **sampling)
+    samples = lm.generate(
+        *([prompt] * args.num_samples, count),
+        stop=stop,
+        keep_stop=args.keep_stop,
+        banned=args.ban,
+        allowed=args.allow,
+        **sampling,
+    )
+    found = []
+    if source is not None:
+        found = [verbatim(text[len(prompt) :], source) for text in samples]
     if args.json:
         # Escapes for all that is not ASCII: valid JSON, whatever the encoding of standard output is.
-        emit(json.dumps({"prompt": prompt, "samples": samples, "seed": seed, "settings": settings}) + "\n")
+        values = {"prompt": prompt, "samples": samples, "seed": seed, "settings": settings}
+        if source is not None:
+            values["verbatim"] = [dataclasses.asdict(one) for one in found]
+        emit(json.dumps(values) + "\n")
     else:
         emit(f"{_LINE}\n".join(text if text.endswith("\n") else text + "\n" for text in samples))
+        for one in found:
+            _tell_verbatim(one, args.verbatim, console)
     return 0
+
+
+def _lines(text: str, file: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line]
+    if not lines:
+        raise UsageError(f"--rank needs a file with a continuation on each line, got none in {quoted(file)}")
+    return lines
+
+
+def _rank(lm: CharLM, prompt: str, lines: list[str], args: argparse.Namespace) -> None:
+    """Write the continuations with their probabilities instead of a text, the likeliest first."""
+    ranked = lm.rank(lines, prompt=prompt, overflow=args.overflow)
+    if args.json:
+        values = [{"text": text, "log_prob_nats": nats} for text, nats in ranked]
+        emit(json.dumps({"prompt": prompt, "ranked": values}) + "\n")
+    else:
+        emit("".join(f"{nats:.4f}\t{text}\n" for text, nats in ranked))
+
+
+def _tell_verbatim(found: Verbatim, source: str, console: Console) -> None:
+    """Say what of a text stands in the training text, too."""
+    longest = f"; the longest, of {len(found.longest)}: {quoted(found.longest, 200)}" if found.longest else ""
+    part = f"{found.n_shared:,} of {found.n_chars:,} characters"
+    console.say(f"verbatim {part} stand in {quoted(source)} in runs of 50 or more{longest}")
 
 
 def _baseline_of(run: Path) -> NGramLM:
@@ -65,8 +121,8 @@ def _baseline_of(run: Path) -> NGramLM:
         ) from error
 
 
-def _write_as_it_comes(prompt: str, pieces: Iterable[str]) -> None:
-    last = prompt
+def _write_as_it_comes(prompt: str, pieces: Iterable[str]) -> str:
+    last, written = prompt, []
     emit(prompt)
     flushed_at = time.monotonic()
     for piece in pieces:
@@ -74,9 +130,11 @@ def _write_as_it_comes(prompt: str, pieces: Iterable[str]) -> None:
         due = now - flushed_at >= _FLUSH_SECONDS
         emit(piece, flush=due)
         last = piece
+        written.append(piece)
         if due:
             flushed_at = now
     emit("" if last.endswith("\n") else "\n")
+    return "".join(written)
 
 
 def _checked(args: argparse.Namespace, stop: list[str]) -> Sampling:
@@ -87,6 +145,7 @@ def _checked(args: argparse.Namespace, stop: list[str]) -> Sampling:
         "top_p": args.top_p,
         "min_p": args.min_p,
         "overflow": args.overflow,
+        "repetition_penalty": args.repetition_penalty,
     }
     problems = []
     if args.max_new_tokens < 0:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, aligned, emit
-from charlm.cli.progress import clock
 from charlm.cli.rundir import read_record
 from charlm.cli.signals import Signals
 from charlm.errors import CharLMError, CheckpointCorruptError, CheckpointError, quoted
@@ -41,6 +40,7 @@ from charlm.runs.choosing import MIXTURE_FOLDER, best_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import CharTokenizer, unit_of
 from charlm.training.config import ABSENT
+from charlm.training.progress import clock
 
 __all__ = ["run"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from charlm.backends.base import DeviceBackend
-from charlm.cli.baseline import BASELINE_FOLDER, BITS, Counted, count_end
+from charlm.cli.baseline import BASELINE_FOLDER, Counted, count_end
 from charlm.cli.output import Console
 from charlm.cli.rundir import read_record, write_record
 from charlm.data.blocks import BlockDataset
@@ -31,6 +31,7 @@ from charlm.models.saving import build_model, save_model
 from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, made_of
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import Tokenizer
+from charlm.training.progress import BITS
 from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Texts", "conclude", "is_concluded", "time_to_conclude"]

@@ -26,7 +26,6 @@ __all__ = [
     "as_word",
     "check_output",
     "emit",
-    "escaped",
     "product_and_messages",
     "refuse",
     "writing",
@@ -207,16 +206,6 @@ def as_word(path: str) -> str:
         'my text' ./-o -
     """
     return shlex.quote(f"./{path}" if path.startswith("-") and path != "-" else path)
-
-
-def escaped(text: str) -> str:
-    r"""Return a text that a model wrote without what nobody sees, and what could move a terminal's cursor.
-
-    Example:
-        >>> escaped("one\n\x1b[2Jtwo")
-        'one\n\\x1b[2Jtwo'
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _discard(stream: Any) -> None:

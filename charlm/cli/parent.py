@@ -16,7 +16,7 @@ from typing_extensions import override
 from charlm.backends.base import DeviceBackend
 from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError, escaped
+from charlm.cli.output import Console, UsageError
 from charlm.cli.reading import begins_with
 from charlm.cli.rundir import Origin, read_record
 from charlm.cli.settings import DEFAULT_PRESET, Settings
@@ -32,6 +32,7 @@ from charlm.models.saving import CONFIG_FILE, WEIGHTS_FILE, build_model, build_t
 from charlm.runs.checkpoint import is_checkpoint_name
 from charlm.runs.choosing import model_files_at
 from charlm.runs.log import eval_values
+from charlm.terminal import escaped
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from charlm.training.callbacks import Callback
 from charlm.training.recipes import RECIPES

@@ -24,8 +24,10 @@ from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_val
 from charlm.errors import nearest, quoted
 from charlm.models.config import PresetName
 
-__all__ = ["COMMANDS", "parse", "text_argument"]
+__all__ = ["COMMANDS", "LOGGERS", "parse", "text_argument"]
 
+LOGGERS = ("tensorboard", "wandb")
+"""What --log-to knows."""
 _PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 # What other programs call --from.
@@ -73,6 +75,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     # argparse takes positional words before the first option or behind the last, not both.
     if args.command in {"train", "prepare"}:
         args.files += extra
+    elif args.command == "plot":
+        args.runs += extra
     elif args.command == "generate" and len(extra) == 1 and args.stdin is None:
         args.stdin = extra[0]
     elif extra:
@@ -102,6 +106,15 @@ def _resume_word(word: str) -> str | bool:
     if word not in {"", "auto"}:
         raise argparse.ArgumentTypeError(f"must be auto or nothing, got {quoted(word, _LONGEST)}")
     return word or True
+
+
+def _loggers(word: str) -> tuple[str, ...]:
+    names = () if word == "none" else tuple(dict.fromkeys(word.split(",")))
+    if unknown := [name for name in names if name not in LOGGERS]:
+        raise argparse.ArgumentTypeError(
+            f"must be of {', '.join(LOGGERS)}, got {quoted(unknown[0], _LONGEST)}"
+        )
+    return names
 
 
 def text_argument(argument: str) -> str:
@@ -315,6 +328,8 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})"
     _add(parser, "--preset", text, choices=_PRESET_NAMES)
     _add_setting(parser, FIELDS["minutes"], None)
+    text = "how often to go through the training text, in place of --max-steps"
+    _add(parser, "--epochs", text, type=float, metavar="X")
     text = (
         "begin with the model in OLD, a run, a checkpoint or a saved model: characters that it lacks are "
         "added, and the learning rate is a tenth of the recipe's"
@@ -345,6 +360,11 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = "implies --by-file: train on this FILE W times as often; may be given several times"
     _add(parser, "--weight", text, action="append", default=[], metavar="FILE=W")
     _add_device(parser, None)
+    text = (
+        "also tell tensorboard, wandb or both (tensorboard,wandb) what is logged (default: none, or what the "
+        "run that is resumed did)"
+    )
+    _add(parser, "--log-to", text, type=_loggers, metavar="NAMES")
     text = "do not count an n-gram model of the text first, which the losses are compared with"
     _add(parser, "--no-baseline", text, dest="baseline", action="store_false")
     text = "do not mix the GPT with the n-gram model: it is the result itself, and learns from all the text"
@@ -391,6 +411,7 @@ _SAMPLING: Mapping[str, tuple[Sequence[str], str | None, object]] = {
     "top_k": ((), "K", None),
     "top_p": ((), "P", None),
     "min_p": ((), "P", None),
+    "repetition_penalty": ((), "X", 1.0),
     "seed": ((), "S", None),
     "overflow": ((), None, "restart"),
 }
@@ -405,7 +426,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     )
     _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
-    _add_encoding(parser, "that file", "utf-8")
+    _add_encoding(parser, "these files", "utf-8")
     _add_on_unknown(parser)
     text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
@@ -414,6 +435,12 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     text = "end before this string, --stop=STR if it begins with a hyphen; may be given several times"
     _add(parser, "--stop", text, action="append", type=text_argument, default=[], metavar="STR")
     _add_switch(parser, "--keep-stop", "let the text end with that string instead")
+    text = (
+        "write no text, but the lines of F as continuations of the prompt, each with its log-probability in "
+    )
+    _add(parser, "--rank", f"{text}nats, the likeliest first", metavar="F")
+    text = "tell what of the text stands in FILE, the training text, too, in runs of 50 characters or more"
+    _add(parser, "--verbatim", text, metavar="FILE")
     _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")
     _add_no_mixture(parser)
     _add_device(parser)
@@ -426,6 +453,9 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
         read, choices = _reader(field), field.choices or None
         text = _help_of(field, default)
         _add(group, names, text, type=read, choices=choices, default=default, metavar=metavar)
+    text = "write none of these characters, --ban=CHARS if it begins with a hyphen"
+    _add(group, "--ban", text, type=text_argument, default="", metavar="CHARS")
+    _add(group, "--allow", "write these characters alone", type=text_argument, metavar="CHARS")
     text = (
         "let the run's n-gram baseline guess ahead: the same text, sooner if the model's weights exceed the "
         "processor's cache"
@@ -461,15 +491,15 @@ def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
 
 
 def _declare_plot(parser: argparse.ArgumentParser, preset: PresetName) -> None:
-    text = "a run; for a picture of its model also a checkpoint, or a saved model"
-    _add(parser, "run", text, metavar="RUN")
+    text = "a run, or several for one picture; for one of its model also a checkpoint, or a saved model"
+    _add(parser, "runs", text, nargs="+", metavar="RUN")
     kind = parser.add_mutually_exclusive_group()
     text = "draw where each layer and head of a GPT looks while it reads this text"
     _add(kind, "--attention", text, type=text_argument, metavar="TEXT")
     _add_switch(kind, "--bigram", "draw how likely the model holds each character after each other one")
     text = (
         "the picture, .png or .svg; one that is there is replaced (default: NAME.png, NAME-attention.png or "
-        "NAME-bigram.png in the current directory, by the name of RUN)"
+        "NAME-bigram.png in the current directory, by the name of RUN; of several runs.png)"
     )
     _add(parser, "-o --out", text, metavar="FILE")
 
@@ -528,10 +558,11 @@ _COMMANDS = {
         _declare_eval,
     ),
     "plot": _Command(
-        "RUN [--attention TEXT | --bigram] [-o FILE]",
-        "draw a training or a model",
-        "Draw the training of a run: loss, learning rate and speed. Or draw what its model, at the best "
-        "checkpoint, expects after each character, or where it looks. Needs matplotlib.",
+        "RUN... [--attention TEXT | --bigram] [-o FILE]",
+        "draw trainings or a model",
+        "Draw the training of a run, or those of several runs beside each other: loss, learning rate and "
+        "speed. Or draw what a run's model, at the best checkpoint, expects after each character, or where "
+        "it looks. Needs matplotlib.",
         _declare_plot,
     ),
     "info": _Command(

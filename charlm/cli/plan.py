@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from charlm.cli.settings import Settings
 from charlm.models.config import UNLIMITED_WINDOW, GPTConfig, PresetName
 from charlm.plain import share_of
+from charlm.training.budget import epoch_steps
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.recipes import recommend
 from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, evaluation_interval_seconds
@@ -97,6 +98,7 @@ def plan_training(
     aside_chars: int | None = None,
     shares_out: bool = False,
     limits: bool = False,
+    epochs: float | None = None,
 ) -> Plan:
     """Work out what a training of a text is going to be.
 
@@ -113,6 +115,7 @@ def plan_training(
         shares_out: whether several processes may train, so that a step whose micro-batches nobody has chosen
             is cut into eight, or as many as its blocks allow.
         limits: whether a short text limits the steps, where its preset is not chosen.
+        epochs: how often the text is gone through; None: the settings say how many steps are made.
 
     Raises:
         UsageError: a flag does not go together with the chosen preset.
@@ -132,7 +135,7 @@ def plan_training(
         )
         if choose:
             settings, reasons = settings.over(advice.preset, advice.changes), advice.reasons
-        most_chars = None if "max_steps" in settings.given else advice.most_chars
+        most_chars = None if epochs is not None or "max_steps" in settings.given else advice.most_chars
     model = GPTConfig.from_dict({**settings.model, "vocab_size": vocab_size})
     training = settings.training
     shares_out = shares_out and not settings.given & {"batch_size", "accumulate"}
@@ -140,6 +143,10 @@ def plan_training(
         blocks = training.batch_size * training.accumulate
         accumulate = math.gcd(blocks, _MICRO_BATCHES)
         training = training.replace(batch_size=blocks // accumulate, accumulate=accumulate)
+    aside = _aside(train_chars, model.block_size) if aside is None else aside
+    if epochs is not None:
+        steps = epoch_steps(epochs, train_chars - aside, model.block_size, training)
+        training = training.replace(max_steps=steps)
     most_steps = None
     if most_chars is not None:
         most_steps = max(1, most_chars // (training.batch_size * training.accumulate * model.block_size))
@@ -151,7 +158,7 @@ def plan_training(
         val_fraction=float(val_fraction),
         train_chars=train_chars,
         val_chars=val_chars,
-        aside=_aside(train_chars, model.block_size) if aside is None else aside,
+        aside=aside,
         aside_chars=aside_chars,
         shared_out=shares_out,
         most_steps=most_steps,

@@ -13,9 +13,9 @@ from charlm.cli.signals import Signals
 from charlm.errors import InputError, quoted
 from charlm.lm import load
 from charlm.models.gpt import GPT
-from charlm.plotting import plot_attention, plot_bigram, plot_run, save_picture, token_labels
+from charlm.plotting import plot_attention, plot_bigram, plot_run, plot_runs, save_picture, token_labels
 from charlm.plotting.figures import picture_format
-from charlm.runs.history import read_history
+from charlm.runs.history import read_histories, read_history
 from charlm.text.tokenizer import unit_of
 
 if TYPE_CHECKING:
@@ -41,11 +41,14 @@ def _target(args: argparse.Namespace) -> Path:
     """Return where the picture goes."""
     if args.attention == "":
         raise UsageError("--attention must be at least one character, got none")
-    run = Path(args.run).resolve()
+    if len(args.runs) > 1 and (args.bigram or args.attention is not None):
+        raise UsageError("--bigram and --attention draw the model of one RUN; give one")
+    run = Path(args.runs[0]).resolve()
     if args.out is None:
         kind = "" if args.attention is None else "-attention"
-        out = Path(run.name + ("-bigram" if args.bigram else kind) + ".png")
-        if run in [Path.cwd(), *Path.cwd().parents]:
+        name = run.name if len(args.runs) == 1 else "runs"
+        out = Path(name + ("-bigram" if args.bigram else kind) + ".png")
+        if {Path(name).resolve() for name in args.runs} & {Path.cwd(), *Path.cwd().parents}:
             raise UsageError(
                 "the picture would lie among the files of the run; say where it is to go with -o"
             )
@@ -59,11 +62,15 @@ def _target(args: argparse.Namespace) -> Path:
 
 def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
     """Return the picture, and what it shows."""
+    if len(args.runs) > 1:
+        histories = read_histories(args.runs)
+        return plot_runs(histories), f"the trainings of {', '.join(quoted(h.name) for h in histories)}"
+    (run,) = args.runs
     if args.attention is None and not args.bigram:
-        history = read_history(args.run)
+        history = read_history(run)
         last = max([*history.steps[-1:].tolist(), *history.eval_steps[-1:].tolist()])
         return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
-    lm = load(args.run, device="cpu", mixture=False)
+    lm = load(run, device="cpu", mixture=False)
     if args.bigram:
         return plot_bigram(
             lm.model, lm.tokenizer

@@ -6,10 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from charlm.cli.output import Console, as_word, check_output, emit, escaped, refuse
+from charlm.cli.output import Console, as_word, check_output, emit, refuse
 from charlm.cli.preparing import Bar
 from charlm.cli.signals import Interrupted, Signals
 from charlm.data.prepare import prepare_corpus
+from charlm.terminal import escaped
 
 __all__ = ["run"]
 

@@ -7,7 +7,7 @@ import time
 from typing import Any, Literal, Self
 
 from charlm.cli.output import Console
-from charlm.cli.terminal import bar_class, wants_bar
+from charlm.terminal import bar_class, wants_bar
 
 __all__ = ["Bar"]
 

@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 
 from charlm.backends.base import DeviceBackend
-from charlm.cli.baseline import BITS, compared, scored_part
+from charlm.cli.baseline import compared
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts
-from charlm.cli.output import aligned, as_word, escaped
+from charlm.cli.output import aligned, as_word
 from charlm.cli.parent import Parent
 from charlm.cli.plan import Plan
-from charlm.cli.progress import clock
 from charlm.cli.verdict import judged
 from charlm.data.blocks import BlockDataset
 from charlm.errors import CharLMError, quoted
 from charlm.models.gpt import GPT
 from charlm.runs.history import read_history
+from charlm.terminal import escaped
 from charlm.training.config import MOST_STEPS, TrainerConfig
+from charlm.training.progress import BITS, clock, scored_part
 from charlm.training.schedules import learning_rate_at
 from charlm.training.timetable import planned_end
 from charlm.training.trainer import Trainer

@@ -27,6 +27,7 @@ from charlm.runs.directory import (
     RECORD_FILE,
     RECORD_FORMAT,
     RECORD_VERSION,
+    SERVICE_FOLDERS,
     RunDirectory,
     has_checkpoints,
     is_leftover,
@@ -39,7 +40,7 @@ __all__ = ["Origin", "check_free", "check_sources", "delete_run", "lasting", "re
 
 # Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
 # it holds the file, and a second file of that name would be a second lock.
-_OWN = ("checkpoints", "mixture", "ngram", "metrics.jsonl", RECORD_FILE, "run.json")
+_OWN = ("checkpoints", "mixture", "ngram", *SERVICE_FOLDERS, "metrics.jsonl", RECORD_FILE, "run.json")
 _COMMANDS, _COMMAND_CHARS = 20, 2_000  # the last ones are kept, and so much of each
 _OTHER_VALUES = [256 * " "] * 2048  # more than all beside the sources takes
 
@@ -118,9 +119,20 @@ class Origin:
         return self.values.get("prepared") is True
 
     @property
+    def is_from_python(self) -> bool:
+        """Whether a `Trainer` began the run, and not `charlm train`."""
+        return "preset" not in self.values
+
+    @property
     def aside(self) -> int:
         """How many ids of the training text decide the result and are not trained on."""
         return strict_json.take({"aside": 0, **self.values}, "aside", int, path=RECORD_FILE)
+
+    @property
+    def log_to(self) -> Sequence[str]:
+        """What else is told what the run logs."""
+        names = strict_json.take({"log_to": [], **self.values}, "log_to", list, path=RECORD_FILE)
+        return tuple(map(str, names))
 
     @property
     def aside_chars(self) -> int | None:
@@ -142,6 +154,8 @@ class Origin:
         elif end:
             steps = MOST_STEPS if training.minutes is None else training.max_steps
             training = training.replace(**{"max_steps": steps, **end})
+        if self.is_from_python:
+            raise CheckpointError("the run was begun in Python, and no command can begin it again")
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
         if preset not in PRESETS:
             raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")
@@ -263,21 +277,25 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
 
 
 def read_record(path: Path) -> Origin:
-    """Read RUN/train.json.
+    """Read RUN/train.json, or what a checkpoint says of a run that was begun in Python.
 
     Raises:
-        CheckpointError: there is no run, or none that `charlm train` began.
+        CheckpointError: there is no run, or none that the command can go on with.
         FileFormatError: the file is refused.
     """
-    RunDirectory.open(path)
+    run = RunDirectory.open(path)
     file = path / RECORD_FILE
     try:
         values = read_record_values(file)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"the run in {quoted(str(path))} has no {RECORD_FILE}: `charlm train` did not begin it. "
-            "Go on with Trainer.resume."
-        ) from error
+        from charlm.cli.begun import values_from_python  # noqa: PLC0415 - it needs torch
+
+        if (found := values_from_python(run)) is None:
+            raise CheckpointError(
+                f"the run in {quoted(str(path))} has no {RECORD_FILE}: `charlm train` did not begin it. "
+                "Go on with Trainer.resume."
+            ) from error
+        values = found
     where = str(file)
     sources = strict_json.take(values, "sources", list, path=where)
     if not all(isinstance(source, str) for source in sources):

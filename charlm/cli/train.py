@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _ENDS = ("max_steps", "minutes")  # what a resume can change, beside the device
-_KEPT = ("preset", "config", "tokenizer", "val_fraction")
+_KEPT = ("preset", "config", "tokenizer", "val_fraction", "epochs")
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
@@ -99,6 +99,11 @@ def _run(
         if not problems:
             raise
         problems += [str(error)]
+    if args.epochs is not None and not problems:
+        beside = sorted(settings.given & set(_ENDS))
+        problems += [f"--epochs is the length of the training, and so is {name}" for name in beside]
+    if args.epochs is not None and (args.by_file or args.separator is not None or args.weight):
+        problems += ["--epochs counts passes through one text; with documents give --max-steps or --minutes"]
     refuse(problems)
     _mention_unknown_variables(console)
     check_sources(args.files)
@@ -241,6 +246,7 @@ def _resume(
         args.baseline = origin.values.get("baseline") is not None
         args.aside, args.aside_chars = origin.aside, origin.aside_chars
         path = _path_of(origin.parent)
+        args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
             args,
             origin.settings(end),
@@ -334,9 +340,9 @@ def _refuse_beside(
     refused += [] if args.mixture else ["--no-mixture"]
     refused += [flag_of(name) for name in flags if name not in kept]
     if refused:
-        kind, can = "resumed", "only --max-steps, --minutes and --device can"
+        kind, can = "resumed", "only --max-steps, --minutes, --device and --log-to can"
         if not args.resume:
-            kind, can = "repeated", "only --device, --overwrite and --no-baseline can"
+            kind, can = "repeated", "only --device, --log-to, --overwrite and --no-baseline can"
         raise UsageError(
             f"a {kind} run keeps its settings, so {', '.join(refused)} cannot be given with {option}; {can}. "
             f"A new run can begin with its model: charlm train FILE -o NEW --from {_run_of(args)}"
@@ -349,6 +355,11 @@ def _run_of(args: argparse.Namespace) -> str:
 
 def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
     """Return where the run's text came from, if it is there still."""
+    if not origin.sources:
+        raise UsageError(
+            "the run was begun in Python, which has not said where its text lies; give it: "
+            f"charlm train FILE --resume -o {as_word(args.out)}"
+        )
     lost = origin.lost_sources()
     if not lost:
         return list(origin.sources)

@@ -3,5 +3,6 @@
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.evaluation.page import surprisal_page
 from charlm.evaluation.surprisal import Surprisal, surprisal
+from charlm.text.verbatim import Verbatim, verbatim
 
-__all__ = ["EvalResult", "Surprisal", "evaluate", "surprisal", "surprisal_page"]
+__all__ = ["EvalResult", "Surprisal", "Verbatim", "evaluate", "surprisal", "surprisal_page", "verbatim"]

@@ -22,6 +22,7 @@ from charlm.backends.world import World
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
 from charlm.errors import InputError, shown
+from charlm.evaluation.markup import figure, table
 from charlm.models.base import LanguageModel
 from charlm.modes import evaluation_mode
 from charlm.plain import int_from
@@ -67,6 +68,24 @@ class EvalResult:
     def perplexity(self) -> float:
         """Per character: `exp(loss_nats)`."""
         return math.inf if self.loss_nats >= 709 else math.exp(self.loss_nats)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return table(self._rows())
+
+    def _rows(self) -> list[list[str]]:
+        """Return the figures for a person to read: name, number and unit of each."""
+        left_out = f" of {self.n_chars + self.n_left_out:,}, spread over them" if self.n_left_out else ""
+        rows = [
+            ["loss", figure(self.loss_nats), "nats per character"],
+            ["", figure(self.bits_per_char), "bits per character"],
+            ["perplexity", figure(self.perplexity), "per character"],
+            ["accuracy", f"{100 * self.accuracy:.2f}", "% predicted as the likeliest"],
+            ["predicted", f"{self.n_chars:,}", f"characters{left_out}"],
+        ]
+        if self.bits_per_byte is not None:
+            rows.insert(2, ["", figure(self.bits_per_byte), "bits per byte of UTF-8"])
+        return rows
 
 
 def evaluate(

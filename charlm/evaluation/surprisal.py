@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.evaluation.evaluate import EvalResult, predictions
+from charlm.evaluation.markup import coloured_text
 from charlm.plain import int_from
 
 __all__ = ["Surprisal", "surprisal"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Surprisal:
     """How well a model predicts each character of a text, (N,) each; the first has nothing before it.
 
@@ -48,6 +49,23 @@ class Surprisal:
     """T, length of the windows."""
     result: EvalResult
     """The evaluation of the whole text."""
+    text: str | None = None
+    """The text itself, where it is known: `CharLM.surprisal` knows it. A notebook shows it in colours."""
+
+    def __repr__(self) -> str:
+        return f"<Surprisal of {len(self.bits):,} ids in windows of {self.block_size:,}: {self.result!r}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        figures = self.result._repr_html_()
+        if self.text is None:
+            return figures
+        if len(self.bits) == len(self.text):
+            return figures + coloured_text(self.text, self.bits, self.rank)
+        lengths = np.array(
+            [len(char.encode()) for char in self.text]
+        )  # of bytes: a character has all its bytes'
+        return figures + coloured_text(self.text, np.add.reduceat(self.bits, lengths.cumsum() - lengths))
 
 
 def surprisal(

@@ -6,7 +6,15 @@ from charlm.errors import renamed
 from charlm.generation.cache import Cache, KVCache, LayerCache
 from charlm.generation.decode import next_ids, stream_ids
 from charlm.generation.engine import Engine, Predictor, TorchEngine
-from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
+from charlm.generation.filters import (
+    Filter,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    remove_ids,
+    scale_temperature,
+)
 from charlm.generation.options import Draft, Overflow, Sampling, SamplingOptions
 from charlm.generation.passes import Pass, context_start
 from charlm.generation.sampling import sample
@@ -33,6 +41,8 @@ __all__ = [
     "keep_top_k",
     "keep_top_p",
     "next_ids",
+    "penalise_repetition",
+    "remove_ids",
     "sample",
     "scale_temperature",
     "stream_ids",

@@ -92,7 +92,7 @@ def some_turns(
 
 def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequence[int]) -> Tensor:
     """Predict, filter, draw, append: the body of the lecture's loop, in PyTorch."""
-    texts = [state.text(row) for row in range(state.rows)] if options.filters else None
+    texts = [state.text(row) for row in range(state.rows)] if options.filters_by_itself else None
     logits = state.predict()  # (B, V)
     uniforms = options.uniforms(addresses, state.lengths)  # (B,)
     ids = filter_and_draw(state.engine, logits, options, uniforms, texts)  # (B,): filter, draw

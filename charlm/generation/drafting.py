@@ -91,7 +91,7 @@ def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions
     position, t = state.lengths[0], len(guesses)
     logits = state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device))  # (t + 1, V)
     chosen: list[int] = []
-    if not options.filters:
+    if not options.filters_by_itself:
         with suppress(NonFiniteError):  # which matters only where the guesses before it are right: see below
             uniforms = options.uniforms([0] * (t + 1), range(position, position + t + 1))
             chosen = state.engine.choose(logits, options, uniforms).tolist()

@@ -1,22 +1,84 @@
 """What makes some characters likelier, or impossible: pure functions on (B, V) logits.
 
-Each returns new logits in which a removed character has -inf. `SamplingOptions` fixes their order:
-temperature, top-k, top-p, min-p, then the caller's own.
-Sources: top-p is nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751); min-p is Nguyen et al.
-2024 (arXiv:2407.01082). Numbers out of their range are refused by `SamplingOptions`, not here.
+Each returns new logits in which a removed character has -inf. `SamplingOptions` fixes their order: repetition
+penalty, banned ids, temperature, top-k, top-p, min-p, then the caller's own.
+Sources: the repetition penalty is that of CTRL (Keskar et al. 2019, arXiv:1909.05858); top-p is nucleus
+sampling (Holtzman et al. 2019, arXiv:1904.09751); min-p is Nguyen et al. 2024 (arXiv:2407.01082). Numbers out
+of their range are refused by `SamplingOptions`, not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-__all__ = ["Filter", "keep_min_p", "keep_top_k", "keep_top_p", "scale_temperature"]
+from charlm.errors import InputError
+
+__all__ = [
+    "Filter",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "penalise_repetition",
+    "remove_ids",
+    "scale_temperature",
+]
+
+_REMEMBERED = 64  # of the last ids: a longer text has nearly every character of its language
 
 Filter = Callable[[Tensor, Tensor], Tensor]
 """A filter of the caller's: (logits (B, V), ids so far (B, t)) -> logits (B, V)."""
+
+
+def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Make what occurs among the last 64 ids less likely: positive logits are divided, others multiplied.
+
+    Args:
+        logits: (B, V).
+        ids: (B, t), all ids so far.
+        penalty: above 1 repeats become less likely, below 1 more; 1 changes nothing.
+
+    Returns:
+        (B, V).
+
+    Source:
+        CTRL, Keskar et al. 2019, arXiv:1909.05858; the window is llama.cpp's.
+
+    Example:
+        >>> penalise_repetition(torch.tensor([[2.0, -1.0, 3.0]]), torch.tensor([[0, 1]]), 2.0)
+        tensor([[ 1., -2.,  3.]])
+    """
+    if penalty == 1:
+        return logits
+    recent = ids[:, -_REMEMBERED:]  # (B, t')
+    seen = logits.gather(-1, recent)  # (B, t')
+    return logits.scatter(-1, recent, torch.where(seen > 0, seen / penalty, seen * penalty))
+
+
+def remove_ids(logits: Tensor, ids: Collection[int]) -> Tensor:
+    """Remove some ids, whatever stands before.
+
+    Args:
+        logits: (B, V).
+        ids: each below V.
+
+    Returns:
+        (B, V), -inf for what was removed.
+
+    Raises:
+        InputError: an id is V or more.
+
+    Example:
+        >>> remove_ids(torch.tensor([[1.0, 3.0, 2.0]]), [1])
+        tensor([[1., -inf, 2.]])
+    """
+    if not ids:
+        return logits
+    if max(ids) >= logits.size(-1):
+        raise InputError(f"banned ids must be below the vocabulary's size {logits.size(-1)}, got {max(ids)}")
+    return logits.index_fill(-1, torch.tensor([*ids], device=logits.device), -torch.inf)
 
 
 def scale_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,7 @@ temperature 1 and no filter sample from the model's own distribution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self, TypedDict, cast, get_args
 
@@ -17,7 +17,15 @@ from torch import Tensor
 
 from charlm import randomness
 from charlm.errors import InputError, did_you_mean, shown
-from charlm.generation.filters import Filter, keep_min_p, keep_top_k, keep_top_p, scale_temperature
+from charlm.generation.filters import (
+    Filter,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    remove_ids,
+    scale_temperature,
+)
 from charlm.plain import as_bool, as_float, as_int, as_text
 
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
@@ -32,6 +40,8 @@ _WANTED = {
     "top_p": "above 0 and at most 1, or None",
     "min_p": "from 0 to 1, or None",
     "filters": "a sequence of functions",
+    "banned_ids": "ids, 0 or more",
+    "repetition_penalty": "from 0.01 to 100",
     "seed": "an int of at most 64 bits, or None",
     "use_cache": "True or False",
     "overflow": "'slide' or 'restart'",
@@ -58,6 +68,8 @@ class Sampling(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     filters: Sequence[Filter]
+    banned_ids: Collection[int]
+    repetition_penalty: float
     seed: int | None
     use_cache: bool
     overflow: Overflow
@@ -66,7 +78,7 @@ class Sampling(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How the next character is chosen. Applied in the order of the fields.
+    """How the next character is chosen. Applied in the order of the fields, after penalty and bans.
 
     Raises:
         InputError: a value is out of its range; lists every bad one.
@@ -87,6 +99,10 @@ class SamplingOptions:
     """Drop what is less likely than this share of the likeliest's probability, in [0, 1]. None: keep all."""
     filters: Sequence[Filter] = ()
     """Functions (logits (B, V), ids so far (B, t)) -> logits, applied last, in their order."""
+    banned_ids: Collection[int] = ()
+    """Ids that are never chosen; they are removed before the filters above see the logits."""
+    repetition_penalty: float = 1.0
+    """Above 1, what occurs among the last 64 characters becomes less likely, before all else. 1: off."""
     seed: int | None = None
     """The same seed gives the same text. None: drawn from torch's global generator (`charlm generate` takes a
     new one each time, which -v shows)."""
@@ -105,7 +121,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         t, p, m = as_float(self.temperature), as_float(self.top_p), as_float(self.min_p)
-        k, seed = as_int(self.top_k), as_int(self.seed)
+        k, seed, r = as_int(self.top_k), as_int(self.seed), as_float(self.repetition_penalty)
+        banned = _as_ids(self.banned_ids)
         use_cache, overflow = as_bool(self.use_cache), as_text(self.overflow)
         fits = {
             "temperature": t is not None and (t == 0 or 1e-6 <= t <= 1e6),
@@ -113,6 +130,8 @@ class SamplingOptions:
             "top_p": self.top_p is None or (p is not None and 0 < p <= 1),
             "min_p": self.min_p is None or (m is not None and 0 <= m <= 1),
             "filters": isinstance(self.filters, Sequence) and all(map(callable, self.filters)),
+            "banned_ids": banned is not None,
+            "repetition_penalty": r is not None and 0.01 <= r <= 100,
             "seed": self.seed is None or (seed is not None and seed.bit_length() <= 64),
             "use_cache": use_cache is not None,
             "overflow": overflow in get_args(Overflow),
@@ -125,7 +144,15 @@ class SamplingOptions:
         ]
         if problems:
             raise InputError("; ".join(problems))
-        plain = {"temperature": t, "top_k": k, "top_p": p, "min_p": m, "seed": seed}
+        plain: dict[str, object] = {
+            "temperature": t,
+            "top_k": k,
+            "top_p": p,
+            "min_p": m,
+            "seed": seed,
+            "repetition_penalty": r,
+        }
+        plain["banned_ids"] = banned
         for name, value in {**plain, "use_cache": use_cache, "overflow": overflow}.items():
             object.__setattr__(self, name, value)
 
@@ -162,12 +189,17 @@ class SamplingOptions:
             return None
         return randomness.uniforms(seed, addresses, positions)
 
+    @property
+    def filters_by_itself(self) -> bool:
+        """Whether something filters that the compiled engines do not know."""
+        return bool(self.filters or self.banned_ids) or self.repetition_penalty != 1
+
     def filter(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Apply temperature, top-k, top-p, min-p and the caller's filters, in this order.
+        """Apply penalty, bans, temperature, top-k, top-p, min-p and the caller's filters, in this order.
 
         Args:
             logits: (B, V), the model's prediction of the next character.
-            ids: (B, t), all ids so far, prompt included; needed where the caller has filters.
+            ids: (B, t), all ids so far, prompt included; needed by filters and the penalty of repetition.
 
         Returns:
             (B, V) logits with -inf for what was removed. Half precision is widened to float32 first.
@@ -175,11 +207,14 @@ class SamplingOptions:
         Raises:
             InputError: a filter of the caller's returns something else than logits (B, V), or has no ids.
         """
-        if self.filters and ids is None:
+        if ids is None and (self.filters or self.repetition_penalty != 1):
             raise InputError("ids must be given: filters are shown the texts so far")
         if logits.dtype in (torch.bfloat16, torch.float16):  # too coarse to add up probabilities
             logits = logits.float()
         shape = logits.shape
+        if ids is not None:
+            logits = penalise_repetition(logits, ids, self.repetition_penalty)
+        logits = remove_ids(logits, self.banned_ids)
         logits = scale_temperature(logits, self.temperature)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
@@ -193,6 +228,15 @@ class SamplingOptions:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(f"a filter must return logits {tuple(shape)}, got {got}")
         return logits
+
+
+def _as_ids(ids: object) -> tuple[int, ...] | None:
+    """Return ids in order, each once; None: they are none."""
+    if not isinstance(ids, Collection) or isinstance(ids, str | bytes):
+        return None
+    found = {as_int(i) for i in ids}
+    plain = {i for i in found if i is not None and i >= 0}
+    return tuple(sorted(plain)) if plain == found else None
 
 
 def _refuse_unknown(options: Mapping[str, object], beside: Sequence[str] = ()) -> None:

@@ -146,12 +146,13 @@ class LanguageModel(nn.Module, ABC):
             max_new_tokens: how many ids to add, 0 or more.
             sampling: options by name, those of `SamplingOptions`. temperature divides the logits, 0 always
                 takes the likeliest id. top_k, top_p and min_p keep the likeliest ids. filters are functions
-                (logits (B, V), ids so far (B, t)) -> logits, applied last. The same seed gives the same ids
-                for any batch size; None is one draw from torch's global generator. use_cache changes speed,
-                never the result. overflow is what happens past `block_size`: "slide" by one id each time, or
-                "restart" from the last half. draft is a quicker model of the same vocabulary, such as an
-                `NGramLM`, that guesses ahead where there is one row; it changes speed, and in PyTorch
-                rounding may change an id once in a long while.
+                (logits (B, V), ids so far (B, t)) -> logits, applied last. banned_ids are never chosen,
+                and repetition_penalty makes what stands among the last 64 ids less likely. The same seed
+                gives the same ids for any batch size; None is one draw from torch's global generator.
+                use_cache changes speed, never the result. overflow is what happens past `block_size`: "slide"
+                by one id each time, or "restart" from the last half. draft is a quicker model of the same
+                vocabulary, such as an `NGramLM`, that guesses ahead where there is one row; it changes speed,
+                and in PyTorch rounding may change an id once in a long while.
 
         Returns:
             (B, T0 + max_new_tokens) int64: the prompt and what follows.

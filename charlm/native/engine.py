@@ -1,7 +1,7 @@
 """`NativeEngine`: what the compiled engines share, which is the choice of ids in C.
 
 It spares a dozen of PyTorch's calls for each id, and does what `SamplingOptions.filter` and `sample` do, but
-for the caller's own filters.
+for bans, the penalty of repetition and the caller's own filters.
 """
 
 from __future__ import annotations

@@ -95,7 +95,11 @@ class NativeMixture(NativeEngine):
     def turns(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
     ) -> Tensor | None:
-        if options.filters or not self._is_pair or (not state.steps_left and not self._set_up(state)):
+        if (
+            options.filters_by_itself
+            or not self._is_pair
+            or (not state.steps_left and not self._set_up(state))
+        ):
             return None
         gpt, ngram = cast("tuple[NativeGPT, NativeNGram]", tuple(self._engines))
         left, state.steps_left = state.steps_left, 0  # until all has gone well

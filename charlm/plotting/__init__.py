@@ -5,7 +5,7 @@ which pyplot does not know. No setting of matplotlib is changed. Lines differ in
 lightness, so a print in black and white says the same.
 """
 
-from charlm.plotting.curves import plot_learning_rate, plot_loss, plot_run, plot_speed
+from charlm.plotting.curves import plot_learning_rate, plot_loss, plot_run, plot_runs, plot_speed
 from charlm.plotting.figures import save_picture
 from charlm.plotting.labels import token_labels
 from charlm.plotting.tables import plot_attention, plot_bigram
@@ -16,6 +16,7 @@ __all__ = [
     "plot_learning_rate",
     "plot_loss",
     "plot_run",
+    "plot_runs",
     "plot_speed",
     "save_picture",
     "token_labels",

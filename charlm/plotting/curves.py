@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from charlm.errors import InputError
 from charlm.plotting.figures import new_figure
 from charlm.plotting.labels import readable
 from charlm.runs.history import RunHistory
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_learning_rate", "plot_loss", "plot_run", "plot_speed"]
+__all__ = ["plot_learning_rate", "plot_loss", "plot_run", "plot_runs", "plot_speed"]
 
 _SIZE = 6.4, 4.0  # inches of a figure with one panel
 _MARKERS = 30  # on a line
 _GREY = "0.55"
+_STYLES = ("-", "--", "-.", ":")  # of several runs
+_SHAPES = "osD^vPX"
 
 
 def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
@@ -78,11 +82,7 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
             transform=ax.get_xaxis_transform(),
             label="skipped step",
         )
-    bits = ax.secondary_yaxis(
-        "right",
-        functions=(lambda nats: np.divide(nats, math.log(2)), lambda bits: np.multiply(bits, math.log(2))),
-    )
-    bits.set_ylabel(f"bits per {history.unit}")
+    _add_bits(ax, history.unit)
     ax.legend(loc="best")
     _finish(ax, f"loss (nats per {history.unit})", history.loss_nats, history.eval_loss_nats)
     return ax
@@ -103,8 +103,7 @@ def plot_learning_rate(history: RunHistory, *, ax: Axes | None = None) -> Axes:
     """
     ax = _axes(ax)
     _line(ax, history.steps, history.learning_rate, color="0")
-    _finish(ax, "learning rate", history.learning_rate)
-    ax.set_ylim(bottom=0)
+    _finish_rate(ax, history.learning_rate)
     return ax
 
 
@@ -123,13 +122,9 @@ def plot_speed(history: RunHistory, *, ax: Axes | None = None) -> Axes:
         >>> plot_speed(read_history(run)).get_ylabel()
         'characters per second'
     """
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415 - an extra
-
     ax = _axes(ax)
     _line(ax, history.steps, history.chars_per_second, color="0")
-    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    _finish(ax, f"{history.unit}s per second", history.chars_per_second)
-    ax.set_ylim(bottom=0)
+    _finish_speed(ax, history.unit, history.chars_per_second)
     return ax
 
 
@@ -164,6 +159,111 @@ def plot_run(history: RunHistory) -> Figure:
     names, families = readable([history.name], title.get_fontproperties(), spaces=False)
     title.set(text=names[0], family=families, parse_math=False)
     return figure
+
+
+def plot_runs(histories: Sequence[RunHistory]) -> Figure:
+    """Draw several runs into one figure, each by its name: loss, learning rate and speed.
+
+    The loss is that on the validation text; of a run without one, that of its batches. Lines differ in
+    colour, style and marker.
+
+    Args:
+        histories: of the runs, such as `read_histories` gives them.
+
+    Returns:
+        A new figure, of which pyplot does not know.
+
+    Raises:
+        CharLMError: matplotlib is not installed.
+        InputError: there is none, or the runs' losses have different units.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from charlm import BigramLM, BlockDataset, Trainer, TrainerConfig
+        >>> from charlm.training import read_histories
+        >>> runs, data = [mkdtemp() + name for name in ("/one", "/two")], BlockDataset(np.arange(100) % 3, 8)
+        >>> for seed, run in enumerate(runs):
+        ...     config = TrainerConfig(max_steps=20, precision="fp32", seed=seed)
+        ...     _ = Trainer(BigramLM(3), data, config, out_dir=run, device="cpu").fit()
+        >>> figure = plot_runs(read_histories(runs))
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['one (training)', 'two (training)']
+    """
+    units = {history.unit for history in histories}
+    if len(units) != 1:
+        found = " and ".join(sorted(units)) or "none"
+        raise InputError(
+            f"histories must be of runs with losses in one unit, per character or byte, got {found}"
+        )
+    unit = histories[0].unit
+    figure = new_figure(10, 4.5)
+    panels = figure.subplot_mosaic([["loss", "rate"], ["loss", "speed"]], width_ratios=(2, 1), sharex=True)
+    loss, rate, speed = panels["loss"], panels["rate"], panels["speed"]
+    names, families = readable(
+        [_label(history) for history in histories], loss.title.get_fontproperties(), spaces=False
+    )
+    for number, (history, name) in enumerate(zip(histories, names, strict=True)):
+        look: dict[str, Any] = {
+            "color": f"C{number % 10}",
+            "linestyle": _STYLES[number % len(_STYLES)],
+            "linewidth": 1.2,
+        }
+        marker = _SHAPES[number % len(_SHAPES)]
+        # A name that begins with an underscore would be left out of the legend.
+        if len(history.eval_steps):
+            _line(
+                loss,
+                history.eval_steps,
+                history.eval_loss_nats,
+                marker=marker,
+                markersize=4,
+                label=f" {name}",
+                **look,
+            )
+        else:
+            _line(loss, history.steps, history.loss_nats, label=f" {name}", **look)
+        _line(rate, history.steps, history.learning_rate, **look)
+        _line(speed, history.steps, history.chars_per_second, **look)
+    for text in loss.legend(loc="best").get_texts():
+        text.set(text=text.get_text().removeprefix(" "), family=families, parse_math=False)
+    _add_bits(loss, unit)
+    _finish(loss, f"loss (nats per {unit})", *(_losses(history) for history in histories))
+    _finish_rate(rate, *(history.learning_rate for history in histories))
+    rate.set_xlabel("")
+    _finish_speed(speed, unit, *(history.chars_per_second for history in histories))
+    return figure
+
+
+def _label(history: RunHistory) -> str:
+    best = history.best
+    if best is not None:
+        return f"{history.name}: {history.eval_loss_nats[best]:.4f}{_part(history.eval_part, history.unit)}"
+    return history.name if len(history.eval_steps) else f"{history.name} (training)"
+
+
+def _losses(history: RunHistory) -> NDArray[np.float64]:
+    return history.eval_loss_nats if len(history.eval_steps) else history.loss_nats
+
+
+def _add_bits(ax: Axes, unit: Unit) -> None:
+    bits = ax.secondary_yaxis(
+        "right",
+        functions=(lambda nats: np.divide(nats, math.log(2)), lambda bits: np.multiply(bits, math.log(2))),
+    )
+    bits.set_ylabel(f"bits per {unit}")
+
+
+def _finish_rate(ax: Axes, *columns: NDArray[np.float64]) -> None:
+    _finish(ax, "learning rate", *columns)
+    ax.set_ylim(bottom=0)
+
+
+def _finish_speed(ax: Axes, unit: Unit, *columns: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415 - an extra
+
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _finish(ax, f"{unit}s per second", *columns)
+    ax.set_ylim(bottom=0)
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -6,6 +6,7 @@ RUN/metrics.jsonl    see log.py
 RUN/checkpoints/     see checkpoint.py
 RUN/train.json       what `charlm train` was asked for; cli/rundir.py writes it
 RUN/ngram/           a saved model: the baseline that the command line counts
+RUN/tensorboard/, RUN/wandb/   what these loggers write; no part of the run's state
 RUN/mixture/         a saved model: the result of the command line, if not a checkpoint's; see choosing.py
 RUN/abandoned-*.jsonl   the log of a run that ended before its first checkpoint, and was begun anew
 """
@@ -49,7 +50,8 @@ __all__ = ["RunDirectory", "has_checkpoints", "is_leftover"]
 FORMAT, VERSION = "charlm.run", 1
 RECORD_FILE, RECORD_FORMAT, RECORD_VERSION = "train.json", "charlm.train", 1
 _MODELS = ("ngram", "mixture")
-_OWN = {"run.json", ".lock", "metrics.jsonl", "checkpoints", RECORD_FILE, *_MODELS}
+SERVICE_FOLDERS = ("tensorboard", "wandb")
+_OWN = {"run.json", ".lock", "metrics.jsonl", "checkpoints", RECORD_FILE, *_MODELS, *SERVICE_FOLDERS}
 _ABANDONED_LOG = re.compile(r"abandoned-[0-9a-f]{16}\.jsonl")
 
 

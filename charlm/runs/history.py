@@ -6,23 +6,32 @@ too: what it has logged so far.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from charlm.errors import CheckpointError, quoted
+from charlm.errors import CharLMError, CheckpointError, quoted
 from charlm.files import strict_json
 from charlm.files.reading import read_file
+from charlm.models.saving import CONFIG_FILE
 from charlm.plain import as_path
+from charlm.runs.checkpoint import STATE_FILE, checkpoint_names
 from charlm.runs.directory import RECORD_FILE, RECORD_FORMAT, RECORD_VERSION, RunDirectory
 from charlm.runs.log import read_metrics
 
-__all__ = ["RECORD_BYTES", "RunHistory", "read_history", "read_record_values"]
+__all__ = [
+    "RECORD_BYTES",
+    "RunHistory",
+    "read_histories",
+    "read_history",
+    "read_record_values",
+]
 
 RECORD_BYTES = 8 * 1024 * 1024
 """Size limit of train.json, which names every file that was trained on."""
@@ -56,6 +65,9 @@ class RunHistory:
     """Validation loss of the n-gram model that `charlm train` counted, if it did."""
     result: tuple[str, float] | None = None
     """What `charlm train` made the result, and its validation loss, if that is not the trained model."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Fields of the model and of the training, by names such as "model.n_layer" and "training.seed"; of a run
+    without a checkpoint none are known."""
     baseline_part: tuple[int, int] | None = None
     """How many characters that model was scored on, and of how many; None: all of them, or not known."""
 
@@ -112,7 +124,56 @@ def read_history(run: str | Path) -> RunHistory:
         baseline_loss_nats=baseline,
         baseline_part=part,
         result=result,
+        settings=_settings(directory),
     )
+
+
+def read_histories(runs: Iterable[str | Path]) -> list[RunHistory]:
+    """Read the courses of several runs, which get names that tell them apart.
+
+    Args:
+        runs: their directories. Of two that have the same name, more of the path is the name.
+
+    Returns:
+        One history for each, in their order.
+
+    Raises:
+        CheckpointError: there is no run, or it has logged nothing yet.
+        FileFormatError: a file's content is refused.
+
+    Example:
+        >>> read_histories([])
+        []
+    """
+    paths = [as_path(run).resolve() for run in runs]
+    names, depth = [path.name for path in paths], 1
+    while len({*names}) < len({*paths}):
+        depth += 1
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(path.parts[-depth:]) if name in twice else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    return [replace(read_history(path), name=name) for path, name in zip(paths, names, strict=True)]
+
+
+def _settings(run: RunDirectory) -> dict[str, object]:
+    """Return the settings of a run by its newest checkpoint that can be read."""
+    for name in sorted(checkpoint_names(run), reverse=True):
+        with contextlib.suppress(CharLMError, OSError):  # damaged, or deleted by the run that goes on
+            training: Any = _json(run.checkpoints / name / STATE_FILE).get("config", {})
+            tables = {"training": training}
+            if (run.checkpoints / name / CONFIG_FILE).exists():  # a foreign module's checkpoint has none
+                model: Any = _json(run.checkpoints / name / CONFIG_FILE)
+                tables = {"model": {"kind": model["kind"], **model["config"]}, **tables}
+            return {
+                f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()
+            }
+    return {}
+
+
+def _json(path: Path) -> dict[str, object]:
+    return strict_json.loads(read_file(path, max_bytes=strict_json.MAX_BYTES), path=str(path))
 
 
 def read_record_values(record: Path) -> dict[str, object]:

@@ -26,7 +26,7 @@ Hashes = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Overlap:
     """The part of a text that occurs in another one, in runs of some least length."""
 
@@ -34,6 +34,10 @@ class Overlap:
     """How many ids lie in such a run."""
     longest: Ids
     """The longest run of the text that occurs in the other (the first of several); empty if there is none."""
+    begins: Ints
+    """(K,) where the stretches of the text begin that such runs cover, in order."""
+    stops: Ints
+    """(K,) where they stop; the ids there belong to them no more."""
 
 
 def find_overlap(text: Ids, other: Ids, width: int) -> Overlap:
@@ -56,7 +60,7 @@ def find_overlap(text: Ids, other: Ids, width: int) -> Overlap:
         (4, b'the ')
     """
     if min(len(text), len(other)) < width:
-        return Overlap(0, text[:0])
+        return _nothing(text)
     # A second attempt is needed after a collision of hashes, which is hardly ever seen.
     attempts = itertools.count()
     while (found := _attempt(text, other, width, next(attempts))) is None:
@@ -72,9 +76,15 @@ def _attempt(text: Ids, other: Ids, width: int, seed: int) -> Overlap | None:
         return None
     begins, stops = _covered(places >= 0, width)
     if not len(begins):
-        return Overlap(0, text[:0])
+        return _nothing(text)
     longest = _longest(text, other, (places, others), width, hashing)
-    return None if longest is None else Overlap(int((stops - begins).sum()), longest)
+    if longest is None:
+        return None
+    return Overlap(int((stops - begins).sum()), longest, begins, stops)
+
+
+def _nothing(text: Ids) -> Overlap:
+    return Overlap(0, text[:0], np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 class _Hashing:

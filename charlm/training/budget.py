@@ -1,12 +1,14 @@
-"""How many steps fit into a time: an estimate, from a few steps of a copy of the model.
+"""How many steps fit into a time or go through a text so many times.
 
-A run with `minutes` needs none, it looks at the clock throughout. This is for what must be known before: the
-end of a cosine, or whether a time is worth the start.
+The first is an estimate, from a few steps of a copy of the model. A run with `minutes` needs none, as it
+looks at the clock throughout. This is for what must be known before: the end of a cosine, or whether a time
+is worth the start.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,13 +16,14 @@ from dataclasses import dataclass
 from charlm.backends.base import DeviceBackend
 from charlm.backends.world import alone
 from charlm.data.blocks import BlockDataset
+from charlm.data.order import blocks_in_epoch
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
 from charlm.plain import as_float, int_from
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.trainer import Trainer
 
-__all__ = ["StepsEstimate", "steps_within"]
+__all__ = ["StepsEstimate", "epoch_steps", "steps_for_epochs", "steps_within"]
 
 _WARM_UP, _MEASUREMENTS, _STEPS = 3, 3, 4
 _MOST_SECONDS = 1e9
@@ -38,6 +41,40 @@ class StepsEstimate:
     """By the fastest."""
     step_seconds: float
     """Of one step, the median."""
+
+
+def steps_for_epochs(epochs: float, train_data: BlockDataset, config: TrainerConfig) -> int:
+    """Return how many steps go through a text so many times: the `max_steps` of that many epochs.
+
+    Args:
+        epochs: above 0, such as 0.5 or 3.
+        train_data: the text.
+        config: of the training; batch_size and accumulate are used.
+
+    Returns:
+        Steps, rounded up.
+
+    Raises:
+        InputError: `epochs` is no such number, or more than a training can have.
+
+    Example:
+        >>> import torch
+        >>> data = BlockDataset(torch.arange(1_010) % 9, block_size=10)  # 100 blocks in an epoch
+        >>> steps_for_epochs(2, data, TrainerConfig(batch_size=8))
+        25
+    """
+    return epoch_steps(epochs, train_data.n_ids, train_data.block_size, config)
+
+
+def epoch_steps(epochs: float, n_ids: int, block_size: int, config: TrainerConfig) -> int:
+    """Return what `steps_for_epochs` does, of a text by its length."""
+    times = as_float(epochs)
+    each = blocks_in_epoch(n_ids, block_size) / (config.batch_size * config.accumulate)
+    if times is None or not 0 < times * each <= MOST_STEPS:
+        raise InputError(
+            f"epochs must be above 0 and come to at most {MOST_STEPS:,} steps, got {shown(epochs)}"
+        )
+    return math.ceil(times * each)
 
 
 def steps_within(

@@ -43,6 +43,15 @@ class Callback:
             record: what the step did. Asking for `record.loss` waits for the device.
         """
 
+    def on_log(self, trainer: Trainer, record: Mapping[str, object]) -> None:
+        """Run for each record of metrics.jsonl as it is written, also of a run without a directory.
+
+        Args:
+            trainer: where it comes from. It may not be told to save or to evaluate here.
+            record: what the line holds, "kind" and "step" first; a number that is not finite stands in it as
+                it is. The loss of a step was read from the device.
+        """
+
     def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
         """Run after each evaluation: those of the schedule, and that of the last step before an end.
 
@@ -73,6 +82,13 @@ class Callback:
         Args:
             trainer: its model holds the best weights, unless `restore_best` is False.
             result: what `Trainer.fit` will return.
+        """
+
+    def on_close(self, trainer: Trainer) -> None:
+        """Run last, however the steps of this process end: also by an interrupt, an error or a `break`.
+
+        Args:
+            trainer: may be told to go on afterwards, and then begins with `on_train_start`.
         """
 
     def state(self) -> Mapping[str, object]:

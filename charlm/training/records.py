@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from charlm.evaluation.evaluate import EvalResult
+from charlm.evaluation.markup import figure, table
 
 __all__ = ["EvalRecord", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
 
@@ -109,3 +110,27 @@ class TrainResult:
     """Why it ended."""
     checkpoint: Path | None
     """The last checkpoint, or None without a directory."""
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        rows = [["characters", f"{self.chars_seen:,}", "predicted in training"]]
+        for name, result in (("best", self.best), ("final", self.final)):
+            if result is not None:
+                step = self.best_step if name == "best" else self.steps
+                bits = f"nats = {figure(result.bits_per_char)} bits per character, at step {step:,}"
+                rows.append([f"{name} loss", figure(result.loss_nats), bits])
+        if self.checkpoint is not None:
+            rows.append(["checkpoint", "", str(self.checkpoint)])
+        title = f"{self.steps:,} steps in {self.seconds:,.1f} s ({self.reason})"
+        evaluations = [
+            [
+                f"{record.step:,}",
+                figure(record.result.loss_nats),
+                figure(record.result.bits_per_char),
+                "best so far" if record.is_best else "",
+            ]
+            for record in self.history
+        ]
+        head = ("step", "nats", "bits", "")
+        folded = table(evaluations, head=head, folded=f"{len(evaluations)} evaluations")
+        return table(rows, title=title) + (folded if evaluations else "")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from charlm.errors import InputError, NonFiniteError, shown, warn
 from charlm.runs.log import eval_values
+from charlm.training.callbacks import Callback
 from charlm.training.guard import SkippedStep
 from charlm.training.records import EvalRecord, SampleRecord, StepRecord
 
 if TYPE_CHECKING:
-    from charlm.training.callbacks import Callback
     from charlm.training.trainer import Trainer
 
 __all__ = ["Reporter"]
@@ -35,6 +35,9 @@ class Reporter:
         self._logged_at = (0, 0.0)  # chars_seen and seconds at the last logged step
         self._logged_step = 0
         self._is_silent = not trainer._world.is_first
+        self._readers = [c for c in trainer.callbacks if type(c).on_log is not Callback.on_log]
+        if self._is_silent:
+            self._readers.clear()
 
     def began(self) -> None:
         """Tell that the first step of this process is next."""
@@ -47,8 +50,9 @@ class Reporter:
         self._call(lambda callback: callback.on_step_end(self._trainer, record))
 
     def log_step(self, record: StepRecord) -> None:
-        """Log a step, once; without a log the device is not asked for its loss."""
-        if self._trainer._writer is None or self._logged_step == record.step:
+        """Log a step, once; where nobody reads it the device is not asked for its loss."""
+        is_read = self._trainer._writer is not None or self._readers
+        if not is_read or self._logged_step == record.step:
             return
         self._logged_step = record.step
         now = (self._trainer.chars_seen, self._trainer.seconds)
@@ -92,6 +96,10 @@ class Reporter:
         """Tell that the run has ended by itself."""
         self._call(lambda callback: callback.on_train_end(self._trainer, self._trainer.result()))
 
+    def closed(self) -> None:
+        """Tell that this process makes no more steps for now."""
+        self._call(lambda callback: callback.on_close(self._trainer))
+
     def skipped(self, steps: Sequence[SkippedStep]) -> None:
         """Log and warn of steps that were left out."""
         for bad in steps:
@@ -116,6 +124,9 @@ class Reporter:
                 tell(callback)
 
     def _log(self, kind: str, values: Mapping[str, object], *, step: int | None = None) -> None:
-        writer = self._trainer._writer
+        step, writer = step or self._trainer.step, self._trainer._writer
+        values = {**values, "seconds": self._trainer.seconds}
         if writer is not None:
-            writer.log(kind, step or self._trainer.step, {**values, "seconds": self._trainer.seconds})
+            writer.log(kind, step, values)
+        for callback in self._readers:
+            callback.on_log(self._trainer, {"kind": kind, "step": step, **values})

@@ -83,6 +83,7 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "callbacks": [dict(callback.state()) for callback in trainer.callbacks],
         "data": {"train": fingerprint(train), "val": None if val is None else fingerprint(val)},
+        "n_ids": {"train": train.n_ids, "val": None if val is None else val.n_ids},
         "characters": characters_fingerprint(trainer.tokenizer or train.tokenizer),
         "block_size": {"train": train.block_size, "val": None if val is None else val.block_size},
         "environment": environment(trainer.backend, trainer.config),

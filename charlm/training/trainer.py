@@ -778,5 +778,8 @@ class Trainer:
         for module in awake:
             module.training = True
         self._interrupted = False
-        if self._writer is not None:
-            self._writer.end()
+        try:
+            self._reporter.closed()
+        finally:
+            if self._writer is not None:
+                self._writer.end()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import lzma
 import math
 import re
 import unicodedata
@@ -242,3 +244,20 @@ def test_what_does_not_fit_together_is_refused(command: Command, model: str, fil
     assert "--show" in command.err
     assert command("eval", model, file, "--html", "missing/folder/page.html") == 1
     assert "missing/folder/page.html" in command.err
+
+
+def test_what_xz_makes_of_the_text_stands_beside_the_loss(
+    command: Command, model: str, tmp_path: Path
+) -> None:
+    text = TEXT * 50
+    file = tmp_path / "long.txt"
+    file.write_text(text, encoding="utf-8")
+    packed = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+    bits = 8 * len(packed) / len(text.encode())
+    assert command("eval", model, str(file)) == 0
+    assert re.search(rf"^xz +{bits:.4f} +bits per byte, of this text packed by xz -9e$", command.out, re.M)
+    assert command("eval", model, str(file), "--json") == 0
+    assert json.loads(command.out)["xz_bits_per_byte"] == bits
+    file.write_text(TEXT, encoding="utf-8")  # the frame of xz alone would take more than half
+    assert command("eval", model, str(file)) == 0
+    assert "xz" not in command.out

@@ -69,7 +69,10 @@ def test_json_holds_all_that_is_needed_to_repeat_it(command: Command, run: Path)
         "top_p": 0.9,
         "min_p": 0.01,
         "overflow": "restart",
+        "repetition_penalty": 1.0,
         "draft": False,
+        "banned": "",
+        "allowed": None,
     }
     assert command("generate", run, *flags, "--json", "--seed", str(first["seed"])) == 0
     assert json.loads(command.out)["samples"] == first["samples"][:1]
@@ -306,3 +309,51 @@ def test_info_escapes_the_names_of_settings_and_refuses_a_number_of_steps_that_i
     reseal(checkpoint)
     assert command("info", checkpoint) == 0
     assert "of 2,000 steps" in command.out  # what it was for who did not say it
+
+
+def test_characters_can_be_banned_and_allowed_and_repetition_made_dear(command: Command, run: Path) -> None:
+    assert (
+        command("generate", run, "-p", "on ", "-n", "100", "--seed", "1", "--allow", "abc\n", "--ban=b") == 0
+    )
+    assert set(command.out[3:]) <= set("ac\n")
+    assert command("generate", run, "-n", "50", "--seed", "1", "--repetition-penalty", "3") == 0
+    wanted = charlm.load(run).generate("", 50, temperature=0.8, seed=1, repetition_penalty=3.0)
+    assert command.out == wanted + "\n" * (not wanted.endswith("\n"))
+    assert command("generate", run, "--allow", "Ω") == 1
+    assert "at least one character of the vocabulary must be left to be written" in command.err
+    assert command("generate", run, "--repetition-penalty", "0") == 2
+    assert "repetition_penalty must be from 0.01 to 100, got 0.0" in command.err
+
+
+def test_the_lines_of_a_file_are_ranked(command: Command, run: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("bottles\n\nbottled\n9999999\n", encoding="utf-8")
+    assert command("generate", run, "-p", "green ", "--rank", lines) == 1  # "d" is no character of the text
+    lines.write_text("bottles\n\nbbbbbbb\n", encoding="utf-8")
+    assert command("generate", run, "-p", "green ", "--rank", lines) == 0
+    ranked = charlm.load(run).rank(["bottles", "bbbbbbb"], prompt="green ")
+    assert command.out == "".join(f"{nats:.4f}\t{text}\n" for text, nats in ranked)
+    assert command("generate", run, "-p", "green ", "--rank", lines, "--json") == 0
+    found = json.loads(command.out)
+    assert found["ranked"] == [{"text": text, "log_prob_nats": nats} for text, nats in ranked]
+    lines.write_text("\n", encoding="utf-8")
+    assert command("generate", run, "--rank", lines) == 2
+    assert "--rank needs a file with a continuation on each line" in command.err
+
+
+def test_what_stands_in_the_training_text_is_told(command: Command, run: Path, tmp_path: Path) -> None:
+    written = charlm.load(run).generate("on", 100, temperature=0.8, seed=1)
+    source = tmp_path / "source.txt"
+    source.write_text("…" + written[12:72] + "…", encoding="utf-8")
+    flags = ("-p", "on", "-n", "100", "--seed", "1", "--verbatim", source)
+    assert command("generate", run, *flags) == 0
+    assert command.out.startswith("on")
+    assert (
+        f"verbatim 60 of 100 characters stand in '{source}' in runs of 50 or more; the longest, of 60: "
+        in command.err
+    )
+    assert command("generate", run, *flags, "--json", "--num-samples", "2") == 0
+    first, second = json.loads(command.out)["verbatim"]
+    assert first == {"n_chars": 100, "n_shared": 60, "longest": written[12:72], "passages": [[10, 70]]}
+    assert second["n_shared"] == 0
+    assert command("generate", run, "--verbatim", "nowhere.txt") == 1

@@ -79,7 +79,7 @@ def test_a_run_of_steps_is_repeated_too(command: Command, tmp_path: Path) -> Non
         (("--seed", "2", "--tokenizer", "byte"), "so --tokenizer, --seed cannot be given with --repeat"),
         (
             ("--resume",),
-            "so --repeat cannot be given with --resume; only --max-steps, --minutes and --device can",
+            "--repeat cannot be given with --resume; only --max-steps, --minutes, --device and --log-to can",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_few_steps_are_said_before_and_after(
 ) -> None:
     monkeypatch.setattr(verdict_module, "FEW_STEPS", 10**9)
     monkeypatch.setattr("charlm.cli.progress.FEW_STEPS", 10**9)
-    monkeypatch.setattr("charlm.cli.progress._PACE_SECONDS", 0.0)
+    monkeypatch.setattr("charlm.training.progress._PACE_SECONDS", 0.0)
     text, run = text_file(tmp_path), tmp_path / "run"
     assert command("train", text, "-o", run, *SMALL, "--minutes", "0.06", "--no-baseline") == 0
     assert re.search(r"^pace    about [\d,]+ steps in all$", command.err, re.M)

@@ -24,8 +24,8 @@ from charlm import BigramLM, ByteTokenizer, CharLM
 from charlm.cli.__main__ import main
 from charlm.cli.output import Console, _discard
 from charlm.cli.signals import Interrupted, Signals
-from charlm.cli.terminal import wants_bar
 from charlm.runs.checkpoint import list_checkpoints, verify_checkpoint
+from charlm.terminal import wants_bar
 
 pytestmark = pytest.mark.slow
 
@@ -256,8 +256,8 @@ def test_a_narrow_terminal_shows_fewer_numbers_and_none_of_them_cut(
 def test_without_tqdm_a_terminal_gets_lines(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    monkeypatch.setattr("charlm.cli.progress.wants_bar", lambda: True)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setattr("charlm.training.progress.wants_bar", lambda: True)
     command = Command(capsys)
     assert command.train(folder / "text.txt", "-o", folder / "plain") == 0
     assert "step 20  train loss" in command.err
@@ -267,7 +267,7 @@ def test_without_tqdm_a_terminal_gets_lines(
 def test_a_bar_is_shown_in_this_process_too(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charlm.cli.progress.wants_bar", lambda: True)
+    monkeypatch.setattr("charlm.training.progress.wants_bar", lambda: True)
     command = Command(capsys)
     assert command.train(folder / "text.txt", "-o", folder / "inside") == 0
     assert "20/20 0" in command.err

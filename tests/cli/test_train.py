@@ -18,13 +18,14 @@ from harness.command import TEXT, Command, text_file
 import charlm
 from charlm.backends.world import World
 from charlm.cli import train
-from charlm.cli.progress import Progress, clock, speed
+from charlm.cli.progress import Progress
 from charlm.cli.rundir import read_record, write_record
 from charlm.errors import CharLMError
 from charlm.runs.checkpoint import list_checkpoints
 from charlm.runs.directory import RunDirectory
 from charlm.text.tokenizer import ByteTokenizer
 from charlm.training import StepRecord, StepsEstimate, read_history, read_timetable
+from charlm.training.progress import clock, speed
 
 NOTED = ("byte order mark", "line ends", "different characters", "stands in the training text")
 

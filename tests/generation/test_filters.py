@@ -19,6 +19,8 @@ from charlm.generation import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    penalise_repetition,
+    remove_ids,
     sample,
     scale_temperature,
 )
@@ -221,3 +223,59 @@ def test_every_way_to_take_the_likeliest_takes_it(model: BigramLM, options: dict
 
 def test_of_equal_logits_greedy_choice_takes_the_smaller_id() -> None:
     assert sample(torch.tensor([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), None).tolist() == [1, 0]
+
+
+def plain_penalty(row: list[float], text: list[int], penalty: float) -> list[float]:
+    seen = set(text[-64:])
+    return [(x / penalty if x > 0 else x * penalty) if i in seen else x for i, x in enumerate(row)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=90), st.sampled_from([0.5, 1.0, 1.3, 4.0]))
+def test_repetition_is_penalised_among_the_last_64_ids(text: list[int], penalty: float) -> None:
+    row = [2.0, -1.0, 0.0, 0.5, -3.0]
+    logits = torch.tensor([row, row], dtype=torch.float64)
+    found = penalise_repetition(logits, torch.tensor([text, text]), penalty)
+    for one in found.tolist():
+        assert one == pytest.approx(plain_penalty(row, text, penalty))
+    assert torch.equal(logits[0], torch.tensor(row, dtype=torch.float64)), "the logits themselves stay"
+
+
+def test_banned_ids_are_removed_before_the_likeliest_are_kept() -> None:
+    logits = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
+    assert kept(SamplingOptions(banned_ids=[1, 2], top_k=1).filter(logits)) == [[3]]
+    assert remove_ids(logits, []) is logits
+    assert SamplingOptions(banned_ids={3, 1}).banned_ids == (1, 3)
+    with pytest.raises(InputError, match=r"banned ids must be below the vocabulary's size 4, got 4"):
+        SamplingOptions(banned_ids=[4]).filter(logits)
+    for bad in ("ab", 3, [-1], [1.5], [None]):
+        with pytest.raises(InputError, match="banned_ids must be ids, 0 or more"):
+            SamplingOptions(banned_ids=bad)  # type: ignore[arg-type]  # the point
+    with pytest.raises(InputError, match="ids must be given"):
+        SamplingOptions(repetition_penalty=2.0).filter(logits)
+
+
+def test_every_engine_bans_and_penalises_alike() -> None:
+    """The compiled engine leaves it to PyTorch, and so does a draft."""
+    from charlm.models.gpt import GPT
+    from charlm.models.ngram import NGramLM
+
+    torch.manual_seed(0)
+    gpt = GPT.from_config("cpu-10s", vocab_size=9, n_layer=1, n_embd=16, block_size=16).eval()
+    ngram = NGramLM(9).fit(BlockDataset(torch.arange(500) % 9, block_size=8))
+    prompt = torch.tensor([[1, 2, 3]])
+    for model in (gpt, ngram):
+        double = model.double() if model is gpt else model
+        for options in ({"banned_ids": [4, 5]}, {"repetition_penalty": 1.5}):
+            text = double.generate(prompt, 40, seed=3, overflow="restart", **options)[0].tolist()
+            state, wanted = double.new_state(overflow="restart"), prompt[0].tolist()
+            state.observe(prompt)
+            for _ in range(40):
+                row = state.predict()
+                filtered = SamplingOptions(**options).filter(row, torch.tensor([wanted]))
+                uniform = SamplingOptions(seed=3).uniforms([0], [len(wanted)])
+                wanted += sample(filtered, uniform).tolist()
+                state.observe(torch.tensor([wanted[-1:]]))
+            assert text == wanted
+            drafted = double.generate(prompt, 40, seed=3, overflow="restart", draft=ngram, **options)
+            assert drafted[0].tolist() == wanted

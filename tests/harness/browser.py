@@ -10,13 +10,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["find_browser", "look_at"]
+__all__ = ["find_browser", "look_at", "take_picture"]
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--window-size=1000,800", "--virtual-time-budget=60000", "--dump-dom"),
+    *("--window-size=1000,800", "--virtual-time-budget=60000"),
 )
 
 
@@ -49,7 +49,13 @@ def look_at(page: str, script: str, folder: Path, *, before: str = "") -> Any:
     browser = find_browser()
     assert browser is not None
     done = subprocess.run(
-        [browser, *_OPTIONS, f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()],
+        [
+            browser,
+            *_OPTIONS,
+            "--dump-dom",
+            f"--user-data-dir={folder / 'profile'}",
+            (folder / "page.html").as_uri(),
+        ],
         check=True,
         capture_output=True,
         encoding="utf-8",
@@ -58,3 +64,20 @@ def look_at(page: str, script: str, folder: Path, *, before: str = "") -> Any:
     match = re.search(r'<html[^>]* data-seen="([^"]*)"', done.stdout)
     assert match is not None, done.stderr[-2000:]
     return json.loads(html.unescape(match[1]))
+
+
+def take_picture(page: str, folder: Path) -> bytes:
+    """Open a page, and return what it looks like, as PNG."""
+    (folder / "page.html").write_text(page, encoding="utf-8")
+    browser = find_browser()
+    assert browser is not None
+    subprocess.run(
+        [
+            *(browser, *_OPTIONS, f"--screenshot={folder / 'page.png'}"),
+            *(f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return (folder / "page.png").read_bytes()

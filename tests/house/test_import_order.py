@@ -14,7 +14,7 @@ import charlm
 
 PACKAGE = Path(charlm.__file__).parent
 ORDER = [
-    {"errors", "plain", "config", "randomness", "locks", "modes"},
+    {"errors", "plain", "config", "randomness", "locks", "modes", "terminal"},
     {"files"},
     {"text"},
     {"backends", "data"},

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from harness.tiny_models import tiny_config, tiny_gpt
@@ -18,7 +19,7 @@ from oracles.plain_evaluation import plain_evaluation
 from torch import Tensor
 from typing_extensions import override
 
-from charlm import BigramLM, ByteTokenizer, CharLM, CharTokenizer, LanguageModel, Trainer, load
+from charlm import GPT, BigramLM, ByteTokenizer, CharLM, CharTokenizer, LanguageModel, Trainer, load
 from charlm.errors import (
     BackendError,
     CheckpointCorruptError,
@@ -513,3 +514,21 @@ def test_extend_adds_the_characters_of_a_text_and_keeps_what_was_learnt() -> Non
     assert again.model is not LM.model
     assert again.model.block_size == 8
     assert BYTES.extend("é").tokenizer.vocab_size == 256
+
+
+def test_continuations_are_ranked_by_the_sum_of_their_log_probs() -> None:
+    tokenizer = CharTokenizer("abcd\n")
+    torch.manual_seed(0)
+    lm = CharLM(
+        GPT.from_config("cpu-10s", vocab_size=5, n_layer=1, n_embd=16, block_size=8).eval(), tokenizer
+    )
+    texts = ["abc", "d", "ddddddddddddd", "abc"] + ["ab" * n for n in range(1, 70)]
+    ranked = lm.rank(texts, prompt="abcdabcd")
+    wanted = [(text, lm.log_probs(text, prompt="abcdabcd").sum()) for text in texts]
+    wanted.sort(key=lambda one: -one[1])
+    assert [text for text, _ in ranked] == [text for text, _ in wanted]
+    np.testing.assert_allclose([nats for _, nats in ranked], [nats for _, nats in wanted], atol=1e-4)
+    assert lm.rank([]) == []
+    for bad in ("abc", [""], ["a", 3]):
+        with pytest.raises(InputError, match="continuation"):
+            lm.rank(bad)  # type: ignore[arg-type]  # the point

@@ -17,7 +17,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from charlm.plotting import plot_learning_rate, plot_loss, plot_run, plot_speed
+from charlm.errors import InputError
+from charlm.plotting import plot_learning_rate, plot_loss, plot_run, plot_runs, plot_speed
 from charlm.training import RunHistory
 
 STEPS = np.arange(10, 1_010, 10)
@@ -248,3 +249,29 @@ assert "matplotlib.pyplot" not in sys.modules
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_several_runs_are_told_apart_by_name_colour_style_and_marker() -> None:
+    without = changed(name="naïve", eval_steps=NOTHING, eval_loss_nats=np.array([]))
+    part = changed(name="_hidden $x$", eval_part=(100, 5_000))
+    figure = plot_runs([HISTORY, part, without])
+    loss, rate, speed = figure.axes
+    assert legend(loss) == [
+        "shakespeare: 1.5000",
+        "_hidden $x$: 1.5000 (100 of 5,000 characters)",
+        "naïve (training)",
+    ]
+    for ax in (loss, rate, speed):
+        looks = {(line.get_color(), line.get_linestyle()) for line in ax.get_lines()}
+        assert len(looks) == len(ax.get_lines()) == 3
+    assert len({line.get_marker() for line in loss.get_lines()}) == 3
+    assert np.array_equal(loss.get_lines()[0].get_ydata(), HISTORY.eval_loss_nats)
+    assert np.array_equal(loss.get_lines()[2].get_ydata(), HISTORY.loss_nats)
+    assert shown_texts(figure)
+
+
+def test_losses_of_two_units_are_not_drawn_beside_each_other() -> None:
+    with pytest.raises(InputError, match="in one unit, per character or byte, got byte and character"):
+        plot_runs([HISTORY, changed(unit="byte")])
+    with pytest.raises(InputError, match="got none"):
+        plot_runs([])
