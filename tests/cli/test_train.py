@@ -830,3 +830,8 @@ def test_a_prepared_corpus_is_trained_on_by_file(command: Command, both: list[st
     assert "--weight needs the files themselves" in command.err
     assert command.train(data, "-o", tmp_path / "three", "--separator", "x") == 2
     assert "--separator needs texts that fit into memory" in command.err
+
+
+def test_epochs_are_of_one_text(command: Command, both: list[str], run: Path) -> None:
+    assert command("train", *both, "-o", run, "--epochs", "2", "--by-file") == 2
+    assert "--epochs counts passes through one text; with documents give --max-steps" in command.err
