@@ -24,10 +24,6 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     mixed = (Path(args.run) / MIXTURE_FOLDER).exists()
     if isinstance(lm.model, MixtureLM):
         lm, mixed = _gpt_of(lm.model, lm), True
-    if mixed:
-        console.say(
-            "export  the GPT alone, without the n-gram model; its losses are those of eval --no-mixture"
-        )
     what, reader = "GPT", f"onnxruntime.InferenceSession({str(Path(args.out, 'model.onnx'))!r})"
     if args.to == "transformers":
         what = to_transformers(lm, args.out, overwrite=args.overwrite)
@@ -38,6 +34,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         f"model   {what} of {lm.model.num_parameters():,} parameters, vocabulary "
         f"{lm.tokenizer.vocab_size:,}, window {lm.model.block_size:,}"
     )
+    if mixed:
+        console.say("        without the n-gram model: its losses are those of eval --no-mixture")
     console.say(f"next    {escaped(reader)}")
     emit(f"{args.out}\n")
     return 0

@@ -47,6 +47,11 @@ def _read(source: str, rest: Sequence[str], n_head: int | None) -> tuple[CharLM,
         raise CheckpointError(f"{quoted(source)} does not exist")
     if path.is_dir():
         inside = [path / name for name in ("ckpt.pt", "model.pt") if (path / name).is_file()]
+        if not inside and not (path / "config.json").exists():
+            raise CheckpointError(
+                f"no model of another library in {quoted(source)}: it has no config.json of transformers, no "
+                "ckpt.pt of nanoGPT, no model.pt of minGPT"
+            )
         if not inside:
             return from_transformers(path, _vocabulary(rest) if rest else None), "transformers"
         path = inside[0]

@@ -18,7 +18,7 @@ from charlm.models.mixture import MixtureLM
 from charlm.models.saving import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, build_model
 from charlm.plain import as_path
 
-__all__ = ["built", "exported", "write_folder"]
+__all__ = ["built", "check_free", "exported", "write_folder"]
 
 
 def exported(lm: CharLM) -> GPT:
@@ -37,35 +37,37 @@ def exported(lm: CharLM) -> GPT:
     raise InputError(f"only a GPT can be exported, got a {type(lm.model).__name__}{way}")
 
 
-def write_folder(
-    directory: str | Path, files: Mapping[str, Content], *, known_by: str, overwrite: bool
-) -> None:
-    """Write a folder of files at once.
+def check_free(directory: str | Path, *, known_by: str, overwrite: bool) -> None:
+    """Refuse a directory that is not to be written to, before the work whose result goes there.
 
     Args:
         directory: missing or empty.
-        files: content by name.
-        known_by: the name of a file that only such a folder has.
-        overwrite: the directory may also hold such files and no others.
+        known_by: the name of a file that only an export of this kind has.
+        overwrite: the directory may also hold such an export.
 
     Raises:
         RunExistsError: it holds something else.
+    """
+    target = as_path(directory)
+    if not target.is_dir() or not any(target.iterdir()) or (overwrite and (target / known_by).is_file()):
+        return
+    what = "is not empty. Replace it (--overwrite, overwrite=True)"
+    if overwrite:
+        what = "holds something else than such an export, so nothing is replaced. Move it away"
+    raise RunExistsError(f"{quoted(str(directory))} {what}, or choose another directory.")
+
+
+def write_folder(directory: str | Path, files: Mapping[str, Content]) -> None:
+    """Write a folder of files at once, in place of one that holds no others.
+
+    Raises:
+        RunExistsError: it holds others.
         CheckpointWriteError: it could not be written. What was there before is intact.
     """
     target, name = as_path(directory).absolute(), quoted(str(directory))
     try:
-        taken = target.is_dir() and any(target.iterdir())
-        if taken and not (overwrite and (target / known_by).is_file()):
-            way = (
-                "holds something else than an export"
-                if overwrite
-                else "is not empty. Replace it (--overwrite, overwrite=True)"
-            )
-            raise RunExistsError(f"{name} {way}, or choose another directory.")
         make_directory(target.parent)
         replace_directory(target, files, owned=files)
-    except RunExistsError:
-        raise
     except FileExistsError as error:
         raise RunExistsError(f"cannot write {name}: {error}") from error
     except OSError as error:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from charlm.errors import CharLMError, InputError
-from charlm.interchange.folders import exported, write_folder
+from charlm.interchange.folders import check_free, exported, write_folder
 from charlm.interchange.vocabulary import tokenizer_file
 from charlm.lm import CharLM
 from charlm.models.gpt import GPT
@@ -60,6 +60,7 @@ def to_onnx(lm: CharLM, directory: str | Path, *, overwrite: bool = False) -> No
         >>> from charlm import load
         >>> to_onnx(load("runs/first", mixture=False), "graph")  # doctest: +SKIP
     """
+    check_free(directory, known_by=_MODEL, overwrite=overwrite)
     model = exported(lm)
     weight = model.lm_head.weight
     if weight.dtype != torch.float32 or 4 * model.num_parameters() >= _MOST_BYTES:
@@ -67,8 +68,7 @@ def to_onnx(lm: CharLM, directory: str | Path, *, overwrite: bool = False) -> No
             f"model must be in float32 and of less than 2 GB, got {weight.dtype} and "
             f"{weight.itemsize * model.num_parameters() / 1e9:.1f} GB"
         )
-    files = {_MODEL: _graph_of(model), _TOKENIZER: tokenizer_file(lm.tokenizer)}
-    write_folder(directory, files, known_by=_MODEL, overwrite=overwrite)
+    write_folder(directory, {_TOKENIZER: tokenizer_file(lm.tokenizer), _MODEL: _graph_of(model)})
 
 
 class _Graph(nn.Module):

@@ -25,7 +25,7 @@ from charlm.interchange.families import (
     known_family,
     own_config,
 )
-from charlm.interchange.folders import built, exported, write_folder
+from charlm.interchange.folders import built, check_free, exported, write_folder
 from charlm.interchange.pickled import read_state
 from charlm.interchange.vocabulary import MAX_BYTES, known_tokenizer, tokenizer_file, tokenizer_from
 from charlm.lm import CharLM
@@ -38,7 +38,6 @@ __all__ = ["from_transformers", "to_transformers"]
 
 _CONFIG, _WEIGHTS, _PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_FILES = (_CONFIG, _TOKENIZER, _TOKENIZER_CONFIG, _WEIGHTS)
 _RECORD = "charlm"  # the field with our settings
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 _CLOSE = 1e-5  # how near the logits with a bias that moved must come
@@ -67,6 +66,7 @@ def to_transformers(lm: CharLM, directory: str | Path, *, overwrite: bool = Fals
         >>> to_transformers(lm, tempfile.mkdtemp() + "/folder")
         'ApertusForCausalLM'
     """
+    check_free(directory, known_by=_TOKENIZER_CONFIG, overwrite=overwrite)
     model = exported(lm)
     family = family_of(model.config)
     own = model.config
@@ -88,8 +88,6 @@ def to_transformers(lm: CharLM, directory: str | Path, *, overwrite: bool = Fals
             ),
             _WEIGHTS: safetensors.dumps(_foreign_tensors(model, family), {"format": "pt"}),
         },
-        known_by=_TOKENIZER_CONFIG,
-        overwrite=overwrite,
     )
     return family.architecture
 
@@ -107,6 +105,7 @@ def from_transformers(directory: str | Path, vocabulary: str | Path | Tokenizer 
         CheckpointError: a file is missing.
         FileFormatError: the model computes something else than a GPT here can, or its vocabulary holds more
             than single characters or the 256 bytes; names the field, tensor or entry.
+        InputError: the vocabulary that was given is of another size.
 
     Example:
         >>> import tempfile
@@ -140,7 +139,8 @@ def from_transformers(directory: str | Path, vocabulary: str | Path | Tokenizer 
                 own[name] = own[name][order]
     except (RuntimeError, IndexError) as error:  # torch's own; `built` looks at shapes, but only at the end
         raise refusal(weights, f"must hold tensors of the shapes that {_CONFIG} says, got others.") from error
-    if values.get("tie_word_embeddings") is True and "lm_head.weight" in stored and not fields["tie_weights"]:
+    (head,) = family.parts["lm_head"]
+    if values.get("tie_word_embeddings") is True and f"{head}.weight" in stored and not fields["tie_weights"]:
         raise refusal(weights, "must hold one matrix as embedding and head, which are tied, got two.")
     config = _with_record(config.replace(**fields), values.get(_RECORD))
     return CharLM(built(_with_biases(own, config, family), config, weights), tokenizer)

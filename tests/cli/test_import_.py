@@ -61,6 +61,10 @@ def test_a_vocabulary_that_is_missing_is_asked_for(command: Command, nanogpt: Pa
     assert "does not say which characters it speaks in; give its vocabulary behind it" in command.err
     assert command("import", tmp_path / "none", "-o", tmp_path / "model") == 1
     assert command.err.endswith("none' does not exist\n")
+    assert command("import", tmp_path, "-o", tmp_path / "model") == 1
+    assert (
+        "it has no config.json of transformers, no ckpt.pt of nanoGPT, no model.pt of minGPT" in command.err
+    )
     (tmp_path / "short.txt").write_text("abc", encoding="utf-8")
     assert command("import", nanogpt, tmp_path / "short.txt", "-o", tmp_path / "model") == 1
     assert "must have the 13 characters of the model, got 3" in command.err

@@ -378,7 +378,7 @@ def test_a_folder_is_refused_unless_it_is_an_export_to_be_replaced(tmp_path: Pat
     to_transformers(other, tmp_path / "there", overwrite=True)
     assert_equal(from_transformers(tmp_path / "there"), other)
     lm.save(tmp_path / "own")
-    with pytest.raises(RunExistsError, match="holds something else than an export"):
+    with pytest.raises(RunExistsError, match="holds something else than such an export"):
         to_transformers(lm, tmp_path / "own", overwrite=True)
     assert_equal(load(tmp_path / "own", device="cpu"), lm)
     (tmp_path / "there" / "notes.txt").touch()
