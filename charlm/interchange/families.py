@@ -267,14 +267,12 @@ def own_config(values: Mapping[str, Any], family: Family, path: str) -> GPTConfi
     Raises:
         FileFormatError: a GPT computes something else, or a field is wrong.
     """
-    activation = values.get(_activation_field(family))
+    field = _activation_field(family)
+    activation = values.get(field)
     known = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | _OTHER_NAMES
     known = {"silu": "swiglu", "swish": "swiglu"} if family.gated else known
-    if activation not in known:
-        wanted = ", ".join(known)
-        raise refusal(
-            path, f"must hold one of {wanted} in '{_activation_field(family)}', got {shown(activation)}."
-        )
+    if not isinstance(activation, str) or activation not in known:
+        raise refusal(path, f"must hold one of {', '.join(known)} in '{field}', got {shown(activation)}.")
     fields: dict[str, object] = {
         "position": family.position,
         "norm": family.norm,

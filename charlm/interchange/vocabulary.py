@@ -23,7 +23,7 @@ __all__ = ["MAX_BYTES", "known_tokenizer", "tokenizer_file", "tokenizer_from"]
 MAX_BYTES = 64 * 2**20
 """Largest tokenizer.json that is read. The vocabulary of all of Unicode takes 30 MB."""
 
-_MOST_MARKS = 8 * 1_114_112
+_MOST_MARKS = 8 * 1_114_112  # of an entry: two quotation marks, a comma, and the character may be either
 _PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that are their own names
 _NAMES = {byte: chr(byte) for byte in _PRINTED} | {
     byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in set(_PRINTED))
@@ -116,11 +116,9 @@ def tokenizer_from(data: bytes | bytearray, path: str) -> tuple[Tokenizer, list[
         if set(ids) != set(_NAMES.values()):
             raise refusal(path, f"must hold the 256 bytes and nothing else, got {len(ids)} entries.")
         return ByteTokenizer(), [ids[_NAMES[byte]] for byte in range(256)]
-    unknown = model.get("unk_token")
+    characters, unknown = [by_id[i] for i in range(len(ids))], model.get("unk_token")
     try:
-        return CharTokenizer(
-            [by_id[i] for i in range(len(by_id))], unknown=unknown if unknown in ids else None
-        ), None
+        return CharTokenizer(characters, unknown=unknown if unknown in characters else None), None
     except InputError as error:
         raise refusal(path, f"holds no vocabulary of characters: {error}.") from error
 
@@ -147,5 +145,6 @@ def _steps(step: object) -> set[str]:
     inner = step.get("pretokenizers")
     if isinstance(inner, list):
         return {name for one in inner for name in _steps(one)}
-    alters = step.get("behavior") == "Removed" or step.get("add_prefix_space") is True
-    return {"" if alters else str(step.get("type"))}
+    kind = str(step.get("type"))
+    adds = kind == "ByteLevel" and step.get("add_prefix_space") is not False
+    return {"" if adds or step.get("behavior") == "Removed" else kind}

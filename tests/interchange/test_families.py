@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 import pytest
 from harness.tiny_models import VARIANTS, tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from charlm.errors import FileFormatError, InputError
 from charlm.interchange.families import family_of, foreign_config, known_family, own_config
 from charlm.models.config import PRESETS, GPTConfig
 
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 70_000) | st.floats(0, 2) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+"""Values that JSON has."""
 CLASSES = {
     "preset lecture": "GPT2LMHeadModel",
     "preset gpt2": "GPT2LMHeadModel",
@@ -94,6 +103,16 @@ def test_what_a_gpt_does_not_compute_is_refused_with_the_field_s_name(
     config = tiny_config("cpu-1min", activation="swiglu", qk_norm=False)
     values = {**foreign_config(config, family_of(config)), **changes}
     with pytest.raises(FileFormatError, match=rf"'config\.json' .*{named}"):
+        own_config(values, known_family(values, "config.json"), "config.json")
+
+
+@given(st.data())
+def test_any_value_of_a_field_is_accepted_or_refused(data: st.DataObject) -> None:
+    kinds = [config for name, config in VARIANTS.items() if name in CLASSES]
+    config = data.draw(st.sampled_from(kinds))
+    values = foreign_config(config, family_of(config))
+    values[data.draw(st.sampled_from(sorted(values)))] = data.draw(ANYTHING)
+    with contextlib.suppress(FileFormatError):
         own_config(values, known_family(values, "config.json"), "config.json")
 
 

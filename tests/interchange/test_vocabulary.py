@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from interchange.test_families import ANYTHING
 
 from charlm import ByteTokenizer, CharTokenizer
 from charlm.errors import CheckpointError, FileFormatError, InputError
@@ -58,7 +62,14 @@ REFUSED = {
         changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [SPACE_IN_FRONT]}),
         "without changing it",
     ),
-    "some bytes": (changed(pre_tokenizer={"type": "ByteLevel"}), "the 256 bytes and nothing else, got 3"),
+    "some bytes": (
+        changed(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False}),
+        "the 256 bytes and nothing else, got 3",
+    ),
+    "a space in front, as nothing is said": (
+        changed(pre_tokenizer={"type": "ByteLevel"}),
+        "without changing",
+    ),
     "no object in added_tokens": (changed(added_tokens=[3]), "added_tokens"),
     "added_tokens a number": (changed(added_tokens=3), "added_tokens"),
 }
@@ -68,6 +79,17 @@ REFUSED = {
 def test_what_is_neither_characters_nor_bytes_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(FileFormatError, match=reason):
         tokenizer_from(content, "tokenizer.json")
+
+
+@given(st.data())
+def test_any_json_is_a_tokenizer_or_refused(data: st.DataObject) -> None:
+    values = json.loads(tokenizer_file(CharTokenizer("abc")))
+    inner = data.draw(
+        st.sampled_from([values, values["model"], values["model"]["vocab"], values["pre_tokenizer"]])
+    )
+    inner[data.draw(st.sampled_from([*inner, "pretokenizers", "merges"]))] = data.draw(ANYTHING)
+    with contextlib.suppress(FileFormatError):
+        tokenizer_from(json.dumps(values).encode(), "tokenizer.json")
 
 
 def test_bytes_in_another_order_are_put_in_ours() -> None:
