@@ -99,6 +99,10 @@ def test_logits_and_greedy_text_are_those_of_the_gpt(transformers: Any, tmp_path
         with torch.no_grad():
             difference = (theirs(ids).logits - logits_of(lm, ids)).abs().max()
         assert difference < 1e-4
+    ids_of = (theirs.config, theirs.generation_config)
+    assert not any(
+        (given.bos_token_id, given.eos_token_id, given.pad_token_id) != (None,) * 3 for given in ids_of
+    )
     start = torch.tensor([[3, 1]])
     written = theirs.generate(
         start, attention_mask=torch.ones_like(start), max_new_tokens=14, do_sample=False
@@ -416,6 +420,8 @@ def test_load_says_what_such_a_folder_is_and_how_to_convert_it(tmp_path: Path) -
         load(tmp_path / "there")
 
 
-def test_the_vocabulary_is_the_tokenizers_file(tmp_path: Path) -> None:
+def test_the_files_are_those_that_older_releases_ask_for(tmp_path: Path) -> None:
     made(tiny_config("gpt2"), tmp_path / "there")
     assert (tmp_path / "there" / "tokenizer.json").read_bytes() == tokenizer_file(TOKENIZER)
+    weights = (tmp_path / "there" / "model.safetensors").read_bytes()
+    assert safetensors.parse_header(weights, path="").metadata == {"format": "pt"}
