@@ -13,7 +13,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["available_bytes", "is_under_torchrun", "process_bytes", "processors", "total_bytes"]
+__all__ = [
+    "available_bytes",
+    "is_under_torchrun",
+    "process_bytes",
+    "processes_here",
+    "processors",
+    "total_bytes",
+]
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -23,6 +30,12 @@ _NO_LIMIT = 2**60  # version 1 writes "no limit" as the largest number of whole 
 def is_under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether torchrun, or what sets the same variables, has started this process."""
     return all(name in environment for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+
+
+def processes_here(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes torchrun has started on this machine; without it, 1."""
+    told = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(int(told), 1) if told.isdecimal() and is_under_torchrun(environment) else 1
 
 
 def total_bytes() -> int | None:

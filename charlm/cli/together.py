@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,8 @@ from charlm.cli.signals import Signals
 from charlm.errors import PeerError
 
 __all__ = ["together"]
+
+_PERIOD = 1.0  # seconds between two looks
 
 
 @contextmanager
@@ -25,6 +29,9 @@ def together(device: str | None, console: Console, signals: Signals) -> Iterator
         signals: end the process at once while the others are waited for.
     """
     console.silent = os.environ["RANK"] != "0"
+    done = threading.Event()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_watch, args=(os.getppid(), done), name="charlm-parent", daemon=True).start()
     with signals.ending_at_once():
         world = join(get_backend(device or "auto"))
     try:
@@ -35,4 +42,13 @@ def together(device: str | None, console: Console, signals: Signals) -> Iterator
             console.silent = not world.is_spokesman()
         raise
     finally:
+        done.set()
         leave()
+
+
+def _watch(parent: int, done: threading.Event) -> None:
+    """Send this process a SIGTERM when torchrun, its parent, is gone: nobody would end it any more."""
+    while not done.wait(_PERIOD):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return

@@ -85,7 +85,10 @@ def meet(world: World, trainer: Trainer) -> dict[str, Tensor]:
             "optimizer": " ".join(optimizer_names(trainer.optimizers)),
             "number of steps done": str(trainer.step),
             "build or device": _digest(
-                {**environment(trainer.backend), "processor": torch.backends.cpu.get_cpu_capability()}
+                {
+                    **environment(trainer.backend, trainer.config),
+                    "processor": torch.backends.cpu.get_cpu_capability(),
+                }
             ),
         }
     )

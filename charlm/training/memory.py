@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from charlm.backends.base import DeviceBackend
+from charlm.backends.host import processes_here
 from charlm.backends.registry import get_backend
 from charlm.errors import InputError, NotEnoughMemoryError, shown
 from charlm.evaluation.evaluate import default_batch_size
@@ -41,7 +42,7 @@ def check_memory(
 
     The estimate is not exact, so what it holds to take up to 1.25 times the free memory is let through: too
     much once in a while, where to refuse what fits would be worse. Everything is let through where the
-    device does not tell its memory.
+    device does not tell its memory. The processes that torchrun starts on a machine share its memory evenly.
 
     Args:
         model: what is to be trained, or the settings of a GPT that is still to be built.
@@ -57,7 +58,8 @@ def check_memory(
     memory = backend.memory()
     if memory is None:
         return
-    free = memory.free
+    sharing = processes_here() if backend.is_host else 1
+    free = memory.free // sharing
     if isinstance(model, nn.Module):  # weights that lie there already are no longer free, but are estimated
         free += sum(p.nbytes for p in model.parameters() if p.device.type == backend.device.type)
 
@@ -82,9 +84,11 @@ def check_memory(
         advice = f"batch_size={fitting} would fit; with accumulate={accumulate} a step sees as many blocks."
     else:
         advice = "Even batch_size=1 is too much: reduce the model (n_embd, n_layer) or block_size."
+    each = f" to each of {sharing} processes" if sharing > 1 else ""
     raise NotEnoughMemoryError(
-        f"training must fit into the memory that is available on {backend.name}, {in_units(free)}, but takes "
-        f"about {in_units(needed)} with batch_size={config.batch_size} and block_size={block_size}. {advice}",
+        f"training must fit into the memory that is available{each} on {backend.name}, {in_units(free)}, but "
+        f"takes about {in_units(needed)} with batch_size={config.batch_size} and block_size={block_size}. "
+        f"{advice}",
         needed_bytes=needed,
         available_bytes=free,
         batch_size=fitting or None,

@@ -203,7 +203,7 @@ def warn_if_different(
     for name, data in (("train", train_data), ("val", val_data)):
         if not _is_text(saved, name, data):
             warn(f"{name}_data is not the text of the run in {quoted(str(run))}, so this is no repetition")
-    _warn_if_elsewhere(saved.environment, backend, "this is a repetition")
+    _warn_if_elsewhere(saved, backend, "this is a repetition")
 
 
 def resume(
@@ -243,7 +243,7 @@ def resume(
     _check_callbacks(saved, trainer.callbacks)
     best_weights = _best_weights(saved, model) if config.restore_best else None
     _load_scaler(saved, trainer)
-    _warn_if_elsewhere(saved.environment, trainer.backend, "the run goes on")
+    _warn_if_elsewhere(saved, trainer.backend, "the run goes on")
 
     # All is read and checked: from here on live objects change, first those that may refuse.
     place = next(model.parameters()).device
@@ -397,11 +397,11 @@ def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset 
             )
 
 
-def _warn_if_elsewhere(then: Mapping[str, object], backend: DeviceBackend, what: str) -> None:
+def _warn_if_elsewhere(saved: _Saved, backend: DeviceBackend, what: str) -> None:
     changed = [
-        f"{name} was {quoted(str(then.get(name)), 40)}, is {value!r}"
-        for name, value in environment(backend).items()
-        if then.get(name) != value
+        f"{name} was {quoted(str(saved.environment.get(name)), 40)}, is {value!r}"
+        for name, value in environment(backend, saved.config).items()
+        if saved.environment.get(name) != value
     ]
     if changed:
         warn(f"{what}, but not bit for bit: {'; '.join(changed)}")

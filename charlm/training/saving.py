@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from charlm.backends.base import DeviceBackend
+from charlm.backends.world import join
 from charlm.data.blocks import BlockDataset
 from charlm.data.rows import PREPARED, StoredRow
 from charlm.errors import CheckpointCorruptError, CheckpointMismatchError, InputError, quoted
@@ -35,6 +36,7 @@ from charlm.runs.checkpoint import TRAIN_FILE, SaveIdentity
 from charlm.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from charlm.training.config import TrainerConfig
     from charlm.training.trainer import Trainer
 
 __all__ = [
@@ -83,7 +85,7 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
         "data": {"train": fingerprint(train), "val": None if val is None else fingerprint(val)},
         "characters": characters_fingerprint(trainer.tokenizer or train.tokenizer),
         "block_size": {"train": train.block_size, "val": None if val is None else val.block_size},
-        "environment": environment(trainer.backend),
+        "environment": environment(trainer.backend, trainer.config),
         "rng": _generator_scalars(),
     }
     if asleep := asleep_parts(trainer.model):
@@ -245,9 +247,10 @@ def characters_fingerprint(tokenizer: Tokenizer | None) -> str | None:
     return hashlib.sha256(strict_json.dumps(values)).hexdigest()
 
 
-def environment(backend: DeviceBackend) -> dict[str, object]:
+def environment(backend: DeviceBackend, config: TrainerConfig) -> dict[str, object]:
     """Return what must be the same for a resumed run to be equal bit for bit."""
     return {
+        **({"processes": join(backend).size} if config.reduce == "fast" else {}),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),

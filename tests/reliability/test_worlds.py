@@ -70,7 +70,7 @@ def workers(parent: int) -> list[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                status = (folder / "stat").read_text().rpartition(")")[2].split()
+                status = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
                 variables = (folder / "environ").read_bytes().split(b"\0")
             except OSError:  # it has ended meanwhile
                 continue
@@ -78,6 +78,14 @@ def workers(parent: int) -> list[int]:
             if int(status[1]) == parent and status[0] != "Z" and ranks:
                 found[ranks[0]] = int(folder.name)
     return [found[rank] for rank in sorted(found)]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process still runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def said(process: subprocess.Popen[bytes]) -> tuple[int, list[str]]:
@@ -163,17 +171,19 @@ def kill_one(process: subprocess.Popen[bytes], run: Path, draw: random.Random) -
     return rank
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_torchrun_saves_once_and_the_run_goes_on_with_another_number_of_processes(
-    tmp_path: Path, whole: Path
+    tmp_path: Path, whole: Path, number: signal.Signals
 ) -> None:
     text, run = write_text(tmp_path), tmp_path / "run"
     with started(2, "-m", "charlm", "train", str(text), "-o", str(run), *FLAGS) as process:
         while newest_step(run) < 4:
             time.sleep(0.01)
             assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        _, lines = said(process)
-        assert workers(process.pid) == []
+        left = workers(process.pid)
+        process.send_signal(number)  # after SIGKILL the processes see by themselves that torchrun is gone
+        _, lines = said(process)  # has everything when the last process has ended
+        assert not any(is_alive(pid) for pid in left)
     stopped = [line for line in lines if "stopped after step" in line]
     assert len(stopped) == 1
     assert lines == stopped

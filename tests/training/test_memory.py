@@ -118,6 +118,16 @@ def test_what_exceeds_the_free_memory_by_a_quarter_is_refused() -> None:
     check(None, config)
 
 
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = adamw(batch_size=64)
+    needed = estimate(config)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    check(2 * int(needed / 1.25) + 2, config)
+    with pytest.raises(NotEnoughMemoryError, match=r"available to each of 2 processes on given"):
+        check(2 * int(needed / 1.25) - 2, config)
+
+
 def test_the_message_says_what_was_estimated_what_there_is_and_which_batch_would_fit() -> None:
     config = adamw(batch_size=1000, accumulate=2)
     with pytest.raises(NotEnoughMemoryError) as caught:

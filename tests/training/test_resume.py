@@ -30,6 +30,7 @@ from typing_extensions import override
 import charlm.runs.checkpoint as checkpoint_module
 import charlm.runs.choosing as choosing_module
 from charlm import BigramLM, BlockDataset, CharTokenizer, EvalResult, LanguageModel, Trainer, load
+from charlm.backends.world import World
 from charlm.cli.__main__ import main
 from charlm.data.prepare import prepare_corpus
 from charlm.data.prepared import PreparedCorpus
@@ -48,7 +49,7 @@ from charlm.files import strict_json
 from charlm.runs.checkpoint import read_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.log import read_metrics
-from charlm.training import Callback, StepRecord, TrainerConfig, list_checkpoints
+from charlm.training import Callback, StepRecord, TrainerConfig, list_checkpoints, saving
 
 V = TOKENIZER.vocab_size
 SIZE = {"vocab_size": V, "n_embd": 16, "n_layer": 1, "block_size": 8}
@@ -422,6 +423,21 @@ def test_a_changed_environment_is_warned_about(run_of_gpt: Path, tmp_path: Path)
             resumed(run, [Callback()])
     finally:
         torch.set_num_threads(threads)
+
+
+def test_of_sums_that_depend_on_the_number_of_processes_the_number_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(World):
+        size = 2
+
+    trainer = trainer_of(out_dir=tmp_path, reduce="fast")
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "join", lambda backend: Two())
+        next(trainer.steps())
+        trainer.save()
+    with pytest.warns(RuntimeWarning, match=r"not bit for bit: processes was '2', is 1"):
+        resumed(tmp_path)
 
 
 def test_the_log_is_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
