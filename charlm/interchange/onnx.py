@@ -93,15 +93,16 @@ class _Graph(nn.Module):
         past: tuple[Tensor, ...],
         past_ids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return logits (B, T, V), and present keys and values by turns, (B, H, P + T, D) each."""
+        """Return logits (B, T, V), and present keys and values by turns, (B, H, P + T, D) each, and ids."""
         body, config = self.gpt.transformer, self.gpt.config
         presents: list[Tensor] = []
+        kept: tuple[Tensor, ...] = ()
         if body.conv is None or past_ids is None:
             x = body.wte(input_ids)  # (B, T, C)
         else:
             ids = torch.cat([past_ids, input_ids], dim=1)  # (B, P + T)
             x = _convolved(body.wte(ids), body.conv.weight, past_ids.size(1))
-            presents.append(ids)
+            kept = (ids,)
         rotary = None
         if body.wpe is not None:
             x = x + body.wpe(position_ids)
@@ -115,7 +116,7 @@ class _Graph(nn.Module):
             presents += [k, v]
             x = x + block.attn.c_proj(_attended(q, k, v))
             x = x + block.mlp(block.ln_2(x))
-        return self.gpt.lm_head(body.ln_f(x)), *presents
+        return self.gpt.lm_head(body.ln_f(x)), *presents, *kept
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -177,7 +178,7 @@ def _graph_of(model: GPT) -> bytes:
     if convolved:
         given.append(torch.zeros(_B, _P, dtype=torch.int64))
         shapes["past_ids"] = {0: B, 1: P}
-        inputs, outputs = [*inputs, "past_ids"], ["present_ids", *outputs]
+        inputs, outputs = [*inputs, "past_ids"], [*outputs, "present_ids"]
     with _quietly():
         program: Any = torch.onnx.export(
             _Graph(copy.deepcopy(model).cpu()).eval(),
