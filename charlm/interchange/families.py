@@ -309,9 +309,11 @@ def _check_rotation(values: Mapping[str, Any], family: Family, path: str) -> Non
     """Refuse other rotary positions than ours; versions 4 and 5 of transformers write them differently."""
     said = values.get("rope_parameters") or values.get("rope_scaling") or {}
     rope: Mapping[str, Any] = said if isinstance(said, dict) else {"rope_type": said}
+    unsaid = None if family is _APERTUS else _BASE
+    theta = values.get("rope_theta", values.get("rotary_emb_base", unsaid))
     found = {
         "rope_type": rope.get("rope_type", rope.get("type", "default")),
-        "rope_theta": rope.get("rope_theta", values.get("rope_theta", values.get("rotary_emb_base"))),
+        "rope_theta": rope.get("rope_theta", theta),
         "partial_rotary_factor": rope.get(
             "partial_rotary_factor", values.get("rotary_pct", None if family is _NEOX else 1.0)
         ),

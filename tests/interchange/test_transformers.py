@@ -1,4 +1,10 @@
-"""Folders of transformers: written, read by transformers itself, and read back."""
+"""Folders of transformers: written, read by transformers itself, and read back.
+
+With another release, in a folder of its own:
+`pip install --target OLD transformers==4.56.0 safetensors`, then
+`PYTHONPATH=OLD pytest tests/interchange/test_transformers.py -n 0 -o filterwarnings=ignore`.
+Classes that it does not have yet fail.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +90,13 @@ def transformers() -> Any:
 
 def theirs_of(transformers: Any, folder: Path) -> Any:
     model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    buffers = (
+        "attention.bias",
+        "attention.masked_bias",
+        ".inv_freq",
+        "embed_out.weight",
+    )  # or tied: older ones miss them
+    told["missing_keys"] = [name for name in told["missing_keys"] if not name.endswith(buffers)]
     assert not any(told.values()), told
     return model.eval()
 
@@ -136,7 +149,9 @@ def test_a_model_that_transformers_made_and_changed_is_read(transformers: Any, t
     configs = [
         transformers.LlamaConfig(**sizes, tie_word_embeddings=True),
         transformers.GPT2Config(vocab_size=13, n_embd=16, n_layer=2, n_head=2, n_positions=16),
-        transformers.GPTNeoXConfig(**sizes, use_parallel_residual=False, rope_parameters=rope),
+        transformers.GPTNeoXConfig(
+            **sizes, use_parallel_residual=False, rope_parameters=rope, rotary_pct=1.0
+        ),
     ]
     for config in configs:
         torch.manual_seed(0)
