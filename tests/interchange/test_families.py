@@ -107,6 +107,14 @@ def test_what_a_gpt_does_not_compute_is_refused_with_the_field_s_name(
         own_config(values, known_family(values, "config.json"), "config.json")
 
 
+def test_a_base_of_rotary_positions_that_old_files_do_not_say_is_their_class_s() -> None:
+    for config, base in ((tiny_config("cpu-1min", qk_norm=False), 1e4), (tiny_config("cpu-1min"), 1.2e7)):
+        values = foreign_config(config, family_of(config))
+        del values["rope_parameters"], values["rope_theta"], values["rope_scaling"]
+        with contextlib.nullcontext() if base == 1e4 else pytest.raises(FileFormatError, match="rope_theta"):
+            assert own_config(values, known_family(values, "config.json"), "config.json").position == "rotary"
+
+
 @given(st.data())
 def test_any_value_of_a_field_is_accepted_or_refused(data: st.DataObject) -> None:
     kinds = [config for name, config in VARIANTS.items() if name in CLASSES]
