@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from charlm.cli.output import Console, check_output, emit, escaped
+from charlm.cli.output import Console, check_output, emit
 from charlm.cli.signals import Signals
 from charlm.errors import InputError
 from charlm.interchange import to_onnx, to_transformers
@@ -13,6 +13,7 @@ from charlm.lm import CharLM, load
 from charlm.models.gpt import GPT
 from charlm.models.mixture import MixtureLM
 from charlm.runs.choosing import MIXTURE_FOLDER
+from charlm.terminal import escaped
 
 __all__ = ["run"]
 
