@@ -77,6 +77,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args.files += extra
     elif args.command == "plot":
         args.runs += extra
+    elif args.command == "import":
+        args.paths += extra
     elif args.command == "generate" and len(extra) == 1 and args.stdin is None:
         args.stdin = extra[0]
     elif extra:
@@ -510,6 +512,26 @@ def _declare_info(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_switch(parser, "--verify", "read and check every byte; the exit code is 1 if something is damaged")
 
 
+def _declare_export(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    _add_run(parser)
+    text = "for whom: transformers (safetensors and JSON), or onnx (needs the packages onnx and onnxscript)"
+    _add(parser, "--to", text, choices=("transformers", "onnx"), required=True)
+    _add(parser, "-o --out", "the folder to write, missing or empty", required=True, metavar="DIR")
+    _add_switch(parser, "--overwrite", "replace an export of the same kind in DIR")
+
+
+def _declare_import(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    text = (
+        "a folder of transformers; or nanoGPT's ckpt.pt, or minGPT's model.pt, or the folder that holds it, "
+        "and then the vocabulary: meta.pkl, or the folder that holds it, or the texts that the model learnt"
+    )
+    _add(parser, "paths", text, nargs="+", metavar="PATH")
+    _add(parser, "-o --out", "the model to write, missing or empty", required=True, metavar="DIR")
+    text = "heads of a minGPT, if no config.json beside it says how many"
+    _add(parser, "--n-head", text, type=int, metavar="N")
+    _add_switch(parser, "--overwrite", "replace a saved model in DIR")
+
+
 class _Command(NamedTuple):
     """A subcommand: what stands behind its name in a command line, what it does, and its arguments."""
 
@@ -571,7 +593,22 @@ _COMMANDS = {
         "Show what lies in a directory: a run, a checkpoint or a saved model.",
         _declare_info,
     ),
+    "export": _Command(
+        "RUN --to FORMAT -o DIR",
+        "write a GPT for transformers or ONNX",
+        "Write the GPT of a run or a saved model, and its vocabulary, for transformers, which reads it "
+        "without code of charlm's, or as an ONNX file. Of a mixture it is the GPT alone.",
+        _declare_export,
+    ),
+    "import": _Command(
+        "PATH... -o DIR",
+        "read a model of transformers, nanoGPT or minGPT",
+        "Make a saved model of a GPT of another library, if it speaks in characters or bytes. Nothing that "
+        "is read is executed.",
+        _declare_import,
+    ),
 }
 
 COMMANDS = tuple(_COMMANDS)
-"""The subcommands, each a module of this package with `run(args, console, signals, began)`."""
+"""The subcommands, each a module of this package with `run(args, console, signals, began)`; an underscore is
+behind the name that is no name in Python."""

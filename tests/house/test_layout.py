@@ -39,6 +39,8 @@ ELSEWHERE = {
     "generation/cache.py": "generation/test_decode.py",
     "generation/engine.py": "generation/test_state.py",
     "generation/stream.py": "generation/test_decode.py",
+    "interchange/folders.py": "interchange/test_transformers.py",
+    "interchange/pickled.py": "interchange/test_nanogpt.py",
     "lm.py": "lm/test_lm.py",
     "models/base.py": "models/test_own_models.py",
     "models/layers.py": "models/test_gpt.py",
