@@ -168,6 +168,7 @@ def begin(
         baseline=values,
         began=began,
         enough=enough,
+        anew=parent is None,
     )
 
 
@@ -223,7 +224,17 @@ def resume(
         return 0
     signals.check()
     found = origin.values.get("baseline")
-    return _fit(trainer, progress, args.out, console, signals, texts=texts, baseline=found, began=began)
+    return _fit(
+        trainer,
+        progress,
+        args.out,
+        console,
+        signals,
+        texts=texts,
+        baseline=found,
+        began=began,
+        anew=origin.parent is None,
+    )
 
 
 def _loggers(names: Sequence[str]) -> list[Callback]:
@@ -243,6 +254,7 @@ def _fit(
     baseline: object,
     began: float,
     enough: bool = False,
+    anew: bool,
 ) -> int:
     """Train, say what came, and return the exit code."""
     world = join(trainer.backend)
@@ -258,13 +270,13 @@ def _fit(
     except CheckpointWriteError:  # what the run came to is told all the same
         progress.close()
         if trainer.step:
-            console.say(result_lines(trainer, out, baseline, enough=enough))
+            console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
         raise
     finally:
         progress.close()
     if not world.is_first:
         return 0
-    console.say(result_lines(trainer, out, baseline, enough=enough))
+    console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
     _conclude(trainer, out, texts, console, signals)
     console.say(next_lines(out))
     return 0
@@ -441,6 +453,7 @@ def _record(
         "preset": run.plan.preset,
         "device": args.device or "auto",
         "log_to": list(args.log_to or ()),
+        "epochs": args.epochs,
         "model": run.plan.model.to_dict(),
         "training": training.to_dict(),
         "versions": _versions(),

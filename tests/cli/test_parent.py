@@ -65,6 +65,7 @@ def test_a_new_text_trains_the_old_model_and_both_losses_are_told(
         in command.err
     )
     assert f"bits/char  old {told[2]['loss_nats']:.4f}" in command.err
+    assert "too few to learn much from" not in command.err  # it has learnt before
     parent = json.loads((run / "train.json").read_bytes())["parent"]
     best = min(list_checkpoints(old), key=lambda info: info.val_loss or 9)
     file = best.path / "model.safetensors"
