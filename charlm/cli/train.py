@@ -25,6 +25,7 @@ from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variab
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
 from charlm.files.folders import cache_folder
+from charlm.plain import as_float
 from charlm.runs.directory import RECORD_FILE, RunDirectory
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def _run(
         if not problems:
             raise
         problems += [str(error)]
+    if args.epochs is not None and not 0 < args.epochs < math.inf:
+        problems += [f"--epochs must be above 0, got {args.epochs:g}"]
     if args.epochs is not None and not problems:
         beside = sorted(settings.given & set(_ENDS))
         problems += [f"--epochs is the length of the training, and so is {name}" for name in beside]
@@ -245,6 +248,7 @@ def _resume(
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
         args.aside, args.aside_chars = origin.aside, origin.aside_chars
+        args.epochs = None if end else as_float(origin.values.get("epochs"))
         path = _path_of(origin.parent)
         args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
@@ -302,6 +306,7 @@ def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -
     refused += ["--by-file (it joins them)"] if args.by_file and not origin.reading().apart else []
     asked = {"preset": args.preset, "tokenizer": args.tokenizer, "val_fraction": args.val_fraction}
     asked |= {"separator": args.separator, "weight": weights, "on_unknown": args.on_unknown}
+    asked |= {"epochs": args.epochs}
     kept = {**origin.values, "weight": origin.values.get("weights")}
     refused += [
         f"{flag_of(name)} {value} (it has {kept.get(name)})"

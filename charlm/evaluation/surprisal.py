@@ -62,9 +62,7 @@ class Surprisal:
             return figures
         if len(self.bits) == len(self.text):
             return figures + coloured_text(self.text, self.bits, self.rank)
-        lengths = np.array(
-            [len(char.encode()) for char in self.text]
-        )  # of bytes: a character has all its bytes'
+        lengths = np.array([len(char.encode()) for char in self.text])  # in bytes, whose bits are added up
         return figures + coloured_text(self.text, np.add.reduceat(self.bits, lengths.cumsum() - lengths))
 
 

@@ -189,5 +189,10 @@ def test_epochs_are_a_length_of_a_training(command: Command, tmp_path: Path) -> 
     assert "and so is minutes" in command.err
     assert command("train", "--resume", "-o", "run", "--epochs", "2") == 2
     assert "--epochs cannot be given with --resume" in command.err
-    assert command("train", text, "-o", "b", "--epochs", "0") == 1
-    assert "epochs must be above 0" in command.err
+    for wrong in ("0", "-1", "nan", "inf"):
+        assert command("train", text, "-o", "b", "--epochs", wrong) == 2
+        assert "--epochs must be above 0, got" in command.err
+    auto = ("train", text, "-o", "run", *tiny, "--no-baseline", "--resume", "auto", "--epochs")
+    assert command(*auto, "0.5", "--device", "cpu") == 0
+    assert command(*auto, "2") == 2
+    assert "--epochs 2.0 (it has 0.5)" in command.err
