@@ -23,6 +23,7 @@ from charlm.cli.reading import VAL_FRACTION, Reading
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
+from charlm.data.documents import MOST_WEIGHT
 from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
 from charlm.files.folders import cache_folder
 from charlm.plain import as_float
@@ -173,8 +174,8 @@ def _weights(given: Sequence[str], files: Sequence[str], problems: list[str]) ->
             problems.append(
                 f"--weight must name a FILE of the command, as it stands there, got {quoted(word)}"
             )
-        elif not 0 < weights[name] < math.inf:
-            problems.append(f"--weight must be FILE=W with a number above 0, got {quoted(word)}")
+        elif not MOST_WEIGHT**-1 <= weights[name] <= MOST_WEIGHT:
+            problems.append(f"--weight must be FILE=W with a number from 1e-6 to 1e6, got {quoted(word)}")
     return [weights[name] for name in files] if given else None
 
 

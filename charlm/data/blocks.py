@@ -131,7 +131,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             UnknownCharacterError: a text has a character that the tokenizer lacks.
             DataError: there is no text.
-            InputError: the weights are no positive numbers, one for each text.
+            InputError: the weights are no numbers from 1e-6 to 1e6, one for each text.
 
         Example:
             >>> from charlm import CharTokenizer

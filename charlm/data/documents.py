@@ -22,6 +22,8 @@ __all__ = ["Documents"]
 
 FEW = 20
 """Of fewer documents each is split by itself; of as many or more, whole ones are chosen."""
+MOST_WEIGHT = 1e6
+"""The largest, and one over it is the smallest: what an epoch shows is counted in 64 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +46,15 @@ class Documents:
         """Return the documents of these lengths; empty ones are none.
 
         Raises:
-            InputError: there are not as many weights, or one is not a finite number above 0.
+            InputError: there are not as many weights, or one is no number from 1e-6 to 1e6.
             DataError: all are empty.
         """
         given = [1.0] * len(lengths) if weights is None else [as_float(weight) for weight in weights]
         if len(given) != len(lengths):
             raise InputError(f"weights must be one for each document, got {len(given)} for {len(lengths)}")
         for weight, value in zip(weights or given, given, strict=True):
-            if value is None or not 0 < value < np.inf:
-                raise InputError(f"weights must be finite numbers above 0, got {shown(weight)}")
+            if value is None or not MOST_WEIGHT**-1 <= value <= MOST_WEIGHT:
+                raise InputError(f"weights must be numbers from 1e-6 to 1e6, got {shown(weight)}")
         kept = np.array(lengths, np.int64) > 0
         if not kept.any():
             raise DataError("there must be a document that is not empty, got none")

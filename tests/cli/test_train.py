@@ -816,9 +816,9 @@ def test_a_file_that_is_there_twice_is_one_document_seen_twice(
 def test_a_wrong_weight_is_refused(command: Command, both: list[str], run: Path) -> None:
     assert command.train(*both, "-o", run, "--weight", "other.txt=2") == 2
     assert "--weight must name a FILE of the command, as it stands there, got 'other.txt=2'" in command.err
-    for number in ("0", "x", "-1", "inf"):
+    for number in ("0", "x", "-1", "inf", "nan", "1e19"):
         assert command.train(*both, "-o", run, "--weight", f"{both[0]}={number}") == 2
-        assert "--weight must be FILE=W with a number above 0" in command.err
+        assert "--weight must be FILE=W with a number from 1e-6 to 1e6" in command.err
 
 
 def test_a_prepared_corpus_is_trained_on_by_file(command: Command, both: list[str], tmp_path: Path) -> None:

@@ -222,8 +222,9 @@ def test_without_documents_nothing_is_different() -> None:
         ([], None, "a document that is not empty"),
         (["a", "b"], None, "no document has two characters"),
         (["ab", "cd"], [1], "one for each document, got 1 for 2"),
-        (["ab", "cd"], [1, 0], "finite numbers above 0, got 0"),
-        (["ab", "cd"], [1, float("inf")], "finite numbers above 0"),
+        (["ab", "cd"], [1, 0], "numbers from 1e-6 to 1e6, got 0"),
+        (["ab", "cd"], [1, float("inf")], "numbers from 1e-6 to 1e6"),
+        (["ab", "cd"], [1, 1e19], "numbers from 1e-6 to 1e6"),
         ("abcd", None, "texts must be a list of str"),
     ],
 )
