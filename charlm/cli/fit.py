@@ -215,10 +215,11 @@ def resume(
     world = join(trainer.backend)
     console.say(device_line(trainer.backend, trainer.config, world.size))
     last = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
-    if end:
+    is_over = last is not None and trainer.step >= last
+    if end and not is_over:
         console.say(moved_line(trainer, Path(args.out)))
     console.say(done_line(trainer, end=last))
-    if last is not None and trainer.step >= last:
+    if is_over:
         if world.is_first and not is_concluded(args.out, texts, origin.values):  # it was killed just before
             _conclude(trainer, args.out, texts, console, signals)
         return 0
