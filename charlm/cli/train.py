@@ -88,6 +88,9 @@ def _run(
         problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
     if args.on_unknown is not None and args.parent is None:
         problems += ["--on-unknown needs --from: without it the text makes the vocabulary, and all is known"]
+    if args.parent is not None and Path(args.parent).resolve().is_relative_to(out.resolve()):
+        problems += [f"--from must not lie in -o {quoted(args.out)}, which the new run replaces"]
+        refuse(problems)
     parent = None if args.parent is None else _parent(args.parent, repeated, signals)
     try:
         if repeated is not None:

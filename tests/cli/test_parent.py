@@ -202,10 +202,22 @@ def test_a_parent_whose_text_is_gone_trains_all_the_same(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints"])
+def test_a_run_is_not_replaced_by_its_child(command: Command, old: Path, new_text: Path, place: str) -> None:
+    before = weights(old)
+    parent = max((old / place).iterdir()) if place else old
+    assert command("train", new_text, "-o", old, "--from", parent, "--overwrite", *FEWER) == 2
+    assert f"--from must not lie in -o '{old}', which the new run replaces" in command.err
+    assert weights(old) == before
+
+
 def test_a_longer_run_says_what_becomes_of_the_learning_rate(command: Command, old: Path) -> None:
     assert command("train", "--resume", "-o", old, "--max-steps", "40") == 0
     assert "schedule now end at 40 steps: the learning rate goes from 0." in command.err
     assert "--from)" in command.err
+    assert command("train", "--resume", "-o", old, "--max-steps", "40") == 0
+    assert "steps   all 40 are done" in command.err
+    assert "schedule now end at" not in command.err  # nothing has moved
     assert command("train", "--resume", "-o", old, "--minutes", "0.00001") == 1
     assert "minutes must be more than the 0." in command.err
     seconds = 60 * 0.04
