@@ -15,7 +15,7 @@ from pathlib import Path
 
 from charlm.errors import InputError, shown
 
-__all__ = ["as_bool", "as_float", "as_int", "as_path", "as_text", "int_from", "share_of"]
+__all__ = ["as_bool", "as_float", "as_int", "as_path", "as_text", "blocks_in_epoch", "int_from", "share_of"]
 
 _ROUNDING = 2**-51  # what a float between 0 and 1, one minus it, and their product with a number may be off
 
@@ -124,3 +124,8 @@ def share_of(count: int, share: float) -> int:
     product = share * count
     nearest = round(product)
     return nearest if abs(product - nearest) <= count * _ROUNDING else int(product)
+
+
+def blocks_in_epoch(n_ids: int, block_size: int) -> int:
+    """Return how many blocks an epoch of a text has: less than one at each end is left out."""
+    return max(1, n_ids // block_size - 1)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from charlm.cli.settings import Settings
 from charlm.models.config import UNLIMITED_WINDOW, GPTConfig, PresetName
 from charlm.plain import share_of
-from charlm.training.budget import epoch_steps
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.recipes import recommend
+from charlm.training.schedules import epoch_steps
 from charlm.training.timetable import EVALUATION_SHARE, LONGEST_EVALUATION, evaluation_interval_seconds
 
 if TYPE_CHECKING:

@@ -18,18 +18,14 @@ from typing_extensions import override
 
 from charlm.data.blocks import BlockDataset
 from charlm.errors import DataError
+from charlm.plain import blocks_in_epoch
 from charlm.randomness import derive_seed
 
-__all__ = ["DocumentOrder", "EpochOrder", "blocks_in_epoch", "order_of", "permuted"]
+__all__ = ["DocumentOrder", "EpochOrder", "order_of", "permuted"]
 
 _MOST_LISTED = 2**24  # blocks whose order is a list: of 128 MiB
 _MOST_EPOCHS, _INEXACT = 1_000, 0.002  # that are taken together for weights, and how far off a share may be
 _ROUNDS = 4  # a network of four is a pseudorandom permutation, if its rounds are pseudorandom functions
-
-
-def blocks_in_epoch(n_ids: int, block_size: int) -> int:
-    """Return how many blocks an epoch of a text has: less than one at each end is left out."""
-    return max(1, n_ids // block_size - 1)
 
 
 class EpochOrder:

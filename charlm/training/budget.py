@@ -8,7 +8,6 @@ is worth the start.
 from __future__ import annotations
 
 import copy
-import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 from charlm.backends.base import DeviceBackend
 from charlm.backends.world import alone
 from charlm.data.blocks import BlockDataset
-from charlm.data.order import blocks_in_epoch
 from charlm.errors import InputError, shown
 from charlm.models.base import LanguageModel
 from charlm.plain import as_float, int_from
 from charlm.training.config import MOST_STEPS, TrainerConfig
+from charlm.training.schedules import epoch_steps
 from charlm.training.trainer import Trainer
 
-__all__ = ["StepsEstimate", "epoch_steps", "steps_for_epochs", "steps_within"]
+__all__ = ["StepsEstimate", "steps_for_epochs", "steps_within"]
 
 _WARM_UP, _MEASUREMENTS, _STEPS = 3, 3, 4
 _MOST_SECONDS = 1e9
@@ -64,17 +63,6 @@ def steps_for_epochs(epochs: float, train_data: BlockDataset, config: TrainerCon
         25
     """
     return epoch_steps(epochs, train_data.n_ids, train_data.block_size, config)
-
-
-def epoch_steps(epochs: float, n_ids: int, block_size: int, config: TrainerConfig) -> int:
-    """Return what `steps_for_epochs` does, of a text by its length."""
-    times = as_float(epochs)
-    each = blocks_in_epoch(n_ids, block_size) / (config.batch_size * config.accumulate)
-    if times is None or not 0 < times * each <= MOST_STEPS:
-        raise InputError(
-            f"epochs must be above 0 and come to at most {MOST_STEPS:,} steps, got {shown(epochs)}"
-        )
-    return math.ceil(times * each)
 
 
 def steps_within(

@@ -1,13 +1,15 @@
-"""The learning rate as a pure function of the step. No state, no torch."""
+"""The learning rate as a pure function of the step, and how many steps an epoch is. No state, no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from charlm.training.config import TrainerConfig
+from charlm.errors import InputError, shown
+from charlm.plain import as_float, blocks_in_epoch
+from charlm.training.config import MOST_STEPS, TrainerConfig
 
-__all__ = ["learning_rate_at"]
+__all__ = ["epoch_steps", "learning_rate_at"]
 
 
 def learning_rate_at(
@@ -65,3 +67,14 @@ def _within_a_time(step: int, config: TrainerConfig, ends: Sequence[tuple[int, i
         until = decided[i + 1][0] if i + 1 < len(decided) else step
         rate += (lowest - rate) * min((until - at) / max(end - at, 1), 1.0)
     return rate
+
+
+def epoch_steps(epochs: float, n_ids: int, block_size: int, config: TrainerConfig) -> int:
+    """Return what `steps_for_epochs` does, of a text by its length."""
+    times = as_float(epochs)
+    each = blocks_in_epoch(n_ids, block_size) / (config.batch_size * config.accumulate)
+    if times is None or not 0 < times * each <= MOST_STEPS:
+        raise InputError(
+            f"epochs must be above 0 and come to at most {MOST_STEPS:,} steps, got {shown(epochs)}"
+        )
+    return math.ceil(times * each)
