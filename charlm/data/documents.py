@@ -182,7 +182,7 @@ class Documents:
         if is_second.all() or not is_second.any():
             raise DataError(
                 f"of {len(self)} documents there must be one in each part, got all in one with the fraction "
-                f"{fraction:g}"
+                f"{fraction:g}. Choose one further from 0 and 1."
             )
         borders = np.flatnonzero(np.diff(is_second)) + 1
         begins = np.concatenate([[0], borders])
