@@ -166,12 +166,13 @@ def test_minutes_may_come_from_the_file_and_the_environment(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, settings = text_file(tmp_path), tmp_path / "settings.toml"
-    settings.write_text("[training]\nminutes = 0.02\n", encoding="utf-8")
-    assert command("train", text, "-o", tmp_path / "one", *SMALL, "--config", settings) == 0
-    assert "as many as fit into 0.02 min" in command.err
-    monkeypatch.setenv("CHARLM_MINUTES", "0.025")
-    assert command("train", text, "-o", tmp_path / "two", *SMALL) == 0
-    assert record_of(tmp_path / "two")["training"]["minutes"] == 0.025
+    settings.write_text("[training]\nminutes = 3\n", encoding="utf-8")
+    few = ("--max-steps", "5")
+    assert command("train", text, "-o", tmp_path / "one", *SMALL, *few, "--config", settings) == 0
+    assert "as many as fit into 3 min" in command.err
+    monkeypatch.setenv("CHARLM_MINUTES", "2.5")
+    assert command("train", text, "-o", tmp_path / "two", *SMALL, *few) == 0
+    assert record_of(tmp_path / "two")["training"]["minutes"] == 2.5
 
 
 def test_a_cosine_says_that_its_end_is_an_estimate(command: Command, tmp_path: Path) -> None:
