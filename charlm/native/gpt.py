@@ -181,7 +181,7 @@ class NativeGPT(NativeEngine):
     def turns(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
     ) -> Tensor | None:
-        if options.filters_by_itself:
+        if options.filters_by_itself or state.walk is not None:
             return None
         if not state.steps_left and not self._set_up(state):
             return None

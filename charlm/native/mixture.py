@@ -97,6 +97,7 @@ class NativeMixture(NativeEngine):
     ) -> Tensor | None:
         if (
             options.filters_by_itself
+            or state.walk is not None
             or not self._is_pair
             or (not state.steps_left and not self._set_up(state))
         ):

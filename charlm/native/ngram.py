@@ -107,7 +107,7 @@ class NativeNGram(NativeEngine):
     def turn(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
     ) -> Tensor | None:
-        if options.filters_by_itself:
+        if options.filters_by_itself or state.walk is not None:
             return None
         if not state.steps_left:
             if (steps := state.single_steps()) is None:

@@ -11,47 +11,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from harness.patterns import CHARACTERS, drawn_pattern
 
 from charlm.errors import InputError
 from charlm.patterns.automaton import Automaton
 
-CHARACTERS = "abc1\n"
 TEXTS = ["".join(text) for n in range(5) for text in itertools.product(CHARACTERS, repeat=n)]
 PATTERNS = int(os.environ.get("CHARLM_PATTERNS", "150"))  # the campaign is the same test with more of them
-
-ATOMS = [
-    "a",
-    "b",
-    "c",
-    "1",
-    r"\d",
-    r"\w",
-    "[ab]",
-    "[^a]",
-    ".",
-    "[a-c1]",
-    r"\n",
-    r"\s",
-    "A",
-    "(?i:A)",
-    "é",
-    r"\W",
-]
-REPEATED = ["*", "+", "?", "{2}", "{1,3}", "{0,2}", "{2,}", "*?", "{0}", "{0,1}?"]
-
-
-def drawn(depth: int, chance: random.Random) -> str:
-    """Draw a regular expression."""
-    kind = chance.random()
-    if depth == 0 or kind < 0.3:
-        return chance.choice(ATOMS)
-    if kind < 0.5:
-        return drawn(depth - 1, chance) + drawn(depth - 1, chance)
-    if kind < 0.65:
-        return f"(?:{drawn(depth - 1, chance)}|{drawn(depth - 1, chance)})"
-    if kind < 0.7:
-        return f"({drawn(depth - 1, chance)})"
-    return f"(?:{drawn(depth - 1, chance)}){chance.choice(REPEATED)}"
 
 
 def matches(automaton: Automaton, text: str, characters: str = CHARACTERS) -> bool:
@@ -67,7 +33,7 @@ def test_it_matches_what_python_matches_in_full_and_knows_the_shortest() -> None
     chance = random.Random(0)
     impossible = 0
     for _ in range(PATTERNS):
-        pattern = drawn(4, chance)
+        pattern = drawn_pattern(4, chance)
         wanted = [text for text in TEXTS if re.fullmatch(pattern, text)]
         try:
             automaton = Automaton.from_regex(pattern, CHARACTERS)
