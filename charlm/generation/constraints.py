@@ -85,6 +85,7 @@ class Walk:
         self.states: list[Any] = [None] * rows
         self._ended = [False] * rows
         self._vocab_size = vocab_size
+        self._none_ends = False  # known from elsewhere, without asking
         self._known: list[tuple[NDArray[np.bool_], bool] | None] = [None] * rows
         if isinstance(constraint, Automaton) and constraint.distance[0] > left:
             raise InputError(
@@ -104,7 +105,7 @@ class Walk:
 
     def ended(self, row: int) -> bool:
         """Return whether a text has ended, or nothing can follow, which is its end, too."""
-        return self._ended[row] or not self._ask(row)[0].any()
+        return not self._none_ends and (self._ended[row] or not self._ask(row)[0].any())
 
     def mask(self, logits: Tensor) -> Tensor:
         """Return logits (B, V) with -inf for what may not follow, except in texts that may end."""
@@ -122,14 +123,20 @@ class Walk:
             else:
                 self._ended[row], moved[row] = True, -1
         self.left -= 1
-        self._known = [None] * len(moved)
+        self._known, self._none_ends = [None] * len(moved), False
         return ids.new_tensor(moved)
 
-    def moved(self, turns: int, states: Sequence[int]) -> None:
-        """Take note of turns that were made elsewhere; a state of -1: the last of them ended the text."""
+    def moved(self, turns: int, states: Sequence[int], *, none_ends: bool) -> None:
+        """Take note of turns that were made elsewhere.
+
+        Args:
+            turns: how many.
+            states: (B,) after them; -1: the last one ended the text.
+            none_ends: whether all texts go on.
+        """
         self.left -= turns
         self.states, self._ended = [*states], [state < 0 for state in states]
-        self._known = [None] * len(states)
+        self._known, self._none_ends = [None] * len(states), none_ends
 
     def _ask(self, row: int) -> tuple[NDArray[np.bool_], bool]:
         """Return what the constraint says of a text, which is asked once for each id."""

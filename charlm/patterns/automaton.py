@@ -36,6 +36,9 @@ class Automaton:
         next_states: as `next`, in which states may lead nowhere.
         accepting: (S,) bool.
 
+    Raises:
+        InputError: a column or state is out of range, or there are other than S states.
+
     Example:
         >>> dates = Automaton.from_regex(r"\d\d?/\d\d", "0123456789/")
         >>> state = dates.after(dates.after(None, 9), 10)  # 9/
@@ -46,10 +49,19 @@ class Automaton:
     def __init__(
         self, column: NDArray[np.int32], next_states: NDArray[np.int32], accepting: NDArray[np.bool_]
     ) -> None:
-        self.column = column
+        S, K = next_states.shape
+        if accepting.shape != (S,) or not (np.all(column >= 0) and np.all(column < K)):
+            raise InputError(
+                f"column must be from 0 to {K - 1} and accepting of shape ({S},), as next is ({S}, {K})"
+            )
+        if not (np.all(next_states >= -1) and np.all(next_states < S)):
+            raise InputError(f"next_states must be from -1 to {S - 1}")
         self.distance: NDArray[np.int32] = _distances(next_states, accepting)
         leads_on = np.append(self.distance >= 0, [False])  # -1 stands for the last
-        self.next: NDArray[np.int32] = np.where(leads_on[next_states], next_states, np.int32(-1))
+        self.column: NDArray[np.int32] = np.array(column, dtype=np.int32)
+        self.next: NDArray[np.int32] = np.where(leads_on[next_states], next_states, -1).astype(np.int32)
+        for table in (self.column, self.next, self.distance):  # which compiled code reads
+            table.flags.writeable = False
 
     @classmethod
     def from_regex(cls, pattern: str, characters: Sequence[str]) -> Automaton:
