@@ -74,6 +74,7 @@ class Walk:
         constraint: as given.
         left: how many ids each may still get.
         states: (B,) of the constraint; those of ended texts have no meaning.
+        none_ends: whether it is known, without a question, that all texts go on.
 
     Raises:
         InputError: no text fits, or the constraint answers something else than it should.
@@ -85,7 +86,7 @@ class Walk:
         self.states: list[Any] = [None] * rows
         self._ended = [False] * rows
         self._vocab_size = vocab_size
-        self._none_ends = False  # known from elsewhere, without asking
+        self.none_ends: bool = False
         self._known: list[tuple[NDArray[np.bool_], bool] | None] = [None] * rows
         if isinstance(constraint, Automaton) and constraint.distance[0] > left:
             raise InputError(
@@ -105,7 +106,7 @@ class Walk:
 
     def ended(self, row: int) -> bool:
         """Return whether a text has ended, or nothing can follow, which is its end, too."""
-        return not self._none_ends and (self._ended[row] or not self._ask(row)[0].any())
+        return self._ended[row] or not self._ask(row)[0].any()
 
     def mask(self, logits: Tensor) -> Tensor:
         """Return logits (B, V) with -inf for what may not follow, except in texts that may end."""
@@ -123,7 +124,7 @@ class Walk:
             else:
                 self._ended[row], moved[row] = True, -1
         self.left -= 1
-        self._known, self._none_ends = [None] * len(moved), False
+        self._known, self.none_ends = [None] * len(moved), False
         return ids.new_tensor(moved)
 
     def moved(self, turns: int, states: Sequence[int], *, none_ends: bool) -> None:
@@ -136,7 +137,7 @@ class Walk:
         """
         self.left -= turns
         self.states, self._ended = [*states], [state < 0 for state in states]
-        self._known, self._none_ends = [None] * len(states), none_ends
+        self._known, self.none_ends = [None] * len(states), none_ends
 
     def _ask(self, row: int) -> tuple[NDArray[np.bool_], bool]:
         """Return what the constraint says of a text, which is asked once for each id."""

@@ -85,20 +85,21 @@ def turns_to_the_ends(
 
     Arguments and errors are those of `stream_ids`; `walk` is the state's.
     """
-    going = list(range(state.rows))
-    addresses = going if addresses is None else addresses
-    B = len(going)
-    while left := [at for at in range(len(going)) if not walk.ended(at)]:
-        if len(left) < len(going):  # the others need not wait for those that are done
-            state, walk, going = state.fork(left), walk.fork(left), [going[at] for at in left]
+    B = state.rows
+    going = list(range(B))
+    addresses = list(going if addresses is None else addresses)
+    while walk.none_ends or (left := [at for at in range(len(going)) if not walk.ended(at)]):
+        if not walk.none_ends and len(left) < len(going):  # the others need not wait for those that are done
+            state, walk = state.fork(left), walk.fork(left)
             state.walk = walk
-        ids = some_turns(state, options, [addresses[row] for row in going], min(at_once, walk.left))
-        turns = ids.view(-1, len(going))
-        spread = turns.new_full((len(turns), B), -1)
-        spread[:, going] = turns
-        written = spread[(spread >= 0).any(dim=1)]  # not the last one, if it has but ended texts
-        if len(written):
-            yield written
+            going, addresses = [going[at] for at in left], [addresses[at] for at in left]
+        turns = some_turns(state, options, addresses, min(at_once, walk.left)).view(-1, len(going))
+        if len(going) < B or not walk.none_ends:
+            spread = turns.new_full((len(turns), B), -1)
+            spread[:, going] = turns
+            turns = spread[(spread >= 0).any(dim=1)]  # not the last one, if it has but ended texts
+        if len(turns):
+            yield turns
 
 
 def next_ids(

@@ -59,7 +59,9 @@ class Automaton:
         self.distance: NDArray[np.int32] = _distances(next_states, accepting)
         leads_on = np.append(self.distance >= 0, [False])  # -1 stands for the last
         self.column: NDArray[np.int32] = np.array(column, dtype=np.int32)
-        self.next: NDArray[np.int32] = np.where(leads_on[next_states], next_states, -1).astype(np.int32)
+        self.next: NDArray[np.int32] = np.where(leads_on[next_states], next_states, -1).astype(
+            np.int32, copy=False
+        )
         for table in (self.column, self.next, self.distance):  # which compiled code reads
             table.flags.writeable = False
 
@@ -198,10 +200,11 @@ def _as_bytes(places: int, N: int) -> NDArray[np.uint8]:
 
 def _distances(next_states: NDArray[np.int32], accepting: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Return how many characters each state is from an accepting one, (S,); -1: none can be reached."""
-    S, K = next_states.shape
-    edges = np.unique(np.stack([next_states.ravel(), np.repeat(np.arange(S), K)]), axis=1)
-    to, source = edges[:, edges[0] >= 0]  # sorted by where they lead
-    begins = np.searchsorted(to, np.arange(S + 1))
+    S = len(next_states)
+    source, column = np.nonzero(next_states >= 0)
+    to = next_states[source, column]
+    source = source[np.argsort(to, kind="stable")]  # sorted by where they lead
+    begins = np.searchsorted(np.sort(to), np.arange(S + 1)).tolist()
     distance = np.where(accepting, 0, -1).astype(np.int32)
     frontier, steps = np.flatnonzero(accepting), 0
     while len(frontier):
