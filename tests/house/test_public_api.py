@@ -19,6 +19,7 @@ MODULES = [
     "charlm.errors",
     "charlm.evaluation",
     "charlm.generation",
+    "charlm.interchange",
     "charlm.plotting",
     "charlm.testing",
     "charlm.training",
