@@ -149,27 +149,30 @@ def test_filters_see_what_the_pattern_leaves() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_text_is_the_same_whatever_makes_it(name: str) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "budget", "lengths"), [(PATTERN, 40, 4), ("([a-f]{3})*[g-l]|[j-l]+a?", 9, 3)]
+)
+def test_the_text_is_the_same_whatever_makes_it(name: str, pattern: str, budget: int, lengths: int) -> None:
     model = model_of(name)
     lm = CharLM(model, LETTERS)
     assert model.why_not_native() is None
     prompts = ["ab", "cdl", "ab\n", "abc"]
 
     def written(**options: Any) -> list[list[str]]:
-        return [lm.generate(prompts, 40, regex=PATTERN, seed=seed, **options) for seed in range(6)]
+        return [lm.generate(prompts, budget, regex=pattern, seed=seed, **options) for seed in range(6)]
 
     together = written()
-    assert len({len(text) for texts in together for text in texts}) > 3
+    assert len({len(text) for texts in together for text in texts}) >= lengths
     for seed, texts in enumerate(together):
-        assert lm.generate("ab", 40, regex=PATTERN, seed=seed) == texts[0]
-        assert "ab" + "".join(lm.stream("ab", 40, regex=PATTERN, seed=seed)) == texts[0]
+        assert lm.generate("ab", budget, regex=pattern, seed=seed) == texts[0]
+        assert "ab" + "".join(lm.stream("ab", budget, regex=pattern, seed=seed)) == texts[0]
         for draft in (ngram(), BigramLM(LETTERS.vocab_size)):
-            assert lm.generate("ab", 40, regex=PATTERN, seed=seed, draft=draft) == texts[0]
-            assert "ab" + "".join(lm.stream("ab", 40, regex=PATTERN, seed=seed, draft=draft)) == texts[0]
+            assert lm.generate("ab", budget, regex=pattern, seed=seed, draft=draft) == texts[0]
+            assert "ab" + "".join(lm.stream("ab", budget, regex=pattern, seed=seed, draft=draft)) == texts[0]
     assert written(filters=[lambda logits, ids: logits]) == together  # the readable choice
     assert written(use_cache=False) == together  # and the readable model
-    greedy = lm.generate(prompts, 40, regex=PATTERN, temperature=0)
-    assert lm.generate(prompts, 40, regex=PATTERN, temperature=0, use_cache=False) == greedy
+    greedy = lm.generate(prompts, budget, regex=pattern, temperature=0)
+    assert lm.generate(prompts, budget, regex=pattern, temperature=0, use_cache=False) == greedy
 
 
 def test_ids_of_texts_that_have_ended_are_minus_one() -> None:
