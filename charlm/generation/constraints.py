@@ -81,8 +81,8 @@ class Walk:
     """
 
     def __init__(self, constraint: Constraint, rows: int, left: int, vocab_size: int) -> None:
-        self.constraint = constraint
-        self.left = left
+        self.constraint: Constraint = constraint
+        self.left: int = left
         self.states: list[Any] = [None] * rows
         self._ended = [False] * rows
         self._vocab_size = vocab_size
