@@ -48,11 +48,11 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     console.detail(f"seed {seed}")
     settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop}
     settings |= {"keep_stop": args.keep_stop, "weights": args.weights, **sampling, "draft": args.draft}
-    settings |= {"banned": args.ban, "allowed": args.allow, "regex": args.regex, "choices": args.choice}
+    wishes = {"banned": args.ban, "allowed": args.allow, "regex": args.regex, "choices": args.choice}
+    settings |= wishes
     sampling["seed"] = seed
     count: int = args.max_new_tokens
-    options: dict[str, Any] = {"stop": stop, "keep_stop": args.keep_stop, **sampling}
-    options |= {"banned": args.ban, "allowed": args.allow, "regex": args.regex, "choices": args.choice}
+    options: dict[str, Any] = {"stop": stop, "keep_stop": args.keep_stop, **wishes, **sampling}
     if args.num_samples == 1 and not args.json:
         written = _write_as_it_comes(prompt, lm.stream(prompt, count, **options))
         if source is not None:
