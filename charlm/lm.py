@@ -31,6 +31,7 @@ from charlm.models.config import unlimited_window
 from charlm.models.extending import extended
 from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, save_model
 from charlm.native.storage import Storage, round_weights
+from charlm.patterns.wishes import automaton_of
 from charlm.plain import as_path, as_text, int_from
 from charlm.runs.choosing import model_files_at
 from charlm.text.choosing import banned_ids
@@ -98,6 +99,8 @@ class CharLM:
         keep_stop: bool = False,
         banned: str = "",
         allowed: str | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         **sampling: Unpack[Sampling],
     ) -> str: ...
     @overload
@@ -110,6 +113,8 @@ class CharLM:
         keep_stop: bool = False,
         banned: str = "",
         allowed: str | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         **sampling: Unpack[Sampling],
     ) -> list[str]: ...
 
@@ -122,6 +127,8 @@ class CharLM:
         keep_stop: bool = False,
         banned: str = "",
         allowed: str | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         **sampling: Unpack[Sampling],
     ) -> str | list[str]:
         """Continue a text, or several texts at once.
@@ -134,9 +141,14 @@ class CharLM:
             keep_stop: let it end with the stop string instead.
             banned: characters that are never written.
             allowed: the only characters that are written; None: all but the banned ones.
+            regex: a regular expression, as Python's `re` has it, which all that is new matches, from its
+                beginning to its end. It ends where the model would go on otherwise, at the latest with
+                `max_new_tokens`; see the guide to generation.
+            choices: texts, one of which is all that is new. At most one of regex, choices and the option
+                constraint may be given, and no stop beside them.
             sampling: temperature, top_k, top_p, min_p, filters, banned_ids, repetition_penalty, seed,
-                use_cache, overflow and draft, as in `LanguageModel.generate`, but that overflow is "restart"
-                if not given.
+                use_cache, overflow, draft and constraint, as in `LanguageModel.generate`, but that overflow
+                is "restart" if not given.
 
         Returns:
             The prompt with its continuation; a list of them, in order, for a list. A
@@ -145,8 +157,9 @@ class CharLM:
             behind them, give the ids to `LanguageModel.generate`.
 
         Raises:
-            UnknownCharacterError: a prompt has a character that the tokenizer lacks.
-            InputError: an option is wrong, or all characters are banned.
+            UnknownCharacterError: a prompt or a choice has a character that the tokenizer lacks.
+            InputError: an option is wrong, all characters are banned, or no text of at most `max_new_tokens`
+                ids matches.
 
         Example:
             >>> from charlm import BigramLM, CharTokenizer
@@ -157,6 +170,7 @@ class CharLM:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         contexts = self._contexts(prompts)
         count, options = self._options(max_new_tokens, sampling, banned, allowed)
+        options = self._constrained(options, regex, choices, stop)
         matchers = [StopMatcher(stop, keep=keep_stop) for _ in prompts]
         new = self._continued(contexts, count, options, matchers if stop else [])
         texts = [f"{as_text(given)}{added}" for given, added in zip(prompts, new, strict=True)]
@@ -171,6 +185,8 @@ class CharLM:
         keep_stop: bool = False,
         banned: str = "",
         allowed: str | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
         """Yield what `generate` would add to one prompt, in pieces of whole characters, as they come.
@@ -188,6 +204,7 @@ class CharLM:
             raise InputError(f"prompt must be a str, got {type(prompt).__name__}; generate() takes several")
         contexts = self._contexts([prompt])
         count, options = self._options(max_new_tokens, sampling, banned, allowed)
+        options = self._constrained(options, regex, choices, stop)
         matcher = StopMatcher(stop, keep=keep_stop)
         return self._pieces(continue_ids(self.model, self._tensors(contexts), count, options), matcher)
 
@@ -396,8 +413,22 @@ class CharLM:
         if banned or allowed is not None:
             chosen = SamplingOptions.from_keywords({"banned_ids": sampling.get("banned_ids", ())}).banned_ids
             options["banned_ids"] = [*chosen, *banned_ids(self.tokenizer, banned, allowed)]
-        beside = ["max_new_tokens", "stop", "keep_stop", "banned", "allowed"]
+        beside = ["max_new_tokens", "stop", "keep_stop", "banned", "allowed", "regex", "choices"]
         return count, SamplingOptions.from_keywords(options, beside=beside)
+
+    def _constrained(
+        self, options: SamplingOptions, regex: str | None, choices: Sequence[str] | None, stop: Sequence[str]
+    ) -> SamplingOptions:
+        """Return options with what is wished for as their constraint."""
+        given = {"regex": regex, "choices": choices, "constraint": options.constraint}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1 or (names and stop):
+            names += ["stop"] if stop else []
+            raise InputError(f"{' and '.join(names)} exclude each other; give one of them")
+        if regex is None and choices is None:
+            return options
+        constraint = automaton_of(self.tokenizer, regex, choices, options.banned_ids)
+        return dataclasses.replace(options, constraint=constraint)
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [

@@ -48,11 +48,11 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     console.detail(f"seed {seed}")
     settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop}
     settings |= {"keep_stop": args.keep_stop, "weights": args.weights, **sampling, "draft": args.draft}
-    settings |= {"banned": args.ban, "allowed": args.allow}
+    wishes = {"banned": args.ban, "allowed": args.allow, "regex": args.regex, "choices": args.choice}
+    settings |= wishes
     sampling["seed"] = seed
     count: int = args.max_new_tokens
-    options: dict[str, Any] = {"stop": stop, "keep_stop": args.keep_stop, **sampling}
-    options |= {"banned": args.ban, "allowed": args.allow}
+    options: dict[str, Any] = {"stop": stop, "keep_stop": args.keep_stop, **wishes, **sampling}
     if args.num_samples == 1 and not args.json:
         written = _write_as_it_comes(prompt, lm.stream(prompt, count, **options))
         if source is not None:
@@ -142,6 +142,10 @@ def _checked(args: argparse.Namespace, stop: list[str]) -> Sampling:
     problems = []
     if args.max_new_tokens < 0:
         problems += [f"--max-new-tokens must be 0 or more, got {args.max_new_tokens}"]
+    wishes = {"--regex": args.regex, "--choice": args.choice, "--stop": stop}
+    names = [name for name, value in wishes.items() if value]
+    if len(names) > 1:
+        problems += [f"{' and '.join(names)} exclude each other; give one of them"]
     if args.num_samples < 1:
         problems += [f"--num-samples must be 1 or more, got {args.num_samples}"]
     for check in (lambda: SamplingOptions(**{**sampling, "seed": args.seed}), lambda: StopMatcher(stop)):

@@ -437,6 +437,10 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     text = "end before this string, --stop=STR if it begins with a hyphen; may be given several times"
     _add(parser, "--stop", text, action="append", type=text_argument, default=[], metavar="STR")
     _add_switch(parser, "--keep-stop", "let the text end with that string instead")
+    text = "let all that is added match this regular expression of Python's; not beside --choice and --stop"
+    _add(parser, "--regex", text, type=text_argument, metavar="RE")
+    text = "let all that is added be this, or what another --choice says"
+    _add(parser, "--choice", text, action="append", type=text_argument, metavar="STR")
     text = (
         "write no text, but the lines of F as continuations of the prompt, each with its log-probability in "
     )

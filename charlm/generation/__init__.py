@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from charlm.errors import renamed
 from charlm.generation.cache import Cache, KVCache, LayerCache
+from charlm.generation.constraints import Constraint
 from charlm.generation.decode import next_ids, stream_ids
 from charlm.generation.engine import Engine, Predictor, TorchEngine
 from charlm.generation.filters import (
@@ -20,9 +21,12 @@ from charlm.generation.passes import Pass, context_start
 from charlm.generation.sampling import sample
 from charlm.generation.state import PredictionState
 from charlm.generation.stopping import StopMatcher
+from charlm.patterns.automaton import Automaton
 
 __all__ = [
+    "Automaton",
     "Cache",
+    "Constraint",
     "Draft",
     "Engine",
     "Filter",

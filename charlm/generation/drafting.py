@@ -35,7 +35,7 @@ def stream_drafted(
     """Yield what `stream_ids(state, max_new_tokens, options)` yields.
 
     Args:
-        state: has one row, which has observed the prompt.
+        state: has one row, which has observed the prompt; and the walk, if there is a constraint.
         draft: of another model; has observed the same. How far it guesses ahead depends on how often it was
             right lately.
         max_new_tokens: how many ids.
@@ -50,7 +50,7 @@ def stream_drafted(
     options = options.seeded()
     right = 0.6  # share of the guesses that were right, of late
     left, turn = max_new_tokens, 0
-    while left:
+    while left and not _ended(state):
         position = state.lengths[0]
         room = left - 1
         if state.block_size is not None:  # all guesses must be seen from one context
@@ -60,8 +60,10 @@ def stream_drafted(
         far = min(int(math.log(_WORTH) / math.log(right)), _MOST)
         if far == 0 and turn % _SELDOM == 0:  # perhaps it does better again
             far = 1
+        draft.walk = None if state.walk is None else state.walk.fork([0])
         guesses = _guesses(draft, options, min(far, room))
         chosen = _agreed(state, guesses.tolist(), options) if far else next_ids(state, options).tolist()
+        chosen = [i for i in chosen if i >= 0]  # -1 is the end that a constraint allows
         agreed = sum(1 for guess, i in zip(guesses.tolist(), chosen, strict=False) if guess == i)
         if agreed < len(guesses):
             draft.retract(len(guesses) - agreed)
@@ -77,35 +79,48 @@ def _guesses(draft: PredictionState, options: SamplingOptions, count: int) -> Te
     """Let the draft go ahead, and return its ids, (count,) or fewer."""
     guesses = [torch.empty(0, dtype=torch.int64, device=draft.device)]
     with suppress(NonFiniteError):  # there is nothing that it could choose
-        for _ in range(count):
-            guesses.append(next_ids(draft, options))  # noqa: PERF401 - those before an error stay
+        while len(guesses) <= count and not _ended(draft):
+            guess = next_ids(draft, options)
+            if guess < 0:
+                draft.retract(1)  # what ended it is no part of it
+            else:
+                guesses.append(guess)
     return torch.cat(guesses)
+
+
+def _ended(state: PredictionState) -> bool:
+    return state.walk is not None and state.walk.ended(0)
 
 
 def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions) -> list[int]:
     """Do what `next_ids` does for the only row, as often as a guess turns out right, and once more.
 
     Returns:
-        From 1 to t + 1 ids, now observed.
+        From 1 to t + 1 ids, now observed; none where a constraint lets the text end at once.
     """
     position, t = state.lengths[0], len(guesses)
     logits = state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device))  # (t + 1, V)
     chosen: list[int] = []
-    if not options.filters_by_itself:
+    if not options.filters_by_itself and state.walk is None:
         with suppress(NonFiniteError):  # which matters only where the guesses before it are right: see below
             uniforms = options.uniforms([0] * (t + 1), range(position, position + t + 1))
             chosen = state.engine.choose(logits, options, uniforms).tolist()
             right = next((i for i in range(t) if chosen[i] != guesses[i]), t)
             del chosen[right + 1 :]
-    while len(chosen) <= t and chosen == guesses[: len(chosen)]:  # one by one
+    while len(chosen) <= t and chosen == guesses[: len(chosen)] and not _ended(state):  # one by one
         text = [torch.cat([state.text(0), logits.new_tensor(chosen, dtype=torch.int64)])]
         uniform = options.uniforms([0], [position + len(chosen)])
         try:
             z = logits[len(chosen)][None]  # (1, V)
-            chosen += filter_and_draw(state.engine, z, options, uniform, text).tolist()
+            if state.walk is not None:
+                z = state.walk.mask(z)
+            ids = filter_and_draw(state.engine, z, options, uniform, text)  # (1,)
+            if state.walk is not None:
+                ids = state.walk.move(ids)
+            chosen += ids[ids >= 0].tolist()
         except NonFiniteError:
             if not chosen:
                 raise
             break  # the next call will meet it
-    state.observe(torch.tensor([chosen], device=state.device))
+    state.observe(torch.tensor([chosen], dtype=torch.int64, device=state.device))
     return chosen

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from charlm import randomness
 from charlm.errors import InputError, did_you_mean, shown
+from charlm.generation.constraints import Constraint
 from charlm.generation.filters import (
     Filter,
     keep_min_p,
@@ -46,6 +47,7 @@ _WANTED = {
     "use_cache": "True or False",
     "overflow": "'slide' or 'restart'",
     "draft": "a language model, or None",
+    "constraint": "an object with the methods of a Constraint, or None",
 }
 
 
@@ -74,6 +76,7 @@ class Sampling(TypedDict, total=False):
     use_cache: bool
     overflow: Overflow
     draft: Draft | None
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,9 @@ class SamplingOptions:
     time. restart: its last half is read again whenever it is full, which is much quicker."""
     draft: Draft | None = None
     """A quicker model that guesses ahead for a single text. Changes speed, and no more than rounding does."""
+    constraint: Constraint | None = None
+    """What the new part of each text has to match; there it may end before it has all its ids. What may not
+    follow is removed before anything else."""
 
     def __new__(cls, **options: Any) -> Self:
         """Refuse unknown names, before the dataclass's own constructor does it without a hint."""
@@ -136,6 +142,7 @@ class SamplingOptions:
             "use_cache": use_cache is not None,
             "overflow": overflow in get_args(Overflow),
             "draft": self.draft is None or callable(getattr(self.draft, "new_state", None)),
+            "constraint": self.constraint is None or isinstance(self.constraint, Constraint),
         }
         problems = [
             f"{name} must be {_WANTED[name]}, got {shown(getattr(self, name))}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charlm.errors import InputError, shown
+from charlm.generation.constraints import Walk
 from charlm.generation.engine import Engine
 from charlm.generation.options import Overflow
 from charlm.generation.passes import context_start, plan_passes
@@ -45,6 +46,7 @@ class PredictionState:
         device: where ids and logits lie.
         texts: (B, room), the ids of all rows, for engines; of a row, the first `lengths` count.
         steps_left: how many turns the engine has prepared for, as it says; 0 after anything but such a turn.
+        walk: where the texts stand in a constraint, while they are generated with one.
 
     Raises:
         InputError: there is no such overflow.
@@ -77,6 +79,7 @@ class PredictionState:
         self._read: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._next: Tensor | None = None  # (B, V), what comes next, if it was asked since the last id
         self.steps_left: int = 0
+        self.walk: Walk | None = None
 
     @property
     def lengths(self) -> list[int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from charlm.errors import InputError
-from charlm.generation.decode import some_turns, stream_ids
+from charlm.generation.decode import begin_walk, some_turns, stream_ids, turns_to_the_ends
 from charlm.generation.drafting import stream_drafted
 from charlm.generation.options import Draft, SamplingOptions
 from charlm.generation.state import PredictionState
@@ -18,7 +19,7 @@ __all__ = ["continue_ids", "continued"]
 def continue_ids(
     model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
 ) -> Iterator[Tensor]:
-    """Return an iterator over `max_new_tokens` times the next id of each context, (B,) int64.
+    """Return an iterator over the next ids of each context, (B,) int64, as `stream_ids` yields them.
 
     Args:
         model: gives the states.
@@ -27,20 +28,29 @@ def continue_ids(
         options: how to choose. A draft is used where there is one context.
 
     Raises:
-        InputError: the draft has another vocabulary.
+        InputError: the draft has another vocabulary, or no text obeys the constraint.
     """
-    return _steps(_begun(model, contexts, options), model, contexts, max_new_tokens, options)
+    state = _begun(model, contexts, max_new_tokens, options)
+    return _steps(state, model, contexts, max_new_tokens, options)
 
 
 def continued(
     model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
 ) -> list[Tensor]:
-    """Return each context with all its new ids, (t + max_new_tokens,) int64.
+    """Return each context with all its new ids, (t + max_new_tokens,) int64; with a constraint perhaps fewer.
 
     Arguments and errors are those of `continue_ids`. Nobody waits for a single id, so that a compiled engine
     may choose many in one call.
     """
-    state, options = _begun(model, contexts, options), options.seeded()
+    state, options = _begun(model, contexts, max_new_tokens, options), options.seeded()
+    if state.walk is not None:
+        texts = [state.text(row) for row in range(state.rows)]
+        if options.draft is not None and state.rows == 1:
+            found = [ids[None] for ids in _steps(state, model, contexts, max_new_tokens, options)]
+        else:
+            found = list(turns_to_the_ends(state, state.walk, options, at_once=max_new_tokens))
+        new = torch.cat([texts[0].new_empty(0, len(texts)), *found])  # (n, B), -1 behind an end
+        return [torch.cat([text, ids[ids >= 0]]) for text, ids in zip(texts, new.T, strict=True)]
     if options.draft is not None and state.rows == 1:
         for _ in _steps(state, model, contexts, max_new_tokens, options):
             pass
@@ -51,10 +61,13 @@ def continued(
     return [state.text(row) for row in range(state.rows)]
 
 
-def _begun(model: Draft, contexts: Tensor | Sequence[Tensor], options: SamplingOptions) -> PredictionState:
+def _begun(
+    model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
+) -> PredictionState:
     state: PredictionState = model.new_state(
         len(contexts), overflow=options.overflow, use_cache=options.use_cache
     )
+    begin_walk(state, max_new_tokens, options)
     state.observe(contexts)
     return state
 

@@ -152,10 +152,12 @@ class LanguageModel(nn.Module, ABC):
                 use_cache changes speed, never the result. overflow is what happens past `block_size`: "slide"
                 by one id each time, or "restart" from the last half. draft is a quicker model of the same
                 vocabulary, such as an `NGramLM`, that guesses ahead where there is one row; it changes speed,
-                and in PyTorch rounding may change an id once in a long while.
+                and in PyTorch rounding may change an id once in a long while. constraint is what the new part
+                of each text has to match, a `charlm.generation.Constraint`.
 
         Returns:
-            (B, T0 + max_new_tokens) int64: the prompt and what follows.
+            (B, T0 + max_new_tokens) int64: the prompt and what follows. With a constraint texts may end
+            before; they are as wide as the longest, with -1 behind an end.
 
         Raises:
             TypeError: an option is unknown; names the likely right one.
@@ -167,7 +169,8 @@ class LanguageModel(nn.Module, ABC):
             >>> BigramLM(65).generate(torch.zeros(1, 1, dtype=torch.long), 100, seed=1337).shape
             torch.Size([1, 101])
         """
-        return torch.stack(continued(self, *self._checked(idx, max_new_tokens, sampling)))
+        texts = continued(self, *self._checked(idx, max_new_tokens, sampling))
+        return nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-1)
 
     def stream(self, idx: Tensor, max_new_tokens: int, **sampling: Unpack[Sampling]) -> Iterator[Tensor]:
         """Yield the ids that `generate` would add, as soon as they are chosen.
@@ -175,7 +178,8 @@ class LanguageModel(nn.Module, ABC):
         Arguments and errors are those of `generate`; they are checked here, before the first step.
 
         Yields:
-            (B,) int64, `max_new_tokens` times.
+            (B,) int64, `max_new_tokens` times; with a constraint until all texts have ended, and -1 for those
+            that have.
 
         Example:
             >>> from charlm import BigramLM

@@ -8,10 +8,46 @@ struct choice {
     double temperature, top_p, min_p; /* temperature 0: the likeliest; top_p 1 and min_p 0: all */
     int64_t top_k;                    /* V or more: all */
 };
+/* Where the texts of B rows stand in an `Automaton` of S states. */
+struct walk {
+    const int32_t *column;   /* (V,) */
+    const int32_t *next;     /* (S, K): -1 where no text that matches goes on so */
+    const int32_t *distance; /* (S,): how many ids are missing at least */
+    int64_t K, left, ends;   /* left: how many ids each text may still get; ends: how many have ended or get no more */
+    int32_t *state;          /* (B,); -1: ended by the last id, which is no part of it */
+};
 struct candidate {
     float logit;
     int32_t id;
 };
+
+/* Whether a text in state `from` may go on by an id of some column. */
+static int goes_on(const struct walk *w, int32_t from, int64_t column, int64_t left) {
+    int32_t to = w->next[from * w->K + column];
+    return to >= 0 && w->distance[to] < left;
+}
+
+/* Make impossible what a row may not go on by, unless it may end. */
+static void mask(const struct walk *w, int64_t row, int64_t V, float *logits) {
+    int32_t from = w->state[row];
+    if (w->distance[from] == 0) return;
+    for (int64_t i = 0; i < V; i++)
+        if (!goes_on(w, from, w->column[i], w->left)) logits[i] = -INFINITY;
+}
+
+/* Move on by an id of each of B rows; returns w->ends. */
+static int64_t move(struct walk *w, int64_t B, const int64_t *ids) {
+    w->ends = 0;
+    for (int64_t row = 0; row < B; row++) {
+        int32_t *state = w->state + row;
+        int64_t column = w->column[ids[row]], k = 0;
+        *state = goes_on(w, *state, column, w->left) ? w->next[*state * w->K + column] : -1;
+        while (*state >= 0 && k < w->K && !goes_on(w, *state, k, w->left - 1)) k++;
+        w->ends += *state < 0 || k == w->K;
+    }
+    w->left--;
+    return w->ends;
+}
 
 static int likelier(const void *a, const void *b) {
     const struct candidate *x = a, *y = b;
@@ -57,13 +93,16 @@ static int64_t choose(const float *logits, int64_t V, const struct choice *how, 
     return chosen;
 }
 
-/* Choose an id for each of B rows of logits; returns -1, or the first row in which none can be chosen. */
-int64_t charlm_choose(const float *logits, int64_t B, int64_t V, int64_t stride, const struct choice *how,
-                      const double *uniforms, int64_t *chosen, double *weight, struct candidate *sorted) {
+/* Choose an id for each of B rows of logits; returns -1, or the first row in which none can be chosen. `walk` may be
+   NULL; else it moves on, and the logits are changed. */
+int64_t charlm_choose(float *logits, int64_t B, int64_t V, int64_t stride, const struct choice *how,
+                      struct walk *walk, const double *uniforms, int64_t *chosen, double *weight, struct candidate *sorted) {
     for (int64_t row = 0; row < B; row++) {
+        if (walk) mask(walk, row, V, logits + row * stride);
         int64_t id = choose(logits + row * stride, V, how, uniforms ? uniforms[row] : 0, weight, sorted);
         if (id < 0) return row;
         chosen[row] = id;
     }
+    if (walk) move(walk, B, chosen);
     return -1;
 }

@@ -7,6 +7,7 @@ for bans, the penalty of repetition and the caller's own filters.
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,11 @@ from charlm.errors import InputError, shown
 from charlm.generation.engine import Engine
 from charlm.generation.options import SamplingOptions
 from charlm.generation.sampling import nothing_to_draw
-from charlm.native.library import ChoiceStruct
+from charlm.native.library import ChoiceStruct, WalkStruct
+from charlm.patterns.automaton import Automaton
+
+if TYPE_CHECKING:
+    from charlm.generation.state import PredictionState
 
 __all__ = ["NativeEngine"]
 
@@ -42,6 +47,9 @@ class NativeEngine(Engine):
         self._scratch_at = self._scratch.data_ptr(), self._scratch.data_ptr() + 8 * vocab_size
         self._options: SamplingOptions | None = None  # those of `choice`
         self._choice = ChoiceStruct()
+        self._automaton: Automaton | None = None  # that of `walk`
+        self._walk = WalkStruct()
+        self._states = np.zeros(rows, np.int32)  # where `walk` has them
 
     def _choice_of(self, options: SamplingOptions) -> ChoiceStruct:
         """Return what the C functions are told of options without filters."""
@@ -55,10 +63,49 @@ class NativeEngine(Engine):
             )
         return self._choice
 
+    def _knows(self, state: PredictionState, options: SamplingOptions) -> bool:
+        """Return whether the C functions know all that has a say in the choice."""
+        return not options.filters_by_itself and (
+            state.walk is None or type(state.walk.constraint) is Automaton
+        )
+
+    def _walk_of(self, state: PredictionState) -> WalkStruct | None:
+        """Return what the C functions are told of an automaton; None: there is none."""
+        if state.walk is None:
+            return None
+        automaton = state.walk.constraint
+        if isinstance(automaton, Automaton) and automaton is not self._automaton:
+            self._automaton = automaton
+            tables = automaton.column, automaton.next, automaton.distance, self._states
+            column, after, distance, states = (table.ctypes.data for table in tables)
+            self._walk = WalkStruct(column=column, next=after, distance=distance, state=states)
+            self._walk.K = automaton.next.shape[1]
+        self._walk.left = state.walk.left
+        self._states[:] = [at or 0 for at in state.walk.states]
+        return self._walk
+
+    def _walked(self, state: PredictionState, turns: int, ids: Tensor) -> Tensor:
+        """Tell the walk of turns that were made; return their ids (t B,), -1 where the last one is an end."""
+        if state.walk is not None:
+            state.walk.moved(turns, self._states.tolist(), none_ends=self._walk.ends == 0)
+            if self._walk.ends:
+                ids[-self.rows :][torch.from_numpy(self._states) < 0] = -1
+        return ids
+
     @override
     def choose(
         self, logits: Tensor, options: SamplingOptions, uniforms: NDArray[np.float64] | None
     ) -> Tensor:
+        return self._chosen(logits, options, uniforms, None)
+
+    def _chosen(
+        self,
+        logits: Tensor,
+        options: SamplingOptions,
+        uniforms: NDArray[np.float64] | None,
+        walk: WalkStruct | None,
+    ) -> Tensor:
+        """Do what `choose` does, in a walk; then the logits are changed."""
         logits, n, V = logits.contiguous(), logits.shape[0], self.vocab_size
         if logits.dtype != torch.float32 or logits.shape != (n, V) or not is_host(logits.device):
             raise InputError(f"logits must be float32 of shape (n, {V}) on the CPU, got {shown(logits)}")
@@ -66,7 +113,7 @@ class NativeEngine(Engine):
         uniforms_at = None if uniforms is None else uniforms.ctypes.data
         row: int = self._kernel.charlm_choose(
             *(logits.data_ptr(), n, V, V),
-            *(self._choice_of(options), uniforms_at, chosen.data_ptr(), *self._scratch_at),
+            *(self._choice_of(options), walk, uniforms_at, chosen.data_ptr(), *self._scratch_at),
         )
         if row >= 0:
             raise nothing_to_draw(row, float(logits[row].max()))

@@ -181,7 +181,7 @@ class NativeGPT(NativeEngine):
     def turns(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
     ) -> Tensor | None:
-        if options.filters_by_itself:
+        if not self._knows(state, options):
             return None
         if not state.steps_left and not self._set_up(state):
             return None
@@ -196,7 +196,7 @@ class NativeGPT(NativeEngine):
             self._uniforms[: len(uniforms)] = uniforms  # whose address is known
         chosen = torch.empty(count * B, dtype=torch.int64, device="cpu")
         done: int = self._kernel.charlm_turns(
-            *(packed.struct, self._step, self._choice_of(options)),
+            *(packed.struct, self._step, self._choice_of(options), self._walk_of(state)),
             *(None if uniforms is None else self._uniforms_at, count, chosen.data_ptr()),
         )
         if done == 0:
@@ -205,7 +205,7 @@ class NativeGPT(NativeEngine):
         # Of a single turn no tensor is asked again: after a pass each such call takes some microseconds.
         state.took(self._ids if count == 1 else chosen.numpy()[: done * B])
         state.steps_left = left - done if done == count else 0
-        return chosen if count == 1 else chosen[: done * B]
+        return self._walked(state, done, chosen if count == 1 else chosen[: done * B])
 
     def refresh(self) -> None:
         """Pack the weights anew if they were changed."""

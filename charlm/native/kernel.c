@@ -95,6 +95,7 @@ struct pass {
     float *logits; /* (wanted, Vp) */
     float *work;   /* charlm_work(...) floats */
     const struct choice *how; /* NULL, or how an id is chosen for each row, of which one id is read */
+    const struct walk *walk;  /* NULL, or what the texts have to match */
     const double *uniforms;   /* (B,), or NULL: the likeliest */
     int64_t *chosen;          /* (B,); -1 where none can be chosen */
 };
@@ -564,9 +565,11 @@ static void run(struct worker *me, const void *model, const void *pass) {
     barrier(me);
     if (!chooses) return;
     share(me, p->B, &from, &to);
-    for (int64_t row = from; row < to; row++)
+    for (int64_t row = from; row < to; row++) {
+        if (p->walk) mask(p->walk, row, m->V, p->logits + row * m->Vp);
         p->chosen[row] = choose(p->logits + row * m->Vp, m->V, p->how, p->uniforms ? p->uniforms[row] : 0,
                                 (double *)for_choice, (struct candidate *)(for_choice + 2 * m->Vp));
+    }
     barrier(me);
 }
 
@@ -593,18 +596,20 @@ static void go_on(const struct model *m, const struct pass *p, int64_t row, int6
 
 /* Up to `turns` times: read an id of each row, the only one of it in this pass, and choose the next, which takes
    its place; positions move on by one. `uniforms` and `chosen` are (turns, B). Returns how many turns were made:
-   fewer if none can be chosen in a row, which then has -1. */
-int64_t charlm_turns(const struct model *m, const struct pass *p, const struct choice *how, const double *uniforms,
-                     int64_t turns, int64_t *chosen) {
+   fewer if none can be chosen in a row, which then has -1, or if a text in `walk`, which may be NULL, is at its end. */
+int64_t charlm_turns(const struct model *m, const struct pass *p, const struct choice *how, struct walk *walk,
+                     const double *uniforms, int64_t turns, int64_t *chosen) {
     for (int64_t turn = 0; turn < turns; turn++) {
         struct pass one = *p;
         one.how = how;
+        one.walk = walk;
         one.uniforms = uniforms ? uniforms + turn * p->B : 0;
         one.chosen = chosen + turn * p->B;
         charlm_pass(m, &one);
         for (int64_t row = 0; row < p->B; row++)
             if (one.chosen[row] < 0) return turn;
         for (int64_t row = 0; row < p->B; row++) go_on(m, p, row, one.chosen[row]);
+        if (walk && move(walk, p->B, one.chosen)) return turn + 1;
     }
     return turns;
 }
@@ -613,7 +618,7 @@ int64_t charlm_turns(const struct model *m, const struct pass *p, const struct c
    room for 8 V floats. */
 int64_t charlm_mixed_turns(const struct model *m, const struct pass *p, const struct ngrams *g, const float *weights,
                            int64_t *const *texts, const int64_t *lengths, const struct choice *how,
-                           const double *uniforms, int64_t turns, int64_t *chosen, float *work) {
+                           struct walk *walk, const double *uniforms, int64_t turns, int64_t *chosen, float *work) {
     int64_t V = m->V, strides[2] = {m->Vp, V};
     float *counted = work, *p_each = work + V, *mixed = work + 3 * V;
     double *weight = (double *)(work + 4 * V);
@@ -625,6 +630,7 @@ int64_t charlm_mixed_turns(const struct model *m, const struct pass *p, const st
             int64_t n = lengths[row] + turn;
             charlm_ngrams(g, texts[row], n, n + 1, counted);
             charlm_mix(2, 1, V, said, strides, weights, p_each, mixed);
+            if (walk) mask(walk, row, V, mixed);
             ids[row] = choose(mixed, V, how, uniforms ? uniforms[turn * p->B + row] : 0, weight,
                               (struct candidate *)(weight + V));
             if (ids[row] < 0) return turn;
@@ -633,6 +639,7 @@ int64_t charlm_mixed_turns(const struct model *m, const struct pass *p, const st
             texts[row][lengths[row] + turn] = ids[row];
             go_on(m, p, row, ids[row]);
         }
+        if (walk && move(walk, p->B, ids)) return turn + 1;
     }
     return turns;
 }

@@ -33,6 +33,7 @@ __all__ = [
     "ModelStruct",
     "NGramStruct",
     "PassStruct",
+    "WalkStruct",
     "library",
     "why_no_library",
 ]
@@ -90,7 +91,7 @@ class PassStruct(ctypes.Structure):
             for name in ("begin", "slot", "id", "before", "position", "want", "keys", "values")
         ),
         *((name, _int) for name in ("slots", "half")),
-        *((name, _pointer) for name in ("logits", "work", "how", "uniforms", "chosen")),
+        *((name, _pointer) for name in ("logits", "work", "how", "walk", "uniforms", "chosen")),
     )
 
 
@@ -98,6 +99,16 @@ class ChoiceStruct(ctypes.Structure):
     """How an id is chosen."""
 
     _fields_ = (*((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p")), ("top_k", _int))
+
+
+class WalkStruct(ctypes.Structure):
+    """Where texts stand in an automaton."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("column", "next", "distance")),
+        *((name, _int) for name in ("K", "left", "ends")),
+        ("state", _pointer),
+    )
 
 
 class NGramStruct(ctypes.Structure):
@@ -232,19 +243,19 @@ def _declared(path: Path) -> ctypes.CDLL:
     loaded.charlm_pass.argtypes = (ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct))
     loaded.charlm_pass.restype = None
     loaded.charlm_choose.argtypes = (
-        *(_pointer, _int, _int, _int, ctypes.POINTER(ChoiceStruct)),
+        *(_pointer, _int, _int, _int, ctypes.POINTER(ChoiceStruct), ctypes.POINTER(WalkStruct)),
         *(_pointer, _pointer, _pointer, _pointer),
     )
     loaded.charlm_choose.restype = _int
     loaded.charlm_turns.argtypes = (
         *(ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct), ctypes.POINTER(ChoiceStruct)),
-        *(_pointer, _int, _pointer),
+        *(ctypes.POINTER(WalkStruct), _pointer, _int, _pointer),
     )
     loaded.charlm_turns.restype = _int
     loaded.charlm_mixed_turns.argtypes = (
         *(ctypes.POINTER(ModelStruct), ctypes.POINTER(PassStruct), ctypes.POINTER(NGramStruct)),
         *(_pointer, _pointer, _pointer, ctypes.POINTER(ChoiceStruct)),
-        *(_pointer, _int, _pointer, _pointer),
+        *(ctypes.POINTER(WalkStruct), _pointer, _int, _pointer, _pointer),
     )
     loaded.charlm_mixed_turns.restype = _int
     loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGramStruct), _pointer, _int, _int, _pointer)

@@ -96,7 +96,7 @@ class NativeMixture(NativeEngine):
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
     ) -> Tensor | None:
         if (
-            options.filters_by_itself
+            not self._knows(state, options)
             or not self._is_pair
             or (not state.steps_left and not self._set_up(state))
         ):
@@ -117,7 +117,8 @@ class NativeMixture(NativeEngine):
                 *(texts.ctypes.data + row * texts.strides[0] for row in range(self.rows))
             ),
             (ctypes.c_int64 * self.rows)(*lengths),
-            *(self._choice_of(options), None if uniforms is None else uniforms.ctypes.data, count),
+            *(self._choice_of(options), self._walk_of(state)),
+            *(None if uniforms is None else uniforms.ctypes.data, count),
             *(chosen.data_ptr(), self._room.data_ptr()),
         )
         if done == 0:
@@ -125,7 +126,7 @@ class NativeMixture(NativeEngine):
         state.took(chosen.numpy()[: done * self.rows])
         self._read[0] = [range(read.start, read.stop + done) for read in known]
         state.steps_left = left - done if done == count else 0
-        return chosen[: done * self.rows]
+        return self._walked(state, done, chosen[: done * self.rows])
 
     def _set_up(self, state: PredictionState) -> bool:
         """Prepare single steps of the GPT, and return whether the next turn is one."""

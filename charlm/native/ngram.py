@@ -107,7 +107,7 @@ class NativeNGram(NativeEngine):
     def turn(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
     ) -> Tensor | None:
-        if options.filters_by_itself:
+        if not self._knows(state, options):
             return None
         if not state.steps_left:
             if (steps := state.single_steps()) is None:
@@ -115,10 +115,11 @@ class NativeNGram(NativeEngine):
             state.steps_left = steps[1]
         lengths = state.lengths
         logits = [self._predict(state.texts, row, n, n + 1) for row, n in enumerate(lengths)]
-        ids = self.choose(torch.cat(logits), options, options.uniforms(addresses, lengths))
+        uniforms = options.uniforms(addresses, lengths)
+        ids = self._chosen(torch.cat(logits), options, uniforms, self._walk_of(state))
         state.took(ids.numpy())
         state.steps_left -= 1
-        return ids
+        return self._walked(state, 1, ids)
 
     def _predict(self, texts: NDArray[np.int64], row: int, first: int, end: int) -> Tensor:
         """Return log-probabilities (t, V) of the ids of a row at the positions `first` ... `end` - 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -72,6 +73,8 @@ def test_json_holds_all_that_is_needed_to_repeat_it(command: Command, run: Path)
         "repetition_penalty": 1.0,
         "draft": False,
         "banned": "",
+        "regex": None,
+        "choices": None,
         "allowed": None,
     }
     assert command("generate", run, *flags, "--json", "--seed", str(first["seed"])) == 0
@@ -360,3 +363,17 @@ def test_what_stands_in_the_training_text_is_told(command: Command, run: Path, t
     assert first == {"n_chars": 100, "n_shared": 60, "longest": written[12:72], "passages": [[10, 70]]}
     assert second["n_shared"] == 0
     assert command("generate", run, "--verbatim", "nowhere.txt") == 1
+
+
+def test_a_text_can_be_held_to_a_pattern_or_to_choices(command: Command, run: Path) -> None:
+    assert command("generate", run, "-p", "on ", "--regex", "[a-e]{3,5}", "--seed", "1") == 0
+    assert re.fullmatch("on [a-e]{3,5}\n", command.out)
+    flags = ("--choice", "the", "--choice", "then", "--num-samples", "4", "--json")
+    assert command("generate", run, "-p", "on ", *flags) == 0
+    found = json.loads(command.out)
+    assert {*found["samples"]} <= {"on the", "on then"}
+    assert found["settings"]["choices"] == ["the", "then"]
+    assert command("generate", run, "--regex", "a{9}", "-n", "3") == 1
+    assert "at least 9" in command.err
+    assert command("generate", run, "--regex", "a", "--stop", "b") == 2
+    assert "--regex and --stop exclude each other" in command.err

@@ -17,6 +17,7 @@ from benchmarks import (
     batches,
     checkpoints,
     common,
+    constrained,
     cost,
     draft,
     draw,
@@ -377,6 +378,12 @@ def test_batches_are_drawn_in_four_ways(quick: Callable[..., Any]) -> None:
 def test_ngram_orders_are_fitted_and_scored(quick: Callable[..., Any]) -> None:
     results = quick(ngram.main)
     assert results["3"]["loss_nats"] < results["1"]["loss_nats"]
+
+
+def test_texts_held_to_a_pattern_are_timed(quick: Callable[..., Any]) -> None:
+    results = quick(constrained.main, data=False)
+    assert set(results["cost"]) == {"65", "4,000"}
+    assert results["patterns"]["(a|b)*a(a|b){20}"]["outcome"] == "refused"
 
 
 def test_processes_that_share_the_cores_are_timed_alone_and_together(quick: Callable[..., Any]) -> None:
