@@ -25,7 +25,7 @@ ORDER = [
     {"runs"},
     {"training"},
     {"lm"},
-    {"plotting", "testing"},
+    {"plotting", "testing", "compression"},
     {"cli"},
 ]
 LEVEL = {wing: level for level, wings in enumerate(ORDER) for wing in wings}
