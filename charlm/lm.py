@@ -28,15 +28,14 @@ from charlm.generation.stopping import StopMatcher
 from charlm.generation.stream import continue_ids, continued
 from charlm.models.base import LanguageModel
 from charlm.models.config import unlimited_window
-from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, read_model_files, save_model
+from charlm.models.extending import extended
+from charlm.models.saving import CONFIG_FILE, build_model, build_tokenizer, save_model
 from charlm.native.storage import Storage, round_weights
 from charlm.plain import as_path, as_text, int_from
-from charlm.runs.checkpoint import is_checkpoint_name, read_checkpoint
-from charlm.runs.choosing import MIXTURE_FOLDER, best_whole_checkpoint, mixture_of
-from charlm.runs.directory import RunDirectory
+from charlm.runs.choosing import model_files_at
 from charlm.text.choosing import banned_ids
 from charlm.text.streaming import StreamDecoder, start_ids
-from charlm.text.tokenizer import ByteTokenizer, Tokenizer, unit_of
+from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, unit_of
 
 __all__ = ["CharLM", "load"]
 
@@ -323,6 +322,40 @@ class CharLM:
         result = dataclasses.replace(found.result, n_bytes=self._predicted_bytes(text))
         return dataclasses.replace(found, result=result, text=text)
 
+    def extend(self, text: str, *, block_size: int | None = None) -> CharLM:
+        """Return a copy that knows the characters of a text, too, to be trained on it.
+
+        Old characters keep their ids, and what the model has learnt of them stays, bit for bit: their logits
+        are those of the model. A new character begins as the mean of the old ones. `Trainer` trains
+        `lm.model` on a `BlockDataset` made with `lm.tokenizer`; a tenth of a recipe's learning rate is a good
+        begin.
+
+        Args:
+            text: the new text, or all characters that are to be known.
+            block_size: T of the copy: shorter, or with rotary positions longer. None: as it is.
+
+        Returns:
+            A new `CharLM`; this one stays as it is. With a `ByteTokenizer` there is nothing to add.
+
+        Raises:
+            InputError: the model counts characters, as an `NGramLM` does, or the tokenizer is not one of
+                charlm's.
+            ConfigError: there can be no such `block_size`.
+
+        Example:
+            >>> from charlm import BigramLM, CharTokenizer
+            >>> lm = CharLM(BigramLM(3), CharTokenizer("abc"))
+            >>> lm.extend("cabbage").tokenizer
+            <CharTokenizer of 5 characters: 'abceg'>
+        """
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, CharTokenizer):
+            tokenizer = tokenizer.extend(text)
+        elif not isinstance(tokenizer, ByteTokenizer):
+            raise InputError(f"extend needs one of charlm's tokenizers, and the model has {shown(tokenizer)}")
+        changes = {} if block_size is None else {"block_size": block_size}
+        return CharLM(extended(self.model, tokenizer.vocab_size, **changes), tokenizer, backend=self._backend)
+
     def save(self, directory: str | Path) -> None:
         """Write config.json, tokenizer.json and model.safetensors into a directory of their own.
 
@@ -461,16 +494,7 @@ def load(
     """
     directory = as_path(path)
     backend = get_backend(device)
-    if (directory / "run.json").exists():
-        run = RunDirectory.open(directory)
-        best = best_whole_checkpoint(run)
-        files, where = best.files, best.info.path
-        if mixture and (mixed := mixture_of(run, best.info)) is not None:
-            files, where = mixed, run.path / MIXTURE_FOLDER
-    elif is_checkpoint_name(directory.name) and directory.exists():  # whole, or damaged; no saved model
-        files, where = read_checkpoint(directory).files, directory
-    else:
-        files, where = read_model_files(directory), directory
+    files, where = model_files_at(directory, mixture=mixture)
     if CONFIG_FILE not in files:
         raise CheckpointError(
             f"{quoted(str(where))} is a training-only checkpoint of a module that is no LanguageModel; "

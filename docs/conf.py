@@ -41,6 +41,7 @@ import notebooks  # a file beside this one
 import charlm
 from charlm.cli.parser import parse
 from charlm.config import Config
+from charlm.data.documents import Documents
 from charlm.evaluation import Surprisal
 from charlm.models.config import BigramConfig, GPTConfig, ModelConfig, NGramConfig
 from charlm.training import RunHistory
@@ -241,7 +242,7 @@ class NDArray:
     __module__ = "numpy.typing"
 
 
-for _record in (RunHistory, Surprisal):
+for _record in (RunHistory, Surprisal, Documents):
     _hints = get_type_hints(_record)
     _record.__annotations__ = {
         field: NDArray if get_origin(hint) is np.ndarray else hint for field, hint in _hints.items()

@@ -8,6 +8,7 @@ torch takes seconds.
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -88,7 +89,8 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
 
     with sharing_cores():
         with signals.ending_at_once():
-            command = importlib.import_module(f"charlm.cli.{args.command}")
+            name = args.command + "_" * keyword.iskeyword(args.command)
+            command = importlib.import_module(f"charlm.cli.{name}")
         signals.check()
         code: int = command.run(args, console, signals, began)
     emit("")
@@ -111,7 +113,7 @@ def _check_address_space() -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, UnknownCharacterError):
-        return f"{error} (when training: --tokenizer byte)"
+        return f"{error} (as a flag: --on-unknown skip; charlm train --from RUN teaches them to the model)"
     if isinstance(error, NotEnoughMemoryError):
         return f"{error} (as flags: --batch-size, --accumulate, --block-size, --n-embd, --n-layer)"
     if isinstance(error, CharLMError):

@@ -135,7 +135,7 @@ def score_baseline(
     part = "" if counted.chars == train.n_ids else f" from the last {counted.chars:,} {train.unit}s"
     line = f"n-gram  baseline of order {counted.model.order}, counted{part} in {seconds:.1f} s{loss}"
     left_out = 0 if result is None else result.n_left_out
-    scored = 0 if result is None or val is None else result.n_chars if left_out else val.n_ids
+    scored = 0 if result is None or val is None else result.n_chars if left_out else val.n_targets + 1
     values: dict[str, object] = {
         "order": counted.model.order,
         "loss_nats": None if result is None else result.loss_nats,

@@ -20,20 +20,29 @@ from numpy.typing import NDArray
 from charlm.backends.host import available_bytes
 from charlm.cli.output import Console, UsageError
 from charlm.cli.preparing import Bar
+from charlm.cli.reading import (
+    VAL_FRACTION,
+    Reading,
+    begins_with,
+    joined_notes,
+    named,
+    pieces_of,
+    unknown_notes,
+)
+from charlm.data.documents import Documents
 from charlm.data.prepare import prepare_corpus
 from charlm.data.prepared import PreparedCorpus, is_prepared
-from charlm.errors import CorpusError, quoted
+from charlm.errors import CorpusError, DataError, quoted
 from charlm.files.folders import cache_folder
 from charlm.files.reading import OpenFile
 from charlm.plain import share_of
-from charlm.text.corpus import load_corpus
+from charlm.text.corpus import corpus_pieces, load_corpus
 from charlm.text.inspection import remarks
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 __all__ = ["Encoded", "corpus_of", "encode_corpus", "is_large"]
 
 _MOST_OF_FREE = 16  # a text may take one part in so many of the free memory: what is made of it takes more
-_VAL_FRACTION = 0.1  # where nobody has said another
 _PACKED = 5  # how many times larger than a compressed file its text may be
 
 
@@ -52,6 +61,8 @@ class Encoded:
     """Length of the text."""
     remarks: Sequence[str]
     """What a person should know of the text."""
+    documents: Documents | None = None
+    """Where those end that are not one text."""
 
     @property
     def n_ids(self) -> int:
@@ -62,10 +73,10 @@ class Encoded:
     def recorded_split(self) -> tuple[float, float]:
         """Where a prepared corpus says that validation begins: the share for that, and the one to cut at."""
         if not isinstance(self.ids, PreparedCorpus):
-            return _VAL_FRACTION, 1 - _VAL_FRACTION
+            return VAL_FRACTION, 1 - VAL_FRACTION
         N, train_ids = self.n_ids, self.ids.index.train_ids
-        if train_ids == share_of(N, 1 - _VAL_FRACTION):
-            return _VAL_FRACTION, 1 - _VAL_FRACTION
+        if train_ids == share_of(N, 1 - VAL_FRACTION):
+            return VAL_FRACTION, 1 - VAL_FRACTION
         return 1 - train_ids / N, 1.0 if train_ids == N else (train_ids + 0.5) / N
 
     @property
@@ -75,21 +86,13 @@ class Encoded:
 
 
 def encode_corpus(
-    sources: Sequence[str],
-    encoding: str,
-    kind: str,
-    val_fraction: float,
-    *,
-    console: Console,
-    prepared: bool | None = None,
+    sources: Sequence[str], reading: Reading, *, console: Console, prepared: bool | None = None
 ) -> Encoded:
     """Read texts, make the tokenizer, and encode them.
 
     Args:
         sources: as `load_corpus` takes them; or one prepared corpus.
-        encoding: of the files among them.
-        kind: of the tokenizer: "char" or "byte".
-        val_fraction: share of the text, at its end, that is kept for validation.
+        reading: how they are read.
         console: where it is said that a text is prepared.
         prepared: whether the ids are to be on disk. None: where the text is large.
 
@@ -97,22 +100,78 @@ def encode_corpus(
         UsageError: a prepared corpus was given beside something else, or with other settings than its own.
         CharLMError: what `load_corpus`, `prepare_corpus` and the tokenizer raise.
     """
-    corpus = corpus_of(
-        sources, encoding, "byte" if kind == "byte" else "char", console=console, wanted=prepared
-    )
+    corpus = _stored(sources, reading, console, prepared)
     if corpus is not None:
         if corpus.tokenizer is None:
             raise CorpusError(
                 f"{quoted(str(corpus.path))} has ids whose characters are not known, such as tokens of "
                 "GPT-2; train from Python: BlockDataset.open"
             )
-        kind = "byte" if isinstance(corpus.tokenizer, ByteTokenizer) else "char"
         n_chars = corpus.index.n_chars or corpus.index.n_ids
-        return Encoded(encoding, kind, corpus.tokenizer, corpus, n_chars, [])
-    text = load_corpus(sources, encoding=encoding)
-    tokenizer: Tokenizer = ByteTokenizer() if kind == "byte" else CharTokenizer.from_text(text)
-    notes = remarks(text, tokenizer.vocab_size, val_fraction=val_fraction)
-    return Encoded(encoding, kind, tokenizer, tokenizer.encode_array(text), len(text), notes)
+        documents = _stored_documents(corpus, reading) if reading.apart else None
+        kind = _kind(corpus.tokenizer)
+        return Encoded(reading.encoding, kind, corpus.tokenizer, corpus, n_chars, [], documents)
+    texts = [load_corpus(source, encoding=reading.encoding) for source in sources]
+    text = "".join(texts)
+    known, on_unknown = reading.tokenizer, reading.on_unknown
+    tokenizer = reading.made(text)
+    notes = [] if known is None else unknown_notes(text, known, on_unknown)
+    if isinstance(known, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
+        new = tokenizer.vocab[known.vocab_size :]
+        notes += [f"new to the model: {named(new)}"] if new else []
+    documents = None
+    if reading.apart:
+        pieces, weights, said = pieces_of(sources, texts, reading)
+        rows = [tokenizer.encode_array(piece, on_unknown=on_unknown) for piece in pieces]
+        ids, documents = np.concatenate(rows), Documents.of([len(row) for row in rows], weights)
+        notes += said
+    else:
+        ids = tokenizer.encode_array(text, on_unknown=on_unknown)
+        notes += joined_notes(sources, texts, reading.val_fraction)
+    end = 0.0 if reading.apart else reading.val_fraction  # of the text: documents have each their own
+    notes += remarks(text, tokenizer.vocab_size, val_fraction=end)
+    return Encoded(reading.encoding, _kind(tokenizer), tokenizer, ids, len(text), notes, documents)
+
+
+def _stored_documents(corpus: PreparedCorpus, reading: Reading) -> Documents:
+    ends = corpus.documents().astype(np.int64)
+    lengths = np.diff(ends, prepend=0).tolist()
+    if reading.separator is not None:
+        raise UsageError(
+            "--separator needs texts that fit into memory; of a prepared corpus each file is one"
+        )
+    if reading.weights is not None and len(reading.weights) != len(lengths):
+        raise UsageError("--weight needs the files themselves: a prepared corpus does not know their names")
+    return Documents.of(lengths, reading.weights)
+
+
+def _kind(tokenizer: CharTokenizer | ByteTokenizer) -> str:
+    return "byte" if isinstance(tokenizer, ByteTokenizer) else "char"
+
+
+def _stored(
+    sources: Sequence[str], reading: Reading, console: Console, wanted: bool | None
+) -> PreparedCorpus | None:
+    """Return the prepared corpus of texts, if it is named or they are large; else None."""
+    tokenizer = reading.tokenizer
+    is_named = any(map(is_prepared, sources))
+    wanted = is_large(sources) if wanted is None else wanted
+    if (is_named or wanted) and reading.on_unknown != "error":
+        raise UsageError(
+            "--on-unknown needs a text that fits into memory; without it, new characters are added"
+        )
+    if not is_named and wanted and isinstance(tokenizer, CharTokenizer) and reading.extends:
+        tokenizer = tokenizer.extend(
+            piece for source in sources for piece in corpus_pieces(source, encoding=reading.encoding)
+        )
+    kind: Literal["char", "byte"] = "byte" if reading.kind == "byte" else "char"
+    corpus = corpus_of(sources, reading.encoding, tokenizer or kind, console=console, wanted=wanted)
+    if corpus is not None and tokenizer is not None and not begins_with(corpus.tokenizer, tokenizer):
+        raise DataError(
+            f"{quoted(str(corpus.path))} was prepared with another vocabulary than the model's, so its ids "
+            "stand for other characters; give the text itself"
+        )
+    return corpus
 
 
 def corpus_of(
@@ -125,7 +184,12 @@ def corpus_of(
 ) -> PreparedCorpus | None:
     """Return the prepared corpus that is named, or one of the texts if they are large; else None.
 
-    Arguments and errors are those of `encode_corpus`; the tokenizer may be one that is there already.
+    Args:
+        sources: as `load_corpus` takes them; or one prepared corpus.
+        encoding: of the files among them.
+        tokenizer: "char", "byte", or one that is there already.
+        console: where it is said that a text is prepared.
+        wanted: whether the ids are to be on disk. None: where the text is large.
     """
     folders = [source for source in sources if is_prepared(source)]
     if folders:

@@ -21,6 +21,7 @@ from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
 from charlm.cli.encoded import is_large
 from charlm.cli.output import Console, UsageError, aligned, check_output, emit, writing
+from charlm.cli.reading import known_text
 from charlm.cli.signals import Signals
 from charlm.cli.stored import score_stored, stored_text
 from charlm.data.prepared import is_prepared
@@ -50,10 +51,15 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     stored = any(map(is_prepared, args.files)) or is_large(args.files)
     if stored and (args.show or args.html is not None):
         raise UsageError("--show and --html need a text that fits into memory; give a part of it")
+    if stored and args.on_unknown is not None:
+        raise UsageError("--on-unknown needs a text that fits into memory; give a part of it")
     text = "" if stored else load_corpus(args.files, encoding=args.encoding)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
     if stored:
         return _scored_on_disk(args, lm, console)
+    text, notes = known_text(text, lm.tokenizer, args.on_unknown or "error")
+    for note in notes:
+        console.complain(f"note: {note}")
     found = None
     if args.html is not None or args.show:
         found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)

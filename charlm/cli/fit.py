@@ -27,12 +27,15 @@ from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
 from charlm.cli.output import Console
+from charlm.cli.parent import OldText, Parent, old_text
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
+from charlm.cli.reading import Reading
 from charlm.cli.report import (
     device_line,
     done_line,
     model_line,
+    moved_line,
     next_lines,
     recipe_line,
     result_lines,
@@ -50,6 +53,7 @@ from charlm.data.prepared import PreparedCorpus
 from charlm.data.rows import StoredRow
 from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
+from charlm.plain import as_float, as_int
 from charlm.text.tokenizer import unit_of
 from charlm.training.budget import steps_within
 from charlm.training.callbacks import Callback
@@ -81,17 +85,20 @@ def begin(
     settings: Settings,
     encoded: Encoded,
     *,
+    reading: Reading,
     val_fraction: float,
     train_share: float,
     console: Console,
     signals: Signals,
     began: float,
     kept: bool,
+    parent: Parent | None = None,
 ) -> int:
-    """Train a new model.
+    """Train a new model, or one that is there, on a text.
 
-    `train_share` is where the text is cut, 1 - `val_fraction` or as a run did; `kept` says that the settings
-    are those of an earlier run, and nothing is chosen.
+    `reading` is how it was encoded; `train_share` is where it is cut, 1 - `val_fraction` or as a run did;
+    `kept` says that the settings are those of an earlier run, and nothing is chosen; `parent` is the model to
+    begin with.
     """
     repeats = args.repeat is not None
     timetable = read_timetable(args.repeat) if repeats and settings.training.minutes is not None else None
@@ -103,7 +110,9 @@ def begin(
         train_share=train_share,
         console=console,
         kept=kept,
+        parent=parent,
     )
+    old = None if parent is None else _old_text(parent.values, run.texts, console)
     baseline: Baseline | None = None
 
     def measure() -> tuple[dict[str, object], int | None, float]:
@@ -111,6 +120,8 @@ def begin(
         training, baseline, aside_chars, concluding = _measure(
             run, console, counts=args.baseline, times=timetable is None, kept=kept
         )
+        if old is not None and timetable is None and training.minutes is not None:
+            concluding += old.seconds(run.model, training.eval_chars, run.texts.val, run.backend)
         signals.check()
         if timetable is None and training.minutes is not None:
             training = _within_minutes(training, run, training.minutes, began - concluding, console)
@@ -125,11 +136,14 @@ def begin(
 
     def on_start(path: Path) -> None:
         record = _record(args, encoded, run, training, baseline)
+        record |= reading.record()
+        if parent is not None:
+            record |= {"parent": parent.values, "vocabulary": encoded.tokenizer.to_dict()}
         write_record(path, {**record, "aside_chars": aside_chars})
         if baseline is not None:
             baseline.save(path, console)
 
-    progress = Progress(console, signals, on_start)
+    progress = Progress(console, signals, on_start, old)
     trainer = Trainer(
         run.model,
         run.texts.train,
@@ -138,7 +152,7 @@ def begin(
         tokenizer=run.texts.tokenizer,
         out_dir=args.out,
         device=run.backend,
-        callbacks=[progress, *_loggers(args.log_to or ())],
+        callbacks=[*([] if old is None else [old]), progress, *_loggers(args.log_to or ())],
         timetable=timetable,
     )
     enough = most_steps is not None and training.max_steps == most_steps
@@ -163,7 +177,7 @@ def resume(
     encoded: Encoded,
     *,
     sources: Sequence[str],
-    max_steps: int | None,
+    end: Mapping[str, object],
     console: Console,
     signals: Signals,
     began: float,
@@ -178,28 +192,32 @@ def resume(
             "sources": [lasting(source) for source in sources],
             "encoding": encoded.encoding,
             "training": trainer.config.to_dict(),
-            "moved_end": origin.has_moved_end() or max_steps is not None,
+            "moved_end": origin.has_moved_end() or bool(end),
             "log_to": list(log_to),
             "versions": _versions(),
             "commands": [*(commands if isinstance(commands, list) else []), _command()],
         }
         write_record(path, {**origin.values, **changed})
 
-    progress = Progress(console, signals, on_start)
+    old = None if origin.parent is None else _old_text(origin.parent, texts, console)
+    progress = Progress(console, signals, on_start, old)
     trainer = Trainer.resume(
         args.out,
         texts.train,
         val_data=texts.val,
-        callbacks=[progress, *_loggers(log_to)],
+        callbacks=[*([] if old is None else [old]), progress, *_loggers(log_to)],
         device=args.device or origin.device,
-        max_steps=max_steps,
+        max_steps=as_int(end.get("max_steps")),
+        minutes=as_float(end.get("minutes")),
     )
     console.say(text_line(sources, encoded, texts))
     world = join(trainer.backend)
     console.say(device_line(trainer.backend, trainer.config, world.size))
-    end = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
-    console.say(done_line(trainer, end=end))
-    if end is not None and trainer.step >= end:
+    last = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
+    if end:
+        console.say(moved_line(trainer, Path(args.out)))
+    console.say(done_line(trainer, end=last))
+    if last is not None and trainer.step >= last:
         if world.is_first and not is_concluded(args.out, texts, origin.values):  # it was killed just before
             _conclude(trainer, args.out, texts, console, signals)
         return 0
@@ -268,6 +286,7 @@ def _prepare(
     train_share: float,
     console: Console,
     kept: bool,
+    parent: Parent | None,
 ) -> _Prepared:
     """Plan the training, cut the text, build the model, and say what all of it is."""
     backend, tokenizer = get_backend(args.device or "auto"), encoded.tokenizer
@@ -277,7 +296,8 @@ def _prepare(
         tokenizer.vocab_size,
         val_fraction=val_fraction,
         unit=unit_of(tokenizer),
-        choose=args.preset is None and not kept,
+        choose=args.preset is None and not kept and parent is None,
+        limits=parent is not None and not kept,
         on_gpu=not backend.is_host,
         aside=args.aside,
         aside_chars=args.aside_chars,
@@ -298,11 +318,11 @@ def _prepare(
         evaluates=texts.val is not None,
     )
     torch.manual_seed(plan.training.seed)
-    model = GPT(plan.model)
+    model = GPT(plan.model) if parent is None else parent.copy(plan.model)
     console.say(text_line(args.files or [], encoded, texts))
     for remark in encoded.remarks:
         console.say(f"note    {remark}")
-    console.say(recipe_line(plan))
+    console.say(recipe_line(plan, parent))
     console.say(model_line(model))
     console.say(device_line(backend, plan.training, world.size))
     if plan.shared_out:
@@ -310,10 +330,15 @@ def _prepare(
     return _Prepared(plan, model, texts, backend, world)
 
 
+def _old_text(parent: Mapping[str, object], texts: Texts, console: Console) -> OldText | None:
+    data = old_text(parent, texts.tokenizer, texts.whole.block_size, console)
+    return None if data is None else OldText(data, str(parent.get("path")), console)
+
+
 def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> Texts:
     try:
         ids = StoredRow(encoded.ids) if isinstance(encoded.ids, PreparedCorpus) else encoded.ids
-        whole = BlockDataset(ids, block_size, tokenizer=encoded.tokenizer)
+        whole = BlockDataset(ids, block_size, tokenizer=encoded.tokenizer, documents=encoded.documents)
         val: BlockDataset | None = None
         if train_share < 1:
             whole, val = whole.split(train_share)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, UsageError, emit, refuse
+from charlm.cli.reading import known_text
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, InputError, quoted
 from charlm.generation.options import Sampling, SamplingOptions
@@ -35,6 +36,9 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     source = None if args.verbatim is None else load_corpus(args.verbatim, encoding=args.encoding)
     ranked = None if args.rank is None else _lines(read_text(args.rank, encoding=args.encoding), args.rank)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
+    prompt, notes = known_text(prompt, lm.tokenizer, args.on_unknown or "error")
+    for note in notes:
+        console.complain(f"note: {note}")
     if ranked is not None:
         _rank(lm, prompt, ranked, args)
         return 0

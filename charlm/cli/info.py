@@ -127,6 +127,8 @@ class _Found:
     checkpoints: Sequence[_Checkpoint] | None = None
     baseline: _Baseline | None = None
     result: _Result | None = None
+    parent: Mapping[str, object] | None = None
+    """The model that the training began with: path, checkpoint, sha256; None: it began anew."""
 
     def to_dict(self) -> dict[str, object]:
         """Return what `--json` writes: without what there is not, and without sentences."""
@@ -174,7 +176,9 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     problems += wrong
     result, wrong = _result(path, best, verify=verify)
     problems += wrong
-    found = _Found(str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline, result)
+    found = _Found(
+        str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline, result, _parent(path)
+    )
     return found, (problems or unreadable) if verify else unreadable
 
 
@@ -267,6 +271,13 @@ def _result(path: Path, best: CheckpointInfo | None, *, verify: bool) -> tuple[_
     return _Result(kind, loss if isinstance(loss, float) else None), []
 
 
+def _parent(path: Path) -> Mapping[str, object] | None:
+    try:
+        return read_record(path).parent
+    except (CharLMError, OSError):  # the run may be whole without it
+        return None
+
+
 def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     """Return what is known of a saved model, and what is wrong with it."""
     try:
@@ -347,6 +358,10 @@ def _text(found: _Found) -> str:
         done = f"{training.step:,}{training.length}, {training.chars_seen:,} {unit}s"
         lines.append(f"\ntraining: {done}, {clock(training.seconds)}\n")
         lines.append(_settings(training.settings))
+    if found.parent is not None:
+        parts = [found.parent.get(name) for name in ("path", "checkpoint", "sha256")]
+        names = [quoted(part, 200)[1:-1] for part in parts if isinstance(part, str)]
+        lines.append(f"\nparent: {', '.join(names)}\n")
     if found.result is not None:
         loss = "" if found.result.loss_nats is None else f", val loss {found.result.loss_nats:.4f}"
         lines.append(f"\nresult: {quoted(found.result.kind, 40)[1:-1]}{loss}\n")

@@ -85,7 +85,7 @@ def time_to_conclude(
         return None, 0.0
     deciding = _in_windows(texts.aside, gpt.vocab_size)
     mixture = backend.prepare(MixtureLM([gpt, counted.model]))
-    N = deciding.n_ids - 1
+    N = deciding.n_targets
     each = evaluation_seconds(mixture, deciding, backend=backend) / N
     counted.model.to("cpu")
     fitting = min(N, max(int(_SHARE * seconds / each / 2), 1))  # once to fit, once to decide
@@ -157,7 +157,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     line = ""
     if texts.val is not None:
         val = _in_windows(texts.val, ngram.vocab_size)
-        N, most = val.n_ids - 1, known["training"]["eval_chars"]
+        N, most = val.n_targets, known["training"]["eval_chars"]
         losses = dict(zip(_NAMES, whole.losses(val, max_chars=most), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
         line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}"

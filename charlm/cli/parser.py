@@ -30,6 +30,8 @@ LOGGERS = ("tensorboard", "wandb")
 """What --log-to knows."""
 _PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
+# What other programs call --from.
+_MEANT_FROM = {"--init-from", "--init_from", "--finetune", "--fine-tune", "--pretrained", "--checkpoint"}
 _LONGEST = 40  # characters of a value in a message
 
 _EXAMPLES = """\
@@ -75,6 +77,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args.files += extra
     elif args.command == "plot":
         args.runs += extra
+    elif args.command == "import":
+        args.paths += extra
     elif args.command == "generate" and len(extra) == 1 and args.stdin is None:
         args.stdin = extra[0]
     elif extra:
@@ -91,6 +95,13 @@ def _with_plain_resume(argv: Sequence[str]) -> list[str]:
         elif word == "--resume":
             words[i] = "--resume="
     return words
+
+
+def _separator(word: str) -> str:
+    text = text_argument(word).replace(r"\n", "\n").replace(r"\t", "\t")
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _resume_word(word: str) -> str | bool:
@@ -223,6 +234,8 @@ def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     meant = nearest_name(name.lstrip("-").replace("-", "_"))
+    if name in _MEANT_FROM and "--from" in known:
+        return f"unknown option '{name}'; to begin with the model of a run: --from RUN"
     near = flag_of(meant) if meant and flag_of(meant) in known else nearest(name, known, cutoff=0.75)
     hint = f"did you mean {near}?" if near else f"`{parser.prog} --help` lists all"
     return f"unknown option '{name}'{_if_a_path(word) or f'; {hint}'}"
@@ -285,6 +298,11 @@ def _add_val_fraction(to: argparse._ActionsContainer, default: float | None) -> 
     _add(to, "--val-fraction", text, type=float, default=default, metavar="X")
 
 
+def _add_on_unknown(to: argparse._ActionsContainer, begin: str = "") -> None:
+    text = f"{begin}leave out characters that the model lacks, or put in the one that stands for them"
+    _add(to, "--on-unknown", text, choices=("skip", "replace"))
+
+
 # The commands
 
 
@@ -315,6 +333,12 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = "how often to go through the training text, in place of --max-steps"
     _add(parser, "--epochs", text, type=float, metavar="X")
     text = (
+        "begin with the model in OLD, a run, a checkpoint or a saved model: characters that it lacks are "
+        "added, and the learning rate is a tenth of the recipe's"
+    )
+    _add(parser, "--from", text, dest="parent", metavar="OLD")
+    _add_on_unknown(parser, "with --from, keep the model's vocabulary: ")
+    text = (
         "go on with the run in RUN; FILE may be left out; --max-steps moves the end. auto: begin it if there "
         "is nothing to go on with, and so give all that it is to begin with"
     )
@@ -329,6 +353,14 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = "one id per character of the text, or per byte of its UTF-8 (default: char)"
     _add(parser, "--tokenizer", text, choices=("char", "byte"))
     _add_val_fraction(parser, None)
+    text = (
+        "each FILE is a document: no block reaches from one into the next, and validation has a part of each"
+    )
+    _add_switch(parser, "--by-file", text)
+    text = r"a document ends where this stands in a FILE; \n and \t are a line feed and a tab"
+    _add(parser, "--separator", text, type=_separator, metavar="STR")
+    text = "implies --by-file: train on this FILE W times as often; may be given several times"
+    _add(parser, "--weight", text, action="append", default=[], metavar="FILE=W")
     _add_device(parser, None)
     text = (
         "also tell tensorboard, wandb or both (tensorboard,wandb) what is logged (default: none, or what the "
@@ -397,6 +429,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
     _add_encoding(parser, "these files", "utf-8")
+    _add_on_unknown(parser)
     text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
     _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"
@@ -445,6 +478,7 @@ def _reader(field: Field) -> Callable[[str], object]:
 def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_run(parser)
     _add_files(parser, "+")
+    _add_on_unknown(parser)
     _add_json(parser)
     text = (
         "write the text first, each character coloured by its surprisal; without colours (NO_COLOR, no "
@@ -499,6 +533,26 @@ def _declare_decompress(parser: argparse.ArgumentParser, preset: PresetName) -> 
     _add_switch(parser, "-t --test", text)
     text = "of a damaged file, write the blocks that are whole, one after the other; the exit code is 1"
     _add_switch(parser, "--recover", text)
+
+
+def _declare_export(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    _add_run(parser)
+    text = "for whom: transformers (safetensors and JSON), or onnx (needs the packages onnx and onnxscript)"
+    _add(parser, "--to", text, choices=("transformers", "onnx"), required=True)
+    _add(parser, "-o --out", "the folder to write, missing or empty", required=True, metavar="DIR")
+    _add_switch(parser, "--overwrite", "replace an export of the same kind in DIR")
+
+
+def _declare_import(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    text = (
+        "a folder of transformers; or nanoGPT's ckpt.pt, or minGPT's model.pt, or the folder that holds it, "
+        "and then the vocabulary: meta.pkl, or the folder that holds it, or the texts that the model learnt"
+    )
+    _add(parser, "paths", text, nargs="+", metavar="PATH")
+    _add(parser, "-o --out", "the model to write, missing or empty", required=True, metavar="DIR")
+    text = "heads of a minGPT, if no config.json beside it says how many"
+    _add(parser, "--n-head", text, type=int, metavar="N")
+    _add_switch(parser, "--overwrite", "replace a saved model in DIR")
 
 
 class _Command(NamedTuple):
@@ -576,7 +630,22 @@ _COMMANDS = {
         "compressed with is refused.",
         _declare_decompress,
     ),
+    "export": _Command(
+        "RUN --to FORMAT -o DIR",
+        "write a GPT for transformers or ONNX",
+        "Write the GPT of a run or a saved model, and its vocabulary, for transformers, which reads it "
+        "without code of charlm's, or as an ONNX file. Of a mixture it is the GPT alone.",
+        _declare_export,
+    ),
+    "import": _Command(
+        "PATH... -o DIR",
+        "read a model of transformers, nanoGPT or minGPT",
+        "Make a saved model of a GPT of another library, if it speaks in characters or bytes. Nothing that "
+        "is read is executed.",
+        _declare_import,
+    ),
 }
 
 COMMANDS = tuple(_COMMANDS)
-"""The subcommands, each a module of this package with `run(args, console, signals, began)`."""
+"""The subcommands, each a module of this package with `run(args, console, signals, began)`; an underscore is
+behind the name that is no name in Python."""

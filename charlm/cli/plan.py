@@ -97,6 +97,7 @@ def plan_training(
     aside: int | None = None,
     aside_chars: int | None = None,
     shares_out: bool = False,
+    limits: bool = False,
     epochs: float | None = None,
 ) -> Plan:
     """Work out what a training of a text is going to be.
@@ -113,6 +114,7 @@ def plan_training(
         aside_chars: how many of them are read, if that is known already.
         shares_out: whether several processes may train, so that a step whose micro-batches nobody has chosen
             is cut into eight, or as many as its blocks allow.
+        limits: whether a short text limits the steps, where its preset is not chosen.
         epochs: how often the text is gone through; None: the settings say how many steps are made.
 
     Raises:
@@ -123,7 +125,7 @@ def plan_training(
     val_chars = n_chars - train_chars
     reasons: tuple[str, ...] = ()
     most_chars = None
-    if choose:
+    if choose or limits:
         advice = recommend(
             train_chars,
             val_chars if val_fraction else None,
@@ -131,8 +133,8 @@ def plan_training(
             on_gpu=on_gpu,
             unit=unit,
         )
-        settings = settings.over(advice.preset, advice.changes)
-        reasons = advice.reasons
+        if choose:
+            settings, reasons = settings.over(advice.preset, advice.changes), advice.reasons
         most_chars = None if epochs is not None or "max_steps" in settings.given else advice.most_chars
     model = GPTConfig.from_dict({**settings.model, "vocab_size": vocab_size})
     training = settings.training

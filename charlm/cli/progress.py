@@ -17,6 +17,7 @@ from charlm.cli.verdict import FEW_STEPS, few_steps
 from charlm.training.progress import ProgressBar, speed
 
 if TYPE_CHECKING:
+    from charlm.cli.parent import OldText
     from charlm.training.records import StepRecord
     from charlm.training.trainer import Trainer
 
@@ -30,10 +31,18 @@ class Progress(ProgressBar):
         console: where to.
         signals: from the first step on, they stop the training gently.
         on_start: called with the run's directory, once it exists.
+        old: scores another text, whose loss is shown beside the new one.
     """
 
-    def __init__(self, console: Console, signals: Signals, on_start: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        console: Console,
+        signals: Signals,
+        on_start: Callable[[Path], None],
+        old: OldText | None = None,
+    ) -> None:
         super().__init__()
+        self._old = old
         self._console = console
         self._signals = signals
         self._on_start = on_start
@@ -41,6 +50,10 @@ class Progress(ProgressBar):
     @override
     def say(self, text: str) -> None:
         self._console.say(text)
+
+    @override
+    def _beside(self) -> str:
+        return "" if self._old is None else f"  old {self._old.loss_nats:.4f}"
 
     @override
     def on_train_start(self, trainer: Trainer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -11,14 +13,18 @@ from charlm.cli.baseline import compared
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts
 from charlm.cli.output import aligned, as_word
+from charlm.cli.parent import Parent
 from charlm.cli.plan import Plan
 from charlm.cli.verdict import judged
 from charlm.data.blocks import BlockDataset
-from charlm.errors import quoted
+from charlm.errors import CharLMError, quoted
 from charlm.models.gpt import GPT
+from charlm.runs.history import read_history
 from charlm.terminal import escaped
 from charlm.training.config import MOST_STEPS, TrainerConfig
 from charlm.training.progress import BITS, clock, scored_part
+from charlm.training.schedules import learning_rate_at
+from charlm.training.timetable import planned_end
 from charlm.training.trainer import Trainer
 
 __all__ = [
@@ -45,14 +51,21 @@ def text_line(sources: Sequence[str], encoded: Encoded, texts: Texts) -> str:
     kept = f"{val.n_ids:,} for validation" if val is not None else "none for validation"
     if aside is not None:
         kept = f"{aside.n_ids:,} to choose the result by, {kept}"
+    count = 0 if encoded.documents is None else len(encoded.documents)
+    documents = f" in {count:,} document{'s' * (count > 1)}" if count else ""
     return (
-        f"text    {names}{more}: {encoded.n_chars:,} characters, vocabulary "
+        f"text    {names}{more}: {encoded.n_chars:,} characters{documents}, vocabulary "
         f"{encoded.tokenizer.vocab_size:,}; {train.n_ids:,} {train.unit}s to train on, {kept}"
     )
 
 
-def recipe_line(plan: Plan) -> str:
-    """Return the preset, and why it is this one."""
+def recipe_line(plan: Plan, parent: Parent | None) -> str:
+    """Return the preset, and why it is this one; or what a training begins with."""
+    if parent is not None:
+        return (
+            f"from    {escaped(str(parent.values['path']))}, with the recipe of {plan.preset} and a learning "
+            f"rate of {plan.training.learning_rate:g}"
+        )
     return f"recipe  {plan.preset}, {'; '.join(plan.reasons) or 'as given'}"
 
 
@@ -107,10 +120,30 @@ def shares_line(training: TrainerConfig) -> str:
     )
 
 
+def moved_line(trainer: Trainer, run: Path) -> str:
+    """Return what becomes of the learning rate where a resume has moved the end."""
+    config, step, before = trainer.config, trainer.step, ""
+    with contextlib.suppress(CharLMError):  # nothing may be logged yet
+        history = read_history(run)
+        rates = history.learning_rate[history.steps <= step]
+        before = f" goes from {rates[-1]:.2g}" if len(rates) else ""
+    ends = None if trainer.timetable is None or planned_end(config) else trainer.timetable.ends
+    now = learning_rate_at(min(step, config.max_steps - 1), config, ends)
+    end = f"{config.max_steps:,} steps" if config.minutes is None else f"{config.minutes:g} min"
+    falls = "" if config.schedule == "constant" else ", and falls by then"
+    return (
+        f"note    the run and its schedule now end at {end}: the learning rate{before} to {now:.2g}{falls}. "
+        "(To begin with its model, and a small one: --from)"
+    )
+
+
 def done_line(trainer: Trainer, *, end: int | None) -> str:
     """Return how much of its training a resumed run has done; `end` is its last step, where that is known."""
     if end is not None and trainer.step >= end:
-        return f"steps   all {end:,} are done; --max-steps N with a larger N goes on"
+        return (
+            f"steps   all {end:,} are done; --max-steps N with a larger N goes on, with a learning rate that "
+            "rises again, or --minutes M; charlm train FILE -o NEW --from RUN begins with the model instead"
+        )
     config = trainer.config
     of = f" of {config.max_steps:,}" if trainer.timetable is None else ""
     used = "" if config.minutes is None else f", {clock(trainer.seconds)} of {config.minutes:g} min are used"

@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import cast, get_args
 
 from charlm.cli.output import UsageError
+from charlm.cli.reading import Reading
 from charlm.cli.settings import Settings
 from charlm.data.prepared import is_prepared
 from charlm.errors import CheckpointError, CheckpointWriteError, FileFormatError, RunExistsError, quoted
@@ -31,7 +33,8 @@ from charlm.runs.directory import (
     is_leftover,
 )
 from charlm.runs.history import RECORD_BYTES, read_record_values
-from charlm.training.config import saved_config, with_end
+from charlm.text.tokenizer import OnUnknown, tokenizer_from_dict
+from charlm.training.config import MOST_STEPS, saved_config, with_end
 
 __all__ = ["Origin", "check_free", "check_sources", "delete_run", "lasting", "read_record", "write_record"]
 
@@ -68,6 +71,8 @@ class Origin:
         or has it, keeps its cut.
         """
         share = 1 - self.val_fraction
+        if self.reading().apart:
+            return share
         known = as_int(self.values.get("train_ids"))
         if self.is_prepared and known is not None:
             return 1.0 if known >= count else (known + 0.5) / count
@@ -75,6 +80,38 @@ class Origin:
         if early == share_of(count, share) or self.values.get("train_ids", early) != early:
             return share
         return (early + 0.5) / count
+
+    @property
+    def parent(self) -> Mapping[str, object] | None:
+        """The model that the training began with, by path, checkpoint and sha256; None: a new one."""
+        found = self.values.get("parent")
+        return found if isinstance(found, dict) else None
+
+    def reading(self) -> Reading:
+        """Return how the texts were read.
+
+        Raises:
+            FileFormatError: the record does not hold it.
+        """
+        tokenizer, on_unknown = None, self.values.get("on_unknown", "error")
+        if self.values.get("vocabulary") is not None:
+            tokenizer = tokenizer_from_dict(self._table("vocabulary"), path=RECORD_FILE)
+        if on_unknown not in get_args(OnUnknown):
+            raise refusal(RECORD_FILE, f"must hold a known 'on_unknown', got {quoted(str(on_unknown), 40)}.")
+        return Reading(
+            encoding=self.encoding,
+            kind=self.tokenizer,
+            tokenizer=tokenizer,
+            on_unknown=cast("OnUnknown", on_unknown),
+            val_fraction=self.val_fraction,
+            by_file=self.values.get("by_file") is True,
+            separator=cast("str | None", self.values.get("separator")),
+            weights=cast("list[float] | None", self.values.get("weights")),
+        )
+
+    def lost_sources(self) -> list[str]:
+        """Return the sources that cannot be read again: standard input, and files that are gone."""
+        return [s for s in self.sources if s == "-" or (Path(s).is_absolute() and not Path(s).exists())]
 
     @property
     def is_prepared(self) -> bool:
@@ -102,8 +139,8 @@ class Origin:
         """How many of them are read for that; None: all."""
         return as_int(self.values.get("aside_chars"))
 
-    def settings(self, max_steps: int | None = None) -> Settings:
-        """Return the settings of the run; with `max_steps` that end takes the place of its own.
+    def settings(self, end: Mapping[str, object] = MappingProxyType({})) -> Settings:
+        """Return the settings of the run; an end in steps or in minutes takes the place of its own.
 
         Raises:
             FileFormatError: the record does not hold them.
@@ -112,8 +149,11 @@ class Origin:
         """
         model = {k: v for k, v in self._table("model").items() if k != "vocab_size"}
         training = saved_config(self._table("training"))
-        if max_steps is not None:
+        if (max_steps := as_int(end.get("max_steps"))) is not None:
             training = with_end(training, max_steps)
+        elif end:
+            steps = MOST_STEPS if training.minutes is None else training.max_steps
+            training = training.replace(**{"max_steps": steps, **end})
         if self.is_from_python:
             raise CheckpointError("the run was begun in Python, and no command can begin it again")
         preset = strict_json.take(self.values, "preset", str, path=RECORD_FILE)
@@ -121,12 +161,12 @@ class Origin:
             raise refusal(RECORD_FILE, f"must name a preset, got {quoted(preset, 40)}.")
         if self.has_moved_end():
             raise CheckpointError(
-                "the end of this run was moved by --resume --max-steps: no run from its beginning repeats it"
+                "the end of this run was moved by --resume: no run from its beginning repeats it"
             )
         return Settings(cast("PresetName", preset), model, training, {}, {**model, **training.to_dict()})
 
     def has_moved_end(self) -> bool:
-        """Return whether --resume --max-steps has moved the end of the run."""
+        """Return whether --resume has moved the end of the run."""
         commands = self.values.get("commands")
         words = [str(command).split() for command in commands] if isinstance(commands, list) else []
         # Older records do not say it, but what was asked for.

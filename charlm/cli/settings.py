@@ -38,6 +38,7 @@ DEFAULT_PRESET: PresetName = "cpu-1min"
 """What `charlm train` trains unless it is told otherwise."""
 _CHOSEN_AMONG: Sequence[PresetName] = (DEFAULT_PRESET, "cpu-10s", "cpu-5min")
 
+_FROM = "; it is how new weights begin. To begin with those of a run or a model: --from RUN"
 _YES_NO = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _CONVERTERS: Mapping[type, Callable[[str], object]] = {
     int: int,
@@ -235,7 +236,7 @@ def _unknown(name: str, where: str) -> str:
 def _bad_values(values: Mapping[str, object], called: Callable[[str], str]) -> dict[str, str]:
     """Return what the config classes say against each value that is wrong, with the name that was used."""
     return {
-        name: problem.replace(name, called(name), 1)
+        name: problem.replace(name, called(name), 1) + (_FROM if name == "init" else "")
         for name, value in values.items()
         for problem in _TABLES[FIELDS[name].table].check({name: value})
     }

@@ -7,9 +7,11 @@ All mistakes that can be seen without torch are reported here, before torch is l
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +19,7 @@ from charlm.backends.host import is_under_torchrun
 from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
 from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
+from charlm.cli.reading import VAL_FRACTION, Reading
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
@@ -26,12 +29,12 @@ from charlm.runs.directory import RECORD_FILE, RunDirectory
 
 if TYPE_CHECKING:
     from charlm.backends.world import World
+    from charlm.cli.parent import Parent
 
 __all__ = ["run"]
 
+_ENDS = ("max_steps", "minutes")  # what a resume can change, beside the device
 _KEPT = ("preset", "config", "tokenizer", "val_fraction", "epochs")
-_LENGTHS = {"max_steps", "minutes"}
-_VAL_FRACTION = 0.1
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
@@ -56,11 +59,10 @@ def _run(
         args.resume = has_begun if world is None else world.tell(lambda: has_begun)
         if args.resume:
             _refuse_other_settings(args, flags)
-            return _resume(args, None, console, signals, began, world=world)
+            return _resume(args, {}, console, signals, began, world=world)
     if args.resume:
-        _refuse_beside("--resume", args, flags, kept=("max_steps",))
-        max_steps = cast("int | None", from_flags(flags).get("max_steps"))
-        return _resume(args, max_steps, console, signals, began, world=world)
+        _refuse_beside("--resume", args, flags, kept=_ENDS)
+        return _resume(args, from_flags(flags), console, signals, began, world=world)
     repeated = None
     args.aside, args.aside_chars = None if args.mixture and args.baseline else 0, None
     if args.repeat is not None:
@@ -71,51 +73,70 @@ def _run(
         args.device = args.device or repeated.device
         args.encoding = args.encoding or repeated.encoding
         args.aside, args.aside_chars = repeated.aside, repeated.aside_chars
+        args.parent = _path_of(repeated.parent)
         _mention_ignored_variables(console, "repeated")
     problems = []
     if not args.files:
         problems += ["FILE is needed: the path of a text, - for standard input, or python-docs"]
     if world is not None and "-" in args.files:
         problems += ["FILE must be a path for several processes: only one of them could read standard input"]
-    val_fraction = _VAL_FRACTION if args.val_fraction is None else args.val_fraction
+    weights = _weights(args.weight, args.files, problems)
+    val_fraction = VAL_FRACTION if args.val_fraction is None else args.val_fraction
     if not 0 <= val_fraction < 1:
         problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
+    if args.on_unknown is not None and args.parent is None:
+        problems += ["--on-unknown needs --from: without it the text makes the vocabulary, and all is known"]
+    parent = None if args.parent is None else _parent(args.parent, repeated, signals)
     try:
-        if repeated is None:
+        if repeated is not None:
+            settings = repeated.settings()
+        elif parent is None:
             settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
         else:
-            settings = repeated.settings()
+            preset = args.preset or parent.preset
+            settings = parent.settings(gather(preset, file=args.config, environment=os.environ, flags=flags))
     except (ConfigError, UsageError) as error:
         if not problems:
             raise
         problems += [str(error)]
     if args.epochs is not None and not problems:
-        beside = sorted(settings.given & _LENGTHS)
+        beside = sorted(settings.given & set(_ENDS))
         problems += [f"--epochs is the length of the training, and so is {name}" for name in beside]
+    if args.epochs is not None and (args.by_file or args.separator is not None or args.weight):
+        problems += ["--epochs counts passes through one text; with documents give --max-steps or --minutes"]
     refuse(problems)
     _mention_unknown_variables(console)
     check_sources(args.files)
     if is_first:
         check_free(out, overwrite=args.overwrite)
         _check_place(out)
+    reading = Reading(
+        encoding=args.encoding or "utf-8",
+        kind=args.tokenizer,
+        tokenizer=None if parent is None else parent.tokenizer,
+        extends=args.on_unknown is None,
+        on_unknown=args.on_unknown or "error",
+        val_fraction=val_fraction,
+        by_file=args.by_file,
+        separator=args.separator,
+        weights=weights,
+    )
+    if repeated is not None:
+        reading = replace(repeated.reading(), encoding=args.encoding)
     encoded = _encoded(
         world,
-        lambda prepared: encode_corpus(
-            args.files,
-            args.encoding or "utf-8",
-            args.tokenizer or "char",
-            val_fraction,
-            console=console,
-            prepared=prepared,
-        ),
+        lambda prepared: encode_corpus(args.files, reading, console=console, prepared=prepared),
         prepared=None if repeated is None else repeated.is_prepared or None,
     )
+    if parent is not None and args.tokenizer not in {None, encoded.kind}:
+        raise UsageError(f"--tokenizer must be {encoded.kind}, as the model in {quoted(args.parent)} has it")
     if args.tokenizer not in {None, encoded.kind}:
         raise UsageError(f"--tokenizer must be {encoded.kind}, as the prepared corpus has it")
     signals.check()
     train_share = 1 - val_fraction if repeated is None else repeated.train_share(encoded.n_ids)
     if encoded.is_prepared and args.val_fraction is None:
         val_fraction, train_share = encoded.recorded_split
+        train_share = 1 - val_fraction if reading.apart else train_share
     if settings.training.compile:
         _keep_compiled_code()
     with signals.ending_at_once():
@@ -125,13 +146,46 @@ def _run(
         args,
         settings,
         encoded,
+        reading=reading,
         val_fraction=val_fraction,
         train_share=train_share,
         console=console,
         signals=signals,
         began=began,
         kept=repeated is not None,
+        parent=parent,
     )
+
+
+def _weights(given: Sequence[str], files: Sequence[str], problems: list[str]) -> list[float] | None:
+    """Return the weight of each file, as FILE=W gives it; None: none was given."""
+    weights = dict.fromkeys(files, 1.0)
+    for word in given:
+        name, _, number = word.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = 0.0
+        if name not in files:
+            problems.append(
+                f"--weight must name a FILE of the command, as it stands there, got {quoted(word)}"
+            )
+        elif not 0 < weights[name] < math.inf:
+            problems.append(f"--weight must be FILE=W with a number above 0, got {quoted(word)}")
+    return [weights[name] for name in files] if given else None
+
+
+def _path_of(parent: Mapping[str, object] | None) -> str | None:
+    return None if parent is None else str(parent.get("path"))
+
+
+def _parent(path: str, origin: Origin | None, signals: Signals) -> Parent:
+    """Read the model that a training begins with; the same as before, where there was a training already."""
+    with signals.ending_at_once():
+        from charlm.cli.parent import read_parent  # noqa: PLC0415 - it needs torch
+
+    known = None if origin is None else origin.parent
+    return read_parent(path, None if known is None else known.get("sha256"))
 
 
 def _encoded(
@@ -153,7 +207,7 @@ def _encoded(
 
 def _resume(
     args: argparse.Namespace,
-    max_steps: int | None,
+    end: Mapping[str, object],
     console: Console,
     signals: Signals,
     began: float,
@@ -171,16 +225,10 @@ def _resume(
     sources = args.files or _found_again(origin, args)
     check_sources(sources)
     _mention_ignored_variables(console, "resumed")
+    reading = replace(origin.reading(), encoding=args.encoding or origin.encoding)
     encoded = _encoded(
         world,
-        lambda prepared: encode_corpus(
-            sources,
-            args.encoding or origin.encoding,
-            origin.tokenizer,
-            origin.val_fraction,
-            console=console,
-            prepared=prepared,
-        ),
+        lambda prepared: encode_corpus(sources, reading, console=console, prepared=prepared),
         prepared=origin.is_prepared or None,
     )
     signals.check()
@@ -197,24 +245,27 @@ def _resume(
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
         args.aside, args.aside_chars = origin.aside, origin.aside_chars
+        path = _path_of(origin.parent)
         args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
             args,
-            origin.settings(max_steps),
+            origin.settings(end),
             encoded,
+            reading=reading,
             val_fraction=origin.val_fraction,
             train_share=origin.train_share(encoded.n_ids),
             console=console,
             signals=signals,
             began=began,
             kept=True,
+            parent=None if path is None else _parent(path, origin, signals),
         )
     return resume(
         args,
         origin,
         encoded,
         sources=sources,
-        max_steps=max_steps,
+        end=end,
         console=console,
         signals=signals,
         began=began,
@@ -245,11 +296,17 @@ def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -
         for name in sorted(settings.given - estimated)
         if name in known and known[name] != given[name]
     ]
+    if args.parent is not None and str(Path(args.parent).absolute()) != _path_of(origin.parent):
+        refused += [f"--from {args.parent} (it has {_path_of(origin.parent)})"]
+    weights = _weights(args.weight, args.files, refused)
+    refused += ["--by-file (it joins them)"] if args.by_file and not origin.reading().apart else []
     asked = {"preset": args.preset, "tokenizer": args.tokenizer, "val_fraction": args.val_fraction}
+    asked |= {"separator": args.separator, "weight": weights, "on_unknown": args.on_unknown}
+    kept = {**origin.values, "weight": origin.values.get("weights")}
     refused += [
-        f"{flag_of(name)} {value} (it has {origin.values.get(name)})"
+        f"{flag_of(name)} {value} (it has {kept.get(name)})"
         for name, value in asked.items()
-        if value is not None and value != origin.values.get(name)
+        if value is not None and value != kept.get(name)
     ]
     if refused:
         raise UsageError(
@@ -274,16 +331,26 @@ def _refuse_beside(
     refused = [flag_of(name) for name in _KEPT if getattr(args, name) is not None]
     refused += ["--overwrite"] if args.overwrite and args.resume else []
     refused += ["--repeat"] if args.repeat is not None and args.resume else []
+    refused += ["--from"] if args.parent is not None else []
+    refused += ["--on-unknown"] if args.on_unknown is not None else []
+    refused += ["--by-file"] if args.by_file else []
+    refused += ["--separator"] if args.separator is not None else []
+    refused += ["--weight"] if args.weight else []
     refused += [] if args.baseline or not args.resume else ["--no-baseline"]
     refused += [] if args.mixture else ["--no-mixture"]
     refused += [flag_of(name) for name in flags if name not in kept]
     if refused:
-        kind, can = "resumed", "only --max-steps, --device and --log-to can"
+        kind, can = "resumed", "only --max-steps, --minutes, --device and --log-to can"
         if not args.resume:
             kind, can = "repeated", "only --device, --log-to, --overwrite and --no-baseline can"
         raise UsageError(
-            f"a {kind} run keeps its settings, so {', '.join(refused)} cannot be given with {option}; {can}"
+            f"a {kind} run keeps its settings, so {', '.join(refused)} cannot be given with {option}; {can}. "
+            f"A new run can begin with its model: charlm train FILE -o NEW --from {_run_of(args)}"
         )
+
+
+def _run_of(args: argparse.Namespace) -> str:
+    return as_word(args.out if args.resume else args.repeat)
 
 
 def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
@@ -293,7 +360,7 @@ def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
             "the run was begun in Python, which has not said where its text lies; give it: "
             f"charlm train FILE --resume -o {as_word(args.out)}"
         )
-    lost = [s for s in origin.sources if s == "-" or (Path(s).is_absolute() and not Path(s).exists())]
+    lost = origin.lost_sources()
     if not lost:
         return list(origin.sources)
     came = " and ".join(

@@ -5,7 +5,7 @@ how likely each character is, an arithmetic coder turns that into bits, and to d
 model. Here are bytes in memory; `charlm compress` does it with files.
 """
 
-from charlm.compression.archive import ArchiveInfo, archive_info
+from charlm.compression.archive import ArchiveInfo, BlockInfo, archive_info
 from charlm.compression.codec import compress, decompress, recover
 
-__all__ = ["ArchiveInfo", "archive_info", "compress", "decompress", "recover"]
+__all__ = ["ArchiveInfo", "BlockInfo", "archive_info", "compress", "decompress", "recover"]

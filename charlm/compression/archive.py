@@ -80,6 +80,12 @@ def archive_info(data: bytes) -> ArchiveInfo:
 
     Raises:
         FileFormatError: it is none, or the header is damaged.
+
+    Example:
+        >>> from charlm.compression import archive_info, compress
+        >>> info = archive_info(compress(b"so far, so good", "so far, so good" * 9))
+        >>> info.kind, info.n_bytes, len(info.blocks)
+        ('ngram', 15, 1)
     """
     return read_header(data)
 

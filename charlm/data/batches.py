@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from charlm.data.blocks import BlockDataset, draw_starts, in_order
-from charlm.data.rows import TensorRow
+from charlm.data.blocks import BlockDataset
+from charlm.data.rows import TensorRow, in_order
 
 if TYPE_CHECKING:
     from charlm.backends.base import DeviceBackend
@@ -71,7 +71,7 @@ class DeviceBatches:
     """
 
     def __init__(self, data: BlockDataset, backend: DeviceBackend) -> None:
-        self._starts, self._block_size = len(data), data.block_size
+        self._draw, self._block_size, self._documents = data._draw_starts, data.block_size, data.documents
         signed, self._mask = _SIGNED.get(data.row.dtype, (torch.uint8, None))
         ids = torch.empty(data.n_ids, dtype=signed, device=backend.device)  # (N,)
         for start in range(0, data.n_ids, _AT_ONCE):  # what is on disk is never as a whole in main memory
@@ -82,7 +82,7 @@ class DeviceBatches:
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return what `BlockDataset.sample_batch` does, on the device."""
-        return self.at(draw_starts(self._starts, batch_size, generator))
+        return self.at(self._draw(batch_size, generator))
 
     def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `BlockDataset.blocks_at` does, on the device; `starts` (B,) lie on the CPU."""
@@ -91,7 +91,7 @@ class DeviceBatches:
 
     def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `BlockDataset.blocks` does, on the device."""
-        for x, y in in_order(self._row, self._block_size, batch_size, most):
+        for x, y in in_order(self._row, self._block_size, batch_size, most, self._documents):
             yield self._widened(x), self._widened(y)
 
     def _widened(self, ids: Tensor) -> Tensor:

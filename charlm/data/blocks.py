@@ -13,18 +13,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from charlm.data.documents import Documents
 from charlm.data.prepared import PreparedCorpus
-from charlm.data.rows import Row, StoredRow, TensorRow, row_of
+from charlm.data.rows import Row, StoredRow, TensorRow, in_order, row_of
 from charlm.errors import DataError, InputError, shown
 from charlm.plain import as_float, int_from, share_of
-from charlm.text.tokenizer import Tokenizer, Unit, unit_of
+from charlm.text.tokenizer import OnUnknown, Tokenizer, Unit, unit_of
 
-__all__ = ["BlockDataset", "draw_starts", "in_order"]
+__all__ = ["BlockDataset"]
 
 _PIECE, _MOST_PIECES = 4_096, 20  # of what is set aside: ids in a piece, and how many there are
 
@@ -42,10 +44,12 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         block_size: T, characters in a block.
         tokenizer: what made the ids, if that is known: a `Trainer` refuses data whose ids stand for other
             characters than its own do. Nothing is encoded or decoded with it.
+        documents: where those end that are not one text, as `from_texts` finds them; None: it is one.
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
-        InputError: the ids are no row of integers, or `block_size` is no int of 1 or more.
+        InputError: the ids are no row of integers, `block_size` is no int of 1 or more, or the documents are
+            those of another row.
 
     Example:
         >>> data = BlockDataset(torch.arange(10), block_size=4)
@@ -59,35 +63,90 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     row: Row
     max_id: int
     tokenizer: Tokenizer | None = None
+    documents: Documents | None = None
+    """Where documents end over which no block reaches; None: it is one text."""
     _cut: int | None = None  # where a prepared corpus says that validation begins
 
     def __init__(
-        self, ids: Tensor | NDArray[Any] | Row, block_size: int, *, tokenizer: Tokenizer | None = None
+        self,
+        ids: Tensor | NDArray[Any] | Row,
+        block_size: int,
+        *,
+        tokenizer: Tokenizer | None = None,
+        documents: Documents | None = None,
     ) -> None:
-        self.tokenizer = tokenizer or self.tokenizer
+        self.tokenizer, self.documents = tokenizer or self.tokenizer, documents or self.documents
         self.block_size: int = int_from(1, block_size, "block_size")
         self.row = ids if isinstance(ids, TensorRow | StoredRow) else row_of(ids)  # type: ignore[arg-type]
         self.max_id = self.row.max_id
-        self._check_length("the text", self.n_ids)
-        self._windows_at = self.row.windows(self.block_size + 1)  # from (B,) to (B, T + 1)
+        if self.documents is None:
+            self._check_length("the text", self.n_ids)
+        elif self.documents.ends[-1] != self.n_ids:
+            raise InputError(f"documents must end with the ids, {self.n_ids}, got {self.documents.ends[-1]}")
+        elif not self.documents.n_targets:
+            raise DataError(f"no document has two {self.unit}s, of which one could tell the next")
+        width = min(self.block_size + 1, self.n_ids)  # of documents each may be shorter than a block
+        self._windows_at = self.row.windows(width)  # from (B,) to (B, T + 1)
 
     @classmethod
-    def from_text(cls, text: str, tokenizer: Tokenizer, block_size: int) -> Self:
+    def from_text(
+        cls, text: str, tokenizer: Tokenizer, block_size: int, *, on_unknown: OnUnknown = "error"
+    ) -> Self:
         """Encode a text and cut it into blocks.
 
         Args:
             text: longer than a block.
             tokenizer: makes the ids.
             block_size: T, characters in a block.
+            on_unknown: of characters that the tokenizer lacks, as in `CharTokenizer.encode_array`.
 
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
             DataError: the text is too short for a single block with its targets.
         """
-        return cls._made(tokenizer.encode_array(text), block_size, tokenizer)
+        return cls._made(tokenizer.encode_array(text, on_unknown=on_unknown), block_size, tokenizer)
 
     @classmethod
-    def open(cls, path: str | Path, block_size: int) -> Self:
+    def from_texts(
+        cls,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        block_size: int,
+        *,
+        weights: Sequence[float] | None = None,
+        on_unknown: OnUnknown = "error",
+    ) -> Self:
+        """Encode several texts that are not one: no block reaches from one into the next.
+
+        `split` then splits by document. What is too short for a block and its targets is left out of
+        training; an evaluation scores every id but the first of each document, once.
+
+        Args:
+            texts: the documents; an empty one is none.
+            tokenizer: makes the ids.
+            block_size: T, characters in a block.
+            weights: how often each is seen in training, beside one of weight 1; None: all alike.
+            on_unknown: of characters that the tokenizer lacks, as in `CharTokenizer.encode_array`.
+
+        Raises:
+            UnknownCharacterError: a text has a character that the tokenizer lacks.
+            DataError: there is no text.
+            InputError: the weights are no positive numbers, one for each text.
+
+        Example:
+            >>> from charlm import CharTokenizer
+            >>> data = BlockDataset.from_texts(["abcab", "cba"], CharTokenizer("abc"), block_size=2)
+            >>> [x.tolist() for x, _ in data]
+            [[0, 1], [1, 2], [2, 0], [2, 1]]
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"texts must be a list of str, got {shown(texts)}")
+        rows = [tokenizer.encode_array(text, on_unknown=on_unknown) for text in texts]
+        documents = Documents.of([len(row) for row in rows], weights)
+        return cls._made(np.concatenate(rows), block_size, tokenizer, documents)
+
+    @classmethod
+    def open(cls, path: str | Path, block_size: int, *, by_document: bool = False) -> Self:
         """Open a prepared corpus, which stays on disk: batches are read as they are asked for.
 
         The batches are those of the same text in memory. What is held in memory is no more than a batch, for
@@ -97,6 +156,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         Args:
             path: the folder that `charlm prepare` or `charlm.data.prepare.prepare_corpus` wrote.
             block_size: T, characters in a block.
+            by_document: keep its documents apart, the files it was made from, as `from_texts` does.
 
         Raises:
             CorpusError: there is no prepared corpus, or a file of it is missing.
@@ -104,12 +164,18 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             DataError: the text is too short for a single block with its targets.
         """
         corpus = PreparedCorpus(path)
+        if by_document:
+            documents = Documents.of(np.diff(corpus.documents().astype(np.int64), prepend=0).tolist())
+            return cls._made(StoredRow(corpus), block_size, corpus.tokenizer, documents)
         data = cls._made(StoredRow(corpus), block_size, corpus.tokenizer)
         data._cut = corpus.index.train_ids
         return data
 
     def split(self, fraction: float | None = None) -> tuple[Self, Self]:
         """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
+
+        Of documents, each is cut so if there are fewer than 20; of more, whole ones are the second part, long
+        ones and short ones spread over all.
 
         Args:
             fraction: share of the first part, in (0, 1). The cut is at `fraction * N`, rounded down:
@@ -128,6 +194,9 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             share = as_float(0.9 if fraction is None else fraction)
             if share is None or not 0 < share < 1:
                 raise InputError(f"fraction must be a number between 0 and 1, got {shown(fraction)}")
+            if self.documents is not None:
+                first, second = self.documents.split(share)
+                return self._part(first), self._part(second)
             cut = share_of(self.n_ids, share)
         self._check_length("the first part of the text (for training)", cut)
         self._check_length("the second part of the text (for validation)", self.n_ids - cut)
@@ -181,13 +250,20 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     def _part(self, ranges: Sequence[range], block_size: int | None = None) -> Self:
         row = self.row.parts(ranges)
         ids = row.ids if isinstance(row, TensorRow) else row  # a subclass may know of tensors alone
-        return self._made(ids, block_size or self.block_size, self.tokenizer)
+        documents = None if self.documents is None else self.documents.parts(ranges)
+        return self._made(ids, block_size or self.block_size, self.tokenizer, documents)
 
     @classmethod
-    def _made(cls, ids: Tensor | NDArray[Any] | Row, block_size: int, tokenizer: Tokenizer | None) -> Self:
-        """Return a dataset; a subclass need not know that there is a tokenizer."""
+    def _made(
+        cls,
+        ids: Tensor | NDArray[Any] | Row,
+        block_size: int,
+        tokenizer: Tokenizer | None,
+        documents: Documents | None = None,
+    ) -> Self:
+        """Return a dataset; a subclass need not know that there are a tokenizer and documents."""
         made = cls.__new__(cls)
-        made.tokenizer = tokenizer
+        made.tokenizer, made.documents = tokenizer, documents
         made.__init__(ids, block_size)  # type: ignore[misc]
         return made
 
@@ -195,6 +271,11 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     def n_ids(self) -> int:
         """N, the length of the text in ids."""
         return len(self.row)
+
+    @property
+    def n_targets(self) -> int:
+        """How many ids are predicted: all but the first, or but the first of each document."""
+        return self.n_ids - 1 if self.documents is None else self.documents.n_targets
 
     @property
     def ids(self) -> Tensor:
@@ -215,7 +296,9 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             )
 
     def __len__(self) -> int:
-        """Return the number of starts, N - block_size."""
+        """Return the number of starts: N - block_size, or that of each document."""
+        if self.documents is not None:
+            return int(self.documents.n_starts(self.block_size).sum())
         return self.n_ids - self.block_size
 
     def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
@@ -223,6 +306,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         if not -len(self) <= start < len(self):
             raise IndexError(f"start {start} is out of range for {len(self)} blocks")
         start %= len(self)
+        if self.documents is not None:
+            start = self.documents.place(start, self.block_size)
         window = self.row.between(start, start + self.block_size + 1)  # (T + 1,)
         return window[:-1].long(), window[1:].long()  # two copies: who changes one leaves the other
 
@@ -232,11 +317,12 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getstate__(self) -> dict[str, object]:
         """Leave out the view of all windows, which would be T + 1 times the text, and a text on disk."""
         ids = self.row.ids.numpy() if isinstance(self.row, TensorRow) else self.row
-        known = {"tokenizer": self.tokenizer, "_cut": self._cut}
+        known = {"tokenizer": self.tokenizer, "documents": self.documents, "_cut": self._cut}
         return {"ids": ids, "block_size": self.block_size, **known}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.tokenizer, self._cut = state.pop("tokenizer", None), state.pop("_cut", None)
+        self.documents = state.pop("documents", None)
         self.__init__(**state)  # type: ignore[misc]  # rebuilds the view from the ids
 
     def sample_batch(
@@ -260,13 +346,23 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             >>> x.shape, bool((y == x + 1).all())
             (torch.Size([4, 8]), True)
         """
-        return self.blocks_at(draw_starts(len(self), batch_size, generator))
+        return self.blocks_at(self._draw_starts(batch_size, generator))
+
+    def _draw_starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return where the blocks of `sample_batch` begin, (B,) int64."""
+        B = int_from(1, batch_size, "batch_size")
+        if self.documents is None:  # as the lecture draws them
+            return torch.randint(len(self), (B,), generator=generator, device="cpu")
+        if not len(self):
+            self._check_length("the longest document", int(self.documents.lengths.max()))
+        shares = torch.rand(B, dtype=torch.float64, generator=generator, device="cpu")
+        return torch.from_numpy(self.documents.places(shares.numpy(), self.block_size))
 
     def blocks_at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Return the blocks that begin at given places.
 
         Args:
-            starts: (B,) int64, each at least 0 and below `len(self)`.
+            starts: (B,) int64, each at least 0 and below `len(self)`; of documents, positions in the row.
 
         Returns:
             Inputs (B, T) and targets (B, T), int64, on the CPU.
@@ -283,35 +379,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Yields:
             Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
-            batch of a single shorter block (1, t) follows where the text does not divide; not with `most`.
+            batch of a single shorter block (1, t) follows where the text does not divide; not with `most`. Of
+            documents, the shorter blocks at their ends follow all others, those of one length together.
         """
-        for x, y in in_order(self.row, self.block_size, batch_size, most):
+        for x, y in in_order(self.row, self.block_size, batch_size, most, self.documents):
             yield x.long(), y.long()
-
-
-def draw_starts(count: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
-    """Return (B,) starts below `count` on the CPU, as the lecture draws them."""
-    B = int_from(1, batch_size, "batch_size")
-    return torch.randint(count, (B,), generator=generator, device="cpu")
-
-
-def in_order(
-    row: Row, block_size: int, batch_size: int, most: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and targets as `BlockDataset.blocks` does, of the row's own type and on its device."""
-    B, N, T = int_from(1, batch_size, "batch_size"), len(row), block_size
-    most = None if most is None else int_from(1, most, "most")
-    full = (N - 1) // T
-    if most is not None and most < full:
-        windows_at, chosen = row.windows(T + 1), torch.arange(most, device="cpu") * full // most  # (most,)
-        for i in range(0, most, B):
-            windows = windows_at(chosen[i : i + B] * T)  # (B, T + 1)
-            yield windows[:, :-1], windows[:, 1:]
-        return
-    for i in range(0, full, B):
-        last = min(i + B, full)
-        ids = row.between(i * T, last * T + 1)  # (B T + 1,)
-        yield ids[:-1].view(last - i, T), ids[1:].view(last - i, T)
-    if most is None and full * T < N - 1:
-        ids = row.between(full * T, N)
-        yield ids[None, :-1], ids[None, 1:]

@@ -24,7 +24,7 @@ from charlm.files.reading import OpenFile, read_file, refusal
 from charlm.plain import as_path
 from charlm.text.tokenizer import CharTokenizer
 
-__all__ = ["TokenFiles", "read_plain_pickle", "token_files"]
+__all__ = ["TokenFiles", "read_characters", "read_plain_pickle", "token_files"]
 
 _MAGIC, _HEADER = 20_240_520, 1_024
 _AT_ONCE = 2**20  # tokens
@@ -70,7 +70,7 @@ class TokenFiles:
             highest = max(highest, int(piece.max()))
             done += 2 * len(piece)
             told("reading", done, 2 * int(ends[-1]))
-        tokenizer = None if self._meta is None else _characters(self._meta)
+        tokenizer = None if self._meta is None else read_characters(self._meta)
         vocab_size = highest + 1 if tokenizer is None else tokenizer.vocab_size
         if highest >= vocab_size:
             raise refusal(str(self._meta), f"must name all tokens, got {vocab_size}, and there is {highest}.")
@@ -154,8 +154,13 @@ def _part(path: Path) -> _Part:
     return part
 
 
-def _characters(path: Path) -> CharTokenizer:
-    """Return the tokenizer of a meta.pkl."""
+def read_characters(path: Path) -> CharTokenizer:
+    """Return the tokenizer of a meta.pkl.
+
+    Raises:
+        FileFormatError: the file holds something else.
+        OSError: it cannot be read.
+    """
     found = read_plain_pickle(path).get("itos")
     if not isinstance(found, dict) or set(found) != set(range(len(found))):
         raise refusal(path, "must hold a dict 'itos' from the numbers 0, 1, 2 … to characters.")

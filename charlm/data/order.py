@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from charlm.data.blocks import BlockDataset
+from charlm.errors import DataError
 from charlm.randomness import derive_seed
 
-__all__ = ["EpochOrder", "blocks_in_epoch", "permuted"]
+__all__ = ["DocumentOrder", "EpochOrder", "blocks_in_epoch", "order_of", "permuted"]
 
 _MOST_LISTED = 2**24  # blocks whose order is a list: of 128 MiB
+_MOST_EPOCHS, _INEXACT = 1_000, 0.002  # that are taken together for weights, and how far off a share may be
 _ROUNDS = 4  # a network of four is a pseudorandom permutation, if its rounds are pseudorandom functions
 
 
@@ -81,19 +84,104 @@ class EpochOrder:
         order = permuted(
             np.arange(places.start, places.stop), self.blocks, derive_seed(self._seed, "order", epoch)
         )
-        return offset + self._block_size * torch.from_numpy(order)
+        return self._begins(epoch, offset, torch.from_numpy(order))
 
     def _epoch(self, epoch: int) -> Tensor:
         """Return (blocks,), the starts of one epoch, in order."""
         if epoch in self._epochs:
             return self._epochs[epoch]
         generator, offset = self._beginning(epoch)
-        return offset + self._block_size * torch.randperm(self.blocks, generator=generator, device="cpu")
+        order = torch.randperm(self.blocks, generator=generator, device="cpu")
+        return self._begins(epoch, offset, order)
+
+    def _begins(self, epoch: int, offset: Tensor, numbers: Tensor) -> Tensor:
+        """Return (n,), where blocks of these numbers begin in an epoch."""
+        return offset + self._block_size * numbers
 
     def _beginning(self, epoch: int) -> tuple[torch.Generator, Tensor]:
         """Return an epoch's generator, and where its first block begins, (1,)."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", epoch))
         return generator, torch.randint(self._offsets, (1,), generator=generator, device="cpu")
+
+
+class DocumentOrder(EpochOrder):
+    """The starts of all batches of a run on documents.
+
+    An epoch shows each block of a document as often as its weight says. Documents of one weight are taken
+    together: where theirs is not whole, some of their blocks come once more than others, in each epoch other
+    ones. Where the blocks of a document are fewer than its ids, each repetition begins them elsewhere.
+
+    Args:
+        data: documents, and the size of a block, T.
+        batch_size: B.
+        seed: of the run.
+
+    Raises:
+        DataError: each document is too short for a block.
+
+    Example:
+        >>> from charlm import CharTokenizer
+        >>> data = BlockDataset.from_texts(["aaaaa", "bbbbb"], CharTokenizer("ab"), 4, weights=[1, 3])
+        >>> sorted(DocumentOrder(data, batch_size=4, seed=1).starts(0).tolist())
+        [0, 5, 5, 5]
+    """
+
+    blocks: int
+
+    def __init__(self, data: BlockDataset, batch_size: int, seed: int) -> None:
+        if data.documents is None:
+            raise DataError("there are no documents: BlockDataset.from_texts makes them")
+        self._block_size, self._batch_size, self._seed = data.block_size, batch_size, seed
+        self._offsets, self._epochs = 1, {}
+        documents, T = data.documents, data.block_size
+        blocks = documents.blocks(T)
+        if not blocks.any():
+            longest = int(documents.lengths.max())
+            raise DataError(
+                f"each document is too short for a block of {T} and the {data.unit} after it: the longest "
+                f"has {longest} {data.unit}s. Use a smaller block_size, or join them"
+            )
+        weights = documents.weights
+        order = np.argsort(weights, kind="stable")
+        order = order[blocks[order] > 0]
+        self._documents = order
+        self._starts, self._blocks = documents.starts[order], blocks[order]
+        self._slack = (documents.lengths - 1 - T * blocks)[order]
+        self._block_ends = np.cumsum(self._blocks)
+        values, firsts = np.unique(weights[order], return_index=True)
+        self._group_blocks = np.add.reduceat(self._blocks, firsts)  # (G,)
+        self._group_slots = _whole(values * self._group_blocks)  # (G,)
+        self._slot_ends = np.cumsum(self._group_slots)
+        self.blocks = int(self._slot_ends[-1])
+
+    @override
+    def _begins(self, epoch: int, offset: Tensor, numbers: Tensor) -> Tensor:
+        slots, seed = numbers.numpy(), derive_seed(self._seed, "documents", epoch)
+        group = np.searchsorted(self._slot_ends, slots, side="right")
+        turns = _mixed(np.arange(len(self._slot_ends), dtype=np.uint64) ^ np.uint64(seed))
+        turns = (turns % self._group_blocks.astype(np.uint64)).astype(np.int64)  # (G,)
+        turned = slots - (self._slot_ends - self._group_slots)[group] + turns[group]
+        repetition, inside = np.divmod(turned, self._group_blocks[group])
+        block = inside + (np.cumsum(self._group_blocks) - self._group_blocks)[group]
+        which = np.searchsorted(self._block_ends, block, side="right")
+        number = block - self._block_ends[which] + self._blocks[which]
+        key = self._documents[which].astype(np.uint64) * np.uint64(2**20) + repetition.astype(np.uint64)
+        begin = _mixed(_mixed(key) ^ np.uint64(seed)) % (self._slack[which] + 1).astype(np.uint64)
+        return torch.from_numpy(self._starts[which] + begin.astype(np.int64) + self._block_size * number)
+
+
+def order_of(data: BlockDataset, batch_size: int, seed: int) -> EpochOrder:
+    """Return the order of the blocks of a text, or of documents."""
+    return (EpochOrder if data.documents is None else DocumentOrder)(data, batch_size, seed)
+
+
+def _whole(wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return whole numbers that are to one another as those wanted, within a part in 500."""
+    for epochs in range(1, _MOST_EPOCHS):
+        found = np.maximum(np.rint(epochs * wanted), 1)
+        if (np.abs(found / (epochs * wanted) - 1) <= _INEXACT).all():
+            break
+    return found.astype(np.int64)
 
 
 def permuted(places: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

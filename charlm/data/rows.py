@@ -7,7 +7,7 @@ a prepared corpus, and reads what is asked for; parts of it are other ranges, an
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from charlm.data.documents import Documents
 from charlm.data.prepared import PreparedCorpus
 from charlm.errors import CorpusError, DataError, InputError, quoted
+from charlm.plain import int_from
 
-__all__ = ["PREPARED", "Row", "StoredRow", "TensorRow", "row_of"]
+__all__ = ["PREPARED", "Row", "StoredRow", "TensorRow", "in_order", "row_of"]
 
 PREPARED = "prepared:"
 """How the fingerprint of a text on disk begins."""
@@ -203,6 +205,39 @@ def row_of(ids: Tensor | NDArray[Any]) -> TensorRow:
     array = np.ascontiguousarray(array, dtype=dtype)
     # torch shares memory only with arrays that may be written, and nobody here writes
     return TensorRow(torch.from_numpy(array if array.flags.writeable else np.asarray(_Lent(array))), high)
+
+
+def in_order(
+    row: Row,
+    block_size: int,
+    batch_size: int,
+    most: int | None = None,
+    documents: Documents | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and targets as `BlockDataset.blocks` does, of the row's own type and on its device."""
+    B, N, T = int_from(1, batch_size, "batch_size"), len(row), block_size
+    most = None if most is None else int_from(1, most, "most")
+    if documents is not None:
+        for length, begins in documents.windows(T, most):
+            windows_at = row.windows(length + 1)
+            for i in range(0, len(begins), B):
+                windows = windows_at(torch.from_numpy(begins[i : i + B]))  # (B, length + 1)
+                yield windows[:, :-1], windows[:, 1:]
+        return
+    full = (N - 1) // T
+    if most is not None and most < full:
+        windows_at, chosen = row.windows(T + 1), torch.arange(most, device="cpu") * full // most  # (most,)
+        for i in range(0, most, B):
+            windows = windows_at(chosen[i : i + B] * T)  # (B, T + 1)
+            yield windows[:, :-1], windows[:, 1:]
+        return
+    for i in range(0, full, B):
+        last = min(i + B, full)
+        ids = row.between(i * T, last * T + 1)  # (B T + 1,)
+        yield ids[:-1].view(last - i, T), ids[1:].view(last - i, T)
+    if most is None and full * T < N - 1:
+        ids = row.between(full * T, N)
+        yield ids[None, :-1], ids[None, 1:]
 
 
 class _Lent:

@@ -111,7 +111,8 @@ def evaluate(
             always the same ones. None: all.
 
     Returns:
-        The result over N - 1 characters, or fewer with `max_chars`.
+        The result over N - 1 characters (of documents, over all but the first of each), or fewer with
+        `max_chars`.
 
     Raises:
         InputError: `data` is no `BlockDataset`, or `max_chars` no int of 1 or more.
@@ -157,7 +158,7 @@ def evaluate_together(
     total, hits, count = 0.0, 0, 0
     for nats, right, scored in world.rows(sums):
         total, hits, count = total + nats, hits + int(right), count + int(scored)
-    left_out = data.n_ids - 1 - count
+    left_out = data.n_targets - count
     return EvalResult(
         loss_nats=max(total, 0.0) / count, accuracy=hits / count, n_chars=count, n_left_out=left_out
     )
@@ -200,7 +201,7 @@ def _most_windows(data: BlockDataset, max_chars: int | None) -> int | None:
     if max_chars is None:
         return None
     most = int_from(1, max_chars, "max_chars")
-    return None if most >= data.n_ids - 1 else max(1, most // data.block_size)
+    return None if most >= data.n_targets else max(1, most // data.block_size)
 
 
 def default_batch_size(block_size: int, vocab_size: int) -> int:

@@ -35,13 +35,16 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 T = TypeVar("T")
 
 
-def loads(data: bytes | bytearray, *, path: str, max_bytes: int = MAX_BYTES) -> dict[str, object]:
+def loads(
+    data: bytes | bytearray, *, path: str, max_bytes: int = MAX_BYTES, max_marks: int = _MAX_MARKS
+) -> dict[str, object]:
     """Parse a JSON object.
 
     Args:
         data: the bytes of the file.
         path: its name, for messages.
         max_bytes: largest size that is parsed.
+        max_marks: the most brackets, commas and quotation marks, which bound the number of values.
 
     Returns:
         The object: dict, list, str, int, float, bool and None, with finite numbers and valid text.
@@ -67,7 +70,7 @@ def loads(data: bytes | bytearray, *, path: str, max_bytes: int = MAX_BYTES) -> 
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refusal(path, f"must be UTF-8, got {error.reason} at byte {error.start}.") from None
-    _check_structure(data, path)
+    _check_structure(data, max_marks, path)
     value = _parse(text, path)
     if type(value) is not dict:
         raise refusal(path, f"must hold a JSON object, got {_described(value)}.")
@@ -164,7 +167,7 @@ def dumps_line(value: Mapping[str, object]) -> bytes:
     return text.translate(_LINE_ENDS).encode() + b"\n"
 
 
-def _check_structure(data: bytes | bytearray, path: str) -> None:
+def _check_structure(data: bytes | bytearray, max_marks: int, path: str) -> None:
     """Bound nesting and the number of values while no value exists yet.
 
     With the escapes gone, quotation marks only begin and end strings, so every second piece between them lies
@@ -172,12 +175,12 @@ def _check_structure(data: bytes | bytearray, path: str) -> None:
     """
     bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     marks, outside = bare.count(b'"'), b""
-    if marks <= _MAX_MARKS:
+    if marks <= max_marks:
         outside = b"".join(bare.split(b'"')[::2])
         marks += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         marks = max(marks, outside.count(b"]") + outside.count(b"}"))  # what is JSON has no more of these
-    if marks > _MAX_MARKS:
-        raise refusal(path, f"must have at most {_MAX_MARKS} brackets, commas and quotation marks, got more.")
+    if marks > max_marks:
+        raise refusal(path, f"must have at most {max_marks} brackets, commas and quotation marks, got more.")
     depth = 0
     for bracket in outside.translate(None, _NOT_BRACKETS):
         depth += 1 if bracket in b"[{" else -1

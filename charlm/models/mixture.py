@@ -254,7 +254,7 @@ class MixtureLM(LanguageModel):
         """Yield where in the gate n ids stand, (n, J), and what each voice gave to them, (n, K + 1)."""
         most = None if max_chars is None else int_from(1, max_chars, "max_chars")
         if most is not None:  # windows of them, as `evaluate` takes them
-            most = None if most >= data.n_ids - 1 else max(most // data.block_size, 1)
+            most = None if most >= data.n_targets else max(most // data.block_size, 1)
         batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
         for x, y in data.blocks(batch, most=most):
             with torch.no_grad(), evaluation_mode(self):

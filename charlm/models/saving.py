@@ -32,7 +32,13 @@ from charlm.models.contents import Contents, extra_name, saved_tensors
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
 from charlm.plain import as_path, as_text
-from charlm.text.tokenizer import MAX_FILE_BYTES, Tokenizer, tokenizer_from_dict
+from charlm.text.tokenizer import (
+    MAX_FILE_BYTES,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    tokenizer_from_dict,
+)
 
 if TYPE_CHECKING:
     from charlm.models.base import LanguageModel
@@ -162,14 +168,25 @@ def read_model_files(directory: str | Path, *, weights: bool = True) -> dict[str
                 )
             except FileNotFoundError as error:
                 if name != TOKENIZER_FILE:
-                    raise CheckpointError(f"no model in {quoted(str(where))}: it has no {name}") from error
+                    way = _if_of_others(where / "ckpt.pt")
+                    raise CheckpointError(
+                        f"no model in {quoted(str(where))}: it has no {name}{way}"
+                    ) from error
         return files
 
     try:
         return read_together(lambda: standing_directory(target), read)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else "is no directory"
-        raise CheckpointError(f"no model in {quoted(str(directory))}: it {what}") from error
+        raise CheckpointError(
+            f"no model in {quoted(str(directory))}: it {what}{_if_of_others(target)}"
+        ) from error
+
+
+def _if_of_others(path: Path) -> str:
+    """Return what to do with a checkpoint of nanoGPT or minGPT; nothing, if this is none."""
+    is_one = path.suffix == ".pt" and path.is_file()
+    return "; `charlm import` makes one of a checkpoint of nanoGPT or minGPT" if is_one else ""
 
 
 def most_bytes(name: str, files: Mapping[str, bytes | bytearray], directory: Path) -> int:
@@ -194,7 +211,7 @@ def load_model(directory: str | Path, wanted: type[ModelT]) -> ModelT:
     return build_model(read_model_files(directory), as_path(directory), wanted)
 
 
-def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> Tokenizer:
+def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> CharTokenizer | ByteTokenizer:
     """Make the tokenizer from the contents of a model's files; `directory` names them in messages."""
     if TOKENIZER_FILE not in files:
         raise CheckpointError(
@@ -274,6 +291,10 @@ def model_settings(
     """
     path = str(directory / CONFIG_FILE)
     values = strict_json.loads(files[CONFIG_FILE], path=path)
+    if "model_type" in values and "format" not in values:
+        kind = f"a model of transformers ({quoted(str(values['model_type']), 40)})"
+        way = f"charlm import {quoted(str(directory))} -o NEW, or charlm.interchange.from_transformers"
+        raise refusal(path, f"must describe a model of charlm's, got {kind}. Convert it: {way}.")
     strict_json.check_version(values, FORMAT, VERSION, path=path)
     kind = strict_json.take(values, "kind", str, path=path)
     cls = class_of(kind)

@@ -14,7 +14,13 @@ from pathlib import Path
 from charlm.errors import CheckpointCorruptError, CheckpointError, FileFormatError, quoted, warn
 from charlm.files import safetensors
 from charlm.models.saving import WEIGHTS_FILE, read_model_files
-from charlm.runs.checkpoint import Checkpoint, CheckpointInfo, read_checkpoint, scan_checkpoints
+from charlm.runs.checkpoint import (
+    Checkpoint,
+    CheckpointInfo,
+    is_checkpoint_name,
+    read_checkpoint,
+    scan_checkpoints,
+)
 from charlm.runs.directory import RunDirectory
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "best_whole_checkpoint",
     "made_of",
     "mixture_of",
+    "model_files_at",
     "newest_whole_checkpoint",
 ]
 
@@ -93,6 +100,28 @@ def best_of(newest_first: Sequence[CheckpointInfo]) -> CheckpointInfo:
         newest_first: at least one.
     """
     return min(newest_first, key=lambda info: (info.val_loss is None, info.val_loss or 0.0))
+
+
+def model_files_at(directory: Path, *, mixture: bool) -> tuple[Mapping[str, bytearray], Path]:
+    """Read the model's files of a run, a checkpoint or a saved model, and return where they lie.
+
+    Args:
+        directory: one of the three.
+        mixture: of a run, take the mixture if there is one.
+
+    Raises:
+        CheckpointError: nothing that can be loaded lies there.
+        FileFormatError: a file's content is refused.
+    """
+    if (directory / "run.json").exists():
+        run = RunDirectory.open(directory)
+        best = best_whole_checkpoint(run)
+        if mixture and (mixed := mixture_of(run, best.info)) is not None:
+            return mixed, run.path / MIXTURE_FOLDER
+        return best.files, best.info.path
+    if is_checkpoint_name(directory.name) and directory.exists():  # whole, or damaged; no saved model
+        return read_checkpoint(directory).files, directory
+    return read_model_files(directory), directory
 
 
 def made_of(info: CheckpointInfo) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """metrics.jsonl: one line for each logged step, evaluation, sample and skipped step.
 
 A line is strict JSON with "kind" and "step". The kinds: "step", "eval", "sample", "end" where the clock has
-fixed the end of the run, and "skip" for a step that changed nothing. JSON has no NaN, so a value that is not
+fixed the end of the run, and "skip" for a step that changed nothing; callbacks add kinds of their own, as
+`charlm train --from` does "old", the loss on the old validation text. JSON has no NaN, so a value that is not
 finite is null, and "nonfinite" names it. Readers ignore a torn last line; a resume cuts what lies past its
 checkpoint.
 """

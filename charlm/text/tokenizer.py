@@ -140,18 +140,27 @@ class CharTokenizer:
         Source:
             The lecture's `chars = sorted(list(set(text)))`.
         """
-        texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, Iterable):
-            raise InputError(f"text must be a str or several, got {type(text).__name__}")
-        seen: set[str] = set()
-        for piece in texts:
-            check_text(piece)
-            characters = set(piece)
-            encoded("".join(characters), "utf-8", text=piece)  # refuses surrogates
-            seen |= characters
+        seen = _characters(text)
         if not seen:
             raise DataError("text must hold at least one character to make a vocabulary from, got none")
         return cls(sorted(seen))
+
+    def extend(self, text: str | Iterable[str]) -> CharTokenizer:
+        """Return a tokenizer that knows the characters of a text, too: old ids stay, new ones follow.
+
+        Args:
+            text: the text, or several. Its new characters are sorted by code point.
+
+        Raises:
+            InvalidTextError: it holds a lone surrogate.
+            InputError: it is no text.
+
+        Example:
+            >>> CharTokenizer("ba").extend("abcd").vocab
+            ('b', 'a', 'c', 'd')
+        """
+        new = sorted(_characters(text).difference(self._characters))
+        return CharTokenizer(self._characters + "".join(new), unknown=self._unknown)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -312,6 +321,20 @@ class CharTokenizer:
     @override
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (type(self), self._characters, self._unknown)
+
+
+def _characters(text: str | Iterable[str]) -> set[str]:
+    """Return the different characters of a text, or of several."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, Iterable):
+        raise InputError(f"text must be a str or several, got {type(text).__name__}")
+    seen: set[str] = set()
+    for piece in texts:
+        check_text(piece)
+        characters = set(piece)
+        encoded("".join(characters), "utf-8", text=piece)  # refuses surrogates
+        seen |= characters
+    return seen
 
 
 class ByteTokenizer:

@@ -103,7 +103,7 @@ class ProgressBar(Callback):
         self._bar = self._new_bar(trainer)
         chars = config.eval_chars if trainer.timetable is None else trainer.timetable.eval_chars
         val = trainer.val_data
-        if chars is not None and val is not None and chars < val.n_ids - 1:
+        if chars is not None and val is not None and chars < val.n_targets:
             on_disk = isinstance(val.row, StoredRow)
             self.say(
                 f"eval    each scores about {chars:,} of the {val.n_ids:,} {val.unit}s "
@@ -148,8 +148,13 @@ class ProgressBar(Callback):
             evaluation.step,
             f"  val loss {result.loss_nats:.4f} nats = {result.bits_per_char:.4f} {BITS[unit]}"
             + scored_part(result, unit)
-            + ("" if evaluation.is_best else " (not the best)"),
+            + ("" if evaluation.is_best else " (not the best)")
+            + self._beside(),
         )
+
+    def _beside(self) -> str:
+        """Return what else stands in the line of an evaluation."""
+        return ""
 
     @override
     def on_sample(self, trainer: Trainer, sample: SampleRecord) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.errors import NonFiniteError, warn
+from charlm.errors import InputError, NonFiniteError, shown, warn
 from charlm.runs.log import eval_values
 from charlm.training.callbacks import Callback
 from charlm.training.guard import SkippedStep
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
 
 __all__ = ["Reporter"]
+
+_OWN_KINDS = {"step", "eval", "sample", "end", "skip"}
 
 
 class Reporter:
@@ -65,6 +67,12 @@ class Reporter:
                 "chars_per_second": chars / max(seconds, 1e-9),
             },
         )
+
+    def log(self, kind: str, values: Mapping[str, object]) -> None:
+        """Log a record of a callback's own; see `Trainer.log`."""
+        if kind in _OWN_KINDS:
+            raise InputError(f"kind must be a name of your own, got {shown(kind)}, which is the trainer's")
+        self._log(kind, values)
 
     def log_planned_end(self, end: int) -> None:
         """Log the end that the clock has fixed."""

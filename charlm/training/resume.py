@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,7 +56,7 @@ from charlm.runs.choosing import newest_whole_checkpoint
 from charlm.runs.directory import RunDirectory
 from charlm.runs.writer import RunWriter
 from charlm.training.callbacks import Callback
-from charlm.training.config import TrainerConfig, saved_config, with_end
+from charlm.training.config import MOST_STEPS, TrainerConfig, saved_config, with_end
 from charlm.training.optimizers import OptimizerFactory
 from charlm.training.saving import (
     characters_fingerprint,
@@ -69,7 +69,7 @@ from charlm.training.saving import (
     saved_buffers,
 )
 from charlm.training.state import RunState
-from charlm.training.timetable import Timetable
+from charlm.training.timetable import Timetable, planned_end
 
 if TYPE_CHECKING:
     from charlm.training.trainer import Trainer
@@ -217,11 +217,18 @@ def resume(
     callbacks: Sequence[Callback],
     device: str | DeviceBackend,
     max_steps: int | None,
+    minutes: float | None,
 ) -> TrainerT:
     """Build the trainer that goes on from the newest whole checkpoint; see `Trainer.resume`."""
     saved = _read(out_dir)
-    config = saved.config if max_steps is None else _with_another_end(saved, max_steps)
-    timetable = saved.timetable if max_steps is None else None
+    config, timetable = saved.config, saved.timetable
+    if max_steps is not None and minutes is not None:
+        raise ConfigError("max_steps and minutes are two ends for one run; give one of them")
+    if max_steps is not None:
+        config, timetable = _with_another_end(saved, max_steps), None
+    if minutes is not None:
+        config, timetable = _with_more_time(saved, minutes)
+    moves_end = max_steps is not None or minutes is not None
     _check_data(saved, train_data, val_data)
     files, path = saved.checkpoint.files, saved.checkpoint.info.path
     tokenizer = build_tokenizer(files, path) if TOKENIZER_FILE in files else None
@@ -236,7 +243,7 @@ def resume(
         device=device,
         callbacks=callbacks,
         optimizer=optimizer,
-        timetable=timetable if saved.repeats else None,
+        timetable=timetable if saved.repeats and not moves_end else None,
     )
     tensors = safetensors.loads(files[TRAIN_FILE], path=str(path / TRAIN_FILE))[0]
     moments = _moments(saved, trainer, tensors, own=optimizer is not None)
@@ -268,7 +275,7 @@ def resume(
         writer=RunWriter(out_dir, saved.run, saved.checkpoint.info, saved.names),
         timetable=timetable,
         best_weights=best_weights,
-        moved_end=config != saved.config or (max_steps is not None and saved.timetable is not None),
+        moved_end=config != saved.config or (moves_end and saved.timetable is not None),
     )
     return trainer
 
@@ -281,6 +288,22 @@ def _with_another_end(saved: _Saved, max_steps: int) -> TrainerConfig:
     config = with_end(saved.config, max_steps)
     # From here on the clock decides nothing; what it chose to score stays.
     return config if saved.timetable is None else config.replace(eval_chars=saved.timetable.eval_chars)
+
+
+def _with_more_time(saved: _Saved, minutes: float) -> tuple[TrainerConfig, Timetable]:
+    """Return the run's settings with another time, and what the clock has decided that stays."""
+    config = saved.config.replace(minutes=minutes)
+    used = saved.state.seconds / 60
+    if used >= (config.minutes or 0.0):
+        raise ConfigError(f"minutes must be more than the {used:.1f} that the run has used, got {minutes}")
+    if planned_end(config):
+        raise ConfigError(
+            f"a {config.schedule} schedule needs its end beforehand, so minutes cannot move it; max_steps can"
+        )
+    if saved.config.minutes is None:
+        config = config.replace(max_steps=MOST_STEPS)
+    before = saved.timetable or Timetable(eval_chars=config.eval_chars)
+    return config, replace(before, ends=())
 
 
 def _model(saved: _Saved, given: nn.Module | None) -> nn.Module:
@@ -388,7 +411,8 @@ def _check_data(saved: _Saved, train_data: BlockDataset, val_data: BlockDataset 
                 )
             raise CheckpointMismatchError(
                 f"{name}_data is not the text that the run was trained with; pass the same corpus, encoded "
-                "with the same tokenizer and split at the same place"
+                "with the same tokenizer and split at the same place. To train its model on another text, "
+                "begin a run with it: charlm train FILE -o NEW --from RUN, or CharLM.extend"
             )
         if data is not None and saved.block_size.get(name) != data.block_size:
             raise CheckpointMismatchError(

@@ -211,7 +211,8 @@ _FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()
 
 def fingerprint(data: BlockDataset) -> str:
     """Return what stands for the ids: of a text on disk, what follows from the hashes of its files."""
-    return data.row.fingerprint if isinstance(data.row, StoredRow) else _hashed(data)
+    ids = data.row.fingerprint if isinstance(data.row, StoredRow) else _hashed(data)
+    return _with_documents(ids, data)
 
 
 def is_same_text(saved: object, data: BlockDataset | None) -> bool:
@@ -222,7 +223,11 @@ def is_same_text(saved: object, data: BlockDataset | None) -> bool:
     """
     if data is None or not isinstance(saved, str):
         return saved is None and data is None
-    return saved == (fingerprint(data) if is_of_prepared(saved) else _hashed(data))
+    return saved == (fingerprint(data) if is_of_prepared(saved) else _with_documents(_hashed(data), data))
+
+
+def _with_documents(ids: str, data: BlockDataset) -> str:
+    return ids if data.documents is None else f"{ids} {data.documents.digest}"
 
 
 def is_of_prepared(saved: object) -> bool:

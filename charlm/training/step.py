@@ -22,7 +22,7 @@ from charlm.backends.base import DeviceBackend, Precision
 from charlm.backends.world import World
 from charlm.data.batches import batches_on
 from charlm.data.blocks import BlockDataset
-from charlm.data.order import EpochOrder
+from charlm.data.order import order_of
 from charlm.errors import InputError, NonFiniteError
 from charlm.randomness import derive_seed
 from charlm.training.config import TrainerConfig
@@ -95,7 +95,7 @@ class Stepper:
         self.chars_per_step = config.accumulate * config.batch_size * data.block_size
         self._generator = torch.Generator()  # re-seeded for each batch
         self._batches = batches_on(data, backend)
-        self._order = None if config.replacement else EpochOrder(data, config.batch_size, config.seed)
+        self._order = None if config.replacement else order_of(data, config.batch_size, config.seed)
         self.guard = guard_for(
             config, backend, scaler=self.scaler, optimizers=self.optimizers, must_wait=world.size > 1
         )

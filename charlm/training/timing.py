@@ -26,7 +26,7 @@ def evaluation_seconds(
         backend: the device.
         max_chars: as for `evaluate`.
     """
-    N = data.n_ids - 1
+    N = data.n_targets
     scored = N if max_chars is None else min(max_chars, N)
     chars = data.block_size
     while True:
@@ -58,6 +58,6 @@ def chars_within(
     whole = evaluation_seconds(model, data, backend=backend)
     if whole <= seconds:
         return None, whole
-    N, T = data.n_ids - 1, data.block_size
+    N, T = data.n_targets, data.block_size
     chars = max(T, int(N * seconds / whole) // T * T)
     return chars, whole * chars / N

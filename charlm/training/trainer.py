@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -201,11 +201,12 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         device: str | DeviceBackend = "auto",
         max_steps: int | None = None,
+        minutes: float | None = None,
     ) -> Self:
         """Return a trainer that goes on where the newest whole checkpoint of a run ends.
 
         Settings come from the checkpoint. On the same build, device and number of threads every later step
-        is bit for bit what it would have been without the stop, unless `max_steps` is changed. A run with
+        is bit for bit what it would have been without the stop, unless its end is moved. A run with
         `minutes` goes on with the time that it has left; the clock decides anew what it had not decided.
 
         Args:
@@ -218,12 +219,16 @@ class Trainer:
             callbacks: the same kinds in the same order, so that each gets its own state back.
                 Where none of the run's callbacks had a state, any will do.
             device: may differ from before; results are then close, not equal.
-            max_steps: a new end for the run. It moves the schedule of the learning rate, and takes the place
-                of `minutes`.
+            max_steps: a new end for the run. It moves the schedule of the learning rate, which rises again
+                where it had fallen, and takes the place of `minutes`.
+            minutes: a new end in time, for the whole run. A learning rate that falls by the clock rises to
+                its top, and falls again by then. Not with `max_steps`, nor where the schedule needs the end
+                beforehand (cosine, linear).
 
         Raises:
             CheckpointError: there is no run, or no whole checkpoint in it.
             CheckpointMismatchError: the data, the tokenizer or the model differ.
+            ConfigError: the end lies before what is done, or cannot be moved so.
 
         Example:
             >>> import tempfile
@@ -249,6 +254,7 @@ class Trainer:
             callbacks=callbacks,
             device=device,
             max_steps=max_steps,
+            minutes=minutes,
         )
 
     def fit(self) -> TrainResult:
@@ -456,6 +462,20 @@ class Trainer:
         if self._writer is None:
             raise InputError(f"out_dir must be given to {method}: Trainer(..., out_dir='runs/one')")
         return self._writer
+
+    def log(self, kind: str, values: Mapping[str, object]) -> None:
+        """Write a record of a callback's own into metrics.jsonl, with the step and the seconds.
+
+        Without `out_dir`, and in any process but the first, nothing is written.
+
+        Args:
+            kind: its name; "step", "eval", "sample", "end" and "skip" are the trainer's own.
+            values: as JSON has them; NaN and infinities become null, and are named.
+
+        Raises:
+            InputError: the kind is one of the trainer's own.
+        """
+        self._reporter.log(kind, values)
 
     def finish(self) -> None:
         """Let the run come to its end after the step under way: evaluated, saved, without an error.

@@ -173,6 +173,7 @@ def test_a_stream_that_cannot_show_the_sign_gets_another(
         device="cpu",
         weights=None,
         encoding="utf-8",
+        on_unknown=None,
         html=None,
         show=True,
         json=False,

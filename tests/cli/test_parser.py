@@ -136,7 +136,8 @@ def test_the_options_of_sampling_are_there_where_the_source_is_not(monkeypatch: 
     [
         (
             [],
-            "a command is needed: inspect, prepare, train, generate, eval, plot or info\nTry: charlm --help",
+            "a command is needed: inspect, prepare, train, generate, eval, plot, info, export or import\n"
+            "Try: charlm --help",
         ),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "-o", "r"], "FILE is needed"),
@@ -174,7 +175,7 @@ def test_the_options_of_sampling_are_there_where_the_source_is_not(monkeypatch: 
             "n_embd must be a multiple of n_head",
         ),
         (["train", "--resume", "-o", "r", "--overwrite", "--bias"], "so --overwrite, --bias cannot be given"),
-        (["train", "--resume", "-o", "r", "--minutes", "1"], "so --minutes cannot be given with --resume"),
+        (["train", "--resume", "-o", "r", "--seed", "1"], "so --seed cannot be given with --resume"),
         (["train", "--resume", "-o", "r", "--repeat", "s"], "so --repeat cannot be given with --resume"),
         (
             ["train", "--repeat", "s", "-o", "r", "--minutes", "1", "--seed", "3"],

@@ -736,3 +736,102 @@ def test_of_several_processes_the_first_says_whether_a_text_is_prepared() -> Non
     for world in (None, World(), SecondOfTwo()):
         assert train._encoded(world, encode, prepared=None).is_prepared
     assert asked == [None, None, True]
+
+
+GERMAN = "".join(f"Noch {i} grüne Flaschen\n" for i in range(80))
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> list[str]:
+    """Write two texts of different characters."""
+    (tmp_path / "en.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "de.txt").write_text(GERMAN, encoding="utf-8")
+    return [str(tmp_path / "en.txt"), str(tmp_path / "de.txt")]
+
+
+def test_files_are_documents_with_weights_and_a_resume_keeps_them_so(
+    command: Command, both: list[str], tmp_path: Path
+) -> None:
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    words = [*both, "--by-file", "--weight", f"{both[1]}=2.5", "--keep-last", "9"]
+    assert command.train(*words, "-o", one) == 0
+    assert f"{len(TEXT) + len(GERMAN):,} characters in 2 documents, vocabulary" in command.err
+    held_out = len(TEXT) - int(0.9 * len(TEXT)) + len(GERMAN) - int(0.9 * len(GERMAN))
+    assert "none for validation" not in command.err
+    assert f", {held_out:,} for validation" in command.err
+    record = record_of(one)
+    assert (record["by_file"], record["separator"], record["weights"]) == (True, None, [1.0, 2.5])
+    shutil.copytree(one, two)
+    shutil.rmtree(max((two / "checkpoints").iterdir()))
+    assert command("train", "--resume", "-o", two) == 0
+    assert "10 of 20 are done" in command.err
+    assert weights(two) == weights(one)
+    assert command("train", "--repeat", one, "-o", three) == 0
+    assert weights(three) == weights(one)
+    assert command.train(*both, "-o", tmp_path / "joined") == 0
+    assert "en.txt' is there" not in command.err
+    assert "note    the files are joined; --by-file keeps them apart: validation is the end of" in command.err
+    assert weights(tmp_path / "joined") != weights(one)
+    assert command.train(*both, "-o", one, "--resume", "auto", "--weight", f"{both[1]}=3") == 2
+    assert "--weight [1.0, 3.0] (it has [1.0, 2.5])" in command.err
+    assert command("train", *both, "--resume", "-o", one, "--by-file") == 2
+    assert "so --by-file cannot be given with --resume" in command.err
+
+
+def test_a_separator_ends_documents(command: Command, tmp_path: Path) -> None:
+    text, run = tmp_path / "tales.txt", tmp_path / "run"
+    tales = [f"Once {i} bottles stood upon the wall of one green house.\n\n" for i in range(50)]
+    text.write_text("".join(tales), encoding="utf-8")
+    assert command.train(text, "-o", run, "--separator", r"\n\n") == 0
+    assert " in 50 documents, vocabulary" in command.err
+    assert ": validation" not in command.err
+    assert command("train", "--resume", "-o", run, "--max-steps", "30") == 0
+    assert command.train(text, "-o", tmp_path / "long", "--separator", r"\n\n", "--block-size", "64") == 1
+    assert "each document is too short for a block of 64 and the character after it" in command.err
+    assert command.train(text, "-o", run, "--separator", "") == 2
+    assert "argument --separator: must not be empty" in command.err
+
+
+def test_a_file_that_is_there_twice_is_one_document_seen_twice(
+    command: Command, both: list[str], tmp_path: Path
+) -> None:
+    twice, weighted = tmp_path / "twice", tmp_path / "weighted"
+    assert command.train(both[0], both[1], both[0], "--by-file", "-o", twice) == 0
+    assert "en.txt' is there 2 times: as one, seen so often" in command.err
+    assert command.train(*both, "--weight", f"{both[0]}=2", "-o", weighted) == 0
+    assert weights(twice) == weights(weighted)
+    assert command.train(*both, both[0], "-o", tmp_path / "joined") == 0
+    assert (
+        "en.txt' is there 2 times, so validation may repeat what is trained on; validation is" in command.err
+    )
+    (tmp_path / "bare.txt").write_text("no end of line", encoding="utf-8")
+    assert command.train(tmp_path / "bare.txt", *both, "-o", tmp_path / "bare") == 0
+    assert "bare.txt' ends in a line that runs on into" in command.err
+
+
+def test_a_wrong_weight_is_refused(command: Command, both: list[str], run: Path) -> None:
+    assert command.train(*both, "-o", run, "--weight", "other.txt=2") == 2
+    assert "--weight must name a FILE of the command, as it stands there, got 'other.txt=2'" in command.err
+    for number in ("0", "x", "-1", "inf"):
+        assert command.train(*both, "-o", run, "--weight", f"{both[0]}={number}") == 2
+        assert "--weight must be FILE=W with a number above 0" in command.err
+
+
+def test_a_prepared_corpus_is_trained_on_by_file(command: Command, both: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert command("prepare", *both, "-o", data) == 0
+    assert command.train(data, "-o", tmp_path / "one", "--by-file") == 0
+    assert " in 2 documents, vocabulary" in command.err
+    assert command.train(*both, "-o", tmp_path / "two", "--by-file") == 0
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    shutil.rmtree(max((tmp_path / "one" / "checkpoints").iterdir()))
+    assert command("train", "--resume", "-o", tmp_path / "one") == 0
+    assert command.train(data, "-o", tmp_path / "three", "--weight", f"{data}=2") == 2
+    assert "--weight needs the files themselves" in command.err
+    assert command.train(data, "-o", tmp_path / "three", "--separator", "x") == 2
+    assert "--separator needs texts that fit into memory" in command.err
+
+
+def test_epochs_are_of_one_text(command: Command, both: list[str], run: Path) -> None:
+    assert command("train", *both, "-o", run, "--epochs", "2", "--by-file") == 2
+    assert "--epochs counts passes through one text; with documents give --max-steps" in command.err

@@ -20,6 +20,7 @@ import torch
 from harness.stopped_runs import HalfBackend
 from harness.tiny_models import tiny_gpt
 from harness.tiny_training import (
+    TEXT,
     TOKENIZER,
     Numbers,
     PlainModule,
@@ -30,7 +31,7 @@ from harness.tiny_training import (
 from torch import Tensor, nn
 from typing_extensions import override
 
-from charlm import DeviceBackend, GPTConfig, Trainer
+from charlm import BlockDataset, DeviceBackend, GPTConfig, Trainer
 from charlm.backends.world import join, leave
 from charlm.errors import CharLMError
 
@@ -75,12 +76,19 @@ KINDS: dict[str, dict[str, object]] = {
     "fp16": {"precision": "fp16", "optimizer": "muon", "learning_rate": 0.1},
     "plain": {},
     "unused": {},
+    "documents": {"replacement": False},
 }
+
+
+def documents() -> tuple[BlockDataset, BlockDataset]:
+    """Return training and validation blocks of documents with weights."""
+    texts = [TEXT[:900], TEXT[900:910], TEXT[910:1_700], TEXT[1_700:2_400]]
+    return BlockDataset.from_texts(texts, TOKENIZER, 8, weights=[1, 1, 2.5, 1]).split()
 
 
 def outcome(kind: str, **changes: object) -> tuple[list[tuple[int, float, float, float]], dict[str, Tensor]]:
     """Return the numbers of each step and all tensors at the end, the losses of evaluations among them."""
-    train, val = tiny_split()
+    train, val = documents() if kind == "documents" else tiny_split()
     numbers = Numbers()
     config = quick_config(**{"max_steps": 6, "batch_size": 1, "accumulate": 8, **KINDS[kind], **changes})
     trainer = Trainer(

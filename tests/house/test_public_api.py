@@ -16,9 +16,11 @@ import charlm
 PINNED = Path(__file__).with_name("public_api.txt")
 MODULES = [
     "charlm",
+    "charlm.compression",
     "charlm.errors",
     "charlm.evaluation",
     "charlm.generation",
+    "charlm.interchange",
     "charlm.plotting",
     "charlm.testing",
     "charlm.training",

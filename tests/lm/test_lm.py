@@ -501,6 +501,21 @@ def test_a_model_that_was_moved_since_is_used_where_it_is_now() -> None:
     assert (type(lm.backend).__name__, lm.backend.device.type) == ("DeviceBackend", "meta")
 
 
+def test_extend_adds_the_characters_of_a_text_and_keeps_what_was_learnt() -> None:
+    larger = LM.extend("a new text, with é\n")
+    assert larger.tokenizer.vocab_size > 13
+    assert isinstance(larger.tokenizer, CharTokenizer)
+    assert "".join(larger.tokenizer.vocab) == LETTERS + " ,ntwxé"
+    assert larger.generate("ab", 60, temperature=0) == LM.generate("ab", 60, temperature=0)
+    assert larger.evaluate("a new text").n_chars == 9
+    assert LM.tokenizer.vocab_size == 13
+    again = LM.extend("abc", block_size=8)
+    assert again.tokenizer == LM.tokenizer
+    assert again.model is not LM.model
+    assert again.model.block_size == 8
+    assert BYTES.extend("é").tokenizer.vocab_size == 256
+
+
 def test_continuations_are_ranked_by_the_sum_of_their_log_probs() -> None:
     tokenizer = CharTokenizer("abcd\n")
     torch.manual_seed(0)

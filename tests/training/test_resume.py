@@ -729,3 +729,49 @@ def test_a_run_on_disk_in_two_lengths_of_files_is_equal_bit_for_bit(tmp_path: Pa
     for weights, final in found[1:]:
         assert same_tensors(weights, found[0][0])
         assert final == found[0][1]
+
+
+def test_a_text_in_other_documents_is_another_text(tmp_path: Path) -> None:
+    texts = [TEXT[:800], TEXT[800:1_700]]
+    data = BlockDataset.from_texts(texts, TOKENIZER, 8)
+    Trainer(
+        BigramLM(TOKENIZER.vocab_size), data, quick_config(), out_dir=tmp_path / "run", device="cpu"
+    ).fit()
+    assert Trainer.resume(tmp_path / "run", data, device="cpu").step == 12
+    for other in (
+        BlockDataset.from_text("".join(texts), TOKENIZER, 8),
+        BlockDataset.from_texts([TEXT[:801], TEXT[801:1_700]], TOKENIZER, 8),
+        BlockDataset.from_texts(texts, TOKENIZER, 8, weights=[1, 2]),
+    ):
+        with pytest.raises(CheckpointMismatchError, match="train_data is not the text"):
+            Trainer.resume(tmp_path / "run", other, device="cpu")
+
+
+def test_an_end_in_minutes_is_moved_where_the_clock_can(tmp_path: Path) -> None:
+    train, val = tiny_split()
+    run = tmp_path / "run"
+    config = quick_config(minutes=0.005, max_steps=10**6, batch_size=1, eval_interval=None)
+    first = Trainer(
+        BigramLM(TOKENIZER.vocab_size), train, config, val_data=val, out_dir=run, device="cpu"
+    ).fit()
+    for minutes, problem in (
+        (0.00001, "minutes must be more than the 0.0"),
+        (0.0, "minutes must be a finite number above 0"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            Trainer.resume(run, train, val_data=val, device="cpu", minutes=minutes)
+    with pytest.raises(ConfigError, match="two ends for one run"):
+        Trainer.resume(run, train, val_data=val, device="cpu", minutes=1, max_steps=1)
+    again = Trainer.resume(run, train, val_data=val, device="cpu", minutes=0.02)
+    longer = again.fit()
+    assert longer.steps > first.steps
+    assert again.timetable is not None
+    assert again.timetable.end == longer.steps
+    rates: list[Any] = [
+        r["learning_rate"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "step"
+    ]
+    assert rates[first.steps] == config.learning_rate > rates[first.steps - 1]
+    linear = quick_config(schedule="linear", warmup_steps=0)
+    Trainer(BigramLM(TOKENIZER.vocab_size), train, linear, out_dir=tmp_path / "two", device="cpu").fit()
+    with pytest.raises(ConfigError, match="a linear schedule needs its end beforehand"):
+        Trainer.resume(tmp_path / "two", train, device="cpu", minutes=1)

@@ -546,3 +546,25 @@ def test_torch_s_default_device_plays_no_part_in_training(tmp_path: Path, replac
         return tensors_of(trainer)
 
     assert same_tensors(trained("one", "cpu"), trained("other", "meta"))
+
+
+def test_a_callback_logs_records_of_its_own(tmp_path: Path) -> None:
+    class Widths(Callback):
+        @override
+        def on_evaluate(self, trainer: Trainer, evaluation: object) -> None:
+            trainer.log("width", {"value": 3.0, "bad": math.inf})
+            with pytest.raises(InputError, match="kind must be a name of your own, got 'eval'"):
+                trainer.log("eval", {})
+
+    train, val = tiny_split()
+    model = BigramLM(TOKENIZER.vocab_size)
+    for out_dir in (None, tmp_path / "run"):
+        Trainer(
+            model, train, quick_config(), val_data=val, out_dir=out_dir, device="cpu", callbacks=[Widths()]
+        ).fit()
+    found = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "width"]
+    assert [(r["step"], r["value"], r["bad"]) for r in found] == [
+        (4, 3.0, None),
+        (8, 3.0, None),
+        (12, 3.0, None),
+    ]

@@ -1,0 +1,178 @@
+"""Documents: texts that stand in one row of ids, and are not one. No torch.
+
+No window reaches over the border between two, and each may be seen more often or less. A window begins inside
+one document and ends there, so the first id of each is never a target. A document that is too short for a
+block is left out of training, and scored like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.errors import DataError, InputError, shown
+from charlm.plain import as_float, share_of
+
+__all__ = ["Documents"]
+
+FEW = 20
+"""Of fewer documents each is split by itself; of as many or more, whole ones are chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Where each document of a row ends, and how often it is seen.
+
+    Example:
+        >>> documents = Documents.of([5, 3])
+        >>> documents.ends.tolist(), documents.n_targets
+        ([5, 8], 6)
+    """
+
+    ends: NDArray[np.int64]
+    """(D,) in ids; they increase."""
+    weights: NDArray[np.float64]
+    """(D,) how often each is seen in the time in which one of weight 1 is seen once."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], weights: Sequence[float] | None = None) -> Documents:
+        """Return the documents of these lengths; empty ones are none.
+
+        Raises:
+            InputError: there are not as many weights, or one is not a finite number above 0.
+            DataError: all are empty.
+        """
+        given = [1.0] * len(lengths) if weights is None else [as_float(weight) for weight in weights]
+        if len(given) != len(lengths):
+            raise InputError(f"weights must be one for each document, got {len(given)} for {len(lengths)}")
+        for weight, value in zip(weights or given, given, strict=True):
+            if value is None or not 0 < value < np.inf:
+                raise InputError(f"weights must be finite numbers above 0, got {shown(weight)}")
+        kept = np.array(lengths, np.int64) > 0
+        if not kept.any():
+            raise DataError("there must be a document that is not empty, got none")
+        ends = np.cumsum(np.array(lengths, np.int64)[kept])
+        return cls(ends, np.array(given, np.float64)[kept])
+
+    def __len__(self) -> int:
+        """Return D."""
+        return len(self.ends)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """(D,) where each begins."""
+        return np.concatenate([[0], self.ends[:-1]])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(D,) in ids."""
+        return self.ends - self.starts
+
+    @cached_property
+    def n_targets(self) -> int:
+        """How many ids have one before them in their document."""
+        return int(self.ends[-1]) - len(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of borders and weights."""
+        return hashlib.sha256(
+            self.ends.astype("<i8").tobytes() + self.weights.astype("<f8").tobytes()
+        ).hexdigest()
+
+    def blocks(self, block_size: int) -> NDArray[np.int64]:
+        """Return (D,), how many blocks with the id after them fit into each without overlapping."""
+        return (self.lengths - 1) // block_size
+
+    def n_starts(self, block_size: int) -> NDArray[np.int64]:
+        """Return (D,), at how many places a block can begin in each."""
+        return np.maximum(self.lengths - block_size, 0)
+
+    def places(self, shares: NDArray[np.float64], block_size: int) -> NDArray[np.int64]:
+        """Return where blocks begin, all places with the weights of their documents.
+
+        Args:
+            shares: (B,) in [0, 1), evenly distributed.
+            block_size: T.
+        """
+        counts = self.n_starts(block_size)
+        sums = np.cumsum(self.weights * counts)
+        at = np.minimum(shares * sums[-1], np.nextafter(sums[-1], 0))  # rounding may reach the end
+        number = np.searchsorted(sums, at, side="right")
+        before = sums[number] - self.weights[number] * counts[number]
+        inside = ((at - before) / self.weights[number]).astype(np.int64)
+        found: NDArray[np.int64] = self.starts[number] + np.minimum(inside, counts[number] - 1)
+        return found
+
+    def place(self, number: int, block_size: int) -> int:
+        """Return where the block of a number begins, of all places in their order."""
+        sums = np.cumsum(self.n_starts(block_size))
+        document = int(np.searchsorted(sums, number, side="right"))
+        return int(self.starts[document] + number - (sums[document - 1] if document else 0))
+
+    def windows(self, block_size: int, most: int | None = None) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield lengths, each once, and where the windows of that length begin: together all targets.
+
+        Args:
+            block_size: T, the length of all windows but the last of each document.
+            most: only so many windows, spread evenly over them; None: all.
+        """
+        full = self.blocks(block_size)
+        first = np.repeat(self.starts, full)
+        first += block_size * (np.arange(len(first)) - np.repeat(np.cumsum(full) - full, full))
+        lengths = self.lengths - 1 - full * block_size  # what is left of each
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        rest = (self.starts + full * block_size)[order]
+        begins = np.concatenate([first, rest])
+        sizes = np.concatenate([np.full(len(first), block_size), lengths[order]])
+        if most is not None and most < len(begins):
+            chosen = np.arange(most) * len(begins) // most
+            begins, sizes = begins[chosen], sizes[chosen]
+        borders = np.flatnonzero(np.diff(sizes, prepend=-1))
+        for low, high in zip(borders, [*borders[1:], len(sizes)], strict=True):
+            yield int(sizes[low]), begins[low:high]
+
+    def parts(self, ranges: Sequence[range]) -> Documents:
+        """Return the documents of the ids in some ranges put together; a document that is cut is several."""
+        ends, weights, base = [], [], 0
+        for part in (part for part in ranges if len(part)):
+            some = slice(
+                int(np.searchsorted(self.ends, part.start, side="right")),
+                int(np.searchsorted(self.ends, part.stop)) + 1,
+            )
+            ends.append(np.minimum(self.ends[some], part.stop) - part.start + base)
+            weights.append(self.weights[some])
+            base += len(part)
+        if not ends:
+            raise DataError("the documents are too short to be split: a part of them has none")
+        return Documents(np.concatenate(ends), np.concatenate(weights))
+
+    def split(self, fraction: float) -> tuple[list[range], list[range]]:
+        """Return which ids are the first part, to train on, and which are the second.
+
+        Fewer than `FEW` documents are each cut at its own `fraction`. Of more, whole ones are the second
+        part: in the order of their lengths every nth, so that there are long and short ones in both parts.
+        """
+        if len(self) < FEW:
+            pairs = list(zip(self.starts.tolist(), self.ends.tolist(), strict=True))
+            cuts = [start + share_of(end - start, fraction) for start, end in pairs]
+            first = [range(start, cut) for (start, _), cut in zip(pairs, cuts, strict=True)]
+            return first, [range(cut, end) for (_, end), cut in zip(pairs, cuts, strict=True)]
+        longest_first = np.argsort(-self.lengths, kind="stable")
+        counts = np.floor(np.arange(len(self) + 1) * (1 - fraction) + 0.5)
+        is_second = np.zeros(len(self), bool)
+        is_second[longest_first] = np.diff(counts) > 0
+        borders = np.flatnonzero(np.diff(is_second)) + 1
+        begins = np.concatenate([[0], borders])
+        stops = np.concatenate([borders, [len(self)]])
+        ranges = [
+            range(int(self.starts[a]), int(self.ends[b - 1])) for a, b in zip(begins, stops, strict=True)
+        ]
+        odd = int(is_second[0])
+        return ranges[odd::2], ranges[1 - odd :: 2]
