@@ -17,6 +17,7 @@ from benchmarks import (
     batches,
     checkpoints,
     common,
+    compression,
     cost,
     draft,
     draw,
@@ -377,6 +378,13 @@ def test_batches_are_drawn_in_four_ways(quick: Callable[..., Any]) -> None:
 def test_ngram_orders_are_fitted_and_scored(quick: Callable[..., Any]) -> None:
     results = quick(ngram.main)
     assert results["3"]["loss_nats"] < results["1"]["loss_nats"]
+
+
+def test_texts_are_compressed_with_and_without_a_model(quick: Callable[..., Any]) -> None:
+    results = quick(compression.main)
+    ours = results["charlm, n-grams of the known text"]
+    assert ours["bytes_with_model"] > ours["bytes"] > 0
+    assert results["gzip -9"]["bytes_with_model"] is None
 
 
 def test_processes_that_share_the_cores_are_timed_alone_and_together(quick: Callable[..., Any]) -> None:
