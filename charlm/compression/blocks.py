@@ -119,12 +119,12 @@ def _shares(state: PredictionState, ids: NDArray[np.int64]) -> Iterator[tuple[in
         chunk = ids[first : first + some]
         logits = state.verify(torch.from_numpy(chunk))[:-1]
         state.observe(torch.from_numpy(chunk)[None])
-        found = frequencies(logits.numpy())
+        found = frequencies(logits.double().numpy())
         ends = found.cumsum(axis=1)
         at = np.arange(len(chunk)), chunk
         sizes = found[at]
         yield from zip((ends[at] - sizes).tolist(), sizes.tolist(), ends[:, -1].tolist(), strict=True)
-    yield 0, 0, int(frequencies(state.predict().numpy()).sum())
+    yield 0, 0, int(frequencies(state.predict().double().numpy()).sum())
 
 
 def decode_blocks(
@@ -148,7 +148,7 @@ def decode_blocks(
     escapes = [_Escapes(alphabet) for _ in coded]
     active = list(range(len(coded)))  # the rows of the state
     while active:
-        found = frequencies(state.predict().numpy())
+        found = frequencies(state.predict().double().numpy())
         ends = found.cumsum(axis=1)
         chosen: list[int | None] = []
         for row, b in enumerate(active):

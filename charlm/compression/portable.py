@@ -8,7 +8,6 @@ integers. `exp` and `log` are `charlm/native/portable.h`'s, operation by operati
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def _polynomial(parts: list[float], x: Floats) -> Floats:
     return y
 
 
-def frequencies(logits: NDArray[Any]) -> NDArray[np.int64]:
+def frequencies(logits: Floats) -> NDArray[np.int64]:
     """Return integer frequencies (n, V), 1 or more, in proportion to the probabilities that logits mean.
 
     It is the one way from a model to the coder, in both directions. Their sum is about `MOST_FREQUENCY`, and
@@ -73,11 +72,10 @@ def frequencies(logits: NDArray[Any]) -> NDArray[np.int64]:
     Raises:
         NonFiniteError: a row has no probabilities.
     """
-    z = logits.astype(np.float64)
-    top = z.max(axis=1, keepdims=True)
+    top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
         raise NonFiniteError("the model's logits are no finite numbers, so it cannot compress")
-    shares = (exp(z - top) * 2**32).astype(np.int64)
+    shares = (exp(logits - top) * 2**32).astype(np.int64)
     found: NDArray[np.int64] = 1 + shares * MOST_FREQUENCY // shares.sum(axis=1, keepdims=True)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
@@ -17,7 +18,6 @@ from charlm.compression.plain_ngram import PlainNGram
 from charlm.compression.portable import gate_weights, rotary_tables
 from charlm.config import Config
 from charlm.errors import InputError
-from charlm.files import strict_json
 from charlm.generation.engine import Engine, TorchEngine
 from charlm.generation.state import PredictionState
 from charlm.models.base import LanguageModel
@@ -45,29 +45,27 @@ def engine_maker(model: LanguageModel) -> EngineMaker:
     Raises:
         InputError: there are none of this model, for the reason that is told.
     """
+    if not is_host(model.device):
+        raise InputError(f"to compress, a model must be on the CPU, and this one is on {model.device}")
     if type(model) is BigramLM:  # its logits are its table
         return lambda rows: TorchEngine(model, rows)
     if type(model) is NGramLM:
         if not _is_plain(model):
             raise InputError("the n-gram model's tables are not as `fit` makes them on a CPU; load it anew")
-        kernel = portable_library()
-        return (
-            (lambda rows: PlainNGram(model, rows))
-            if isinstance(kernel, str)
-            else _native_maker(kernel, model)
-        )
-    if type(model) not in {GPT, MixtureLM}:
+    elif type(model) not in {GPT, MixtureLM}:
         raise InputError(
             f"a {type(model).__name__} cannot compress: it takes a GPT, an n-gram model, a mixture of them, "
             "or a bigram model, of which every machine computes the same bits"
         )
     kernel = portable_library()
-    if isinstance(kernel, str):
-        raise InputError(
-            f"to compress with a {type(model).__name__} takes the compiled engine, and {kernel}. PyTorch's "
-            "results differ from machine to machine; an n-gram model does without"
-        )
-    return _native_maker(kernel, model)
+    if not isinstance(kernel, str):
+        return _native_maker(kernel, model)
+    if isinstance(model, NGramLM):
+        return lambda rows: PlainNGram(model, rows)
+    raise InputError(
+        f"to compress with a {type(model).__name__} takes the compiled engine, and {kernel}. PyTorch's "
+        "results differ from machine to machine; an n-gram model does without"
+    )
 
 
 def _native_maker(kernel: ctypes.CDLL, model: LanguageModel) -> EngineMaker:
@@ -104,7 +102,7 @@ class _PortableMixture(NativeMixture):
 def _is_plain(model: NGramLM) -> bool:
     floats = (model.discounts, model.window_shares)
     integers = (model.codes.dtype, model.counts.dtype) == (torch.int64, torch.int32)
-    return integers and all(t.dtype == torch.float32 and is_host(t.device) for t in floats)
+    return integers and all(t.dtype == torch.float32 for t in floats)
 
 
 def begun(make: EngineMaker, first: Sequence[int], rows: int = 1) -> PredictionState:
@@ -117,7 +115,7 @@ def begun(make: EngineMaker, first: Sequence[int], rows: int = 1) -> PredictionS
 def model_sha256(model: LanguageModel, tokenizer: Tokenizer) -> str:
     """Return what a model is known by: kind, settings but for defaults, vocabulary and numbers."""
     told = {"kind": model.kind, "config": _settings(model.config), "tokenizer": tokenizer.to_dict()}
-    digest = hashlib.sha256(strict_json.dumps(told))
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         whole = tensor.detach().cpu().contiguous().flatten()

@@ -91,6 +91,12 @@ def test_every_scalar_value_of_unicode_comes_back() -> None:
         assert decompress(small, lm) == data
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_bigram_model_of_any_type_will_do(dtype: torch.dtype) -> None:
+    lm = CharLM(bigram().to(dtype), TOKENIZER)
+    assert decompress(compress(TEXT, lm), lm) == TEXT
+
+
 @pytest.mark.parametrize("data", [b"", b"a", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x00"])
 def test_little_comes_back(data: bytes) -> None:
     assert decompress(compress(data, LM), LM) == data

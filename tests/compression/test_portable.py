@@ -44,13 +44,13 @@ def test_a_gate_s_weights_are_its_softmax() -> None:
 
 @given(st.lists(st.floats(-80, 80, width=32) | st.just(-np.inf), min_size=1, max_size=40))
 def test_frequencies_are_in_proportion_and_never_zero(values: list[float]) -> None:
-    logits = np.array([values], np.float32)
+    logits = np.array([values])
     if logits.max() == -np.inf:
         with pytest.raises(NonFiniteError, match="no finite numbers"):
             frequencies(logits)
         return
     found = frequencies(logits)[0]
-    p = torch.from_numpy(logits).double().softmax(dim=-1).numpy()[0]
+    p = torch.from_numpy(logits).softmax(dim=-1).numpy()[0]
     assert found.min() >= 1
     assert MOST_FREQUENCY - len(values) <= found.sum() <= MOST_FREQUENCY + len(values)
     np.testing.assert_allclose(found, p * MOST_FREQUENCY, rtol=1e-7, atol=3)
@@ -59,7 +59,7 @@ def test_frequencies_are_in_proportion_and_never_zero(values: list[float]) -> No
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
 def test_what_is_no_number_is_refused(odd: float) -> None:
     with pytest.raises(NonFiniteError):
-        frequencies(np.array([[0.0, odd, 1.0]], np.float32))
+        frequencies(np.array([[0.0, odd, 1.0]]))
 
 
 def test_these_bits_are_pinned_to_the_version_of_the_arithmetic() -> None:
@@ -71,5 +71,5 @@ def test_these_bits_are_pinned_to_the_version_of_the_arithmetic() -> None:
     for table in rotary_tables(700, 34):
         digest.update(table.numpy().tobytes())
     digest.update(gate_weights((steps[:300] / 64).reshape(-1, 3).astype(np.float32)).numpy().tobytes())
-    digest.update(frequencies((steps * 37 % 29).reshape(-1, 50).astype(np.float32)).astype("<i8").tobytes())
+    digest.update(frequencies((steps * 37 % 29).reshape(-1, 50)).astype("<i8").tobytes())
     assert (ARITHMETIC, digest.hexdigest()[:16]) == (1, "98d24a01754760bd")

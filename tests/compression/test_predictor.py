@@ -170,6 +170,8 @@ def test_other_models_are_refused_by_name() -> None:
         engine_maker(Own(V))
     with pytest.raises(InputError, match="tables are not as `fit` makes them"):
         engine_maker(ngram().double())
+    with pytest.raises(InputError, match="a model must be on the CPU, and this one is on meta"):
+        engine_maker(BigramLM(V).to("meta"))
 
 
 @needs_kernel
