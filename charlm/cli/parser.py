@@ -616,20 +616,6 @@ _COMMANDS = {
         "Show what lies in a directory: a run, a checkpoint or a saved model.",
         _declare_info,
     ),
-    "compress": _Command(
-        "-m MODEL FILE...",
-        "make a text small, without loss",
-        "Write FILE.clm for each FILE: the better the model predicts the text, the fewer bytes. To "
-        "decompress takes the same model. The input stays, and nothing is overwritten without -f.",
-        _declare_compress,
-    ),
-    "decompress": _Command(
-        "-m MODEL FILE.clm...",
-        "get a compressed text back",
-        "Write FILE for each FILE.clm, exactly as it was, or nothing. Another model than the one it was "
-        "compressed with is refused.",
-        _declare_decompress,
-    ),
     "export": _Command(
         "RUN --to FORMAT -o DIR",
         "write a GPT for transformers or ONNX",
@@ -643,6 +629,20 @@ _COMMANDS = {
         "Make a saved model of a GPT of another library, if it speaks in characters or bytes. Nothing that "
         "is read is executed.",
         _declare_import,
+    ),
+    "compress": _Command(
+        "-m MODEL FILE...",
+        "make a text small, without loss",
+        "Write FILE.clm for each FILE: the better the model predicts the text, the fewer bytes. To "
+        "decompress takes the same model. The input stays, and nothing is overwritten without -f.",
+        _declare_compress,
+    ),
+    "decompress": _Command(
+        "-m MODEL FILE.clm...",
+        "get a compressed text back",
+        "Write FILE for each FILE.clm, exactly as it was, or nothing. Another model than the one it was "
+        "compressed with is refused.",
+        _declare_decompress,
     ),
 }
 

@@ -37,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compress and decompress with each, once, and report."""
     parser = new_parser(__doc__)
     parser.add_argument("--models", nargs="*", default=[], metavar="RUN", help="trained on the first 0.9")
+    parser.add_argument("--chars", type=int, metavar="N", help="compress at most so many (default: all)")
     args = parser.parse_args(argv)
     measured_on = machine()
     text = load_corpus(args.data)
     at = int(0.9 * len(text))
-    known, new = text[:at], text[at : at + 300] if args.quick else text[at:]
+    most = 300 if args.quick else args.chars
+    known, new = text[:at], text[at:][:most]
     packed = len(lzma.compress(known.encode(), preset=_XZ))
     codecs: dict[str, tuple[Codec, int | None]] = {
         "gzip -9": ((gzip.compress, gzip.decompress), None),
@@ -112,7 +114,7 @@ def _zstd(program: str, known: bytes | None) -> Codec:
             if known is not None:
                 (Path(folder) / "known").write_bytes(known)
                 options = (*options, f"--patch-from={folder}/known")
-            words = [program, "-q", *options, f"{folder}/in", "-o", f"{folder}/out"]
+            words = [program, "-qq", *options, f"{folder}/in", "-o", f"{folder}/out"]
             subprocess.run(words, check=True)
             return (Path(folder) / "out").read_bytes()
 
