@@ -78,8 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=0, help="seed of the repeated tests (0)")
 
 
-# Coverage is measured in the quick tests, and in the slow ones of these rooms: elsewhere slow tests go over the same
-# lines once more, and counting costs them two fifths of their time. So what is reported is the least that there is.
+# Coverage is measured in the quick tests, and in the slow ones of these rooms: elsewhere slow tests go over
+# the same lines once more, and counting costs them two fifths of their time. So what is reported is the least
+# that there is.
 MEASURED = {"cli", "data", "files", "interchange", "text", "training"}
 
 

@@ -113,7 +113,9 @@ def _check_address_space() -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, UnknownCharacterError):
-        return f"{error} (as a flag: --on-unknown skip; charlm train --from RUN teaches them to the model)"
+        return (
+            f"{error} (eval, generate: --on-unknown skip; charlm train --from RUN teaches them to the model)"
+        )
     if isinstance(error, NotEnoughMemoryError):
         return f"{error} (as flags: --batch-size, --accumulate, --block-size, --n-embd, --n-layer)"
     if isinstance(error, CharLMError):

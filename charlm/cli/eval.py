@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 try:
     import lzma
 except ImportError:  # Python was built without it
@@ -27,12 +25,13 @@ from charlm.cli.stored import score_stored, stored_text
 from charlm.data.prepared import is_prepared
 from charlm.errors import CharLMError, quoted
 from charlm.evaluation.evaluate import EvalResult
+from charlm.evaluation.markup import char_bits
 from charlm.evaluation.page import surprisal_page
 from charlm.evaluation.surprisal import Surprisal
 from charlm.files.atomic import write_file
 from charlm.lm import CharLM, load
 from charlm.text.corpus import load_corpus
-from charlm.text.tokenizer import ByteTokenizer, unit_of
+from charlm.text.tokenizer import unit_of
 
 __all__ = ["run"]
 
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
             console.say(f"page    {args.html}")
     finally:  # what was computed is told, whatever became of the page
         if found is not None and args.show:
-            for line in _shown(text, found, lm):
+            for line in _shown(text, found):
                 emit(line, flush=False, painted=True)
             emit("\n")
         write = _json if args.json else _table
@@ -104,7 +103,8 @@ def _xz_bits_per_byte(text: str) -> float | None:
     data = text.encode()
     if lzma is None or not _LEAST_PACKED <= len(data) <= _MOST_PACKED:
         return None
-    return 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)) / len(data)
+    best = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(4096, len(data))}
+    return 8 * len(lzma.compress(data, filters=[best])) / len(data)  # a larger dictionary costs memory alone
 
 
 def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str, xz: float | None) -> str:
@@ -151,12 +151,9 @@ def _table(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str
     return aligned(rows)
 
 
-def _shown(text: str, found: Surprisal, lm: CharLM) -> Iterator[str]:
+def _shown(text: str, found: Surprisal) -> Iterator[str]:
     """Yield the lines of the text, with the surprisal of each character."""
-    bits = found.bits
-    if isinstance(lm.tokenizer, ByteTokenizer):  # a character has the bits of all its bytes
-        lengths = np.array([len(char.encode()) for char in text])
-        bits = np.add.reduceat(bits, lengths.cumsum() - lengths)
+    bits = char_bits(text, found.bits)
     encoding, chars, newline = sys.stdout.encoding, {c: c for c in text}, "\u21b5"
     for char in {*chars, newline}:  # what the stream would escape is as wide as its escape
         chars[char] = char.encode(encoding, "backslashreplace").decode(encoding)

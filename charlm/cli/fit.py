@@ -168,6 +168,7 @@ def begin(
         baseline=values,
         began=began,
         enough=enough,
+        anew=parent is None,
     )
 
 
@@ -214,16 +215,27 @@ def resume(
     world = join(trainer.backend)
     console.say(device_line(trainer.backend, trainer.config, world.size))
     last = trainer.config.max_steps if trainer.timetable is None else trainer.timetable.end
-    if end:
+    is_over = last is not None and trainer.step >= last
+    if end and not is_over:
         console.say(moved_line(trainer, Path(args.out)))
     console.say(done_line(trainer, end=last))
-    if last is not None and trainer.step >= last:
+    if is_over:
         if world.is_first and not is_concluded(args.out, texts, origin.values):  # it was killed just before
             _conclude(trainer, args.out, texts, console, signals)
         return 0
     signals.check()
     found = origin.values.get("baseline")
-    return _fit(trainer, progress, args.out, console, signals, texts=texts, baseline=found, began=began)
+    return _fit(
+        trainer,
+        progress,
+        args.out,
+        console,
+        signals,
+        texts=texts,
+        baseline=found,
+        began=began,
+        anew=origin.parent is None,
+    )
 
 
 def _loggers(names: Sequence[str]) -> list[Callback]:
@@ -243,6 +255,7 @@ def _fit(
     baseline: object,
     began: float,
     enough: bool = False,
+    anew: bool,
 ) -> int:
     """Train, say what came, and return the exit code."""
     world = join(trainer.backend)
@@ -258,13 +271,13 @@ def _fit(
     except CheckpointWriteError:  # what the run came to is told all the same
         progress.close()
         if trainer.step:
-            console.say(result_lines(trainer, out, baseline, enough=enough))
+            console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
         raise
     finally:
         progress.close()
     if not world.is_first:
         return 0
-    console.say(result_lines(trainer, out, baseline, enough=enough))
+    console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
     _conclude(trainer, out, texts, console, signals)
     console.say(next_lines(out))
     return 0
@@ -441,6 +454,7 @@ def _record(
         "preset": run.plan.preset,
         "device": args.device or "auto",
         "log_to": list(args.log_to or ()),
+        "epochs": args.epochs,
         "model": run.plan.model.to_dict(),
         "training": training.to_dict(),
         "versions": _versions(),

@@ -9,10 +9,11 @@ import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, UsageError, emit, refuse
-from charlm.cli.reading import known_text
+from charlm.cli.reading import known_text, unknown_notes
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, InputError, quoted
 from charlm.generation.options import Sampling, SamplingOptions
@@ -20,6 +21,7 @@ from charlm.generation.stopping import StopMatcher
 from charlm.lm import CharLM, load
 from charlm.models.ngram import NGramLM
 from charlm.text.corpus import load_corpus, read_text
+from charlm.text.tokenizer import OnUnknown, Tokenizer
 from charlm.text.verbatim import Verbatim, verbatim
 
 __all__ = ["run"]
@@ -34,12 +36,10 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     sampling = _checked(args, stop)
     prompt = _prompt(args)
     source = None if args.verbatim is None else load_corpus(args.verbatim, encoding=args.encoding)
-    ranked = None if args.rank is None else _lines(read_text(args.rank, encoding=args.encoding), args.rank)
+    ranked = [] if args.rank is None else _lines(read_text(args.rank, encoding=args.encoding), args.rank)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
-    prompt, notes = known_text(prompt, lm.tokenizer, args.on_unknown or "error")
-    for note in notes:
-        console.complain(f"note: {note}")
-    if ranked is not None:
+    prompt, *ranked = _known([prompt, *ranked], lm.tokenizer, args.on_unknown or "error", console)
+    if ranked:
         _rank(lm, prompt, ranked, args)
         return 0
     if args.draft:
@@ -51,30 +51,15 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     settings |= {"banned": args.ban, "allowed": args.allow}
     sampling["seed"] = seed
     count: int = args.max_new_tokens
+    options: dict[str, Any] = {"stop": stop, "keep_stop": args.keep_stop, **sampling}
+    options |= {"banned": args.ban, "allowed": args.allow}
     if args.num_samples == 1 and not args.json:
-        pieces = lm.stream(
-            *(prompt, count),
-            stop=stop,
-            keep_stop=args.keep_stop,
-            banned=args.ban,
-            allowed=args.allow,
-            **sampling,
-        )
-        written = _write_as_it_comes(prompt, pieces)
+        written = _write_as_it_comes(prompt, lm.stream(prompt, count, **options))
         if source is not None:
             _tell_verbatim(verbatim(written, source), args.verbatim, console)
         return 0
-    samples = lm.generate(
-        *([prompt] * args.num_samples, count),
-        stop=stop,
-        keep_stop=args.keep_stop,
-        banned=args.ban,
-        allowed=args.allow,
-        **sampling,
-    )
-    found = []
-    if source is not None:
-        found = [verbatim(text[len(prompt) :], source) for text in samples]
+    samples = lm.generate([prompt] * args.num_samples, count, **options)
+    found = [] if source is None else [verbatim(text[len(prompt) :], source) for text in samples]
     if args.json:
         # Escapes for all that is not ASCII: valid JSON, whatever the encoding of standard output is.
         values = {"prompt": prompt, "samples": samples, "seed": seed, "settings": settings}
@@ -86,6 +71,13 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         for one in found:
             _tell_verbatim(one, args.verbatim, console)
     return 0
+
+
+def _known(texts: list[str], tokenizer: Tokenizer, on_unknown: OnUnknown, console: Console) -> list[str]:
+    """Return texts in which unknown characters are left out or replaced, and say which these are."""
+    for note in unknown_notes("".join(texts), tokenizer, on_unknown):
+        console.complain(f"note: {note}")
+    return [known_text(text, tokenizer, on_unknown)[0] for text in texts]
 
 
 def _lines(text: str, file: str) -> list[str]:

@@ -144,7 +144,9 @@ def old_text(
     path = str(parent.get("path"))
     origin, why = _origin(Path(path)), "it was saved without its text"
     try:
-        if origin is not None and origin.lost_sources():
+        if origin is not None and not origin.sources:
+            why = "its run was begun in Python, which does not say where its text lies"
+        elif origin is not None and origin.lost_sources():
             why = f"{quoted(origin.lost_sources()[0])} is not there now"
         elif origin is not None:
             wanted = origin.is_prepared or None

@@ -83,6 +83,8 @@ def pieces_of(
     The separator stays at the end of a document, so that a model can learn where one ends.
     """
     given = [1.0] * len(texts) if reading.weights is None else reading.weights
+    if len(given) != len(texts):
+        raise UsageError(f"the run has a weight for each of {len(given)} files; give these, got {len(texts)}")
     seen: dict[str, float] = {}
     for text, weight in zip(texts, given, strict=True):
         seen[text] = seen.get(text, 0.0) + weight

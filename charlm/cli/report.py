@@ -161,7 +161,7 @@ def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
     )
 
 
-def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool) -> str:
+def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool, anew: bool) -> str:
     """Return what a training came to, and what comes next.
 
     Args:
@@ -169,6 +169,7 @@ def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool) 
         out: its directory.
         baseline: what train.json holds of the n-gram model.
         enough: whether its last step is the last that the text is good for.
+        anew: whether its model had learnt nothing before.
     """
     result = trainer.result()
     why = _REASONS.get(result.reason, "")
@@ -180,7 +181,7 @@ def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool) 
         loss = f"best {best.loss_nats:.4f} nats ({best.bits_per_char:.4f} {BITS[unit]}) at step "
         loss += f"{result.best_step:,}, final {final.loss_nats:.4f}{scored_part(best, unit)}"
         said = [("loss", loss), ("n-gram", compared(baseline, best, unit))]
-        said.append(("note", judged(trainer, result, baseline)))
+        said.append(("note", judged(trainer, result, baseline, anew=anew)))
         rows += [(label, value) for label, value in said if value is not None]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")
 

@@ -93,6 +93,7 @@ class Origin:
         Raises:
             FileFormatError: the record does not hold it.
         """
+        known = {name: value for name, value in self.values.items() if value is not None}
         tokenizer, on_unknown = None, self.values.get("on_unknown", "error")
         if self.values.get("vocabulary") is not None:
             tokenizer = tokenizer_from_dict(self._table("vocabulary"), path=RECORD_FILE)
@@ -105,8 +106,9 @@ class Origin:
             on_unknown=cast("OnUnknown", on_unknown),
             val_fraction=self.val_fraction,
             by_file=self.values.get("by_file") is True,
-            separator=cast("str | None", self.values.get("separator")),
-            weights=cast("list[float] | None", self.values.get("weights")),
+            separator=strict_json.take({"separator": "", **known}, "separator", str, path=RECORD_FILE)
+            or None,
+            weights=strict_json.take({"weights": [], **known}, "weights", list, path=RECORD_FILE) or None,
         )
 
     def lost_sources(self) -> list[str]:

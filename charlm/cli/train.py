@@ -23,8 +23,10 @@ from charlm.cli.reading import VAL_FRACTION, Reading
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
+from charlm.data.documents import MOST_WEIGHT
 from charlm.errors import CheckpointError, ConfigError, CorpusError, quoted
 from charlm.files.folders import cache_folder
+from charlm.plain import as_float
 from charlm.runs.directory import RECORD_FILE, RunDirectory
 
 if TYPE_CHECKING:
@@ -86,6 +88,9 @@ def _run(
         problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
     if args.on_unknown is not None and args.parent is None:
         problems += ["--on-unknown needs --from: without it the text makes the vocabulary, and all is known"]
+    if args.parent is not None and Path(args.parent).resolve().is_relative_to(out.resolve()):
+        problems += [f"--from must not lie in -o {quoted(args.out)}, which the new run replaces"]
+        refuse(problems)
     parent = None if args.parent is None else _parent(args.parent, repeated, signals)
     try:
         if repeated is not None:
@@ -99,6 +104,8 @@ def _run(
         if not problems:
             raise
         problems += [str(error)]
+    if args.epochs is not None and not 0 < args.epochs < math.inf:
+        problems += [f"--epochs must be above 0, got {args.epochs:g}"]
     if args.epochs is not None and not problems:
         beside = sorted(settings.given & set(_ENDS))
         problems += [f"--epochs is the length of the training, and so is {name}" for name in beside]
@@ -170,8 +177,8 @@ def _weights(given: Sequence[str], files: Sequence[str], problems: list[str]) ->
             problems.append(
                 f"--weight must name a FILE of the command, as it stands there, got {quoted(word)}"
             )
-        elif not 0 < weights[name] < math.inf:
-            problems.append(f"--weight must be FILE=W with a number above 0, got {quoted(word)}")
+        elif not MOST_WEIGHT**-1 <= weights[name] <= MOST_WEIGHT:
+            problems.append(f"--weight must be FILE=W with a number from 1e-6 to 1e6, got {quoted(word)}")
     return [weights[name] for name in files] if given else None
 
 
@@ -245,6 +252,7 @@ def _resume(
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
         args.aside, args.aside_chars = origin.aside, origin.aside_chars
+        args.epochs = None if end else as_float(origin.values.get("epochs"))
         path = _path_of(origin.parent)
         args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
@@ -302,6 +310,7 @@ def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -
     refused += ["--by-file (it joins them)"] if args.by_file and not origin.reading().apart else []
     asked = {"preset": args.preset, "tokenizer": args.tokenizer, "val_fraction": args.val_fraction}
     asked |= {"separator": args.separator, "weight": weights, "on_unknown": args.on_unknown}
+    asked |= {"epochs": args.epochs}
     kept = {**origin.values, "weight": origin.values.get("weights")}
     refused += [
         f"{flag_of(name)} {value} (it has {kept.get(name)})"

@@ -31,13 +31,14 @@ def few_steps(steps: int, minutes: float) -> str:
     )
 
 
-def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | None:
+def judged(trainer: Trainer, result: TrainResult, baseline: object, *, anew: bool = True) -> str | None:
     """Return a sentence about a result that is worth little and what to do, or None.
 
     Args:
         trainer: after its run.
         result: what it came to, with a best evaluation.
         baseline: what train.json holds of the n-gram model.
+        anew: whether the model had learnt nothing before; else few steps may be enough.
     """
     best, config = result.best, trainer.config
     if best is None or result.best_step is None:
@@ -45,7 +46,7 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object) -> str | Non
     loss = baseline.get("loss_nats") if isinstance(baseline, dict) else None
     behind = best.loss_nats - loss if isinstance(loss, float) else 0.0
     more = "--minutes" if config.minutes is not None else "--max-steps"
-    if result.steps < FEW_STEPS and (behind > _FAR_BEHIND or not isinstance(loss, float)):
+    if anew and result.steps < FEW_STEPS and (behind > _FAR_BEHIND or not isinstance(loss, float)):
         return (
             f"{result.steps:,} step{'s are' if result.steps != 1 else ' is'} too few to learn much from: the "
             f"GPT is worth little. Give it more {more}, or a smaller model (--preset cpu-10s)"

@@ -131,7 +131,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             UnknownCharacterError: a text has a character that the tokenizer lacks.
             DataError: there is no text.
-            InputError: the weights are no positive numbers, one for each text.
+            InputError: the weights are no numbers from 1e-6 to 1e6, one for each text.
 
         Example:
             >>> from charlm import CharTokenizer
@@ -139,7 +139,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             >>> [x.tolist() for x, _ in data]
             [[0, 1], [1, 2], [2, 0], [2, 1]]
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"texts must be a list of str, got {shown(texts)}")
         rows = [tokenizer.encode_array(text, on_unknown=on_unknown) for text in texts]
         documents = Documents.of([len(row) for row in rows], weights)

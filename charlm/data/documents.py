@@ -22,6 +22,8 @@ __all__ = ["Documents"]
 
 FEW = 20
 """Of fewer documents each is split by itself; of as many or more, whole ones are chosen."""
+MOST_WEIGHT = 1e6
+"""The largest, and one over it is the smallest: what an epoch shows is counted in 64 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +46,21 @@ class Documents:
         """Return the documents of these lengths; empty ones are none.
 
         Raises:
-            InputError: there are not as many weights, or one is not a finite number above 0.
+            InputError: there are not as many weights, or one is no number from 1e-6 to 1e6.
             DataError: all are empty.
         """
-        given = [1.0] * len(lengths) if weights is None else [as_float(weight) for weight in weights]
-        if len(given) != len(lengths):
-            raise InputError(f"weights must be one for each document, got {len(given)} for {len(lengths)}")
-        for weight, value in zip(weights or given, given, strict=True):
-            if value is None or not 0 < value < np.inf:
-                raise InputError(f"weights must be finite numbers above 0, got {shown(weight)}")
+        try:
+            wanted = [1.0] * len(lengths) if weights is None else [*weights]
+        except TypeError:
+            raise InputError(
+                f"weights must be numbers, one for each document, got {shown(weights)}"
+            ) from None
+        if len(wanted) != len(lengths):
+            raise InputError(f"weights must be one for each document, got {len(wanted)} for {len(lengths)}")
+        given = [as_float(weight) or 0.0 for weight in wanted]
+        for weight, value in zip(wanted, given, strict=True):
+            if not MOST_WEIGHT**-1 <= value <= MOST_WEIGHT:
+                raise InputError(f"weights must be numbers from 1e-6 to 1e6, got {shown(weight)}")
         kept = np.array(lengths, np.int64) > 0
         if not kept.any():
             raise DataError("there must be a document that is not empty, got none")
@@ -158,6 +166,9 @@ class Documents:
 
         Fewer than `FEW` documents are each cut at its own `fraction`. Of more, whole ones are the second
         part: in the order of their lengths every nth, so that there are long and short ones in both parts.
+
+        Raises:
+            DataError: there are so few documents that one part would have none.
         """
         if len(self) < FEW:
             pairs = list(zip(self.starts.tolist(), self.ends.tolist(), strict=True))
@@ -168,6 +179,11 @@ class Documents:
         counts = np.floor(np.arange(len(self) + 1) * (1 - fraction) + 0.5)
         is_second = np.zeros(len(self), bool)
         is_second[longest_first] = np.diff(counts) > 0
+        if is_second.all() or not is_second.any():
+            raise DataError(
+                f"of {len(self)} documents there must be one in each part, got all in one with the fraction "
+                f"{fraction:g}"
+            )
         borders = np.flatnonzero(np.diff(is_second)) + 1
         begins = np.concatenate([[0], borders])
         stops = np.concatenate([borders, [len(self)]])

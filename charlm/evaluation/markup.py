@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from charlm.terminal import escaped
 
-__all__ = ["coloured_text", "figure", "table"]
+__all__ = ["char_bits", "coloured_text", "figure", "table"]
 
 _LEVELS = (0.5, 1, 2, 3, 4, 6, 8, 12)  # bits at which the next colour begins, as on the page
 _COLOURS = ("fff3d6", "ffe2a6", "fdc974", "f9a65c", "ee8051", "d95b50", "b02f5b", "6b1b5c")
@@ -64,6 +64,15 @@ def figure(value: float) -> str:
     if not math.isfinite(value):
         return "∞" if value > 0 else "NaN"
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def char_bits(text: str, bits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bits of each character of a text, which has all those of its bytes if they are of these."""
+    if len(bits) == len(text):
+        return bits
+    lengths = np.array([len(char.encode()) for char in text])
+    found: NDArray[np.float64] = np.add.reduceat(bits, lengths.cumsum() - lengths)
+    return found
 
 
 def coloured_text(text: str, bits: NDArray[np.float64], ranks: NDArray[np.int64] | None = None) -> str:

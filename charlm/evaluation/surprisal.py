@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from charlm.backends.base import DeviceBackend
 from charlm.data.blocks import BlockDataset
 from charlm.evaluation.evaluate import EvalResult, predictions
-from charlm.evaluation.markup import coloured_text
+from charlm.evaluation.markup import char_bits, coloured_text
 from charlm.plain import int_from
 
 __all__ = ["Surprisal", "surprisal"]
@@ -60,12 +60,8 @@ class Surprisal:
         figures = self.result._repr_html_()
         if self.text is None:
             return figures
-        if len(self.bits) == len(self.text):
-            return figures + coloured_text(self.text, self.bits, self.rank)
-        lengths = np.array(
-            [len(char.encode()) for char in self.text]
-        )  # of bytes: a character has all its bytes'
-        return figures + coloured_text(self.text, np.add.reduceat(self.bits, lengths.cumsum() - lengths))
+        rank = self.rank if len(self.bits) == len(self.text) else None  # of bytes, not of characters
+        return figures + coloured_text(self.text, char_bits(self.text, self.bits), rank)
 
 
 def surprisal(

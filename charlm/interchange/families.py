@@ -209,7 +209,9 @@ def family_of(config: GPTConfig) -> Family:
     layernorm, gated = config.norm == "layernorm", config.activation == "swiglu"
     problems = []
     if config.conv_width > 1:
-        problems += [f"conv_width must be 1, got {config.conv_width} (ONNX takes any)"]
+        problems += [
+            f"conv_width must be 1, got {config.conv_width} (charlm train --conv-width 1; ONNX takes any)"
+        ]
     if config.position == "learned" and not layernorm:
         problems += ["norm must be 'layernorm' where position is 'learned', got 'rmsnorm'"]
     if layernorm and config.qk_norm:

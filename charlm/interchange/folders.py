@@ -7,7 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from charlm.errors import CheckpointWriteError, InputError, RunExistsError, quoted, shown
+from charlm.errors import (
+    CheckpointWriteError,
+    FileFormatError,
+    InputError,
+    RunExistsError,
+    quoted,
+    shown,
+)
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory
 from charlm.files.reading import refusal
@@ -94,4 +101,9 @@ def built(tensors: Mapping[str, Tensor], config: GPTConfig, path: str) -> GPT:
         CONFIG_FILE: bytearray(strict_json.dumps(values)),
         WEIGHTS_FILE: bytearray(b"".join(pieces)),
     }
-    return build_model(files, Path(path).parent, GPT).eval()
+    folder = Path(path).parent
+    try:
+        return build_model(files, folder, GPT).eval()
+    except FileFormatError as error:  # which names the file that ours would be
+        said = str(error).replace(quoted(str(folder / WEIGHTS_FILE)), quoted(path))
+        raise FileFormatError(said, path=path) from error

@@ -129,9 +129,12 @@ def known_tokenizer(vocabulary: str | Path | Tokenizer) -> Tokenizer:
     Raises:
         FileFormatError: the file holds something else.
         CheckpointError: there is no such file.
+        InputError: it is neither.
     """
-    if not isinstance(vocabulary, str | Path):
+    if isinstance(vocabulary, Tokenizer):
         return vocabulary
+    if not isinstance(vocabulary, str | Path):
+        raise InputError(f"vocabulary must be a meta.pkl or a tokenizer, got {shown(vocabulary)}")
     try:
         return read_characters(as_path(vocabulary))
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,19 +161,20 @@ def _settings(run: RunDirectory) -> dict[str, object]:
     """Return the settings of a run by its newest checkpoint that can be read."""
     for name in sorted(checkpoint_names(run), reverse=True):
         with contextlib.suppress(CharLMError, OSError):  # damaged, or deleted by the run that goes on
-            training: Any = _json(run.checkpoints / name / STATE_FILE).get("config", {})
-            tables = {"training": training}
+            tables = {"training": _config(run.checkpoints / name / STATE_FILE)}
             if (run.checkpoints / name / CONFIG_FILE).exists():  # a foreign module's checkpoint has none
-                model: Any = _json(run.checkpoints / name / CONFIG_FILE)
-                tables = {"model": {"kind": model["kind"], **model["config"]}, **tables}
+                tables = {"model": _config(run.checkpoints / name / CONFIG_FILE), **tables}
             return {
                 f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()
             }
     return {}
 
 
-def _json(path: Path) -> dict[str, object]:
-    return strict_json.loads(read_file(path, max_bytes=strict_json.MAX_BYTES), path=str(path))
+def _config(path: Path) -> dict[str, object]:
+    """Return the settings in a file of a checkpoint; of a model its kind first."""
+    values = strict_json.loads(read_file(path, max_bytes=strict_json.MAX_BYTES), path=str(path))
+    config = strict_json.take(values, "config", dict, path=str(path))
+    return {**({"kind": values["kind"]} if "kind" in values else {}), **config}
 
 
 def read_record_values(record: Path) -> dict[str, object]:

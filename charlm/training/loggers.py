@@ -12,7 +12,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +39,7 @@ _TAGS: Mapping[str, Mapping[str, str]] = {
         "chars_per_second": "chars_per_second",
     },
     "eval": {"loss_nats": "val/loss", "bits_per_char": "val/bits_per_char"},
+    "old": {"loss_nats": "old/loss", "bits_per_char": "old/bits_per_char"},
     "sample": {"text": "sample"},
 }
 
@@ -64,6 +65,7 @@ class Logger(Callback):
     """
 
     _worker: _Worker | None = None
+    _early: Sequence[Mapping[str, object]] = ()  # what callbacks before this one log when a run begins
 
     def open(self, directory: Path | None, settings: Mapping[str, Mapping[str, object]], step: int) -> None:
         """Begin, or go on: a training begins its steps in this process.
@@ -81,7 +83,8 @@ class Logger(Callback):
         Args:
             step: how many steps were done.
             values: by tag. Numbers: `train/loss` and `val/loss` in nats, `val/bits_per_char`,
-                `learning_rate`, `grad_norm`, `chars_per_second`. A text: `sample`.
+                `learning_rate`, `grad_norm`, `chars_per_second`; of a training with `charlm train --from`
+                also `old/loss` and `old/bits_per_char`. A text: `sample`.
         """
 
     def close(self) -> None:
@@ -93,11 +96,16 @@ class Logger(Callback):
         directory, step = trainer.out_dir, trainer.step
         log = None if directory is None or step == 0 else directory / "metrics.jsonl"
         self._worker = _Worker(self, directory, _settings_of(trainer), step, log)
+        for record in self._early:
+            self._worker.tell(record)
+        self._early = ()
 
     @override
     def on_log(self, trainer: Trainer, record: Mapping[str, object]) -> None:
         """Hand the record over."""
-        if self._worker is not None:
+        if self._worker is None:
+            self._early = [*self._early, record]
+        else:
             self._worker.tell(record)
 
     @override

@@ -82,6 +82,12 @@ def test_another_text_or_cut_is_refused(command: Command, tmp_path: Path) -> Non
     assert "is not the text that the run was trained with" in command.err
 
 
+def test_a_child_is_told_that_nobody_knows_where_the_old_text_lies(command: Command, tmp_path: Path) -> None:
+    trained_in_python(tmp_path / "run", stops=True)
+    assert command("train", text_file(tmp_path), "-o", "new", "--from", "run", "--max-steps", "1") == 0
+    assert "cannot be told: its run was begun in Python, which does not say where" in command.err
+
+
 def test_it_cannot_be_repeated_and_says_why(command: Command, tmp_path: Path) -> None:
     trained_in_python(tmp_path / "run")
     assert command("train", text_file(tmp_path), "--repeat", "run", "-o", "again") == 1
@@ -189,5 +195,10 @@ def test_epochs_are_a_length_of_a_training(command: Command, tmp_path: Path) -> 
     assert "and so is minutes" in command.err
     assert command("train", "--resume", "-o", "run", "--epochs", "2") == 2
     assert "--epochs cannot be given with --resume" in command.err
-    assert command("train", text, "-o", "b", "--epochs", "0") == 1
-    assert "epochs must be above 0" in command.err
+    for wrong in ("0", "-1", "nan", "inf"):
+        assert command("train", text, "-o", "b", "--epochs", wrong) == 2
+        assert "--epochs must be above 0, got" in command.err
+    auto = ("train", text, "-o", "run", *tiny, "--no-baseline", "--resume", "auto", "--epochs")
+    assert command(*auto, "0.5", "--device", "cpu") == 0
+    assert command(*auto, "2") == 2
+    assert "--epochs 2.0 (it has 0.5)" in command.err

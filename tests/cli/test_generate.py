@@ -329,6 +329,9 @@ def test_the_lines_of_a_file_are_ranked(command: Command, run: Path, tmp_path: P
     lines = tmp_path / "lines.txt"
     lines.write_text("bottles\n\nbottled\n9999999\n", encoding="utf-8")
     assert command("generate", run, "-p", "green ", "--rank", lines) == 1  # "d" is no character of the text
+    assert command("generate", run, "-p", "green ", "--rank", lines, "--on-unknown", "skip", "--json") == 0
+    assert {one["text"] for one in json.loads(command.out)["ranked"]} == {"bottles", "bottle", "9999999"}
+    assert "note: not known to the model, and left out: 'd' U+0064; 1 in all" in command.err
     lines.write_text("bottles\n\nbbbbbbb\n", encoding="utf-8")
     assert command("generate", run, "-p", "green ", "--rank", lines) == 0
     ranked = charlm.load(run).rank(["bottles", "bbbbbbb"], prompt="green ")

@@ -65,6 +65,7 @@ def test_a_new_text_trains_the_old_model_and_both_losses_are_told(
         in command.err
     )
     assert f"bits/char  old {told[2]['loss_nats']:.4f}" in command.err
+    assert "too few to learn much from" not in command.err  # it has learnt before
     parent = json.loads((run / "train.json").read_bytes())["parent"]
     best = min(list_checkpoints(old), key=lambda info: info.val_loss or 9)
     file = best.path / "model.safetensors"
@@ -201,10 +202,22 @@ def test_a_parent_whose_text_is_gone_trains_all_the_same(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints"])
+def test_a_run_is_not_replaced_by_its_child(command: Command, old: Path, new_text: Path, place: str) -> None:
+    before = weights(old)
+    parent = max((old / place).iterdir()) if place else old
+    assert command("train", new_text, "-o", old, "--from", parent, "--overwrite", *FEWER) == 2
+    assert f"--from must not lie in -o '{old}', which the new run replaces" in command.err
+    assert weights(old) == before
+
+
 def test_a_longer_run_says_what_becomes_of_the_learning_rate(command: Command, old: Path) -> None:
     assert command("train", "--resume", "-o", old, "--max-steps", "40") == 0
     assert "schedule now end at 40 steps: the learning rate goes from 0." in command.err
     assert "--from)" in command.err
+    assert command("train", "--resume", "-o", old, "--max-steps", "40") == 0
+    assert "steps   all 40 are done" in command.err
+    assert "schedule now end at" not in command.err  # nothing has moved
     assert command("train", "--resume", "-o", old, "--minutes", "0.00001") == 1
     assert "minutes must be more than the 0." in command.err
     seconds = 60 * 0.04

@@ -607,6 +607,8 @@ def test_what_is_advised_for_a_directory_that_is_taken_is_not_refused(
         ({"version": 2}, "has version 2 of charlm.train; this charlm reads up to 1. Update charlm."),
         ({"sources": [1]}, "must hold strings in 'sources'"),
         ({"val_fraction": "0.1"}, "must hold a number in 'val_fraction'"),
+        ({"by_file": True, "separator": 5}, "must hold a string in 'separator'"),
+        ({"by_file": True, "weights": "11"}, "must hold a list in 'weights'"),
     ],
 )
 def test_a_strange_record_is_refused(
@@ -776,6 +778,8 @@ def test_files_are_documents_with_weights_and_a_resume_keeps_them_so(
     assert "--weight [1.0, 3.0] (it has [1.0, 2.5])" in command.err
     assert command("train", *both, "--resume", "-o", one, "--by-file") == 2
     assert "so --by-file cannot be given with --resume" in command.err
+    assert command("train", both[0], "--resume", "-o", one) == 2
+    assert "the run has a weight for each of 2 files; give these, got 1" in command.err
 
 
 def test_a_separator_ends_documents(command: Command, tmp_path: Path) -> None:
@@ -812,9 +816,9 @@ def test_a_file_that_is_there_twice_is_one_document_seen_twice(
 def test_a_wrong_weight_is_refused(command: Command, both: list[str], run: Path) -> None:
     assert command.train(*both, "-o", run, "--weight", "other.txt=2") == 2
     assert "--weight must name a FILE of the command, as it stands there, got 'other.txt=2'" in command.err
-    for number in ("0", "x", "-1", "inf"):
+    for number in ("0", "x", "-1", "inf", "nan", "1e19"):
         assert command.train(*both, "-o", run, "--weight", f"{both[0]}={number}") == 2
-        assert "--weight must be FILE=W with a number above 0" in command.err
+        assert "--weight must be FILE=W with a number from 1e-6 to 1e6" in command.err
 
 
 def test_a_prepared_corpus_is_trained_on_by_file(command: Command, both: list[str], tmp_path: Path) -> None:

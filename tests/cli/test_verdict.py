@@ -52,6 +52,12 @@ def test_too_few_steps_are_the_first_reason() -> None:
     assert "--max-steps" in (judged(trainer(), result(3.0, steps=7, best_step=7), NGRAM) or "")
 
 
+def test_few_steps_may_be_enough_for_a_model_that_has_learnt_before() -> None:
+    few = result(3.0, steps=7, best_step=7)
+    assert judged(trainer(), few, None, anew=False) is None
+    assert "nats behind counting" in (judged(trainer(), few, NGRAM, anew=False) or "")
+
+
 def test_without_a_baseline_only_few_steps_are_said() -> None:
     assert "too few" in (judged(trainer(minutes=1.0), result(3.0, steps=7, best_step=7), None) or "")
     assert judged(trainer(minutes=1.0), result(3.0), None) is None

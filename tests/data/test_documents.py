@@ -6,6 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,12 +223,16 @@ def test_without_documents_nothing_is_different() -> None:
         ([], None, "a document that is not empty"),
         (["a", "b"], None, "no document has two characters"),
         (["ab", "cd"], [1], "one for each document, got 1 for 2"),
-        (["ab", "cd"], [1, 0], "finite numbers above 0, got 0"),
-        (["ab", "cd"], [1, float("inf")], "finite numbers above 0"),
+        (["ab", "cd"], [1, 0], "numbers from 1e-6 to 1e6, got 0"),
+        (["ab", "cd"], [1, float("inf")], "numbers from 1e-6 to 1e6"),
+        (["ab", "cd"], [1, 1e19], "numbers from 1e-6 to 1e6"),
+        (["ab", "cd"], 5, "numbers, one for each document, got 5"),
+        (["ab", "cd"], np.array([[1.0], [2.0]]), "numbers from 1e-6 to 1e6"),
         ("abcd", None, "texts must be a list of str"),
+        ((text for text in ["ab", "cd"]), None, "texts must be a list of str"),
     ],
 )
-def test_what_is_no_document_is_refused(texts: list[str], weights: list[float] | None, message: str) -> None:
+def test_what_is_no_document_is_refused(texts: Any, weights: Any, message: str) -> None:
     with pytest.raises((DataError, InputError), match=message):
         BlockDataset.from_texts(texts, LETTERS, T, weights=weights)
 
@@ -243,5 +248,7 @@ def test_documents_that_are_all_too_short_can_be_scored_but_not_trained_on() -> 
         texts.sample_batch(2)
     with pytest.raises(InputError, match="documents must end with the ids, 5, got 4"):
         BlockDataset(torch.arange(5), 2, documents=Documents.of([4]))
+    with pytest.raises(DataError, match="of 25 documents there must be one in each part, got all in one"):
+        BlockDataset.from_texts(["abcdefgh"] * 25, LETTERS, T).split(0.99)
     with pytest.raises(DataError, match="a part of them has none"):
         BlockDataset.from_texts(["abcdefgh"], LETTERS, T).split(0.01)

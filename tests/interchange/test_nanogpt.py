@@ -217,6 +217,21 @@ def test_a_hostile_meta_pkl_is_refused_and_not_executed(
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_wrong_tensor_is_told_of_the_file_that_was_given(tmp_path: Path) -> None:
+    model = tiny_gpt(NANO)
+    state = {**model.state_dict(), "transformer.wpe.weight": torch.zeros(16, 32, dtype=torch.int64)}
+    checkpoint(tmp_path / "ckpt.pt", model, model=state)
+    with pytest.raises(FileFormatError, match=r"ckpt\.pt' must hold floating-point tensors") as caught:
+        from_nanogpt(tmp_path / "ckpt.pt", TOKENIZER)
+    assert caught.value.path == str(tmp_path / "ckpt.pt")
+
+
+def test_a_vocabulary_is_a_file_or_a_tokenizer(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "ckpt.pt", tiny_gpt(NANO))
+    with pytest.raises(InputError, match=r"vocabulary must be a meta\.pkl or a tokenizer, got None"):
+        from_nanogpt(tmp_path / "ckpt.pt", None)  # type: ignore[arg-type]
+
+
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no file '.*ckpt\.pt'"):
         from_nanogpt(tmp_path / "ckpt.pt", TOKENIZER)

@@ -211,3 +211,17 @@ def test_a_run_of_bytes_by_the_trainer_can_say_so(tmp_path: Path) -> None:
     changed = dataclasses.replace(history, unit="byte", name="bytes")
     assert isinstance(changed, RunHistory)
     assert (changed.unit, changed.name) == ("byte", "bytes")
+
+
+@pytest.mark.parametrize("file", ["state.json", "config.json"])
+@pytest.mark.parametrize("content", [{"config": [1]}, {"config": "x"}, {}])
+def test_a_strange_checkpoint_leaves_the_settings_unknown(
+    tmp_path: Path, file: str, content: Mapping[str, object]
+) -> None:
+    train, val = tiny_split()
+    model = BigramLM(TOKENIZER.vocab_size)
+    Trainer(model, train, quick_config(), val_data=val, tokenizer=TOKENIZER, out_dir=tmp_path / "run").fit()
+    assert read_history(tmp_path / "run").settings["model.kind"] == "bigram"
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / file).write_text(json.dumps(content), encoding="utf-8")
+    assert read_history(tmp_path / "run").settings == {}

@@ -103,6 +103,17 @@ def test_a_run_without_a_directory_is_logged_too() -> None:
     assert listener.opened == [(None, 0)]
 
 
+def test_what_a_callback_before_a_logger_logs_at_the_begin_is_told_too() -> None:
+    class Before(Callback):
+        @override
+        def on_train_start(self, trainer: Trainer) -> None:
+            trainer.log("old", {"loss_nats": 3.0, "bits_per_char": 4.0})
+
+    listener = Listener()
+    trainer_with(Before(), listener).fit()
+    assert listener.told[0] == (0, {"old/loss": 3.0, "old/bits_per_char": 4.0})
+
+
 @pytest.mark.parametrize("left_at", [1, 4, 7, 11])
 def test_after_a_resume_all_is_told_again_and_no_step_twice(tmp_path: Path, left_at: int) -> None:
     run, listener = tmp_path / "run", Listener()
