@@ -38,7 +38,8 @@ class Alphabet:
     """
 
     def __init__(self, codes: NDArray[np.uint32], *, complete: bool) -> None:
-        self.codes, self.complete = codes, complete
+        self.codes: NDArray[np.uint32] = codes
+        self.complete: bool = complete
         self._order = np.argsort(codes)
         self._sorted = codes[self._order]
 
