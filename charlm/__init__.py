@@ -2,14 +2,15 @@
 
 The public names load when they are first used (PEP 562), so `import charlm` is quick and brings no
 torch until a name needs it. `charlm.__all__` lists them; the rest lives under `charlm.training`,
-`charlm.evaluation`, `charlm.generation`, `charlm.interchange`, `charlm.plotting`, `charlm.errors` and
-`charlm.testing`, which load in the same way.
+`charlm.evaluation`, `charlm.generation`, `charlm.compression`, `charlm.interchange`, `charlm.plotting`,
+`charlm.errors` and `charlm.testing`, which load in the same way.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from charlm import compression as compression
     from charlm import errors as errors
     from charlm import evaluation as evaluation
     from charlm import generation as generation
@@ -65,7 +66,16 @@ _HOMES = {
     "register_backend": "charlm.backends.registry",
 }
 
-_MODULES = ("errors", "evaluation", "generation", "interchange", "plotting", "testing", "training")
+_MODULES = (
+    "compression",
+    "errors",
+    "evaluation",
+    "generation",
+    "interchange",
+    "plotting",
+    "testing",
+    "training",
+)
 
 __all__ = [
     "GPT",

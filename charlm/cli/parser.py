@@ -73,7 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     refuse([_unknown_option(word, commands[args.command]) for word in options])
     del extra[end : end + 1]
     # argparse takes positional words before the first option or behind the last, not both.
-    if args.command in {"train", "prepare"}:
+    if args.command in {"train", "prepare", "compress", "decompress"}:
         args.files += extra
     elif args.command == "plot":
         args.runs += extra
@@ -516,6 +516,29 @@ def _declare_info(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_switch(parser, "--verify", "read and check every byte; the exit code is 1 if something is damaged")
 
 
+def _declare_compress(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    _declare_decompress(parser, preset)
+    _add_switch(parser, "-d --decompress", "decompress, as charlm decompress does")
+
+
+def _declare_decompress(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    _add(parser, "files", "files; - is standard input, and then output", nargs="*", metavar="FILE")
+    text = (
+        "what predicts the text: a run, one of its checkpoints, or a saved model; or a text, of which an "
+        "n-gram model is counted. Both directions take the same"
+    )
+    _add(parser, "-m --model", text, metavar="MODEL")
+    _add_encoding(parser, "a text that is counted", "utf-8")
+    _add_switch(parser, "-c --stdout", "write to standard output")
+    _add_switch(parser, "-f --force", "overwrite files; write compressed bytes to a terminal")
+    _add_switch(parser, "-k --keep", "keep the input, which is done in any case")
+    _add_switch(parser, "-l --list", "show what compressed files say of themselves; needs no model")
+    text = "check compressed files, and write nothing; without a model only their checksums are looked at"
+    _add_switch(parser, "-t --test", text)
+    text = "of a damaged file, write the blocks that are whole, one after the other; the exit code is 1"
+    _add_switch(parser, "--recover", text)
+
+
 def _declare_export(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_run(parser)
     text = "for whom: transformers (safetensors and JSON), or onnx (needs the packages onnx and onnxscript)"
@@ -610,6 +633,20 @@ _COMMANDS = {
         "Make a saved model of a GPT of another library, if it speaks in characters or bytes. Nothing that "
         "is read is executed.",
         _declare_import,
+    ),
+    "compress": _Command(
+        "-m MODEL FILE...",
+        "make a text small, without loss",
+        "Write FILE.clm for each FILE: the better the model predicts the text, the fewer bytes. To "
+        "decompress takes the same model. The input stays, and nothing is overwritten without -f.",
+        _declare_compress,
+    ),
+    "decompress": _Command(
+        "-m MODEL FILE.clm...",
+        "get a compressed text back",
+        "Write FILE for each FILE.clm, exactly as it was, or nothing. Another model than the one it was "
+        "compressed with is refused.",
+        _declare_decompress,
     ),
 }
 

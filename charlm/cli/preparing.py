@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar where a terminal can show one, else a line now and then."""
+"""How far a preparation or a compression is: a bar where a terminal shows one, else lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from charlm.terminal import bar_class, wants_bar
 __all__ = ["Bar"]
 
 _SECONDS = 10.0  # between two lines
-_LABELS = {"reading": "read", "writing": "write"}
+_LABELS = {"reading": "read", "writing": "write", "compressing": "compress", "decompressing": "decompress"}
+_What = Literal["reading", "writing", "compressing", "decompressing"]
 
 
 class Bar:
@@ -33,7 +34,7 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def tell(self, what: Literal["reading", "writing"], done: int, total: int) -> None:
+    def tell(self, what: _What, done: int, total: int) -> None:
         """Show how much is done of a pass."""
         if what != self._what:
             self._close()
@@ -45,7 +46,10 @@ class Bar:
             bar.update(done - bar.n)
         elif time.monotonic() - self._told_at >= _SECONDS:
             self._told_at = time.monotonic()
-            self._console.say(f"{_LABELS[what]:<7} {done / 1e6:,.0f} of {total / 1e6:,.0f} million")
+            digits = 2 if what.endswith("compressing") else 0  # which is slower
+            self._console.say(
+                f"{_LABELS[what]:<7} {done / 1e6:,.{digits}f} of {total / 1e6:,.{digits}f} million"
+            )
 
     def _close(self) -> None:
         bar, self._console.bar = self._console.bar, None

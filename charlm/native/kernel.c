@@ -4,7 +4,7 @@
    million parameters, where the calls of a framework cost more than the arithmetic. `library.py` compiles it,
    `weights.py` packs the weights, and `gpt.py` calls `charlm_pass` and `charlm_turns`; nothing else does. The threads
    are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h, mixtures in
-   mix.h.
+   mix.h, and what makes the portable build the same on every machine in portable.h.
 
    One rule holds everywhere: a number is the result of the same operations in the same order, however many
    other rows, characters or threads take part. So a text does not depend on what it is generated beside, and a
@@ -23,6 +23,8 @@
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #include <immintrin.h>
 #endif
+
+#include "portable.h"
 
 #include "choose.h"
 #include "mix.h"
@@ -137,14 +139,18 @@ INLINE vec normal_cdf(vec x) {
     return pick(x < splat(0.0f), tail, 1.0f - tail);
 }
 
+/* Sums of many numbers are kept in 16 lanes, whatever the vectors of the machine, so that their order is one. */
+#define SUMS 16
+
 static float sum_of_squares(const float *x, int64_t n) {
-    vec sums = {0};
-    float lanes[LANES], sum = 0;
+    vec sums[SUMS / LANES] = {{0}};
+    float lanes[SUMS], sum = 0;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sums += load(x + i) * load(x + i);
-    store(lanes, sums);
-    for (; i < n; i++) lanes[i % LANES] += x[i] * x[i];
-    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    for (; i + SUMS <= n; i += SUMS)
+        UNROLLED for (int v = 0; v < SUMS / LANES; v++) sums[v] += load(x + i + v * LANES) * load(x + i + v * LANES);
+    for (int v = 0; v < SUMS / LANES; v++) store(lanes + v * LANES, sums[v]);
+    for (; i < n; i++) lanes[i % SUMS] += x[i] * x[i];
+    for (int l = 0; l < SUMS; l++) sum += lanes[l];
     return sum;
 }
 
@@ -417,25 +423,26 @@ INLINE void keep(void *to, int64_t i, float x, int half) {
 }
 
 static float softmax(float *scores, int64_t length, int64_t width) {
-    float top = scores[0], lanes[LANES], sum = 0;
+    float top = scores[0], lanes[SUMS], sum = 0;
     for (int64_t s = 1; s < length; s++) top = scores[s] > top ? scores[s] : top;
     for (int64_t s = length; s < width; s++) scores[s] = 0;
-    vec sums = {0};
+    vec sums[SUMS / LANES] = {{0}};
     int64_t s = 0;
-    for (; s + LANES <= length; s += LANES) {
-        vec e = vexp(load(scores + s) - top);
-        store(scores + s, e);
-        sums += e;
-    }
-    if (s < length) {
+    for (; s + SUMS <= length; s += SUMS)
+        UNROLLED for (int v = 0; v < SUMS / LANES; v++) {
+            vec e = vexp(load(scores + s + v * LANES) - top);
+            store(scores + s + v * LANES, e);
+            sums[v] += e;
+        }
+    for (int v = 0; s < length; s += LANES, v++) {
         vec e = vexp(load(scores + s) - top);
         for (int l = 0; l < LANES; l++)
             if (s + l >= length) e[l] = 0;
         store(scores + s, e);
-        sums += e;
+        sums[v] += e;
     }
-    store(lanes, sums);
-    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    for (int v = 0; v < SUMS / LANES; v++) store(lanes + v * LANES, sums[v]);
+    for (int l = 0; l < SUMS; l++) sum += lanes[l];
     return sum;
 }
 

@@ -35,14 +35,18 @@ __all__ = [
     "PassStruct",
     "WalkStruct",
     "library",
+    "portable_library",
     "why_no_library",
 ]
 
 _SOURCES = Path(__file__).parent
 """`kernel.c`, and the headers that it includes."""
 _OPTIONS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+_PORTABLE = ("-ffp-contract=off", "-DPORTABLE")
+"""With them every machine computes the same bits, more slowly: see `portable.h`."""
 _PATIENCE_SECONDS = 60.0
 _DAY = 24 * 60 * 60.0  # seconds
+_SWITCHED_OFF = "the environment variable CHARLM_NATIVE is 0"
 _log = logging.getLogger("charlm.native")
 
 _pointer = ctypes.c_void_p
@@ -123,6 +127,8 @@ class NGramStruct(ctypes.Structure):
 _lock = ForkLock()
 _tried: list[ctypes.CDLL | str] = []
 """Empty until it was tried; then the library, or why there is none."""
+_tried_portable: list[ctypes.CDLL | str] = []
+"""The same of the portable build."""
 
 
 def library() -> ctypes.CDLL | None:
@@ -134,6 +140,16 @@ def library() -> ctypes.CDLL | None:
     return None if isinstance(found, str) else found
 
 
+def portable_library() -> ctypes.CDLL | str:
+    """Return the library built so that every machine computes the same bits, or why there is none."""
+    if os.environ.get("CHARLM_NATIVE") == "0":
+        return _SWITCHED_OFF
+    with _lock.lock:
+        if not _tried_portable:
+            _tried_portable.append(_load(_PORTABLE))
+        return _tried_portable[0]
+
+
 def why_no_library() -> str | None:
     """Return why there is no compiled library in this process; None if there is one."""
     found = _library_or_reason()
@@ -142,14 +158,14 @@ def why_no_library() -> str | None:
 
 def _library_or_reason() -> ctypes.CDLL | str:
     if os.environ.get("CHARLM_NATIVE") == "0":
-        return "the environment variable CHARLM_NATIVE is 0"
+        return _SWITCHED_OFF
     with _lock.lock:
         if not _tried:
             _tried.append(_load())
         return _tried[0]
 
 
-def _load() -> ctypes.CDLL | str:
+def _load(more: tuple[str, ...] = ()) -> ctypes.CDLL | str:
     try:
         compiler = _compiler()
         if compiler is None:
@@ -157,11 +173,11 @@ def _load() -> ctypes.CDLL | str:
             _log.info("%s: generating with PyTorch, which is slower", reason)
             return reason
         try:
-            return _declared(_compiled(compiler, cache_folder() / "native"))
+            return _declared(_compiled(compiler, cache_folder() / "native", more))
         except OSError as error:  # a folder that cannot be written, or does not allow programs
             _log.info("compiling the native engine anew for this process: %s", error)
             with tempfile.TemporaryDirectory(prefix="charlm-") as folder:
-                return _declared(_compiled(compiler, Path(folder)))
+                return _declared(_compiled(compiler, Path(folder), more))
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote that never ends
         _log.warning("the native engine cannot be used, generating with PyTorch: %s", error)
         return f"it could not be compiled: {error}"
@@ -175,7 +191,7 @@ def _compiler() -> list[str] | None:
     return next(([found] for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 
 
-def _compiled(compiler: list[str], folder: Path) -> Path:
+def _compiled(compiler: list[str], folder: Path, more: tuple[str, ...]) -> Path:
     """Return the library in a folder, compiled if it is not there.
 
     Raises:
@@ -183,7 +199,8 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         subprocess.SubprocessError: the compiler refuses the source.
     """
     sources = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
-    known = repr((sources, compiler, _OPTIONS, platform.machine(), platform.system(), _processor())).encode()
+    options = (*_OPTIONS, *more)
+    known = repr((sources, compiler, options, platform.machine(), platform.system(), _processor())).encode()
     name = f"kernel-{_digest(known)}"
     for there in folder.glob(f"{name}-*.so"):
         _refuse_foreign(there)
@@ -199,7 +216,7 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
     try:
         # Some compilers do not know this processor, or this option.
         for tuned in (["-march=native"], []):
-            command = [*compiler, *_OPTIONS, *tuned, str(_SOURCES / "kernel.c"), "-o", temporary, "-lm"]
+            command = [*compiler, *options, *tuned, str(_SOURCES / "kernel.c"), "-o", temporary, "-lm"]
             done = subprocess.run(  # noqa: S603 - the user's own compiler, on our own file
                 command, check=False, capture_output=True, errors="replace", timeout=_PATIENCE_SECONDS
             )

@@ -18,6 +18,7 @@ from benchmarks import (
     checkpoints,
     common,
     constrained,
+    compression,
     cost,
     draft,
     draw,
@@ -384,6 +385,13 @@ def test_texts_held_to_a_pattern_are_timed(quick: Callable[..., Any]) -> None:
     results = quick(constrained.main, data=False)
     assert set(results["cost"]) == {"65", "4,000"}
     assert results["patterns"]["(a|b)*a(a|b){20}"]["outcome"] == "refused"
+
+
+def test_texts_are_compressed_with_and_without_a_model(quick: Callable[..., Any]) -> None:
+    results = quick(compression.main)
+    ours = results["charlm, n-grams of the known text"]
+    assert ours["bytes_with_model"] > ours["bytes"] > 0
+    assert results["gzip -9"]["bytes_with_model"] is None
 
 
 def test_processes_that_share_the_cores_are_timed_alone_and_together(quick: Callable[..., Any]) -> None:

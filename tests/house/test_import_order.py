@@ -25,7 +25,7 @@ ORDER = [
     {"runs"},
     {"training"},
     {"lm"},
-    {"interchange", "plotting", "testing"},
+    {"compression", "interchange", "plotting", "testing"},
     {"cli"},
 ]
 LEVEL = {wing: level for level, wings in enumerate(ORDER) for wing in wings}

@@ -16,6 +16,7 @@ import charlm
 PINNED = Path(__file__).with_name("public_api.txt")
 MODULES = [
     "charlm",
+    "charlm.compression",
     "charlm.errors",
     "charlm.evaluation",
     "charlm.generation",

@@ -1,0 +1,191 @@
+"""One block: characters into a coder with a model's predictions, and back, there several blocks at once.
+
+A character that the model does not know is escaped: a number behind the model's own says so, whose share is
+that of such characters so far, and the 21 bits of its code point follow, each with the share that it had so
+far behind the bits before it. The model does not see it: its context goes on as if it were not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from charlm.compression.coder import Decoder, Encoder
+from charlm.compression.portable import MOST_FREQUENCY, frequencies
+
+if TYPE_CHECKING:
+    from charlm.generation.state import PredictionState
+
+__all__ = ["Alphabet", "decode_blocks", "encode_block"]
+
+_AT_ONCE, _NUMBERS = (
+    1024,
+    2**21,
+)  # ids that are predicted together, and no more than have so many probabilities
+_BITS = 21  # of a code point
+
+
+class Alphabet:
+    """Which code point each id stands for.
+
+    Args:
+        codes: (V,) in the order of the ids.
+        complete: whether there are no others, as for bytes.
+    """
+
+    def __init__(self, codes: NDArray[np.uint32], *, complete: bool) -> None:
+        self.codes: NDArray[np.uint32] = codes
+        self.complete: bool = complete
+        self._order = np.argsort(codes)
+        self._sorted = codes[self._order]
+
+    def ids(self, codes: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return the ids of code points, V for one that is unknown."""
+        at = np.minimum(np.searchsorted(self._sorted, codes), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == codes, self._order[at], len(self.codes))
+
+
+class _Escapes:
+    """What is known of the unknown characters of a block, in both directions."""
+
+    def __init__(self, alphabet: Alphabet) -> None:
+        self._may = not alphabet.complete
+        self._read = self._escaped = 0
+        self._seen: dict[int, list[int]] = {}
+
+    def share(self) -> int:
+        """Return the frequency of an unknown character, beside those of the known ones."""
+        return self._may * (1 + MOST_FREQUENCY * self._escaped // (self._read + 1))
+
+    def count(self, *, escaped: bool) -> None:
+        self._read += 1
+        self._escaped += escaped
+
+    def bits(self, step: Callable[[int, int], bool]) -> int:
+        """Go through the bits of a code point; `step` is told how often 0 and 1 came and returns the bit."""
+        prefix = 1
+        for _ in range(_BITS):
+            seen = self._seen.setdefault(prefix, [1, 1])
+            bit = step(*seen)
+            seen[bit] += 2
+            prefix = 2 * prefix + bit
+        return prefix - (1 << _BITS)
+
+
+def encode_block(
+    state: PredictionState, codes: NDArray[np.uint32], alphabet: Alphabet, on_progress: Callable[[int], None]
+) -> bytes:
+    """Return the coded characters.
+
+    Args:
+        state: of one row, which has begun.
+        codes: (n,) their code points.
+        alphabet: the model's.
+        on_progress: told how many characters are done.
+    """
+    encoder, escapes = Encoder(), _Escapes(alphabet)
+    ids, V = alphabet.ids(codes), len(alphabet.codes)
+    rows = _shares(state, ids[ids < V])
+    row: tuple[int, int, int] | None = None
+    for number, (i, code) in enumerate(zip(ids.tolist(), codes.tolist(), strict=True)):
+        start, size, total = row = row or next(rows)
+        escape = escapes.share()
+        if i < V:
+            encoder.encode(start, size, total + escape)
+            row = None
+        else:
+            encoder.encode(total, escape, total + escape)
+            left = iter(f"{code:0{_BITS}b}")
+
+            def write(zeros: int, ones: int, left: Iterator[str] = left) -> bool:
+                bit = next(left) == "1"
+                encoder.encode(zeros if bit else 0, ones if bit else zeros, zeros + ones)
+                return bit
+
+            escapes.bits(write)
+        escapes.count(escaped=i == V)
+        if number % _AT_ONCE == 0:
+            on_progress(number)
+    return encoder.finish()
+
+
+def _shares(state: PredictionState, ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+    """Yield where the share of each id begins, its size, and the total; at last the total of what follows."""
+    some = max(min(_AT_ONCE, _NUMBERS // state.vocab_size), 1)
+    for first in range(0, len(ids), some):
+        chunk = ids[first : first + some]
+        logits = state.verify(torch.from_numpy(chunk))[:-1]
+        state.observe(torch.from_numpy(chunk)[None])
+        found = frequencies(logits.double().numpy())
+        ends = found.cumsum(axis=1)
+        at = np.arange(len(chunk)), chunk
+        sizes = found[at]
+        yield from zip((ends[at] - sizes).tolist(), sizes.tolist(), ends[:, -1].tolist(), strict=True)
+    yield 0, 0, int(frequencies(state.predict().double().numpy()).sum())
+
+
+def decode_blocks(
+    state: PredictionState,
+    coded: Sequence[bytes],
+    lengths: Sequence[int],
+    alphabet: Alphabet,
+    on_progress: Callable[[int], None],
+) -> list[NDArray[np.uint32]]:
+    """Return the code points of several blocks.
+
+    Args:
+        state: with a row for each block, all of which have begun.
+        coded: (B,) what `encode_block` returned.
+        lengths: (B,) characters of each.
+        alphabet: the model's.
+        on_progress: told how many characters of the first are done.
+    """
+    texts: list[list[int]] = [[] for _ in coded]
+    decoders, known = [Decoder(data) for data in coded], alphabet.codes.tolist()
+    escapes = [_Escapes(alphabet) for _ in coded]
+    active = list(range(len(coded)))  # the rows of the state
+    while active:
+        found = frequencies(state.predict().double().numpy())
+        ends = found.cumsum(axis=1)
+        chosen: list[int | None] = []
+        for row, b in enumerate(active):
+            i = _next(decoders[b], escapes[b], ends[row], texts[b], lengths[b])
+            if i is not None:
+                decoders[b].take(int(ends[row, i] - found[row, i]), int(found[row, i]))
+                texts[b].append(known[i])
+            chosen.append(i if len(texts[b]) < lengths[b] else None)
+        if None in chosen:
+            going = [row for row, i in enumerate(chosen) if i is not None]
+            active = [active[row] for row in going]
+            if active:
+                state = state.fork(going)
+        if active:
+            state.observe(torch.tensor([i for i in chosen if i is not None]))
+        on_progress(len(texts[0]))
+    return [np.array(text, np.uint32) for text in texts]
+
+
+def _next(
+    decoder: Decoder, escapes: _Escapes, ends: NDArray[np.int64], text: list[int], length: int
+) -> int | None:
+    """Add unknown characters to a text until a known one comes, and return its id; None: the block ends."""
+    total = int(ends[-1])
+    while len(text) < length:
+        escape = escapes.share()
+        target = decoder.target(total + escape)
+        escapes.count(escaped=target >= total)
+        if target < total:
+            return int(ends.searchsorted(target, side="right"))
+        decoder.take(total, escape)
+
+        def read(zeros: int, ones: int) -> bool:
+            bit = decoder.target(zeros + ones) >= zeros
+            decoder.take(zeros if bit else 0, ones if bit else zeros)
+            return bit
+
+        text.append(escapes.bits(read))
+    return None

@@ -1,0 +1,249 @@
+"""`compress` and `decompress`: bytes in memory, with a model or with a text that one is counted from.
+
+Text is read as UTF-8; bytes that are none are unknown characters like others, so any bytes go through. Blocks
+stand for themselves: each begins like an empty prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charlm.compression.archive import ArchiveInfo, BlockInfo, block_of, read_header, write_header
+from charlm.compression.blocks import Alphabet, decode_blocks, encode_block
+from charlm.compression.counted import count_anew, counted, settings_of
+from charlm.compression.portable import ARITHMETIC
+from charlm.compression.predictor import begun, engine_maker, model_sha256
+from charlm.errors import DataError, FileFormatError, InputError, shown
+from charlm.lm import CharLM
+from charlm.models.ngram import NGramLM
+from charlm.text.streaming import start_ids
+from charlm.text.tokenizer import ByteTokenizer, CharTokenizer
+
+__all__ = ["compress", "decompress", "recover"]
+
+Progress = Callable[[int, int], None]
+
+_BLOCK_SIZE = 2**14  # characters
+_TOGETHER = 32  # blocks that are decoded at once, and no more than have so many probabilities
+_NUMBERS = 2**21
+
+
+def compress(data: bytes, model: CharLM | str, *, on_progress: Progress | None = None) -> bytes:
+    """Compress bytes, which should be a text in UTF-8 like those that the model knows.
+
+    Args:
+        data: any bytes.
+        model: what predicts them: a GPT, an n-gram model, a mixture of these or a bigram model; or a text, of
+            which an n-gram model is counted. To decompress takes the same.
+        on_progress: told how many characters are done, and of how many.
+
+    Returns:
+        Fewer bytes, if the model predicts the text. Each block that it does not is kept as it is.
+
+    Raises:
+        InputError: an argument is wrong, or the model's results are not the same on every machine.
+        NonFiniteError: the model says something that is no number.
+
+    Example:
+        >>> from charlm.compression import compress, decompress
+        >>> book = "It was the best of times, it was the worst of times, " * 20
+        >>> data = b"it was the age of wisdom, it was the age of foolishness"
+        >>> len(data) > len(compress(data, book)) - len(compress(b"", book))  # but for the header
+        True
+        >>> decompress(compress(data, book), book) == data
+        True
+    """
+    data = _checked(data)
+    lm = _of(model)
+    make, alphabet = engine_maker(lm.model), _alphabet(lm)
+    first = start_ids(lm.tokenizer)
+    codes = _codes(data, alphabet)
+    coded, blocks = [], []
+    for start in range(0, len(codes), _BLOCK_SIZE):
+        some = codes[start : start + _BLOCK_SIZE]
+        text = _bytes(some, alphabet)
+        tell = _teller(on_progress, start, len(codes))
+        made = encode_block(begun(make, first), some, alphabet, tell)
+        stored = len(made) >= len(text)
+        made = text if stored else made
+        blocks.append(BlockInfo(len(made), stored, zlib.crc32(made), zlib.crc32(text)))
+        coded.append(made)
+    _teller(on_progress, len(codes), len(codes))(0)
+    info = ArchiveInfo(
+        arithmetic=ARITHMETIC,
+        kind=lm.model.kind,
+        model_sha256=model_sha256(lm.model, lm.tokenizer),
+        block_size=_BLOCK_SIZE,
+        length=len(codes),
+        n_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        settings=settings_of(lm.model) if isinstance(model, str) and isinstance(lm.model, NGramLM) else b"",
+        blocks=tuple(blocks),
+    )
+    return b"".join([write_header(info), *coded])
+
+
+def decompress(data: bytes, model: CharLM | str, *, on_progress: Progress | None = None) -> bytes:
+    """Return the bytes that were compressed, exactly; or raise an error.
+
+    Args:
+        data: what `compress` returned.
+        model: what `compress` was given.
+        on_progress: told how many characters are done, and of how many.
+
+    Raises:
+        FileFormatError: the data is damaged, cut short, or made by another version of charlm.
+        DataError: this is another model, or it computes something else here.
+        InputError: an argument is wrong, or the model's results are not the same on every machine.
+
+    Example:
+        >>> from charlm.compression import compress, decompress
+        >>> decompress(compress(b"so far, so good", "so far, so good" * 9), "so far, so good" * 9)
+        b'so far, so good'
+    """
+    data = _checked(data)
+    info = read_header(data)
+    found = recover(data, model, on_progress=on_progress)
+    whole: list[bytes] = []
+    for number, block in enumerate(found):
+        if block is None:
+            lost = f"{number * info.block_size + 1:,} to {min((number + 1) * info.block_size, info.length):,}"
+            raise FileFormatError(
+                f"block {number + 1} of {len(found)} is damaged or cut short, with the characters {lost} of "
+                "the text; the others can be recovered"
+            )
+        whole.append(block)
+    if len(data) > info.size:
+        raise FileFormatError(
+            f"behind the end of the compressed text stand {len(data) - info.size:,} more bytes"
+        )
+    text = b"".join(whole)
+    if len(text) != info.n_bytes or hashlib.sha256(text).hexdigest() != info.sha256:
+        raise FileFormatError("the text is not the one that was compressed, though its parts are whole")
+    return text
+
+
+def recover(data: bytes, model: CharLM | str, *, on_progress: Progress | None = None) -> list[bytes | None]:
+    """Return what can be decompressed of damaged data: each block's bytes, None for a damaged one.
+
+    Args:
+        data: what `compress` returned, damaged behind its header.
+        model: as for `decompress`.
+        on_progress: as for `decompress`.
+
+    Raises:
+        FileFormatError: the header is damaged, or made by another version of charlm.
+        DataError: as for `decompress`.
+        InputError: as for `decompress`.
+
+    Example:
+        >>> from charlm.compression import compress, recover
+        >>> data = compress(b"so far, so good", "so far, so good" * 9)
+        >>> recover(data, "so far, so good" * 9), recover(data[:-1], "so far, so good" * 9)
+        ([b'so far, so good'], [None])
+    """
+    data = _checked(data)
+    info = read_header(data)
+    if info.arithmetic != ARITHMETIC:
+        raise FileFormatError(
+            f"the file was made with version {info.arithmetic} of the arithmetic, and this charlm has "
+            f"version {ARITHMETIC}: use the charlm that made it"
+        )
+    lm = _of(model, info)
+    if (own := model_sha256(lm.model, lm.tokenizer)) != info.model_sha256:
+        raise DataError(
+            f"the text was compressed with another model: the {info.kind} model {info.model_sha256[:12]}…, "
+            f"{'counted from a text, ' if info.settings else ''}and this is the {lm.model.kind} model "
+            f"{own[:12]}…"
+        )
+    texts = [block_of(data, info, number) for number in range(len(info.blocks))]
+    left = [n for n, text in enumerate(texts) if text is not None and not info.blocks[n].stored]
+    for some in _groups(left, lm.model.vocab_size) if left else ():
+        tell = _teller(on_progress, some[0] * info.block_size, info.length, times=len(some))
+        lengths = [min(info.block_size, info.length - n * info.block_size) for n in some]
+        for n, text in zip(some, _decoded(lm, [texts[n] or b"" for n in some], lengths, tell), strict=True):
+            texts[n] = text
+    for n, found in enumerate(texts):
+        if found is not None and zlib.crc32(found) != info.blocks[n].text_crc:
+            raise DataError(
+                f"block {n + 1} decodes to something else than was compressed: the model computes other "
+                "numbers on this machine"
+            )
+    _teller(on_progress, info.length, info.length)(0)
+    return texts
+
+
+def _decoded(
+    lm: CharLM, coded: list[bytes], lengths: list[int], tell: Callable[[int], None]
+) -> Iterator[bytes]:
+    """Yield the bytes of some blocks."""
+    alphabet = _alphabet(lm)
+    state = begun(engine_maker(lm.model), start_ids(lm.tokenizer), len(coded))
+    for codes in decode_blocks(state, coded, lengths, alphabet, tell):
+        try:
+            yield _bytes(codes, alphabet)
+        except UnicodeError as error:
+            raise FileFormatError("a block holds what no text can hold") from error
+
+
+def _groups(numbers: list[int], vocab_size: int) -> Iterator[list[int]]:
+    some = max(min(_TOGETHER, _NUMBERS // vocab_size), 1)
+    for at in range(0, len(numbers), some):
+        yield numbers[at : at + some]
+
+
+def _checked(data: object) -> bytes:
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise InputError(f"data must be bytes, got {shown(data)}")
+    return bytes(data)
+
+
+def _of(model: CharLM | str, info: ArchiveInfo | None = None) -> CharLM:
+    """Return a model, counted if a text was given; `info` is of what is to be decompressed."""
+    if isinstance(model, str):
+        if info is None:
+            return counted(model)
+        if not info.settings:
+            raise DataError(
+                f"the text was compressed with a saved {info.kind} model, not with one counted from a text"
+            )
+        return count_anew(model, info.settings)
+    if not isinstance(model, CharLM):
+        raise InputError(f"model must be a CharLM, or a text to count one from, got {shown(model)}")
+    return model
+
+
+def _alphabet(lm: CharLM) -> Alphabet:
+    if isinstance(lm.tokenizer, ByteTokenizer):
+        return Alphabet(np.arange(256, dtype=np.uint32), complete=True)
+    if isinstance(lm.tokenizer, CharTokenizer):
+        return Alphabet(np.array([ord(c) for c in lm.tokenizer.vocab], np.uint32), complete=False)
+    raise InputError(f"to compress takes one of charlm's tokenizers, and the model has {lm.tokenizer!r}")
+
+
+def _codes(data: bytes, alphabet: Alphabet) -> NDArray[np.uint32]:
+    """Return the characters of a text, or its bytes, as numbers."""
+    if alphabet.complete:
+        return np.frombuffer(data, np.uint8).astype(np.uint32)
+    text = data.decode("utf-8", "surrogateescape")
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint32)
+
+
+def _bytes(codes: NDArray[np.uint32], alphabet: Alphabet) -> bytes:
+    if alphabet.complete:
+        return codes.astype(np.uint8).tobytes()
+    text = codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _teller(on_progress: Progress | None, before: int, total: int, times: int = 1) -> Callable[[int], None]:
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            on_progress(min(before + times * done, total), total)
+
+    return tell
