@@ -139,7 +139,7 @@ def test_packed_weights_of_generation_stay_its_own(monkeypatch: pytest.MonkeyPat
         state.observe(torch.tensor([3]))
     before, portable = own[0].verify(ids), begun(engine_maker(model), [3]).verify(ids)
     assert torch.equal(own[1].verify(ids), before)
-    assert not torch.equal(portable, before)
+    assert not torch.allclose(portable, before, atol=1e-2)
     assert torch.equal(begun(engine_maker(model), [3]).verify(ids), portable)
 
 
