@@ -382,8 +382,8 @@ def test_the_library_s_warnings_are_lines(
 
 def test_help_is_quick() -> None:
     times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         subprocess.run(
             [sys.executable, "-m", "charlm.cli", "train", "--help"],
             env={
@@ -395,7 +395,10 @@ def test_help_is_quick() -> None:
             stdout=subprocess.DEVNULL,
             check=True,
         )
-        times.append(time.perf_counter() - began)
+        after = os.times()  # of the processor: others may want it, too
+        times.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
     assert min(times) < 0.3
 
 

@@ -256,10 +256,10 @@ def test_a_hostile_header_is_refused_within_time_and_memory(tensor: bytes) -> No
     pieces = b"".join(tensor.replace(b"%d", b"%x" % i) for i in range((1 << 20) // (len(tensor) + 2)))
     data = with_header(b"{" + pieces + b'"":0}')
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FileFormatError):
         loads(data, path="m")
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 20

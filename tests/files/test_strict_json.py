@@ -194,10 +194,10 @@ def test_brackets_and_commas_inside_of_strings_count_for_nothing() -> None:
 def test_too_many_values_are_refused_before_they_take_memory(piece: bytes) -> None:
     data = b'{"a":[' + piece * (8_000_000 // len(piece)) + b"0]}"
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FileFormatError, match="at most 131072 brackets, commas"):
         loads(data, path="tokenizer.json", max_bytes=8 << 20)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 128 << 20
@@ -224,10 +224,10 @@ def test_too_many_values_are_refused_before_they_take_memory(piece: bytes) -> No
 def test_the_largest_hostile_files_stay_within_time_and_memory(data: bytes, refused: bool) -> None:
     assert len(data) <= MAX_BYTES
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FileFormatError) if refused else contextlib.nullcontext():
         read(data)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 20

@@ -104,9 +104,9 @@ def test_the_largest_vocabulary_loads_quickly(tmp_path: Path) -> None:
     every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     CharTokenizer(every).save(tmp_path / "tokenizer.json")
     assert (tmp_path / "tokenizer.json").stat().st_size < MAX_FILE_BYTES
-    start = time.perf_counter()
+    start = time.process_time()
     CharTokenizer.load(tmp_path / "tokenizer.json")
-    assert time.perf_counter() - start < 2  # a quarter of a second, where the machine has nothing else to do
+    assert time.process_time() - start < 2  # a quarter of a second, where the machine has nothing else to do
 
 
 # What is refused
