@@ -35,6 +35,7 @@ from benchmarks import (
     verify,
 )
 from benchmarks.gpu_parts import StaticDecoder
+from harness.campaign import Campaign
 
 from charlm import GPT, BlockDataset, CharLM, CharTokenizer, NGramLM
 from charlm.evaluation import evaluate
@@ -288,7 +289,9 @@ def test_what_is_for_a_gpu_runs_on_a_cpu(
     assert "T5" in capsys.readouterr().out
 
 
-def test_a_compiled_step_is_timed_beside_an_eager_one(quick: Callable[..., Any]) -> None:
+def test_a_compiled_step_is_timed_beside_an_eager_one(quick: Callable[..., Any], campaign: Campaign) -> None:
+    if campaign.asked is None:
+        pytest.skip("only in the longer form (--trials): to compile takes half a minute")
     part = quick(gpu.main, "--device", "cpu", "--only", "compile")["parts"]["compile"]
     assert part["compiled"]["first_step_seconds"] > part["eager"]["first_step_seconds"]
     assert part["compiled"]["step_milliseconds"]["median"] > 0
@@ -394,7 +397,11 @@ def test_texts_are_compressed_with_and_without_a_model(quick: Callable[..., Any]
     assert results["gzip -9"]["bytes_with_model"] is None
 
 
-def test_processes_that_share_the_cores_are_timed_alone_and_together(quick: Callable[..., Any]) -> None:
+def test_processes_that_share_the_cores_are_timed_alone_and_together(
+    quick: Callable[..., Any], campaign: Campaign
+) -> None:
+    if campaign.asked is None:
+        pytest.skip("only in the longer form (--trials): it takes half a minute")
     results = quick(sharing.main, "--only", "generate+busy,stream+train", data=False)
     assert {"generate", "stream", "train", "generate + busy", "stream + train"} == set(results)
     assert len(results["stream + train"]["times_a_fair_share"]["values"]) == 2
