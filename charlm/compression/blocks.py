@@ -20,12 +20,10 @@ from charlm.compression.portable import MOST_FREQUENCY, frequencies
 if TYPE_CHECKING:
     from charlm.generation.state import PredictionState
 
-__all__ = ["Alphabet", "decode_blocks", "encode_block"]
+__all__ = ["Alphabet", "Escapes", "decode_blocks", "encode_block", "read_unknown", "shares_of"]
 
-_AT_ONCE, _NUMBERS = (
-    1024,
-    2**21,
-)  # ids that are predicted together, and no more than have so many probabilities
+# Ids that are predicted together, and no more than have so many probabilities.
+_AT_ONCE, _NUMBERS = 1024, 2**21
 _BITS = 21  # of a code point
 
 
@@ -49,21 +47,25 @@ class Alphabet:
         return np.where(self._sorted[at] == codes, self._order[at], len(self.codes))
 
 
-class _Escapes:
+class Escapes:
     """What is known of the unknown characters of a block, in both directions."""
 
     def __init__(self, alphabet: Alphabet) -> None:
-        self._may = not alphabet.complete
-        self._read = self._escaped = 0
+        self.may: bool = not alphabet.complete
+        self.read: int = 0
+        """Characters so far."""
+        self.escaped: int = 0
+        """Those of them that were unknown."""
         self._seen: dict[int, list[int]] = {}
 
     def share(self) -> int:
         """Return the frequency of an unknown character, beside those of the known ones."""
-        return self._may * (1 + MOST_FREQUENCY * self._escaped // (self._read + 1))
+        return self.may * (1 + MOST_FREQUENCY * self.escaped // (self.read + 1))
 
     def count(self, *, escaped: bool) -> None:
-        self._read += 1
-        self._escaped += escaped
+        """Note one more character, and whether it was unknown."""
+        self.read += 1
+        self.escaped += escaped
 
     def bits(self, step: Callable[[int, int], bool]) -> int:
         """Go through the bits of a code point; `step` is told how often 0 and 1 came and returns the bit."""
@@ -76,20 +78,24 @@ class _Escapes:
         return prefix - (1 << _BITS)
 
 
+Shares = Callable[[NDArray[np.int64]], Iterator[tuple[int, int, int]]]
+"""Yields where the share of each id begins, its size, and the total; at last the total of what follows."""
+
+
 def encode_block(
-    state: PredictionState, codes: NDArray[np.uint32], alphabet: Alphabet, on_progress: Callable[[int], None]
+    shares: Shares, codes: NDArray[np.uint32], alphabet: Alphabet, on_progress: Callable[[int], None]
 ) -> bytes:
     """Return the coded characters.
 
     Args:
-        state: of one row, which has begun.
+        shares: of a model that has begun a block.
         codes: (n,) their code points.
         alphabet: the model's.
         on_progress: told how many characters are done.
     """
-    encoder, escapes = Encoder(), _Escapes(alphabet)
+    encoder, escapes = Encoder(), Escapes(alphabet)
     ids, V = alphabet.ids(codes), len(alphabet.codes)
-    rows = _shares(state, ids[ids < V])
+    rows = shares(ids[ids < V])
     row: tuple[int, int, int] | None = None
     for number, (i, code) in enumerate(zip(ids.tolist(), codes.tolist(), strict=True)):
         start, size, total = row = row or next(rows)
@@ -113,8 +119,8 @@ def encode_block(
     return encoder.finish()
 
 
-def _shares(state: PredictionState, ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-    """Yield where the share of each id begins, its size, and the total; at last the total of what follows."""
+def shares_of(state: PredictionState, ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+    """Yield the `Shares` of ids (n,) by a state of one row, which has begun."""
     some = max(min(_AT_ONCE, _NUMBERS // state.vocab_size), 1)
     for first in range(0, len(ids), some):
         chunk = ids[first : first + some]
@@ -146,7 +152,7 @@ def decode_blocks(
     """
     texts: list[list[int]] = [[] for _ in coded]
     decoders, known = [Decoder(data) for data in coded], alphabet.codes.tolist()
-    escapes = [_Escapes(alphabet) for _ in coded]
+    escapes = [Escapes(alphabet) for _ in coded]
     active = list(range(len(coded)))  # the rows of the state
     while active:
         found = frequencies(state.predict().double().numpy())
@@ -170,22 +176,35 @@ def decode_blocks(
 
 
 def _next(
-    decoder: Decoder, escapes: _Escapes, ends: NDArray[np.int64], text: list[int], length: int
+    decoder: Decoder, escapes: Escapes, ends: NDArray[np.int64], text: list[int], length: int
 ) -> int | None:
     """Add unknown characters to a text until a known one comes, and return its id; None: the block ends."""
     total = int(ends[-1])
     while len(text) < length:
-        escape = escapes.share()
-        target = decoder.target(total + escape)
-        escapes.count(escaped=target >= total)
+        target = decoder.target(total + escapes.share())
         if target < total:
+            escapes.count(escaped=False)
             return int(ends.searchsorted(target, side="right"))
-        decoder.take(total, escape)
-
-        def read(zeros: int, ones: int) -> bool:
-            bit = decoder.target(zeros + ones) >= zeros
-            decoder.take(zeros if bit else 0, ones if bit else zeros)
-            return bit
-
-        text.append(escapes.bits(read))
+        text.append(read_unknown(decoder, escapes, total))
     return None
+
+
+def read_unknown(decoder: Decoder, escapes: Escapes, total: int) -> int:
+    """Return the code point of an unknown character, which is the next one.
+
+    Args:
+        decoder: of the block.
+        escapes: of the block.
+        total: of the frequencies of the known characters.
+    """
+    escape = escapes.share()
+    decoder.target(total + escape)
+    decoder.take(total, escape)
+    escapes.count(escaped=True)
+
+    def read(zeros: int, ones: int) -> bool:
+        bit = decoder.target(zeros + ones) >= zeros
+        decoder.take(zeros if bit else 0, ones if bit else zeros)
+        return bit
+
+    return escapes.bits(read)

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from charlm.compression.archive import ArchiveInfo, BlockInfo, block_of, read_header, write_header
-from charlm.compression.blocks import Alphabet, decode_blocks, encode_block
+from charlm.compression.blocks import Alphabet, decode_blocks, encode_block, shares_of
 from charlm.compression.counted import count_anew, counted, settings_of
+from charlm.compression.ngram_blocks import NGramBlocks
 from charlm.compression.portable import ARITHMETIC
 from charlm.compression.predictor import begun, engine_maker, model_sha256
 from charlm.errors import DataError, FileFormatError, InputError, shown
 from charlm.lm import CharLM
 from charlm.models.ngram import NGramLM
+from charlm.native.library import portable_library
 from charlm.text.streaming import start_ids
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer
 
 __all__ = ["compress", "decompress", "recover"]
 
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _BLOCK_SIZE = 2**14  # characters
 _TOGETHER = 32  # blocks that are decoded at once, and no more than have so many probabilities
@@ -60,17 +68,14 @@ def compress(data: bytes, model: CharLM | str, *, on_progress: Progress | None =
     """
     data = _checked(data)
     lm = _of(model)
-    make, alphabet = engine_maker(lm.model), _alphabet(lm)
-    first = start_ids(lm.tokenizer)
+    alphabet = _alphabet(lm)
     codes = _codes(data, alphabet)
     coded, blocks = [], []
-    for start in range(0, len(codes), _BLOCK_SIZE):
-        some = codes[start : start + _BLOCK_SIZE]
+    pieces = [codes[start : start + _BLOCK_SIZE] for start in range(0, len(codes), _BLOCK_SIZE)]
+    for some, block in zip(pieces, _encoded(lm, pieces, alphabet, on_progress), strict=True):
         text = _bytes(some, alphabet)
-        tell = _teller(on_progress, start, len(codes))
-        made = encode_block(begun(make, first), some, alphabet, tell)
-        stored = len(made) >= len(text)
-        made = text if stored else made
+        stored = len(block) >= len(text)
+        made = text if stored else block
         blocks.append(BlockInfo(len(made), stored, zlib.crc32(made), zlib.crc32(text)))
         coded.append(made)
     _teller(on_progress, len(codes), len(codes))(0)
@@ -163,11 +168,14 @@ def recover(data: bytes, model: CharLM | str, *, on_progress: Progress | None = 
         )
     texts = [block_of(data, info, number) for number in range(len(info.blocks))]
     left = [n for n, text in enumerate(texts) if text is not None and not info.blocks[n].stored]
-    for some in _groups(left, lm.model.vocab_size) if left else ():
-        tell = _teller(on_progress, some[0] * info.block_size, info.length, times=len(some))
-        lengths = [min(info.block_size, info.length - n * info.block_size) for n in some]
-        for n, text in zip(some, _decoded(lm, [texts[n] or b"" for n in some], lengths, tell), strict=True):
-            texts[n] = text
+    alphabet = _alphabet(lm)
+    lengths = [min(info.block_size, info.length - n * info.block_size) for n in left]
+    decoded = _decoded(lm, [texts[n] or b"" for n in left], lengths, alphabet, on_progress)
+    for n, codes in zip(left, decoded, strict=True):
+        try:
+            texts[n] = _bytes(codes, alphabet)
+        except UnicodeError as error:
+            raise FileFormatError("a block holds what no text can hold") from error
     for n, found in enumerate(texts):
         if found is not None and zlib.crc32(found) != info.blocks[n].text_crc:
             raise DataError(
@@ -178,23 +186,69 @@ def recover(data: bytes, model: CharLM | str, *, on_progress: Progress | None = 
     return texts
 
 
-def _decoded(
-    lm: CharLM, coded: list[bytes], lengths: list[int], tell: Callable[[int], None]
+def _encoded(
+    lm: CharLM, pieces: list[NDArray[np.uint32]], alphabet: Alphabet, on_progress: Progress | None
 ) -> Iterator[bytes]:
-    """Yield the bytes of some blocks."""
-    alphabet = _alphabet(lm)
-    state = begun(engine_maker(lm.model), start_ids(lm.tokenizer), len(coded))
-    for codes in decode_blocks(state, coded, lengths, alphabet, tell):
+    """Yield each piece of a text as a block."""
+    make, first = engine_maker(lm.model), start_ids(lm.tokenizer)
+    total = sum(map(len, pieces))
+    quick = _ngram_blocks(lm)
+    if quick is not None:
+        tell = _teller(on_progress, 0, total, times=_BLOCK_SIZE)
+        yield from _side_by_side(
+            lambda some: encode_block(quick().shares, some, alphabet, lambda done: None), pieces, tell
+        )
+        return
+    for number, some in enumerate(pieces):
+        tell = _teller(on_progress, number * _BLOCK_SIZE, total)
+        state = begun(make, first)
+        yield encode_block(partial(shares_of, state), some, alphabet, tell)
+
+
+def _decoded(
+    lm: CharLM, coded: list[bytes], lengths: list[int], alphabet: Alphabet, on_progress: Progress | None
+) -> Iterator[NDArray[np.uint32]]:
+    """Yield the code points of each block."""
+    make, first = engine_maker(lm.model), start_ids(lm.tokenizer)
+    total = sum(lengths)
+    quick = _ngram_blocks(lm)
+    if quick is not None:
+        tell = _teller(on_progress, 0, total, times=max(lengths, default=0))
+        blocks = list(zip(coded, lengths, strict=True))
+        yield from _side_by_side(lambda block: quick().decode(*block, alphabet), blocks, tell)
+        return
+    some = max(min(_TOGETHER, _NUMBERS // lm.model.vocab_size), 1)
+    for at in range(0, len(coded), some):
+        tell = _teller(on_progress, sum(lengths[:at]), total, times=len(coded[at : at + some]))
+        state = begun(make, first, len(coded[at : at + some]))
+        yield from decode_blocks(state, coded[at : at + some], lengths[at : at + some], alphabet, tell)
+
+
+def _side_by_side(
+    work: Callable[[Item], Result], items: Sequence[Item], tell: Callable[[int], None]
+) -> Iterator[Result]:
+    """Yield the result of each item in order, computed by as many threads as PyTorch uses.
+
+    Args:
+        work: makes a result of an item.
+        items: in any number.
+        tell: told how many are done.
+    """
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         try:
-            yield _bytes(codes, alphabet)
-        except UnicodeError as error:
-            raise FileFormatError("a block holds what no text can hold") from error
+            for number, result in enumerate(pool.map(work, items)):
+                tell(number)
+                yield result
+        finally:  # after an error or Ctrl-C nothing else begins
+            pool.shutdown(cancel_futures=True)
 
 
-def _groups(numbers: list[int], vocab_size: int) -> Iterator[list[int]]:
-    some = max(min(_TOGETHER, _NUMBERS // vocab_size), 1)
-    for at in range(0, len(numbers), some):
-        yield numbers[at : at + some]
+def _ngram_blocks(lm: CharLM) -> Callable[[], NGramBlocks] | None:
+    """Return what codes blocks in C; None where there is no compiler, or for another model."""
+    kernel, model = portable_library(), lm.model
+    if isinstance(kernel, str) or not isinstance(model, NGramLM):
+        return None
+    return lambda: NGramBlocks(kernel, model, start_ids(lm.tokenizer))
 
 
 def _checked(data: object) -> bytes:

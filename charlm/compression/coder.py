@@ -77,22 +77,23 @@ class Decoder:
     """
 
     def __init__(self, data: bytes) -> None:
-        self._rest = iter(data)
-        self._code = 0
-        for _ in range(8):
-            self._code = self._code << 8 | next(self._rest, 0)
-        self._range = _MASK
+        self.data: bytes = data
+        self.at: int = 8
+        """Which of the bytes is read next."""
+        self.code: int = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
+        self.range: int = _MASK
         self._unit = 1
 
     def target(self, total: int) -> int:
         """Return a number below `total`, in the share of what was encoded."""
-        self._unit = self._range // total
-        return min(self._code // self._unit, total - 1)
+        self._unit = self.range // total
+        return min(self.code // self._unit, total - 1)
 
     def take(self, start: int, size: int) -> None:
         """Move on behind the number with this share of the total that `target` was told."""
-        self._code -= self._unit * start
-        self._range = self._unit * size
-        while self._range < _TOP:
-            self._code = self._code << 8 | next(self._rest, 0)
-            self._range <<= 8
+        self.code -= self._unit * start
+        self.range = self._unit * size
+        while self.range < _TOP:
+            self.code = self.code << 8 | (self.data[self.at] if self.at < len(self.data) else 0)
+            self.at += 1
+            self.range <<= 8

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from charlm.errors import NonFiniteError
 
-__all__ = ["ARITHMETIC", "MOST_FREQUENCY", "exp", "frequencies", "gate_weights", "log", "rotary_tables"]
+__all__ = [
+    "ARITHMETIC",
+    "MOST_FREQUENCY",
+    "exp",
+    "frequencies",
+    "gate_weights",
+    "log",
+    "not_finite",
+    "rotary_tables",
+]
 
 Floats = NDArray[np.float64]
 
@@ -74,10 +83,15 @@ def frequencies(logits: Floats) -> NDArray[np.int64]:
     """
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
-        raise NonFiniteError("the model's logits are no finite numbers, so it cannot compress")
+        raise not_finite()
     shares = (exp(logits - top) * 2**32).astype(np.int64)
     found: NDArray[np.int64] = 1 + shares * MOST_FREQUENCY // shares.sum(axis=1, keepdims=True)
     return found
+
+
+def not_finite() -> NonFiniteError:
+    """Return the error of a model that predicts no probabilities."""
+    return NonFiniteError("the model's logits are no finite numbers, so it cannot compress")
 
 
 def gate_weights(gate: NDArray[np.float32]) -> Tensor:

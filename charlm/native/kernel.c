@@ -3,8 +3,8 @@
    `charlm/models/layers.py` is what is computed, to be read; this file computes the same for a model of a few
    million parameters, where the calls of a framework cost more than the arithmetic. `library.py` compiles it,
    `weights.py` packs the weights, and `gpt.py` calls `charlm_pass` and `charlm_turns`; nothing else does. The threads
-   are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h, mixtures in
-   mix.h, and what makes the portable build the same on every machine in portable.h.
+   are in pool.h, the choice of an id in choose.h, n-grams in ngrams.h, what
+   compresses with them in coding.h, mixtures in mix.h, and what makes the portable build the same on every machine in portable.h.
 
    One rule holds everywhere: a number is the result of the same operations in the same order, however many
    other rows, characters or threads take part. So a text does not depend on what it is generated beside, and a
@@ -29,6 +29,7 @@
 #include "choose.h"
 #include "mix.h"
 #include "ngrams.h"
+#include "coding.h"
 #include "pool.h"
 
 #if defined(__AVX512F__)

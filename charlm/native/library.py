@@ -28,6 +28,7 @@ from charlm.locks import ForkLock
 
 __all__ = [
     "ChoiceStruct",
+    "DecoderStruct",
     "LayerStruct",
     "MatrixStruct",
     "ModelStruct",
@@ -121,6 +122,16 @@ class NGramStruct(ctypes.Structure):
     _fields_ = (
         *((name, _int) for name in ("V", "M", "order", "window", "lengths", "places")),
         *((name, _pointer) for name in ("codes", "counts", "discounts", "shares", "place", "seen")),
+    )
+
+
+class DecoderStruct(ctypes.Structure):
+    """How far the bytes of a compressed block were decoded."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("code", "range")),
+        ("bytes", ctypes.c_char_p),
+        *((name, _int) for name in ("size", "at", "may", "read", "escaped", "total")),
     )
 
 
@@ -277,6 +288,16 @@ def _declared(path: Path) -> ctypes.CDLL:
     loaded.charlm_mixed_turns.restype = _int
     loaded.charlm_ngrams.argtypes = (ctypes.POINTER(NGramStruct), _pointer, _int, _int, _pointer)
     loaded.charlm_ngrams.restype = None
+    loaded.charlm_ngram_shares.argtypes = (
+        *(ctypes.POINTER(NGramStruct), _pointer, _int, _int, _int),
+        *(_pointer, _pointer, _pointer),
+    )
+    loaded.charlm_ngram_shares.restype = _int
+    loaded.charlm_ngram_decode.argtypes = (
+        *(ctypes.POINTER(NGramStruct), _pointer, _int, _int),
+        *(_pointer, _pointer, ctypes.POINTER(DecoderStruct)),
+    )
+    loaded.charlm_ngram_decode.restype = _int
     loaded.charlm_mix.argtypes = (*(_int, _int, _int), *(_pointer,) * 5)
     loaded.charlm_mix.restype = None
     loaded.charlm_digest.argtypes = (_pointer, _int)

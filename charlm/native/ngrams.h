@@ -84,6 +84,6 @@ void charlm_ngrams(const struct ngrams *g, const int64_t *ids, int64_t from, int
             }
             if ((n = same)) mix_window(g, ids, n, g->shares + 3 * (length - 1), out);
         }
-        for (int64_t i = 0; i < g->V; i++) out[i] = logf(out[i] > 1.17549435e-38f ? out[i] : 1.17549435e-38f);
+        for (int64_t i = 0; i < g->V; i++) out[i] = logf(out[i] < 1.17549435e-38f ? 1.17549435e-38f : out[i]);
     }
 }
