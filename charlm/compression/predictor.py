@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -92,11 +93,15 @@ def _native_maker(kernel: ctypes.CDLL, model: LanguageModel) -> EngineMaker:
 
 
 class _PortableMixture(NativeMixture):
-    """A mixture whose gate is computed without PyTorch."""
+    """A mixture whose gate is computed without PyTorch, and once: no weight changes meanwhile."""
+
+    @cached_property
+    def _gate(self) -> Tensor:
+        return gate_weights(self._model.gate.detach().float().numpy())
 
     @override
     def _weights(self) -> Tensor:
-        return gate_weights(self._model.gate.detach().float().numpy())
+        return self._gate
 
 
 def _is_plain(model: NGramLM) -> bool:
