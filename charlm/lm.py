@@ -139,7 +139,7 @@ class CharLM:
             max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
             stop: strings that end a text, looked for in what is new; the text ends before the first.
             keep_stop: let it end with the stop string instead.
-            banned: characters that are never written.
+            banned: characters that are never written; with a `ByteTokenizer`, of ASCII.
             allowed: the only characters that are written; None: all but the banned ones.
             regex: a regular expression, as Python's `re` has it, which all that is new matches, from its
                 beginning to its end. It ends where the model would go on otherwise, at the latest with

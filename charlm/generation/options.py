@@ -110,7 +110,8 @@ class SamplingOptions:
     """The same seed gives the same text. None: drawn from torch's global generator (`charlm generate` takes a
     new one each time, which -v shows)."""
     use_cache: bool = True
-    """Keep keys and values of what was read. Changes speed, never the result."""
+    """Keep keys and values of what was read. Changes speed, never the result. False also does without the
+    compiled engine."""
     overflow: Overflow = "slide"
     """What happens once the text is longer than the block size. slide: the block moves on by a character each
     time. restart: its last half is read again whenever it is full, which is much quicker."""

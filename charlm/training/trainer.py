@@ -67,7 +67,8 @@ class Trainer:
 
     Args:
         model: anything whose `forward(idx, targets)` gives (logits, mean loss in nats). Moved to the
-            device in place.
+            device in place. All its buffers and its extra state go with the best weights and through a
+            resume; a part that was put to sleep with `eval()` stays asleep.
         train_data: the blocks to draw batches from.
         config: the settings; None: the defaults.
         val_data: a text for evaluation; None: no evaluations, no best weights.
