@@ -29,7 +29,7 @@ __all__ = [
 _REMEMBERED = 64  # of the last ids: a longer text has nearly every character of its language
 
 Filter = Callable[[Tensor, Tensor], Tensor]
-"""A filter of the caller's: (logits (B, V), ids so far (B, t)) -> logits (B, V). The ids are whole texts, with
+"""A filter of the caller's: (logits (B, V), ids so far (B, t)) -> logits (B, V). The ids are whole texts with
 their prompts; prompts of different lengths come in several calls."""
 
 
