@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charlm.cli.encoded import corpus_of
-from charlm.cli.output import Console, as_word, emit, refuse
+from charlm.cli.output import Console, as_word, emit, refuse, shell_word
 from charlm.cli.signals import Signals
 from charlm.data.prepared import PreparedCorpus
 from charlm.errors import CorpusError, quoted
@@ -251,7 +250,7 @@ def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
         words += ["--encoding", args.encoding]
     if args.val_fraction != _VAL_FRACTION:
         words += ["--val-fraction", repr(args.val_fraction).removesuffix(".0")]
-    return " ".join(["charlm train", *map(as_word, args.files), shlex.join(words)])
+    return " ".join(["charlm train", *map(as_word, args.files), *map(shell_word, words)])
 
 
 def _recommended(command: str | None, guessed: Guess, minutes: float) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ exactly. Losing standard error (a closed pipe, a full disk) never ends the work;
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -28,6 +29,7 @@ __all__ = [
     "emit",
     "product_and_messages",
     "refuse",
+    "shell_word",
     "writing",
 ]
 
@@ -122,16 +124,24 @@ class Console:
 
 @contextmanager
 def product_and_messages() -> Iterator[None]:
-    """Let both streams escape what they cannot encode inside the block."""
-    changed = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
-    before = [stream.errors for stream in changed]
-    for stream in changed:
-        stream.reconfigure(errors="backslashreplace")
+    r"""Let both streams escape what they cannot encode inside the block, and a pipe get the product exactly.
+
+    On Windows a pipe would have an encoding of a few hundred characters, and get "\r\n" for each "\n".
+    """
+    before: list[tuple[io.TextIOWrapper, dict[str, Any]]] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            before.append((stream, {"errors": stream.errors}))
+            stream.reconfigure(errors="backslashreplace")
+            if sys.platform == "win32" and stream is sys.stdout and not stream.isatty():
+                before[-1][1].update(encoding=stream.encoding, newline=None)
+                encoding = stream.encoding if "PYTHONIOENCODING" in os.environ else "utf-8"
+                stream.reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")
     try:
         yield
     finally:
-        for stream, errors in zip(changed, before, strict=True):
-            stream.reconfigure(errors=errors)
+        for stream, options in before:
+            stream.reconfigure(**options)
 
 
 def emit(text: str, *, flush: bool = True, painted: bool = False) -> None:
@@ -150,8 +160,10 @@ def emit(text: str, *, flush: bool = True, painted: bool = False) -> None:
         sys.stdout.write(text if painted or not sys.stdout.isatty() else text.translate(_MOVING))
         if flush:
             sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         _discard(sys.stdout)
+        if sys.platform == "win32" and error.errno == errno.EINVAL:  # its word for a closed pipe
+            raise BrokenPipeError(errno.EPIPE, "nobody reads it any more") from error
         raise
 
 
@@ -205,7 +217,16 @@ def as_word(path: str) -> str:
         >>> print(as_word("my text"), as_word("-o"), as_word("-"))
         'my text' ./-o -
     """
-    return shlex.quote(f"./{path}" if path.startswith("-") and path != "-" else path)
+    return shell_word(f"./{path}" if path.startswith("-") and path != "-" else path)
+
+
+def shell_word(word: str) -> str:
+    """Return a word as the shell takes it into which somebody may paste it: on Windows in double quotes."""
+    if sys.platform == "win32":
+        from subprocess import list2cmdline  # noqa: PLC0415 - not for the help
+
+        return list2cmdline([word])
+    return shlex.quote(word)
 
 
 def _discard(stream: Any) -> None:

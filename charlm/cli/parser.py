@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing_extensions import override
 
 from charlm import __version__
 from charlm.cli.fields import Field, flag_of, sampling_fields
-from charlm.cli.output import UsageError, as_word, refuse
+from charlm.cli.output import UsageError, as_word, refuse, shell_word
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_values
 from charlm.errors import nearest, quoted
 from charlm.models.config import PresetName
@@ -216,9 +215,7 @@ def _with_way_out(message: str, argv: Sequence[str]) -> str:
     for option, value in pairwise(argv):
         if option in names and value.startswith("-"):
             shown = value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"
-            return (
-                f"{message}; a value that begins with a hyphen is given as {names[-1]}={shlex.quote(shown)}"
-            )
+            return f"{message}; a value that begins with a hyphen is given as {names[-1]}={shell_word(shown)}"
     if " required: " in message:
         message += next(filter(None, map(_if_a_path, argv)), "")
     return message

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from charlm.backends.host import is_under_torchrun
 from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError, as_word, check_output, refuse
+from charlm.cli.output import Console, UsageError, as_word, check_output, refuse, shell_word
 from charlm.cli.reading import VAL_FRACTION, Reading
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
@@ -378,7 +377,7 @@ def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
     files = ["FILE" if source in lost else source for source in origin.sources]
     how = "--resume" if args.resume else f"--repeat {as_word(args.repeat)}"
     given = {"max_steps": getattr(args, "max_steps", None), "device": args.device, "encoding": args.encoding}
-    words = [f"{flag_of(name)}={shlex.quote(value)}" for name, value in given.items() if value is not None]
+    words = [f"{flag_of(name)}={shell_word(value)}" for name, value in given.items() if value is not None]
     words += ["--overwrite"] if args.overwrite else []
     words += [] if args.baseline else ["--no-baseline"]
     command = " ".join(["charlm train", *map(as_word, files), how, "-o", as_word(args.out), *words])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from pathlib import Path, PurePath
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,14 @@ from charlm.text.checks import encoded
 from charlm.text.corpus import corpus_pieces, is_named
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer
 
-__all__ = ["Counted", "Progress", "Source", "Texts", "changed", "listed", "stamp"]
+__all__ = ["Counted", "Progress", "Source", "Texts", "changed", "in_order", "listed", "stamp"]
 
 Progress: TypeAlias = Callable[[Literal["reading", "writing"], int, int], None]
 """Called with what is going on, how much of it is done, and how much there is: of bytes, or of ids."""
 
 _MOST_CODES = 0x110000
+
+PathT = TypeVar("PathT", bound=PurePath)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,12 +215,12 @@ def listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
         if is_named(source):
             found.append(source)
         elif path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
+            inside = in_order(entry for entry in path.rglob("*") if entry.is_file())
             found += [
                 file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)
             ]
         elif not path.exists() and any(sign in str(source) for sign in "*?["):
-            matching = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+            matching = in_order(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
             if not matching:
                 raise CorpusError(f"no file fits {quoted(str(source))}; check the path")
             found += listed(matching)
@@ -227,6 +229,11 @@ def listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
     if not found:
         raise CorpusError("there is no file to prepare; check the paths")
     return found
+
+
+def in_order(paths: Iterable[PathT]) -> list[PathT]:
+    """Return paths in one order on all systems: Windows itself compares them without upper and lower case."""
+    return sorted(paths, key=lambda path: path.parts)
 
 
 def stamp(document: str | Path) -> list[object]:

@@ -56,6 +56,7 @@ Content: TypeAlias = Piece | Iterable[Piece]
 _NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
+_HAS_MODES: bool = os.name == "posix"  # Windows has one bit of them, and no chmod of an open file before 3.13
 
 _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 _LARGE = 1 << 20  # bytes of a piece that is worth a thread
@@ -125,7 +126,7 @@ def check_writable(target: str | Path, *, directory: bool = False) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.lstat(target)  # a name that is too long, or below a file
     if directory:
-        while not os.path.lexists(target):
+        while not os.path.lexists(target) and target != target.parent:  # a drive may be missing altogether
             target = target.parent
         target /= "file"
     elif target.is_dir():
@@ -239,7 +240,8 @@ def make_directory(path: str | Path) -> None:
         with contextlib.suppress(PermissionError):  # the parent of another user's directory, say
             sync_directory(path.parent)
         return
-    make_directory(path.parent)
+    if path != path.parent:  # the root of a drive that is missing
+        make_directory(path.parent)
     with contextlib.suppress(FileExistsError):  # made by another process in between; or a file, seen below
         os.mkdir(path)
     sync_directory(path.parent)
@@ -388,7 +390,7 @@ def _remove_abandoned(directory: Path, owned: Collection[str] = ()) -> None:
 def _mode_of(path: Path | None) -> int | None:
     """Return the mode of a file or directory that is to be replaced; None: the umask decides."""
     try:
-        mode = 0 if path is None else os.lstat(path).st_mode
+        mode = 0 if path is None or not _HAS_MODES else os.lstat(path).st_mode
     except FileNotFoundError:
         return None
     return stat.S_IMODE(mode) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None

@@ -32,6 +32,7 @@ _FLAGS: int = (
 # Windows cannot open a directory; and only Linux can without the right to list it.
 _DIRECTORY: int | None = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY if os.name == "posix" else None
 _PIECE = 1 << 20
+_AT_ONCE = 1 << 30  # bytes: macOS refuses to read 2 GiB in one call
 _BEGINNING = 4096  # what a file of a wrong size is told by
 
 T = TypeVar("T")
@@ -198,7 +199,7 @@ class OpenFile:
         """
         rest = memoryview(buffer).cast("B")
         while rest:
-            got = self._read(rest, offset)
+            got = self._read(rest[:_AT_ONCE], offset)
             if not got:
                 raise refusal(self.path, f"must keep its {self.size} bytes, and has become shorter.")
             rest, offset = rest[got:], offset + got
@@ -247,7 +248,8 @@ def _open(
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.EMLINK}:  # EMLINK on FreeBSD
             raise refusal(path, "must be a regular file, got a symbolic link.") from error
-        if error.errno == errno.ENXIO:  # a socket, or a device without a driver
+        # A socket, the second on macOS; or a device without a driver.
+        if error.errno in {errno.ENXIO, errno.EOPNOTSUPP}:
             raise refusal(path, "must be a regular file, got another kind.") from error
         error.filename = str(path)  # not the last part of it alone
         raise

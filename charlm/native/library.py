@@ -179,10 +179,9 @@ def _library_or_reason() -> ctypes.CDLL | str:
 def _load(more: tuple[str, ...] = ()) -> ctypes.CDLL | str:
     try:
         compiler = _compiler()
-        if compiler is None:
-            reason = "no C compiler was found (cc, gcc or clang)"
-            _log.info("%s: generating with PyTorch, which is slower", reason)
-            return reason
+        if isinstance(compiler, str):
+            _log.info("%s: generating with PyTorch, which is slower", compiler)
+            return compiler
         try:
             return _declared(_compiled(compiler, cache_folder() / "native", more))
         except OSError as error:  # a folder that cannot be written, or does not allow programs
@@ -194,12 +193,25 @@ def _load(more: tuple[str, ...] = ()) -> ctypes.CDLL | str:
         return f"it could not be compiled: {error}"
 
 
-def _compiler() -> list[str] | None:
-    if sys.platform == "win32":  # the kernel is written for POSIX threads
-        return None
+def _compiler() -> list[str] | str:
+    """Return the compiler's command, or why there is none."""
+    if sys.platform == "win32":
+        return "it is written for POSIX threads, which Windows does not have"
     if named := os.environ.get("CC"):
         return shlex.split(named)
-    return next(([found] for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    found = next((there for name in ("cc", "gcc", "clang") if (there := shutil.which(name))), None)
+    return "no C compiler was found (cc, gcc or clang)" if found is None or _is_stub(found) else [found]
+
+
+def _is_stub(compiler: str) -> bool:
+    """Return whether this is no compiler, but opens a window that offers one: macOS without Apple's tools."""
+    if sys.platform != "darwin" or not compiler.startswith("/usr/bin/"):
+        return False
+    command = ["/usr/bin/xcode-select", "--print-path"]
+    done = subprocess.run(  # noqa: S603 - the system's own program
+        command, check=False, capture_output=True, timeout=_PATIENCE_SECONDS
+    )
+    return done.returncode != 0
 
 
 def _compiled(compiler: list[str], folder: Path, more: tuple[str, ...]) -> Path:

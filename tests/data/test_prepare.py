@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from charlm.data.prepared import (
     is_prepared,
     shard_name,
 )
+from charlm.data.sources import in_order
 from charlm.errors import (
     CharLMError,
     CorpusError,
@@ -102,6 +103,14 @@ def test_folders_patterns_compressed_files_and_names_are_joined_as_documents(tmp
     data = BlockDataset.open(tmp_path / "data", 3)
     assert data.tokenizer is not None
     assert data.tokenizer.decode(data.ids) == "onetwo" + "three" * 1000 + "onetwo"
+
+
+def test_the_files_of_a_folder_have_one_order_on_all_systems() -> None:
+    """Windows compares paths without upper and lower case."""
+    names = ["a/z", "B/b", "b/a", "a/B", "B/c", "a b"]
+    for kind in (PurePosixPath, PureWindowsPath):
+        found = [path.as_posix() for path in in_order(map(kind, names))]
+        assert found == ["B/b", "B/c", "a/B", "a/z", "a b", "b/a"]
 
 
 def test_a_split_without_a_fraction_is_the_recorded_one(tmp_path: Path) -> None:

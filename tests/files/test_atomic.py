@@ -10,7 +10,9 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from harness.failing_calls import Killed, failing
@@ -341,6 +343,33 @@ def test_where_directories_cannot_be_opened_they_are_not_synced(
     with failing(-1) as calls:
         write_file(tmp_path / "f", b"new")
     assert calls.names.count("fsync") == 1
+
+
+def test_where_there_are_no_modes_what_is_replaced_needs_no_chmod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chmod(path: object, mode: int) -> None:
+        raise TypeError("chmod: path should be string, bytes or os.PathLike, not int")  # before 3.13
+
+    write_file(tmp_path / "script.cmd", b"old")
+    (tmp_path / "script.cmd").chmod(0o777)  # by its name Windows calls it a program
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_HAS_MODES", False)
+        patch.setattr(os, "chmod", chmod)
+        write_file(tmp_path / "script.cmd", b"new")
+    assert content(tmp_path) == {"script.cmd": b"new"}
+
+
+def test_a_drive_that_is_missing_is_an_error_and_no_endless_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: object, *_: object, **__: object) -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "there is no such drive", str(path))
+
+    with monkeypatch.context() as patch:
+        for name in ("lstat", "stat", "open", "mkdir"):
+            patch.setattr(os, name, missing)
+        for call in (partial(check_writable, directory=True), make_directory):
+            with pytest.raises(FileNotFoundError):
+                call("/runs/one")
 
 
 def test_replace_directory_writes_where_nothing_stands(tmp_path: Path) -> None:

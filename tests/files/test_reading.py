@@ -84,6 +84,18 @@ def test_anything_but_a_regular_file_is_refused_at_once(
         read_file(path, max_bytes=1 << 50)
 
 
+def test_a_socket_is_refused_by_what_macos_says_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object, **__: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported on socket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", unsupported)
+        with pytest.raises(FileFormatError, match="must be a regular file, got another kind"):
+            read_file(tmp_path / "f", max_bytes=1)
+
+
 def test_a_sparse_terabyte_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file:
         file.truncate(1 << 40)
@@ -296,6 +308,10 @@ def test_an_open_file_is_read_at_any_place(
         found = bytearray(3)
         file.read_into(found, offset)
         assert found == b"0123456789"[offset : offset + 3]
+    monkeypatch.setattr(reading, "_AT_ONCE", 4)  # more than macOS reads in one call
+    found = bytearray(9)
+    file.read_into(found, 1)
+    assert found == b"123456789"
     path.write_bytes(b"01234")
     with pytest.raises(FileFormatError, match="must keep its 10 bytes, and has become shorter"):
         file.read_into(bytearray(4), 3)

@@ -25,7 +25,6 @@ ELSEWHERE = {
     "cli/fields.py": "cli/test_parser.py",
     "cli/fit.py": "cli/test_train.py",
     "cli/guess.py": "cli/test_inspect.py",
-    "cli/output.py": "cli/test_processes.py",
     "cli/preparing.py": "cli/test_prepare.py",
     "cli/progress.py": "cli/test_processes.py",
     "cli/reading.py": "cli/test_train.py",

@@ -494,6 +494,32 @@ def test_a_user_without_a_home_compiles_for_each_process(
 def test_on_windows_there_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert native.library() is None
+    assert native.why_no_library() == "it is written for POSIX threads, which Windows does not have"
+
+
+@pytest.mark.parametrize(
+    ("platform", "found", "has_tools", "is_taken"),
+    [
+        ("darwin", "/usr/bin/cc", False, False),
+        ("darwin", "/usr/bin/cc", True, True),
+        ("darwin", "/opt/bin/clang", False, True),
+        ("linux", "/usr/bin/cc", False, True),
+    ],
+)
+def test_the_compiler_of_macos_is_taken_only_where_apple_s_tools_are(
+    platform: str, found: str, has_tools: bool, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them /usr/bin/cc opens a window that offers to install them."""
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
+        assert command == ["/usr/bin/xcode-select", "--print-path"]
+        return subprocess.CompletedProcess(command, 0 if has_tools else 2)
+
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert native._compiler() == ([found] if is_taken else "no C compiler was found (cc, gcc or clang)")
 
 
 @needs_kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -97,8 +98,11 @@ def test_without_the_library_its_own_reason_is_given(
     monkeypatch.setenv("CHARLM_NATIVE", "0")
     assert make().why_not_native() == "the environment variable CHARLM_NATIVE is 0"
     monkeypatch.delenv("CHARLM_NATIVE")
-    monkeypatch.setattr(native, "_compiler", lambda: None)
-    assert make().why_not_native() == "no C compiler was found (cc, gcc or clang)"
+    monkeypatch.delenv("CC", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "which", lambda name: None)
+        found = make().why_not_native()
+    assert found == "no C compiler was found (cc, gcc or clang)"
     monkeypatch.setattr(native, "_tried", [])
     monkeypatch.setattr(native, "_compiler", lambda: ["/nonexistent/compiler"])
     assert str(make().why_not_native()).startswith("it could not be compiled: ")
