@@ -308,10 +308,18 @@ def test_an_open_file_is_read_at_any_place(
         found = bytearray(3)
         file.read_into(found, offset)
         assert found == b"0123456789"[offset : offset + 3]
-    monkeypatch.setattr(reading, "_AT_ONCE", 4)  # more than macOS reads in one call
+    sizes, read = [], reading.OpenFile._read
+
+    def reading_at_once(self: reading.OpenFile, buffer: memoryview, offset: int) -> int:
+        sizes.append(len(buffer))
+        return read(self, buffer, offset)
+
+    monkeypatch.setattr(reading, "_AT_ONCE", 4)  # as much as macOS reads in one call
+    monkeypatch.setattr(reading.OpenFile, "_read", reading_at_once)
     found = bytearray(9)
     file.read_into(found, 1)
     assert found == b"123456789"
+    assert sizes == [4, 4, 1]
     path.write_bytes(b"01234")
     with pytest.raises(FileFormatError, match="must keep its 10 bytes, and has become shorter"):
         file.read_into(bytearray(4), 3)
