@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness.command import TEXT, Command, start
+from harness.warm import WarmPython
 
 from charlm import BlockDataset, CharLM, CharTokenizer, NGramLM
 from charlm.cli.__main__ import main
@@ -178,7 +179,9 @@ def test_compressed_bytes_are_not_for_a_terminal(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="there is no such signal")
-def test_a_command_that_is_killed_leaves_no_half_file(book: Path, tmp_path: Path) -> None:
+def test_a_command_that_is_killed_leaves_no_half_file(
+    book: Path, tmp_path: Path, warm_python: WarmPython
+) -> None:
     draw = random.Random(7)
     long = tmp_path / "long.txt"
     long.write_text("".join(draw.choices(BOOK, k=60_000)), encoding="utf-8")
@@ -186,7 +189,7 @@ def test_a_command_that_is_killed_leaves_no_half_file(book: Path, tmp_path: Path
     took, done = 20.0, 0
     for trial in range(3):
         began = time.monotonic()
-        process = start("compress", "-f", "-m", str(book), str(long))
+        process = start("compress", "-f", "-m", str(book), str(long), python=warm_python)
         try:
             process.wait(took * (1 if trial == 0 else draw.random()))
             took = time.monotonic() - began if trial == 0 else took
@@ -195,7 +198,7 @@ def test_a_command_that_is_killed_leaves_no_half_file(book: Path, tmp_path: Path
         process.communicate()
         if target.exists():
             done += 1
-            check = start("compress", "-t", str(target))
+            check = start("compress", "-t", str(target), python=warm_python)
             assert check.wait(60) == 0
             check.communicate()
             target.unlink()

@@ -51,9 +51,12 @@ def wait_for(process: subprocess.Popen[bytes], text: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def training(folder: Path, name: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+def training(
+    folder: Path, name: str, *flags: str, python: WarmPython | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a training that would take hours."""
-    process = start("train", str(folder / "text.txt"), "-o", str(folder / name), *ENDLESS, *flags)
+    words = ("train", str(folder / "text.txt"), "-o", str(folder / name), *ENDLESS, *flags)
+    process = start(*words, python=python)
     try:
         yield process
     finally:
@@ -61,10 +64,12 @@ def training(folder: Path, name: str, *flags: str) -> Iterator[subprocess.Popen[
         process.communicate()
 
 
-def test_a_ctrl_c_that_comes_twice_at_once_counts_once(folder: Path) -> None:
+def test_a_ctrl_c_that_comes_twice_at_once_counts_once(folder: Path, warm_python: WarmPython) -> None:
     out = folder / "at once"
     # A step takes half a second, so that both signals meet one.
-    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "1000") as process:
+    with training(
+        folder, out.name, "--eval-interval", "1", "--accumulate", "1000", python=warm_python
+    ) as process:
         wait_for(process, b"step ")
         time.sleep(0.15)  # for the save: the next step is under way
         process.send_signal(signal.SIGINT)
@@ -78,10 +83,12 @@ def test_a_ctrl_c_that_comes_twice_at_once_counts_once(folder: Path) -> None:
     assert list_checkpoints(out)[-1].step == int(said[1].replace(b",", b""))
 
 
-def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_damages_nothing(folder: Path, warm_python: WarmPython) -> None:
     out = folder / "twice"
     # A step takes more than a second.
-    with training(folder, out.name, "--eval-interval", "1", "--accumulate", "2500") as process:
+    with training(
+        folder, out.name, "--eval-interval", "1", "--accumulate", "2500", python=warm_python
+    ) as process:
         wait_for(process, b"step ")
         time.sleep(0.3)  # for the save: the next step is under way
         process.send_signal(signal.SIGINT)
@@ -191,7 +198,7 @@ def test_what_would_move_the_cursor_is_escaped_for_a_terminal_and_exact_for_a_pi
     (tmp_path / "prompt").write_bytes(ODD.encode())
     flags = ("generate", str(tmp_path / "bytes"), "--prompt-file", str(tmp_path / "prompt"), "-n", "0")
     for more, text in ((("--num-samples", "1"), ODD), (("--num-samples", "2"), f"{ODD}{'-' * 40}\n{ODD}")):
-        process = start(*flags, *more)
+        process = start(*flags, *more, python=warm_python)
         assert process.communicate(timeout=60) == (text.encode(), b"")
         code, written = on_a_terminal(warm_python, *flags, *more, stream="stdout")
         assert (code, written.replace("\r\n", "\n")) == (0, text.replace(ODD, SAFE))

@@ -56,17 +56,14 @@ def start(
     Args:
         args: the words after `charlm`.
         env: its variables; None: those of `environment()`.
-        python: whose fork it is; None: a new Python, to which signals can be sent.
+        python: whose fork it is; None: a new Python.
         options: descriptors.
     """
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(
-        [sys.executable, "-m", "charlm.cli", *args] if python is None else python("-m", "charlm.cli", *args),
-        env=environment() if env is None else dict(env),
-        stdin=pipes["stdin"],
-        stdout=pipes["stdout"],
-        stderr=pipes["stderr"],
-    )
+    words, variables = ("-m", "charlm.cli", *args), environment() if env is None else dict(env)
+    if python is not None:
+        return python.start(*words, env=variables, **pipes)
+    return subprocess.Popen([sys.executable, *words], env=variables, **pipes)
 
 
 def await_handlers(process: subprocess.Popen[bytes]) -> None:

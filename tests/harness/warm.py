@@ -1,14 +1,16 @@
 """A process that has torch and charlm loaded, and forks in place of a new Python, which takes two seconds.
 
 A fork has arguments, variables, a working directory and streams of its own, as a new Python has. It inherits
-the modules, and whoever asks for it cannot send it signals: what is about either, or about how Python begins,
-decodes and ends, needs a new Python. This file is also the program of that process.
+the modules: what is about them, or about how Python begins, decodes and ends, needs a new Python. A command
+that asks for a fork cannot pass signals on to it; `start` gives a process that can be sent them. This file is
+also the program of the warm process.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -20,12 +22,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+from typing_extensions import override
 
 __all__ = ["WarmPython"]
 
@@ -59,12 +64,55 @@ class WarmPython:
         """
         return [sys.executable, "-IS", str(_ASK), self._socket, *map(str, arguments)]
 
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start what Python would do with these arguments, in a process that signals can be sent to.
+
+        Args:
+            arguments: as above.
+            options: those of `subprocess.Popen`: variables, directory, streams.
+        """
+        if not sys.platform.startswith("linux"):  # there, another's child cannot become one's own
+            return subprocess.Popen([sys.executable, *arguments], **options)
+        return _Adopted([self._socket, *arguments], **options)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._process.communicate(timeout=10)
         self._folder.cleanup()
+
+
+class _Adopted(subprocess.Popen[bytes]):
+    """A fork of the warm process that is a child of this one: when its parent ends, it goes to this one."""
+
+    @override
+    def _execute_child(self, args: list[str], *given: Any) -> None:  # type: ignore[override]  # not in the stubs
+        folder, variables = given[4] or Path.cwd(), given[5] or os.environ
+        pipes = given[9:15]  # the two ends of standard input, then those of output, then those of errors
+        streams = [pipes[at] if pipes[at] != -1 else own for own, at in enumerate((0, 3, 5))]
+        request = json.dumps([args[1:], os.fspath(folder), dict(variables), "adopted"]).encode() + b"\n"
+        _adopt(True)
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(args[0])
+                socket.send_fds(connection, [request[:1]], streams)
+                connection.sendall(request[1:])
+                with connection.makefile("rb") as said:
+                    self.pid = int(said.readline())
+            stat = Path(f"/proc/{self.pid}/stat")
+            while int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1]) != os.getpid():
+                time.sleep(0.001)
+        finally:
+            _adopt(False)
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]  # of this process
+
+
+def _adopt(wanted: bool) -> None:
+    """Become, or no longer be, the process that gets the children of descendants that end."""
+    if ctypes.CDLL(None, use_errno=True).prctl(36, int(wanted), 0, 0, 0):  # PR_SET_CHILD_SUBREAPER
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _serve(path: str) -> None:
@@ -95,7 +143,10 @@ def _answer(connection: socket.socket) -> None:
     """Run what is asked for, say with which code it ended, and end this process."""
     first, streams, _, _ = socket.recv_fds(connection, 1, 3)
     with connection.makefile("rb") as rest:
-        arguments, folder, variables = json.loads(first + rest.readline())
+        arguments, folder, variables, *adopted = json.loads(first + rest.readline())
+    if adopted and (pid := os.fork()):
+        connection.sendall(b"%d\n" % pid)
+        os._exit(0)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -116,7 +167,8 @@ def _answer(connection: socket.socket) -> None:
             threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python does at its end
             atexit._run_exitfuncs()
             sys.stdout.flush()
-            connection.sendall(bytes([code & 255]))
+            if not adopted:
+                connection.sendall(bytes([code & 255]))
         finally:
             os._exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,22 @@ def test_a_fork_that_is_killed_is_a_failure(warm_python: WarmPython) -> None:
         warm_python("-c", "import os; os.kill(os.getpid(), 9)"), check=False, stderr=subprocess.PIPE
     )
     assert (done.returncode, done.stderr) == (1, b"the fork was killed\n")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="`start` starts a new Python there")
+def test_a_fork_that_was_started_gets_signals_and_ends_as_any_child(
+    tmp_path: Path, warm_python: WarmPython
+) -> None:
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); "
+        "print(os.getpid(), os.getcwd(), os.environ['WORD'], flush=True); sys.stdin.read(); signal.pause()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    for number, wanted in ((signal.SIGTERM, 7), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)):
+        process = warm_python.start("-c", code, env=environment(WORD="it"), cwd=tmp_path, **pipes)
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{process.pid} {tmp_path} it\n".encode()
+        assert process.poll() is None
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == wanted, out

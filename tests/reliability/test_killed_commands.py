@@ -39,7 +39,7 @@ def test_a_killed_command_goes_on_from_its_last_save_to_the_same_end(
         worker.ask("harness.long_lived:command", args=["train", str(text), "-o", str(whole), *FLAGS])
         for trial in range(campaign.trials(4)):
             where = f"kill {trial} of seed {campaign.seed}"
-            process = start(*next_command(run, text, *FLAGS), "--verbose")
+            process = start(*next_command(run, text, *FLAGS), "--verbose", python=warm_python)
             saved, message = killed(process, run, draw)
             assert "error" not in message, f"{where}: {message}"
             campaign.counted("kills")
@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_while_its_result_is_decided_gets_it_when_it_is_res
         wanted = weights_of(whole)
         for trial in range(campaign.trials(3)):
             where = f"kill {trial} of seed {campaign.seed}"
-            process = start("train", str(text), "-o", str(run), *flags)
+            process = start("train", str(text), "-o", str(run), *flags, python=warm_python)
             assert process.stderr is not None
             for line in process.stderr:
                 if line.startswith(b"done  "):

@@ -15,6 +15,7 @@ import pytest
 from harness.campaign import Campaign
 from harness.command import start
 from harness.command_runs import FLAGS, LAST_STEP, newest_step, next_command, write_text
+from harness.warm import WarmPython
 from training.test_loggers import in_log
 from training.test_services import by_tag, in_events
 
@@ -22,12 +23,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(0)
-def test_an_event_file_holds_what_the_log_holds_after_kills(tmp_path: Path, campaign: Campaign) -> None:
+def test_an_event_file_holds_what_the_log_holds_after_kills(
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
+) -> None:
     draw = random.Random(campaign.seed)
     text, run = write_text(tmp_path), tmp_path / "run"
     flags, kills = (*FLAGS, "--log-to", "tensorboard"), campaign.trials(1)
     for trial in range(kills + 1):  # the last one comes to its end
-        process = start(*next_command(run, text, *flags))
+        process = start(*next_command(run, text, *flags), python=warm_python)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith(b"steps  "):

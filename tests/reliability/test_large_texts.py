@@ -15,6 +15,7 @@ import pytest
 from harness.campaign import Campaign
 from harness.command import start
 from harness.large_texts import peak_of, write_prose
+from harness.warm import WarmPython
 
 from charlm.data.prepared import INDEX_FILE, PREPARING_FILE, PreparedCorpus
 
@@ -55,18 +56,20 @@ def test_no_command_takes_memory_for_the_length_of_a_text(tmp_path: Path, campai
 
 
 @pytest.mark.timeout(0)
-def test_a_killed_preparation_goes_on_to_the_same_end(tmp_path: Path, campaign: Campaign) -> None:
+def test_a_killed_preparation_goes_on_to_the_same_end(
+    tmp_path: Path, warm_python: WarmPython, campaign: Campaign
+) -> None:
     draw = random.Random(campaign.seed)
     text, data, whole = tmp_path / "text.txt", tmp_path / "data", tmp_path / "whole"
     trials = campaign.trials(2)
     write_prose(text, 20 if trials < 10 else 400, campaign.seed)
     began = time.monotonic()
-    start("prepare", str(text), "-o", str(whole)).communicate()
+    start("prepare", str(text), "-o", str(whole), python=warm_python).communicate()
     seconds = time.monotonic() - began
     wanted = {path.name: path.read_bytes() for path in whole.iterdir()}
     kills = 0
     while kills < trials:
-        process = start("prepare", str(text), "-o", str(data))
+        process = start("prepare", str(text), "-o", str(data), python=warm_python)
         time.sleep(draw.uniform(0.1, 0.9) * seconds)
         process.kill()
         process.communicate()
@@ -82,7 +85,7 @@ def test_a_killed_preparation_goes_on_to_the_same_end(tmp_path: Path, campaign: 
         if INDEX_FILE not in names and draw.random() < 0.5:
             continue  # the next one goes on, and is killed, too
         if INDEX_FILE not in names:
-            _, said = start("prepare", str(text), "-o", str(data)).communicate()
+            _, said = start("prepare", str(text), "-o", str(data), python=warm_python).communicate()
             assert (data / INDEX_FILE).exists(), said
         PreparedCorpus(data).verify()
         (data / "checked.json").unlink()

@@ -107,6 +107,7 @@ def test_whole_commands_end_with_the_code_of_the_signal_and_go_on_bit_for_bit(
 ) -> None:
     draw = random.Random(campaign.seed)
     text, run = write_text(tmp_path), tmp_path / "run"
+    python = warm_python if campaign.asked is None else None  # the longer form meets Python's own start, too
     with LongLived(warm_python) as worker:
         command(worker, ["train", str(text), "-o", str(tmp_path / "whole"), *FLAGS])
         wanted = outcome_on_disk(tmp_path / "whole", generators=False)
@@ -114,7 +115,7 @@ def test_whole_commands_end_with_the_code_of_the_signal_and_go_on_bit_for_bit(
             number = SIGNALS[trial % 2]
             where = f"trial {trial} of seed {campaign.seed}, {number.name}"
             before = newest_step(run)
-            process = start(*next_command(run, text, *FLAGS), "--verbose")
+            process = start(*next_command(run, text, *FLAGS), "--verbose", python=python)
             message = (
                 read_up_to(process, b"steps  ") if campaign.asked is None or draw.random() < 0.7 else b""
             )
@@ -171,7 +172,7 @@ def test_a_second_ctrl_c_ends_within_a_second_and_damages_nothing(
             where = f"trial {trial} of seed {campaign.seed}"
             if newest_step(run) == 2:
                 shutil.rmtree(run)
-            process = start(*next_command(run, text, *slow))
+            process = start(*next_command(run, text, *slow), python=warm_python)
             read_up_to(process, b"steps  ")
             time.sleep(draw.uniform(0.02, 0.3))
             process.send_signal(signal.SIGINT)
