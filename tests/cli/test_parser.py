@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 import shlex
 import subprocess
@@ -220,19 +221,20 @@ VALUES = sorted(
 )
 
 
-@pytest.mark.parametrize(("command", "long", "option"), VALUES)
-@pytest.mark.parametrize("value", ["-the-cat", "--", "-p", "-" + "y" * 100])
-def test_a_value_that_begins_with_a_hyphen_is_refused_with_the_way_out(
-    command: str, long: str, option: str, value: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse([command, "one", option, value])
-    message = str(caught.value)
-    shown = shlex.quote(value if len(value) <= 40 else value[:39] + "…")
-    assert message.endswith(f"; a value that begins with a hyphen is given as {long}={shown}")
-    with pytest.raises(UsageError) as caught:
-        parse([command, "one", option])
-    assert str(caught.value).endswith(": expected one argument")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_value_that_begins_with_a_hyphen_is_refused_with_the_way_out(command: str) -> None:
+    """Each of the values with every fourth option."""
+    values = itertools.cycle(["-the-cat", "--", "-p", "-" + "y" * 100])
+    for long, option in [(long, option) for name, long, option in VALUES if name == command]:
+        value = next(values)
+        with pytest.raises(UsageError) as caught:
+            parse([command, "one", option, value])
+        shown = shlex.quote(value if len(value) <= 40 else value[:39] + "…")
+        way_out = f"; a value that begins with a hyphen is given as {long}={shown}"
+        assert str(caught.value).endswith(way_out), option
+        with pytest.raises(UsageError) as caught:
+            parse([command, "one", option])
+        assert str(caught.value).endswith(": expected one argument"), option
 
 
 @pytest.mark.parametrize("value", ["-the cat", "-x", "--other", "--", "-p", "-"])

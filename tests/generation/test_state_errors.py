@@ -48,74 +48,65 @@ BAD_IDS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("ids", "message"), BAD_IDS.values(), ids=BAD_IDS)
-@pytest.mark.parametrize("name", STATES)
-def test_bad_ids_are_refused_and_leave_the_state_as_it_was(name: str, ids: Any, message: str) -> None:
-    model = STATES[name]()
+BAD_GUESSES: tuple[tuple[Any, str], ...] = (
+    (torch.tensor([3, 13]), r"from 0 to 12 \(vocab_size 13\), got 13"),
+    (torch.tensor([-1]), "got -1"),
+    (torch.tensor([10**9]), "got 1000000000"),
+    (torch.tensor([[1]]), "ids must be int64 of shape"),
+    (torch.tensor([1.0]), "ids must be int64 of shape"),
+    ([1], "ids must be int64 of shape"),
+    (torch.tensor([1], device="meta"), "got meta"),
+)
+
+
+def test_bad_ids_are_refused_and_leave_the_state_as_it_was(model: LanguageModel) -> None:
     state = state_of(model, [[1, 2, 3], [4]])
     before = state.predict()
-    for call in (state.observe, state.score):
-        with pytest.raises(InputError, match=message):
-            call(ids)
-    assert state.lengths == [3, 1]
-    assert torch.equal(state.predict(), before)
+    for what, (ids, message) in BAD_IDS.items():
+        for call in (state.observe, state.score):
+            with pytest.raises(InputError, match=message):
+                call(ids)
+        assert state.lengths == [3, 1], what
+        assert torch.equal(state.predict(), before), what
 
 
-@pytest.mark.parametrize(
-    ("guesses", "message"),
-    [
-        (torch.tensor([3, 13]), r"from 0 to 12 \(vocab_size 13\), got 13"),
-        (torch.tensor([-1]), "got -1"),
-        (torch.tensor([10**9]), "got 1000000000"),
-        (torch.tensor([[1]]), "ids must be int64 of shape"),
-        (torch.tensor([1.0]), "ids must be int64 of shape"),
-        ([1], "ids must be int64 of shape"),
-        (torch.tensor([1], device="meta"), "got meta"),
-    ],
-    ids=str,
-)
-def test_bad_guesses_are_refused_and_leave_the_state_as_it_was(
-    model: LanguageModel, guesses: Any, message: str
-) -> None:
+def test_bad_guesses_are_refused_and_leave_the_state_as_it_was(model: LanguageModel) -> None:
     state = state_of(model, [[1, 2, 3]])
     before = state.predict()
-    with pytest.raises(InputError, match=message):
-        state.verify(guesses)
-    assert state.lengths == [3]
-    assert torch.equal(state.predict(), before)
+    for guesses, message in BAD_GUESSES:
+        with pytest.raises(InputError, match=message):
+            state.verify(guesses)
+        assert state.lengths == [3], message
+        assert torch.equal(state.predict(), before), message
     with pytest.raises(InputError, match="B = 2"):
         state.fork([0, 0]).verify(torch.tensor([1]))
     with pytest.raises(InputError, match="observe at least one id before"):
         model.new_state().verify(torch.tensor([1]))
 
 
-@pytest.mark.parametrize("rows", [0, -1, True, 1.0, "2", None])
-def test_a_state_has_at_least_one_row(model: LanguageModel, rows: Any) -> None:
-    with pytest.raises(InputError, match="rows must be an int, 1 or more, got "):
-        model.new_state(rows)
-
-
-@pytest.mark.parametrize("use_cache", [1, None, "yes"])
-def test_use_cache_is_a_bool(model: LanguageModel, use_cache: Any) -> None:
-    with pytest.raises(InputError, match="use_cache must be True or False, got "):
-        model.new_state(use_cache=use_cache)
-
-
-@pytest.mark.parametrize("overflow", ["crop", "", None, 1, ["slide"]])
-def test_another_overflow_is_refused(model: LanguageModel, overflow: Any) -> None:
-    for call in (
-        lambda: model.new_state(overflow=overflow),
-        lambda: model.log_probs(prompt(1, 3), overflow=overflow),
-    ):
+def test_what_a_state_is_made_with_is_checked(model: LanguageModel) -> None:
+    rows: Any
+    for rows in (0, -1, True, 1.0, "2", None):
+        with pytest.raises(InputError, match="rows must be an int, 1 or more, got "):
+            model.new_state(rows)
+    use_cache: Any
+    for use_cache in (1, None, "yes"):
+        with pytest.raises(InputError, match="use_cache must be True or False, got "):
+            model.new_state(use_cache=use_cache)
+    overflow: Any
+    for overflow in ("crop", "", None, 1, ["slide"]):
         with pytest.raises(InputError, match="overflow must be 'slide' or 'restart', got "):
-            call()
+            model.new_state(overflow=overflow)
+        with pytest.raises(InputError, match="overflow must be 'slide' or 'restart', got "):
+            model.log_probs(prompt(1, 3), overflow=overflow)
 
 
-@pytest.mark.parametrize("rows", [[], [2], [0, 2], [-1], [0.0], ["a"], [None], [True, False]])
-def test_rows_that_are_not_there_cannot_be_forked(model: LanguageModel, rows: Any) -> None:
+def test_rows_that_are_not_there_cannot_be_forked(model: LanguageModel) -> None:
     state = state_of(model, [[1, 2, 3], [4]])
-    with pytest.raises(InputError, match="rows must be one or more of 0 to 1, got "):
-        state.fork(rows)
+    rows: Any
+    for rows in ([], [2], [0, 2], [-1], [0.0], ["a"], [None], [True, False]):
+        with pytest.raises(InputError, match="rows must be one or more of 0 to 1, got "):
+            state.fork(rows)
 
 
 def test_before_the_first_observation_nothing_is_predicted(model: LanguageModel) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(
     path.relative_to(ROOT / "charlm").as_posix()
@@ -73,15 +71,15 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_tests_of_a_module_are_where_one_looks_for_them(module: str) -> None:
-    wing, _, name = module.rpartition("/")
-    own = ROOT / "tests" / (wing or "house") / f"test_{name}"
-    if module in ELSEWHERE:
-        assert not own.exists(), "it has a file of its own, so the table is to leave it out"
-        assert (ROOT / "tests" / ELSEWHERE[module]).is_file()
-    else:
-        assert own.is_file()
+def test_the_tests_of_a_module_are_where_one_looks_for_them() -> None:
+    for module in MODULES:
+        wing, _, name = module.rpartition("/")
+        own = ROOT / "tests" / (wing or "house") / f"test_{name}"
+        if module in ELSEWHERE:
+            assert not own.exists(), f"{module} has a file of its own, so the table is to leave it out"
+            assert (ROOT / "tests" / ELSEWHERE[module]).is_file(), module
+        else:
+            assert own.is_file(), module
 
 
 def test_the_table_names_modules_alone() -> None:

@@ -53,16 +53,16 @@ def is_right(name: str, value: object) -> bool:
     return name in {"mlp_width", "attention_dropout"} and value is None
 
 
-CASES = [
-    pytest.param(name, value, id=f"{name} {kind}")
-    for name in FIELDS
-    for kind, value in BAD_VALUES.items()
-    if not is_right(name, value)
-]
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_bad_value_is_one_config_error_that_names_the_field(name: str) -> None:
+    bad = [value for value in BAD_VALUES.values() if not is_right(name, value)]
+    assert len(bad) >= 12
+    for value in bad:
+        refuse(name, value)
 
 
-@pytest.mark.parametrize(("name", "value"), CASES)
-def test_a_bad_value_is_one_config_error_that_names_the_field(name: str, value: object) -> None:
+def refuse(name: str, value: object) -> None:
+    """Give a bad value to a field in each way in which it can be given."""
     fields = {**tiny_config().to_dict(), name: value}
     for make in (
         lambda: GPTConfig.from_dict(fields),
@@ -78,7 +78,6 @@ def test_a_bad_value_is_one_config_error_that_names_the_field(name: str, value: 
 
 
 def test_every_right_value_of_the_table_is_accepted() -> None:
-    assert len(CASES) >= 12 * len(FIELDS)
     for name in FIELDS:
         for value in BAD_VALUES.values():
             if is_right(name, value):
