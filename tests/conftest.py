@@ -58,10 +58,12 @@ def warm_python() -> Iterator[WarmPython]:
 
 def pytest_configure(config: pytest.Config) -> None:
     # Of properties that do not say how many they need; HYPOTHESIS_PROFILE=default tries a hundred.
-    hypothesis.settings.register_profile("quick", max_examples=25)
-    hypothesis.settings.register_profile("all", max_examples=50)
-    chosen = "all" if config.getoption("--all") else "quick"
-    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", chosen))
+    # There is no limit of time for an example: others may use the machine, too.
+    slow = hypothesis.HealthCheck.too_slow
+    hypothesis.settings.register_profile(
+        "charlm", max_examples=25, deadline=None, suppress_health_check=[slow]
+    )
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "charlm"))
     # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests send it to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

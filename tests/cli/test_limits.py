@@ -38,9 +38,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_batch_that_cannot_fit_ends_in_one_line_that_says_what_would(
     command: Command, text: Path, tmp_path: Path
 ) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert command.train(text, "-o", tmp_path / "run", *HUGE) == 1
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     (line,) = command.err.splitlines()
     assert line.startswith("charlm: error: training must fit into the memory that is available on cpu, ")
     assert " TB with batch_size=1000000 and block_size=64. batch_size=" in line

@@ -41,7 +41,7 @@ def test_help_and_version_need_no_torch(words: list[str]) -> None:
         "sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", program], env=environment(), capture_output=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -55,7 +55,7 @@ def test_python_m_charlm_is_the_command() -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, f"charlm {charlm.__version__}\n")

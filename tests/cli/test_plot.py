@@ -164,7 +164,7 @@ def test_without_matplotlib_one_line_says_how_to_get_it(
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.stderr == "charlm: error: charlm plot needs matplotlib: pip install matplotlib\n"

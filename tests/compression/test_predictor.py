@@ -83,7 +83,7 @@ def bits_of_all() -> str:
 
 @needs_kernel
 @pytest.mark.parametrize(
-    "flags", ["", *(pytest.param(f, marks=pytest.mark.slow) for f in ("-mno-avx512f", "-mno-avx", "-O1"))]
+    "flags", ["", *(pytest.param(f, marks=pytest.mark.slow) for f in ("-mno-avx512f", "-mno-avx -O1"))]
 )
 def test_all_vectors_and_levels_give_the_bits_that_are_pinned_to_the_version_of_the_arithmetic(
     flags: str, monkeypatch: pytest.MonkeyPatch

@@ -31,7 +31,7 @@ def rows(draw: st.DrawFn) -> tuple[list[int], int]:
     return ids, draw(st.integers(1, len(ids) - 1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows())
 def test_every_item_is_a_slice_and_the_slice_one_to_the_right(case: tuple[list[int], int]) -> None:
     ids, T = case
@@ -53,7 +53,7 @@ def test_a_dataset_can_be_iterated_over() -> None:
     assert [x.tolist() for x, _ in items] == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows(), st.integers(1, 9), st.integers(0, 2**32))
 def test_sample_batch_draws_starts_as_the_lecture_does(
     case: tuple[list[int], int], B: int, seed: int
@@ -111,7 +111,7 @@ def test_who_changes_a_batch_changes_neither_its_targets_nor_the_text() -> None:
     assert data.ids.tolist() == list(range(10))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows(), st.integers(1, 6))
 def test_blocks_cover_every_target_exactly_once_and_in_order(case: tuple[list[int], int], B: int) -> None:
     ids, T = case
@@ -206,7 +206,7 @@ def test_ids_from_text_are_the_tokenizers() -> None:
         BlockDataset.from_text("world", tokenizer, 2)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(4, 60), st.decimals("0.01", "0.99", places=4).map(float))
 @example(100, 0.29)
 def test_a_split_cuts_at_the_place_of_the_decimal(N: int, fraction: float) -> None:

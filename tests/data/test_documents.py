@@ -44,7 +44,7 @@ def one_document(x: torch.Tensor, y: torch.Tensor) -> bool:
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=30).filter(lambda ns: max(ns) > T)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths_of, st.integers(0, 5), st.data())
 def test_no_block_reaches_over_a_border(lengths: list[int], seed: int, data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.floats(0.1, 9), min_size=len(lengths), max_size=len(lengths)))
@@ -57,7 +57,7 @@ def test_no_block_reaches_over_a_border(lengths: list[int], seed: int, data: st.
     assert len(texts) == sum(max(n - T, 0) for n in lengths)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths_of, st.integers(1, 12), st.integers(1, 20))
 def test_an_evaluation_scores_every_id_but_the_first_of_each_document_once(
     lengths: list[int], batch_size: int, most: int

@@ -13,7 +13,7 @@ from charlm import BigramLM, BlockDataset, Trainer
 from charlm.data.order import EpochOrder, permuted
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(N=st.integers(2, 200), T=st.integers(1, 30), B=st.integers(1, 20), seed=st.integers(0, 3))
 def test_an_epoch_visits_blocks_that_do_not_overlap_each_once(N: int, T: int, B: int, seed: int) -> None:
     T = min(T, N - 1)
@@ -28,7 +28,7 @@ def test_an_epoch_visits_blocks_that_do_not_overlap_each_once(N: int, T: int, B:
         assert N - order.blocks * T < 2 * T + max(1, N - 2 * T) * (order.blocks == 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(batch=st.integers(0, 40), B=st.integers(1, 20))
 def test_a_batch_is_the_same_whatever_was_asked_before(batch: int, B: int) -> None:
     data = BlockDataset(torch.arange(100), 8)
@@ -65,7 +65,7 @@ def test_a_run_in_epochs_sees_every_block_once() -> None:
     assert seen == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(count=st.integers(1, 3_000), seed=st.integers(0, 2**62))
 def test_a_computed_order_visits_each_number_once(count: int, seed: int) -> None:
     found = permuted(np.arange(count), count, seed)
@@ -73,7 +73,7 @@ def test_a_computed_order_visits_each_number_once(count: int, seed: int) -> None
     assert np.array_equal(permuted(np.arange(count)[::-1], count, seed)[::-1], found)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(count=st.integers(2**20, 2**40), seed=st.integers(0, 2**62), data=st.data())
 def test_a_computed_order_of_many_stays_among_them_and_differs(
     count: int, seed: int, data: st.DataObject

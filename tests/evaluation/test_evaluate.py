@@ -200,7 +200,7 @@ def test_on_a_device_the_text_is_moved_once_and_not_each_batch(monkeypatch: pyte
     assert backend.calls == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(30, 200), st.integers(1, 12), st.integers(1, 250), st.integers(1, 9))
 def test_a_part_of_a_text_is_whole_windows_spread_over_it_for_any_batch_size(
     length: int, block_size: int, max_chars: int, batch_size: int

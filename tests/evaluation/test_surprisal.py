@@ -32,7 +32,7 @@ def some_data(length: int, block_size: int) -> BlockDataset:
     return BlockDataset(random_ids(tiny_config("lecture"), 1, length, length)[0], block_size)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     st.sampled_from(["bigram", "gpt"]),
     st.integers(2, 70),
@@ -62,7 +62,7 @@ def test_figures_are_those_of_plain_loops_for_any_batch_size(
         np.testing.assert_allclose(probs, place.probs[:top], rtol=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(st.sampled_from(["bigram", "gpt"]), st.integers(2, 200), st.integers(1, 16))
 def test_the_sum_is_that_of_the_evaluation(kind: str, length: int, block_size: int) -> None:
     data = some_data(length, min(block_size, length - 1))

@@ -59,7 +59,7 @@ def look_at(page: str, script: str, folder: Path, *, before: str = "") -> Any:
         check=True,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
     match = re.search(r'<html[^>]* data-seen="([^"]*)"', done.stdout)
     assert match is not None, done.stderr[-2000:]
@@ -78,6 +78,6 @@ def take_picture(page: str, folder: Path) -> bytes:
         ],
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     return (folder / "page.png").read_bytes()

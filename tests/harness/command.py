@@ -66,6 +66,12 @@ def start(
     return subprocess.Popen([sys.executable, *words], env=variables, **pipes)
 
 
+def processor_seconds(pid: int) -> float:
+    """Return what a process has had of the processor, on Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def await_handlers(process: subprocess.Popen[bytes]) -> None:
     """Wait until a command that was just started has its own handler for SIGTERM; without /proc, a while."""
     status = Path(f"/proc/{process.pid}/status")
@@ -77,6 +83,26 @@ def await_handlers(process: subprocess.Popen[bytes]) -> None:
         if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
             return
         time.sleep(0.005)
+
+
+def end_at_once(process: subprocess.Popen[bytes]) -> tuple[float, bytes]:
+    """Send Ctrl-C to a command, and wait for its end.
+
+    Returns:
+        Seconds that it still had of the processor, whose time others may want, too (without /proc: seconds),
+        and what it wrote to standard error.
+    """
+    status = Path(f"/proc/{process.pid}/stat")
+    before, used = os.times(), 0.0
+    if status.exists():
+        fields = status.read_text(encoding="utf-8").rpartition(")")[2].split()
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=300)[1]
+    after = os.times()
+    if not used:
+        return after.elapsed - before.elapsed, message
+    return sum(after[2:4]) - sum(before[2:4]) - used, message
 
 
 class Command:

@@ -79,7 +79,7 @@ class WarmPython:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
         self._folder.cleanup()
 
 

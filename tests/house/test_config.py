@@ -55,7 +55,7 @@ samples = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(samples)
 def test_a_config_survives_every_round_trip(config: Sample) -> None:
     for again in (

@@ -132,7 +132,7 @@ def test_people_who_catch_the_builtin_catch_ours(builtin: type[Exception]) -> No
             raise cls("a message")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=()), max_size=260))
 def test_quoted_text_is_printable_and_tells_what_it_was(text: str) -> None:
     shown = quoted(text)

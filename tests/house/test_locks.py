@@ -66,6 +66,6 @@ def test_a_lock_that_is_held_while_a_process_is_forked_is_open_in_the_child(prog
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert (done.stdout, done.returncode) == ("open\n", 0), done.stderr

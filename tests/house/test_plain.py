@@ -375,7 +375,7 @@ def test_what_is_no_backend_and_no_count_is_refused() -> None:
             steps_within(1.0, model, train, quick_config(), **arguments)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.integers(0, 2_000_000), st.integers(0, 10**6), st.integers(1, 10**6))
 @example(1000, 70_000, 10**6)
 @example(100, 290_000, 10**6)

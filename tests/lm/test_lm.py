@@ -62,7 +62,7 @@ def test_one_prompt_gives_one_text_and_several_give_a_list() -> None:
     assert LM.generate("ab", 0) == "ab"
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(prompts, min_size=1, max_size=5), st.data(), st.integers(0, 2**40), st.integers(0, 25))
 def test_a_text_depends_on_its_prompt_and_its_place_alone(
     texts: list[str], data: st.DataObject, seed: int, count: int
@@ -82,7 +82,7 @@ def test_equal_prompts_at_different_places_get_different_texts() -> None:
     assert len(set(LM.generate(["ab"] * 4, 20, seed=1))) == 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     prompts,
     st.integers(0, 2**40),
@@ -109,7 +109,7 @@ def test_the_stream_joins_to_what_generate_returns(
         assert len(new) == min(first_end - len(s) for s in stop if free.endswith(s, 0, first_end))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.text(max_size=6), st.integers(0, 2**40), st.lists(st.text(min_size=1, max_size=2), max_size=2))
 def test_bytes_come_out_as_whole_characters(prompt: str, seed: int, stop: list[str]) -> None:
     whole = BYTES.generate(prompt, 30, seed=seed, stop=stop)
@@ -124,14 +124,14 @@ def test_bytes_come_out_as_whole_characters(prompt: str, seed: int, stop: list[s
         assert whole == prompt + new
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.text(LETTERS, min_size=1, max_size=20), st.integers(0, 40), st.integers(0, 2**40))
 def test_a_text_goes_on_from_its_string_wherever_it_was_cut(prompt: str, cut: int, seed: int) -> None:
     first = LM.generate(prompt, cut, seed=seed)
     assert LM.generate(first, 40 - cut, seed=seed) == LM.generate(prompt, 40, seed=seed)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.text(min_size=1, max_size=6), st.integers(0, 40), st.integers(0, 2**40))
 @example("é", 1, 0)  # cut inside a character, or behind what is none
 def test_bytes_go_on_from_their_ids_wherever_they_were_cut(prompt: str, cut: int, seed: int) -> None:

@@ -77,7 +77,7 @@ def test_the_model_itself_measures_the_same_loss(splits: tuple[BlockDataset, Blo
     assert nats / count == pytest.approx(2.4820, abs=5e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     ids=st.lists(st.integers(0, 6), min_size=2, max_size=40),
     smoothing=st.sampled_from([0, 0.0, 1e-3, 0.5, 1, 1e9]),

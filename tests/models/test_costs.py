@@ -39,7 +39,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(configs)
 def test_the_config_knows_the_number_of_parameters_before_the_model_is_built(config: GPTConfig) -> None:
     with torch.device("meta"):

@@ -58,7 +58,7 @@ def tree_of(codes: list[int], V: int) -> list[tuple[int, ...]]:
     return grams[1:]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=texts(), order=st.sampled_from([1, 2, 3, 5, 9, 32]))
 def test_counts_are_those_of_dictionaries(text: tuple[list[int], int], order: int) -> None:
     ids, V = text
@@ -76,7 +76,7 @@ def test_a_huge_vocabulary_and_a_long_text_are_counted_in_several_rounds() -> No
     assert found == PlainNGram(ids.tolist(), 1_114_112, 8).counts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     text=texts(),
     order=st.sampled_from([1, 2, 3, 4, 8, 14]),
@@ -115,7 +115,7 @@ def test_a_window_ends_where_it_is_said_to_and_looks_at_the_latest_places(size: 
     torch.testing.assert_close(scored.double(), wanted_too, rtol=0, atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=texts(), order=st.integers(1, 6), window=st.sampled_from([0, 5, 4_096]), data=st.data())
 def test_nothing_that_comes_later_changes_a_prediction(
     text: tuple[list[int], int], order: int, window: int, data: st.DataObject
@@ -148,7 +148,7 @@ def test_a_model_without_a_window_is_saved_as_ever(tmp_path: Path) -> None:
     assert again.fit(BlockDataset(np.array([0, 1] * 50), 1)).window_shares.shape == (0, 3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     text=texts(), order=st.integers(1, 9), seed=st.integers(0, 99), dtype=st.sampled_from(["32", "64", "b16"])
 )
@@ -166,7 +166,7 @@ def test_probabilities_are_positive_and_sum_to_one_after_any_context(
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12 if dtype == "64" else 1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=texts(), order=st.integers(1, 6), cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_a_cache_changes_nothing_however_the_ids_are_cut(
     text: tuple[list[int], int], order: int, cuts: list[int]
@@ -179,7 +179,7 @@ def test_a_cache_changes_nothing_however_the_ids_are_cut(
     assert torch.equal(torch.cat(parts, dim=1), model(idx)[0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=texts(), order=st.integers(1, 6))
 def test_rows_of_a_batch_know_nothing_of_each_other(text: tuple[list[int], int], order: int) -> None:
     ids, V = text
@@ -197,7 +197,7 @@ def test_many_positions_at_once_give_what_they_give_one_by_one() -> None:
     assert torch.equal(model(idx[-1:])[0][0], whole[-1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=texts(), order=st.integers(1, 6), dtype=st.sampled_from(["32", "64", "b16", "16"]))
 def test_a_saved_model_comes_back_bit_for_bit(text: tuple[list[int], int], order: int, dtype: str) -> None:
     ids, V = text

@@ -119,7 +119,7 @@ def start(python: WarmPython, cache: Path, **changes: str) -> subprocess.Popen[s
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
     """Return which path it took, and what it logged."""
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     *logged, last = out.splitlines()
     kind, _, ids = last.partition(" ")
@@ -188,7 +188,7 @@ def test_a_damaged_file_is_never_loaded_and_replaced(cache: Path, warm_python: W
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == "garbage"

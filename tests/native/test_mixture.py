@@ -31,7 +31,7 @@ def compiled(seed: int = 0, block_size: int = 8, conv_width: int = 5) -> Mixture
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=ragged(20), overflow=overflows, seed=st.integers(0, 9), block_size=st.sampled_from([1, 2, 8]))
 def test_it_says_what_pytorch_says_alone_and_in_a_batch(
     rows: list[list[int]], overflow: Overflow, seed: int, block_size: int

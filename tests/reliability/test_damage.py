@@ -102,7 +102,7 @@ def test_every_flipped_bit_is_found(checkpoint: Path, campaign: Campaign) -> Non
     assert 64 << 10 <= sum(sizes.values()) <= 72 << 10
     bits = [(name, start) for name in FILES for start in range(0, 8 * sizes[name], 8)]
     opened = {name: os.open(checkpoint / name, os.O_RDWR) for name in FILES}
-    for number in spread(8 * len(bits), campaign, short=1_500):
+    for number in spread(8 * len(bits), campaign, short=800):
         name, start = bits[number // 8]
         bit = start + number % 8
         flip(opened[name], bit)
@@ -227,7 +227,7 @@ def test_damage_changes_no_live_object_and_an_older_checkpoint_takes_over(
     noise.drawn = [1.0]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     draw = random.Random(campaign.seed)
-    for trial in range(campaign.trials(short=36)):
+    for trial in range(campaign.trials(short=12)):
         name = FILES[trial % len(FILES)]
         content = bytearray((newest / name).read_bytes())
         where, cut = draw.randrange(len(content)), draw.random() < 0.3

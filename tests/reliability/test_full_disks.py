@@ -194,7 +194,7 @@ def test_files_cut_off_at_any_size_are_a_failed_save(memory: Path, campaign: Cam
     failing_run = FailingRun(memory / "run")
     largest = max(len(data) for data in failing_run.standing.files(failing_run.run).values())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    trials = campaign.trials(short=100)
+    trials = campaign.trials(short=50)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         for trial in range(trials):
@@ -260,7 +260,7 @@ def test_a_small_disk_that_is_filled_keeps_the_last_save(tmp_path: Path, campaig
     )
     paths = [str(TESTS.parent), str(TESTS), str(TESTS / "reliability")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    arguments = [str(tmp_path), str(campaign.trials(short=200)), str(campaign.seed)]
+    arguments = [str(tmp_path), str(campaign.trials(short=100)), str(campaign.seed)]
     command = [*way, sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2_000:]
@@ -285,7 +285,7 @@ def test_a_run_whose_saves_fail_now_and_then_ends_with_the_same_weights(
     numbers = Numbers()
     whole = trainer_in(memory / "whole", numbers)
     whole.fit()
-    for trial in range(campaign.trials(short=8)):
+    for trial in range(campaign.trials(short=4)):
         draw = random.Random(f"{campaign.seed}/{trial}")
         own_numbers = Numbers()
         trainer = trainer_in(memory / "flaky", own_numbers)

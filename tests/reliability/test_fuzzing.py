@@ -1,6 +1,6 @@
 """Bytes that a fuzzer finds, guided by coverage, end in the library's own errors: see fuzz.py.
 
-Each target is fuzzed for a second; `--trials` is the number of seconds for each.
+Each target is fuzzed for four seconds; `--trials` is the number of seconds for each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 )
 @pytest.mark.parametrize("target", ["weights", "tokenizer", "config", "manifest"])
 def test_any_bytes_end_in_our_errors(target: str, campaign: Campaign) -> None:
-    seconds = campaign.trials(short=1)
+    seconds = campaign.trials(short=4)
     ended = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("fuzz.py")), target, "--seconds", str(seconds)],
         env=environment(CHARLM_NATIVE="0", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")),

@@ -192,7 +192,7 @@ def test_hostile_files_end_in_our_errors_at_once_and_in_little_memory(
     folder = fast_folder()
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=child, args=(there, folder, campaign.seed, campaign.trials(short=100)), daemon=True
+        target=child, args=(there, folder, campaign.seed, campaign.trials(short=50)), daemon=True
     )
     process.start()
     there.close()

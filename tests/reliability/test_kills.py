@@ -179,7 +179,7 @@ def test_a_run_killed_at_random_moments_has_its_last_save_or_the_one_under_way(
     paths = [str(TESTS.parent), str(TESTS), str(TESTS / "reliability")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     # The writing is done for half of the kills by a disk, for the others in memory, where it takes no time.
-    arguments = [str(campaign.trials(short=300)), str(campaign.seed), str(tmp_path), str(memory)]
+    arguments = [str(campaign.trials(short=150)), str(campaign.seed), str(tmp_path), str(memory)]
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2_000:]
@@ -187,7 +187,7 @@ def test_a_run_killed_at_random_moments_has_its_last_save_or_the_one_under_way(
     for what, number in figures.items():
         campaign.counted(what, number)
     campaign.counted("unreadable runs", 0)
-    if figures["kills"] >= 300:  # or the delays have missed what they are meant to hit
+    if figures["kills"] >= 150:  # or the delays have missed what they are meant to hit
         assert figures["before the rename"] > figures["kills"] / 20
         assert figures["between rename and return"] + figures["while pruning"] > figures["kills"] / 20
 

@@ -42,8 +42,8 @@ def test_no_command_takes_memory_for_the_length_of_a_text(tmp_path: Path, campai
         "generate": ("generate", run, "-n", "200"),
         "inspect": ("inspect", data),
     }
-    if small:
-        del commands["inspect"], commands["generate"]
+    if small:  # the others read what these have written, in the same way
+        commands = {name: commands[name] for name in ("prepare", "train")}
     for name, words in commands.items():
         began = time.monotonic()
         above = peak_of(words) - before

@@ -125,7 +125,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_nothing_moved(
         undisturbed = kind.trainer()
         undisturbed.fit()
         whole.append(tensors_of(undisturbed))
-    for trial in range(campaign.trials(20)):
+    for trial in range(campaign.trials(10)):
         number, kind = trial % len(KINDS), KINDS[trial % len(KINDS)]
         trainer = kind.trainer(out_dir=tmp_path / str(trial))
         at = draw.randrange(STEPS)
@@ -153,7 +153,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_nothing_moved(
 
 def test_a_step_that_is_not_finite_is_left_out_and_logged(campaign: Campaign, tmp_path: Path) -> None:
     draw = random.Random(campaign.seed + 1)
-    for trial in range(campaign.trials(20)):
+    for trial in range(campaign.trials(10)):
         kind = KINDS[trial % len(KINDS)]
         trainer = kind.trainer(nonfinite="skip", out_dir=tmp_path / str(trial))
         bad = sorted(draw.sample(range(STEPS), draw.randint(1, 3)))

@@ -268,7 +268,7 @@ def test_a_run_that_loses_power_has_every_save_that_returned(memory: Path, campa
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lose_power(campaign, memory, campaign.trials(short=500), work, check_run)
+        lose_power(campaign, memory, campaign.trials(short=150), work, check_run)
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer"])
@@ -313,7 +313,7 @@ def test_a_replaced_model_or_tokenizer_that_loses_power_is_the_old_or_the_new(
         if what == "model":
             load_model(disk / "below" / "m", BigramLM)
 
-    short = 400 if what == "model" else 100
+    short = 100
     lose_power(campaign, memory, campaign.trials(short=short), work, check)
 
 
@@ -367,7 +367,7 @@ def test_a_log_whose_fsync_fails_keeps_every_line_that_a_later_flush_made_durabl
             assert isinstance(promise, bytes)
             assert (disk / "log").read_bytes().startswith(promise), f"{where}: a line is lost"
 
-    lose_power(campaign, memory, campaign.trials(short=300), work, check)
+    lose_power(campaign, memory, campaign.trials(short=150), work, check)
 
 
 def test_what_the_simulated_disk_may_lose_is_what_was_not_synced(campaign: Campaign) -> None:

@@ -87,7 +87,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_bit_for_bit(
     tmp_path: Path, kind: str, campaign: Campaign
 ) -> None:
     steps, changes = (SHORT_STEPS, SHORT) if campaign.asked is None else (STEPS, {})
-    stops = spread(campaign.trials(4), steps)
+    stops = spread(campaign.trials(3), steps)
     whole = undisturbed(kind, tmp_path / "whole", **changes)
     assert whole["state"]["evaluations_since_best"] > 0  # or nothing of this would be tested
     assert whole["state"]["best"]["step"] < steps

@@ -224,7 +224,7 @@ def test_what_is_to_be_kept_is_there_whatever_happens(campaign: Campaign) -> Non
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=campaign.trials(short=40),
+            max_examples=campaign.trials(short=15),
             stateful_step_count=30,
             deadline=None,
             database=None,

@@ -89,7 +89,7 @@ def test_what_a_second_thread_saves_is_the_state_of_its_step(
     optimizer: str, tmp_path: Path, campaign: Campaign
 ) -> None:
     draw, kind = random.Random(campaign.seed), KINDS[optimizer]
-    trainer, wanted = kind_trainer(kind, tmp_path / "run", (), **QUIET), campaign.trials(12)
+    trainer, wanted = kind_trainer(kind, tmp_path / "run", (), **QUIET), campaign.trials(6)
     acknowledged: list[dict[str, Any]] = []
     failures: list[Exception] = []
 
@@ -118,7 +118,7 @@ def test_a_signal_handler_gets_the_state_of_a_step_or_is_refused_and_what_it_req
     optimizer: str, tmp_path: Path, campaign: Campaign
 ) -> None:
     draw, kind = random.Random(campaign.seed), KINDS[optimizer]
-    trainer, wanted = kind_trainer(kind, tmp_path / "run", (), **QUIET), campaign.trials(12)
+    trainer, wanted = kind_trainer(kind, tmp_path / "run", (), **QUIET), campaign.trials(6)
     acknowledged: list[dict[str, Any]] = []
     asked: list[tuple[str, int]] = []  # what came of it, and at which step
     idle = threading.Event()  # the handler of the signal before is done

@@ -90,7 +90,7 @@ def is_alive(pid: int) -> bool:
 
 def said(process: subprocess.Popen[bytes]) -> tuple[int, list[str]]:
     """Return how a world ended, and what charlm said, without what torchrun says."""
-    message = process.communicate(timeout=120)[1].decode()
+    message = process.communicate(timeout=300)[1].decode()
     return process.returncode, [line for line in message.splitlines() if line.startswith("charlm: ")]
 
 

@@ -27,7 +27,7 @@ ODD = "\ufeffbegin\x00\r\nmiddle\n\rlast\u2028\u2029\x85\x1a😀 e\u0301"
 # Reading a file
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text())
 def test_every_text_is_read_exactly(tmp_path: Path, text: str) -> None:
     (tmp_path / "text.txt").write_bytes(text.encode())
@@ -285,7 +285,7 @@ ENCODINGS = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
     encoding=st.sampled_from(ENCODINGS),

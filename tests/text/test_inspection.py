@@ -50,9 +50,9 @@ def test_entropies_of_known_texts() -> None:
     assert inspect_text("a").entropy_bits == (0.0, None, None)
     assert inspect_text("").entropy_bits == (None, None, None)
     assert inspect_text("abcd").entropy_bits[0] == 2.0
-    every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-    bits = inspect_text(every_character).entropy_bits[0]
-    assert bits == pytest.approx(math.log2(len(every_character)))
+    many_characters = "".join(map(chr, [*range(0, 0xD800, 16), *range(0xE000, 0x110000, 16)]))
+    bits = inspect_text(many_characters).entropy_bits[0]
+    assert bits == pytest.approx(math.log2(len(many_characters)))
 
 
 @example("ab" * 500, 0.07)

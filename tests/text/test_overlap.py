@@ -103,10 +103,10 @@ def test_texts_made_to_be_slow_are_not() -> None:
     log = np.concatenate([[*template, *draw.integers(0, 10, 8)] for _ in range(4_545)]).astype(np.uint8)
     halves = np.tile(draw.integers(0, 60, 200_000), 2).astype(np.uint8)
     for text in (same, period, log, halves):
-        began = time.perf_counter()
+        began = time.process_time()
         middle = len(text) // 2
         found = find_overlap(text[middle:], text[:middle], 50)
-        assert time.perf_counter() - began < 20
+        assert time.process_time() - began < 20
         assert found.shared > 0.9 * (len(text) - middle)
     assert len(found.longest) == 200_000
 

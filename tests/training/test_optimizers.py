@@ -149,7 +149,7 @@ def test_muon_refuses_what_is_no_matrix(shape: tuple[int, ...]) -> None:
         Muon([torch.zeros(shape)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32), st.floats(1e-3, 1e3))
 def test_orthogonalize_agrees_with_the_plain_iteration(
     rows: int, columns: int, seed: int, scale: float
@@ -161,7 +161,7 @@ def test_orthogonalize_agrees_with_the_plain_iteration(
         np.testing.assert_allclose(one.numpy(), newton_schulz(matrix.numpy()), rtol=1e-6, atol=1e-8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 2**32), st.floats(0.05, 1))
 def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_vectors(
     rows: int, columns: int, seed: int, smallest: float

@@ -101,7 +101,7 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(configs)
 def test_every_step_agrees_with_the_plain_formula(config: TrainerConfig) -> None:
     for step in range(config.max_steps):
@@ -109,7 +109,7 @@ def test_every_step_agrees_with_the_plain_formula(config: TrainerConfig) -> None
         assert got == pytest.approx(plain_learning_rate(step, config), rel=1e-9, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(configs)
 def test_the_rate_never_leaves_its_bounds_and_falls_only_after_the_rise(config: TrainerConfig) -> None:
     top = config.learning_rate
@@ -124,7 +124,7 @@ def test_the_rate_never_leaves_its_bounds_and_falls_only_after_the_rise(config: 
     assert all(value >= config.min_lr_ratio * top * (1 - 1e-12) for value in fall)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(configs)
 def test_the_rate_is_a_function_of_the_step_alone(config: TrainerConfig) -> None:
     steps = list(range(config.max_steps))
