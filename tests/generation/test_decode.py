@@ -53,10 +53,10 @@ def test_in_float32_the_cache_changes_logits_by_no_more_than_1e_4(name: str, ove
 @pytest.mark.parametrize("seed", [11, None])
 def test_slide_is_the_lectures_loop(name: str, seed: int | None) -> None:
     model = MODELS[name](torch.float64).eval()
-    for T0 in (1, W, 2 * W + 3):
+    for T0, new in ((1, 2 * W), (2 * W + 3, W)):
         with torch.no_grad():
-            expected = lecture_slide(model, prompt(2, T0), 2 * W, model.block_size, seed)
-        got = model.generate(prompt(2, T0), 2 * W, seed=seed, temperature=0 if seed is None else 1.0)
+            expected = lecture_slide(model, prompt(2, T0), new, model.block_size, seed)
+        got = model.generate(prompt(2, T0), new, seed=seed, temperature=0 if seed is None else 1.0)
         assert torch.equal(got, expected)
 
 
@@ -64,12 +64,12 @@ def test_slide_is_the_lectures_loop(name: str, seed: int | None) -> None:
 @pytest.mark.parametrize("seed", [11, None])
 def test_restart_is_reading_the_text_with_a_window_that_empties_by_half(name: str, seed: int | None) -> None:
     model = MODELS[name](torch.float64).eval()
-    for T0 in (1, W, 2 * W + 3):
+    for T0, new in ((1, 2 * W), (2 * W + 3, W)):
         with torch.no_grad():
             assert model.block_size is not None
-            expected = plain_restart(model, prompt(2, T0), 2 * W, model.block_size, seed)
+            expected = plain_restart(model, prompt(2, T0), new, model.block_size, seed)
         options: dict[str, Any] = {"seed": seed, "temperature": 0 if seed is None else 1.0}
-        assert torch.equal(model.generate(prompt(2, T0), 2 * W, overflow="restart", **options), expected)
+        assert torch.equal(model.generate(prompt(2, T0), new, overflow="restart", **options), expected)
 
 
 def test_slide_and_restart_differ_only_past_the_window() -> None:

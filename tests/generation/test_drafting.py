@@ -77,15 +77,12 @@ def test_a_draft_changes_no_id(
 
 @pytest.mark.parametrize("name", GPTS)
 @pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("temperature", [0, 1.0])
-def test_the_compiled_pass_gives_the_same_bits_with_a_draft(
-    name: str, draft: str, temperature: float
-) -> None:
+def test_the_compiled_pass_gives_the_same_bits_with_a_draft(name: str, draft: str) -> None:
     model = GPTS[name]
     if isinstance(model.new_state().engine, TorchEngine):
         pytest.skip("there is no C compiler")
-    for seed, overflow in itertools.product(range(2), ("slide", "restart")):
-        options: dict[str, Any] = {"seed": seed, "overflow": overflow, "temperature": temperature}
+    for temperature, overflow in itertools.product((0, 1.0), ("slide", "restart")):
+        options: dict[str, Any] = {"seed": 1, "overflow": overflow, "temperature": temperature}
         alone = model.generate(prompt(1, 3), 5 * W, **options)
         assert torch.equal(model.generate(prompt(1, 3), 5 * W, draft=DRAFTS[draft], **options), alone)
 
