@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.warm import WarmPython
@@ -59,7 +60,12 @@ def start(
         python: whose fork it is; None: a new Python.
         options: descriptors.
     """
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **options,
+    }
     words, variables = ("-m", "charlm.cli", *args), environment() if env is None else dict(env)
     if python is not None:
         return python.start(*words, env=variables, **pipes)

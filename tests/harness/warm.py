@@ -30,8 +30,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from typing_extensions import override
-
 __all__ = ["WarmPython"]
 
 _ASK = Path(__file__).with_name("ask_warm.py")
@@ -86,8 +84,8 @@ class WarmPython:
 class _Adopted(subprocess.Popen[bytes]):
     """A fork of the warm process that is a child of this one: when its parent ends, it goes to this one."""
 
-    @override
-    def _execute_child(self, args: list[str], *given: Any) -> None:  # type: ignore[override]  # not in the stubs
+    def _execute_child(self, args: list[str], *given: Any) -> None:
+        """Take the place of what `subprocess.Popen` does to start a process."""
         folder, variables = given[4] or Path.cwd(), given[5] or os.environ
         pipes = given[9:15]  # the two ends of standard input, then those of output, then those of errors
         streams = [pipes[at] if pipes[at] != -1 else own for own, at in enumerate((0, 3, 5))]
