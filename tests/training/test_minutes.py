@@ -149,7 +149,7 @@ class StopAt(Callback):
 
 def _stops() -> list[int]:
     """Return steps in the flat part, at its end, at each correction and near the end of the run below."""
-    return [1, 20, 39, 40, 41, 55, 60, 76]
+    return [1, 39, 40, 60, 76]
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_a_stop_and_a_resume_in_any_phase_give_the_bits_of_their_record(
     assert same_tensors(tensors_of(again), tensors_of(resumed))
 
 
-@pytest.mark.parametrize("step", [10, 45, 70])
+@pytest.mark.parametrize("step", [10, 70])
 def test_a_killed_run_goes_on_from_its_checkpoint_with_the_time_it_had_used(
     tmp_path: Path, step: int
 ) -> None:

@@ -354,5 +354,5 @@ def test_the_defaults_train_on_a_text_that_is_shorter_than_one_batch(kind: str) 
         torch.manual_seed(1337)
         model = BigramLM(V) if kind == "bigram" else GPT.from_config("cpu-10s", vocab_size=V)
     before = evaluate(model, data).loss_nats
-    Trainer(model, data, TrainerConfig(max_steps=200), device="cpu").fit()
-    assert evaluate(model, data).loss_nats < before - 0.4
+    Trainer(model, data, TrainerConfig(max_steps=50), device="cpu").fit()
+    assert evaluate(model, data).loss_nats < before - 0.1

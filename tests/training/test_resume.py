@@ -750,7 +750,7 @@ def test_a_text_in_other_documents_is_another_text(tmp_path: Path) -> None:
 def test_an_end_in_minutes_is_moved_where_the_clock_can(tmp_path: Path) -> None:
     train, val = tiny_split()
     run = tmp_path / "run"
-    config = quick_config(minutes=0.005, max_steps=10**6, batch_size=1, eval_interval=None)
+    config = quick_config(minutes=0.01, max_steps=10**6, batch_size=1, eval_interval=None)
     first = Trainer(
         BigramLM(TOKENIZER.vocab_size), train, config, val_data=val, out_dir=run, device="cpu"
     ).fit()
@@ -762,7 +762,7 @@ def test_an_end_in_minutes_is_moved_where_the_clock_can(tmp_path: Path) -> None:
             Trainer.resume(run, train, val_data=val, device="cpu", minutes=minutes)
     with pytest.raises(ConfigError, match="two ends for one run"):
         Trainer.resume(run, train, val_data=val, device="cpu", minutes=1, max_steps=1)
-    again = Trainer.resume(run, train, val_data=val, device="cpu", minutes=0.02)
+    again = Trainer.resume(run, train, val_data=val, device="cpu", minutes=0.025)
     longer = again.fit()
     assert longer.steps > first.steps
     assert again.timetable is not None
