@@ -19,10 +19,10 @@ from typing import Any
 
 from charlm.cli.colours import wants_colour
 from charlm.cli.output import Console, UsageError, emit
-from charlm.cli.reading import known_text, named
-from charlm.cli.session import Candidate, Session, options_of
+from charlm.cli.reading import known_text
+from charlm.cli.session import Candidate, Session, options_of, refusal_of
 from charlm.cli.signals import Signals
-from charlm.errors import CharLMError, InputError, UnknownCharacterError, did_you_mean, quoted
+from charlm.errors import CharLMError, InputError, did_you_mean, quoted
 from charlm.lm import CharLM
 from charlm.text.corpus import read_text
 from charlm.text.tokenizer import OnUnknown
@@ -128,9 +128,7 @@ class _Turns:
             try:
                 self._obey(line)
             except CharLMError as error:
-                said = str(error)
-                if isinstance(error, UnknownCharacterError):
-                    said = f"not known to the model, so nothing is added: {named(error.characters)}"
+                said = refusal_of(error)
                 self._console.complain(said if self._terminal else f"line {number}: {said}")
                 refused = True
         return refused

@@ -486,6 +486,16 @@ def _reader(field: Field) -> Callable[[str], object]:
     return read
 
 
+def _declare_serve(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    _add_run(parser)
+    text = "where browsers find the page; 0: a free one (default: 0)"
+    _add(parser, "--port", text, type=int, default=0, metavar="N")
+    _add_no_mixture(parser)
+    _add_device(parser)
+    _add_weights(parser)
+    _add_sampling(parser)
+
+
 def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_run(parser)
     _add_files(parser, "+")
@@ -605,6 +615,13 @@ _COMMANDS = {
         "Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text "
         "goes to standard output.",
         _declare_generate,
+    ),
+    "serve": _Command(
+        "RUN",
+        "write by turns with a model, in a browser",
+        "Show a page to browsers on this machine, under the address that is printed: a text that grows by "
+        "turns, each character coloured by its surprisal, with the likeliest continuations. Ctrl-C ends it.",
+        _declare_serve,
     ),
     "eval": _Command(
         "RUN FILE...",

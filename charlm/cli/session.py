@@ -9,12 +9,14 @@ import argparse
 import dataclasses
 import math
 import unicodedata
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from charlm.cli.reading import named
+from charlm.errors import CharLMError, UnknownCharacterError
 from charlm.generation.decode import next_ids
 from charlm.generation.options import Sampling, SamplingOptions
 from charlm.generation.state import PredictionState
@@ -23,7 +25,7 @@ from charlm.text.choosing import banned_ids
 from charlm.text.streaming import StreamDecoder, start_ids
 from charlm.text.tokenizer import Tokenizer
 
-__all__ = ["Candidate", "Scored", "Session", "options_of", "sampling_of"]
+__all__ = ["Candidate", "Session", "options_of", "refusal_of", "sampling_of"]
 
 _LONGEST = 12  # characters of a candidate
 _SCORED_AT_ONCE = 256  # ids
@@ -35,14 +37,6 @@ class Candidate(NamedTuple):
 
     text: str
     probability: float
-
-
-class Scored(NamedTuple):
-    """Characters of the text, their surprisal together, and how many ids of the text end with them."""
-
-    text: str
-    bits: float
-    end: int
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -65,6 +59,13 @@ def options_of(args: argparse.Namespace, tokenizer: Tokenizer, seed: int) -> Sam
     """
     options = SamplingOptions(**sampling_of(args))
     return dataclasses.replace(options, banned_ids=banned_ids(tokenizer, args.ban, args.allow), seed=seed)
+
+
+def refusal_of(error: CharLMError) -> str:
+    """Return what to say of an error to whoever writes."""
+    if isinstance(error, UnknownCharacterError):
+        return f"not known to the model, so nothing is added: {named(error.characters)}"
+    return str(error)
 
 
 class Session:
@@ -213,16 +214,17 @@ class Session:
             self._state.observe([ids[end:]])
         return len(self._nats) < len(ids)
 
-    def scored(self, begin: int = 0) -> Iterator[Scored]:
-        """Yield the characters that were asked for, from a number of ids on, with their surprisal."""
-        begin = max(begin, self._first)
+    def scored(self, begin: int = 0) -> tuple[str, list[float], int]:
+        """Return what was scored from an id on, the bits of each of its characters, and the next id."""
+        begin = end = max(begin, self._first)
         ids: list[int] = self._state.text(0)[begin : len(self._nats)].tolist()
-        decoder, bits = StreamDecoder(self._tokenizer), 0.0
-        for end, (i, nats) in enumerate(zip(ids, self._nats[begin:], strict=True), begin + 1):
-            bits -= nats / math.log(2)
-            if text := decoder.feed([i]):
-                yield Scored(text, bits, end)
-                bits = 0.0
+        decoder, text, bits, waiting = StreamDecoder(self._tokenizer), "", list[float](), 0.0
+        for at, (i, nats) in enumerate(zip(ids, self._nats[begin:], strict=True), begin + 1):
+            waiting -= nats / math.log(2)
+            if char := decoder.feed([i]):
+                bits += [waiting, *[0.0] * (len(char) - 1)]
+                text, end, waiting = text + char, at - decoder.waiting, 0.0
+        return text, bits, end
 
     def _next_id(self) -> int:
         """Let the model choose; where all before is scored, so is this."""

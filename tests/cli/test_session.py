@@ -217,9 +217,8 @@ def test_a_model_of_random_bytes_does_no_harm() -> None:
     assert all("\ufffd" not in candidate.text for candidate in session.candidates(20))
     while session.score_some():
         pass
-    pieces = list(session.scored())
-    assert "".join(piece.text for piece in pieces) == session.text
-    assert pieces[-1].end == session.length
+    text, bits, end = session.scored()
+    assert (text, len(bits), end) == (session.text, len(text), session.length)
 
 
 def test_an_unknown_character_changes_nothing() -> None:
@@ -279,13 +278,13 @@ def test_surprisal_is_that_of_the_library_in_whatever_order_it_was_asked_for(nam
     assert asked <= 6
     list(session.go_on(20))  # is scored as it comes
     assert not session.score_some()
-    pieces = list(session.scored())
-    assert "".join(piece.text for piece in pieces) == session.text
-    bits = -lm.log_probs(session.text) / math.log(2)
-    ids = np.cumsum([len(lm.tokenizer.encode(piece.text)) for piece in pieces])
-    wanted = [part.sum() for part in np.split(bits, ids[:-1])]
-    np.testing.assert_allclose([piece.bits for piece in pieces], wanted, rtol=1e-4, atol=1e-4)
-    assert [piece.end for piece in pieces] == (ids + 1).tolist()  # behind the line feed that is not shown
-    assert list(session.scored(pieces[9].end)) == pieces[10:]
+    text, found, end = session.scored()
+    assert (text, end) == (session.text, session.length)
+    bits = -lm.log_probs(text) / math.log(2)
+    lengths = [len(lm.tokenizer.encode(char)) for char in text]
+    wanted = [part.sum() for part in np.split(bits, np.cumsum(lengths)[:-1])]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    behind = 1 + sum(lengths[:10])  # the line feed before the text is not shown
+    assert session.scored(behind) == (text[10:], found[10:], end)
     session.move_to(text[:10])
-    assert list(session.scored()) == pieces[: len(list(session.scored()))]
+    assert session.scored() == (text[:10], found[:10], behind)
