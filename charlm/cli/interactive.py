@@ -14,7 +14,8 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from charlm.cli.colours import wants_colour
@@ -139,7 +140,12 @@ class _Turns:
         self._prepare_keys()
         self._show_text()
         while True:
-            rows = _rows([f"/{n} {text!r} {_percent(p)}" for n, (text, p) in enumerate(self._likeliest(), 1)])
+            cells = (
+                f"/{n} {c.text!r} {100 * c.probability:.1f} %" for n, c in enumerate(self._likeliest(), 1)
+            )
+            line = "   ".join(cell.replace(" ", "\0") for cell in cells)  # no cell is broken
+            rows = textwrap.fill(line, shutil.get_terminal_size().columns, break_on_hyphens=False)
+            rows = rows.replace("\0", " ")
             emit(f"{_DIM}{rows}{_PLAIN}\n" if self._colour else f"{rows}\n", painted=True)
             try:
                 self._asking = True
@@ -271,16 +277,3 @@ def _tail(text: str) -> str:
     """Return the last lines of a text."""
     tail = "\n".join(text[-_TAIL:].split("\n")[-_TAIL_LINES:])
     return tail if len(tail) == len(text) else f"…{tail}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.0005 else "<0.1 %"
-
-
-def _rows(cells: Sequence[str]) -> str:
-    """Return cells in as many lines as they need."""
-    width, rows = shutil.get_terminal_size().columns, [""]
-    for cell in cells:
-        row = f"{rows[-1]}   {cell}" if rows[-1] else cell
-        rows[-1:] = [row] if len(row) < width else [*filter(None, rows[-1:]), cell]
-    return "\n".join(rows)

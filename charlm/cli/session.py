@@ -64,7 +64,7 @@ def options_of(args: argparse.Namespace, tokenizer: Tokenizer, seed: int) -> Sam
 def refusal_of(error: CharLMError) -> str:
     """Return what to say of an error to whoever writes."""
     if isinstance(error, UnknownCharacterError):
-        return f"not known to the model, so nothing is added: {named(error.characters)}"
+        return f"not known to the model: {named(error.characters)}"
     return str(error)
 
 

@@ -120,7 +120,7 @@ def test_a_typed_line_is_added_as_it_is_but_for_its_escapes(replay: Replay, tmp_
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("100 €", "not known to the model, so nothing is added: '€' U+20AC"),
+        ("100 €", "not known to the model: '€' U+20AC"),
         ("/fo", "unknown command '/fo'; did you mean '/go'?"),
         ("/ 3", "unknown command '/'; /help shows all"),
         ("/xyzzy 3", "unknown command '/xyzzy'; /help shows all"),
