@@ -197,7 +197,7 @@ class Session:
                 row.add(i, n)
             if all(row.ended for row in rows):
                 break
-            ahead.observe(best)
+            ahead.observe(best.to(self._device))
             nats, best = self._log_probs(ahead).max(dim=-1)  # (K,)
         # Bytes that are no characters cannot be typed.
         encode = self._tokenizer.encode
@@ -232,7 +232,7 @@ class Session:
         logits = self._state.predict() if known else None
         i = int(next_ids(self._state, self.options))
         if logits is not None:
-            self._nats.append(logits[0].double().log_softmax(dim=-1)[i].item())
+            self._nats.append(logits[0].cpu().double().log_softmax(dim=-1)[i].item())
         return i
 
     def _observe(self, ids: Sequence[int]) -> None:
@@ -247,10 +247,10 @@ class Session:
         return torch.tensor(ids, dtype=torch.int64, device=self._device)
 
     def _log_probs(self, state: PredictionState) -> Tensor:
-        """Return what comes next in each row under the options, (B, V)."""
+        """Return what comes next in each row under the options, (B, V) on the CPU: not all have float64."""
         penalised = self.options.repetition_penalty != 1
         texts = torch.stack([state.text(row) for row in range(state.rows)]) if penalised else None
-        return self.options.filter(state.predict(), texts).double().log_softmax(dim=-1)
+        return self.options.filter(state.predict(), texts).cpu().double().log_softmax(dim=-1)
 
 
 class _Row:
