@@ -120,7 +120,7 @@ class _Server(ThreadingHTTPServer):
 
     @override
     def service_actions(self) -> None:
-        for request, end in [*self.open.items()]:
+        for request, end in self.open.copy().items():  # which others change meanwhile
             if end < time.monotonic():
                 with contextlib.suppress(OSError):
                     request.shutdown(socket.SHUT_RD)
