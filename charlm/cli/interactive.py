@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import itertools
 import re
 import secrets
 import shutil
@@ -173,10 +174,10 @@ class _Turns:
                 self._console.complain(f"note: {note}")
             self._write(text)
         elif (word := line[1:].rstrip()).isdecimal():
-            candidates = self._likeliest()
-            if not 1 <= int(word) <= len(candidates):
-                raise InputError(f"/{word} must be one of /1 to /{len(candidates)}")
-            self._write(candidates[int(word) - 1].text)
+            candidates = {str(n): c.text for n, c in enumerate(self._likeliest(), 1)}
+            if word not in candidates:
+                raise InputError(f"{quoted(f'/{word}', 40)} must be one of /1 to /{len(candidates)}")
+            self._write(candidates[word])
         else:
             word, _, rest = word.partition(" ")
             name = next((name for name in self._commands if word and name.startswith(word)), None)
@@ -212,9 +213,8 @@ class _Turns:
         self._go_on(self._count)
 
     def _undo(self, count: int) -> None:
-        for _ in range(count):
-            if not self._session.undo():
-                raise InputError("there is nothing left to take back")
+        if not sum(itertools.takewhile(bool, (self._session.undo() for _ in range(count)))):
+            raise InputError("there is nothing to take back")
         self._show_text()
 
     def _choose(self, **changes: Any) -> None:

@@ -82,6 +82,7 @@ def test_turns_are_taken_back_and_tried_again(replay: Replay, run: Path) -> None
 
     assert text("bottles", "", "/undo") == "green bottles"
     assert text("bottles", "", "/undo 2") == "green "
+    assert text("bottles", "", "/undo 99") == "green "  # as many as there are
     assert text("bottles", "/u", "bott", "/g 9", "/u", "les") == "green bottles"
     assert text("bottles", "", "/again") == text("bottles", "/seed 8", "")
     assert text("bottles", "", "/again", "/undo", "/seed 7", "/go") == text("bottles", "")
@@ -104,7 +105,7 @@ def test_continuations_are_taken_by_their_numbers(replay: Replay, run: Path) -> 
     assert first[0] not in replay.of(run, "/1\n", "-p", "green ", "--ban", first[0]).removeprefix("green ")
     assert replay.of(run, "/6\n/0\n", "-p", "green ") == "green "
     assert replay.err == (
-        "charlm: line 1: /6 must be one of /1 to /5\ncharlm: line 2: /0 must be one of /1 to /5\n"
+        "charlm: line 1: '/6' must be one of /1 to /5\ncharlm: line 2: '/0' must be one of /1 to /5\n"
     )
 
 
@@ -124,7 +125,10 @@ def test_a_typed_line_is_added_as_it_is_but_for_its_escapes(replay: Replay, tmp_
         ("/fo", "unknown command '/fo'; did you mean '/go'?"),
         ("/ 3", "unknown command '/'; /help shows all"),
         ("/xyzzy 3", "unknown command '/xyzzy'; /help shows all"),
-        ("/undo", "there is nothing left to take back"),
+        ("/undo", "there is nothing to take back"),
+        ("/undo -1", "there is nothing to take back"),
+        ("/" + "9" * 5000, "'/9999"),
+        ("/go " + "9" * 5000, "/go must have a number behind it, got '9999"),
         ("/go x", "/go must have a number behind it, got 'x'"),
         ("/t -1", "temperature must be 0, or from 1e-6 to 1e6, got -1.0"),
         ("/t nan", "temperature must be 0, or from 1e-6 to 1e6, got nan"),

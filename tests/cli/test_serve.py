@@ -54,7 +54,8 @@ class Served:
 
         patch.setattr(serve._Server, "__init__", beginning)
         args = parse(["serve", str(run), "--seed", "5", "-t", "1", *flags])
-        self._thread = threading.Thread(target=serve.run, args=(args, Console(quiet=True), Signals(), 0.0))
+        command = (args, Console(quiet=True), Signals(), 0.0)
+        self._thread = threading.Thread(target=serve.run, args=command, daemon=True)
         self._thread.start()
         while not servers or not hasattr(servers[0], "fields"):
             assert self._thread.is_alive()
@@ -330,6 +331,17 @@ def test_who_leaves_ends_the_writing(served: Served, monkeypatch: pytest.MonkeyP
         client.sendall(served.request("write", changed(count=10**9)))
         assert client.recv(100)
     assert served.ask("read", text="green")["bits"]
+
+
+def test_the_end_of_the_server_is_that_of_the_writing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(run, monkeypatch)
+    monkeypatch.setattr(serve, "_NEW", 10**9)
+    with served.connect() as client:
+        client.sendall(served.request("write", changed(count=10**9)))
+        assert client.recv(100)
+        served.end()
+        data = b"".join(iter(lambda: client.recv(65536), b""))
+    assert json.loads(data.splitlines()[-1])["end"].endswith("or the server ends")
 
 
 def test_one_who_writes_for_long_lets_the_others_know(
