@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
                         if (now := time.monotonic()) >= due:
                             sent, due = self._send_from(session, sent), now + _FLUSH_SECONDS
                         if now > end or self.server.ending:
-                            said = f"it stopped: {_SECONDS} seconds are over, or the server ends"
+                            said = "the server ends" if self.server.ending else f"{_SECONDS} seconds are over"
                             break
             except CharLMError as error:
                 said = str(error)

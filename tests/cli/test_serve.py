@@ -341,7 +341,7 @@ def test_the_end_of_the_server_is_that_of_the_writing(run: Path, monkeypatch: py
         assert client.recv(100)
         served.end()
         data = b"".join(iter(lambda: client.recv(65536), b""))
-    assert json.loads(data.splitlines()[-1])["end"].endswith("or the server ends")
+    assert json.loads(data.splitlines()[-1])["end"] == "the server ends"
 
 
 def test_one_who_writes_for_long_lets_the_others_know(
@@ -356,7 +356,7 @@ def test_one_who_writes_for_long_lets_the_others_know(
 def test_time_is_limited_for_reading_and_for_writing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_SECONDS", 0)
     last = served.ask("write", text="green", count=2000)[-1]
-    assert last["end"] == "it stopped: 0 seconds are over, or the server ends"
+    assert last["end"] == "0 seconds are over"
     assert len(served.server.session.text) < len("green") + 10
     code, said = served.send(served.request(body=changed(text="green" * 200)))[::2]
     assert (code, said) == (503, b"to read it took over 0 seconds; ask again to go on\n")
