@@ -339,9 +339,11 @@ def test_the_end_of_the_server_is_that_of_the_writing(run: Path, monkeypatch: py
     with served.connect() as client:
         client.sendall(served.request("write", changed(count=10**9)))
         assert client.recv(100)
+        begin = time.monotonic()
         served.end()
         data = b"".join(iter(lambda: client.recv(65536), b""))
     assert json.loads(data.splitlines()[-1])["end"] == "the server ends"
+    assert time.monotonic() - begin < 30  # of the 60 that it might have
 
 
 def test_one_who_writes_for_long_lets_the_others_know(
