@@ -37,7 +37,7 @@ _TAIL_LINES, _TAIL = 2, 240  # what is shown of the text, in lines and character
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 _HELP = r"""
-what you type   is added to the text as it is; \n is a line feed, \t a tab, \\ a backslash
+a text          is added as it is; \n is a line feed, \t a tab, \\ a backslash
 Enter alone     lets the model go on; Ctrl-C stops it
 Tab             goes through the model's continuations of what you type
 /1 to /5        take one of the continuations that are shown

@@ -1,8 +1,8 @@
 """`charlm serve`: a page for this machine alone, on which a person and a model write a text by turns.
 
 The page, serve.html, holds the text and its past, and loads nothing. Each request brings the whole text, and
-the model's state goes over to it by what both begin with. Refused are requests without the token of the
-address, those of another origin's page, and what exceeds the limits below.
+the model's state goes over to it by what both begin with. Requests without the address's token, from pages of
+another origin, or beyond the limits below are refused.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_a_typed_line_is_added_as_it_is_but_for_its_escapes(replay: Replay, tmp_
         (f"/seed {2**64}", "seed must be an int of at most 64 bits, or None, got"),
     ],
 )
-def test_what_cannot_be_done_is_said_and_changes_nothing(
+def test_a_line_that_cannot_be_done_is_told_of_and_changes_nothing(
     replay: Replay, run: Path, line: str, message: str
 ) -> None:
     wanted = replay.of(run, "bottles\n", "-p", "green ", "--seed", "7")

@@ -244,7 +244,7 @@ def lasting(run: Path) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_not_the_pages_is_refused_and_changes_nothing(lasting: Served, name: str) -> None:
+def test_a_request_that_is_not_the_pages_is_refused_and_changes_nothing(lasting: Served, name: str) -> None:
     made, code, message = HOSTILE[name]
     got, said = lasting.refuses(made(lasting))
     assert (got, message in said) == (code, True), said
@@ -270,7 +270,7 @@ def test_half_a_request_harms_nobody(served: Served, cut: int) -> None:
     assert served.ask("read", text="green")["bits"]
 
 
-def test_who_is_slow_is_told_so_and_holds_no_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_client_is_told_so_and_holds_no_place(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_SLOW", 0.5)
     request = served.request(body=changed())
     with contextlib.ExitStack() as stack:
@@ -324,7 +324,7 @@ def test_of_two_requests_in_one_connection_the_first_is_answered(served: Served)
     assert served.ask("read", text="green")["bits"]
 
 
-def test_who_leaves_ends_the_writing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_leaves_ends_its_writing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(serve, "_NEW", 10**9)
     with served.connect() as client:
@@ -346,9 +346,7 @@ def test_the_end_of_the_server_is_that_of_the_writing(run: Path, monkeypatch: py
     assert time.monotonic() - begin < 30  # of the 60 that it might have
 
 
-def test_one_who_writes_for_long_lets_the_others_know(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_model_is_said_to_be_busy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_SLOW", 2)
     with served.server.model:
         code, said = served.send(served.request(body=changed()))[::2]

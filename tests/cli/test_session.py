@@ -230,7 +230,7 @@ def test_an_unknown_character_changes_nothing() -> None:
     assert not session.undo()
 
 
-def test_what_came_before_a_failure_or_a_stop_stays_and_is_one_step() -> None:
+def test_a_writing_that_is_stopped_stays_and_is_one_step() -> None:
     session = begun("ngram", "the ")
     stream = session.go_on(100)
     added = [next(stream) for _ in range(4)]
