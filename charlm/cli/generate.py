@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from charlm.cli import interactive
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.output import Console, UsageError, emit, refuse
 from charlm.cli.reading import known_text, unknown_notes
+from charlm.cli.session import sampling_of
 from charlm.cli.signals import Signals
 from charlm.errors import CheckpointError, InputError, quoted
 from charlm.generation.options import Sampling, SamplingOptions
@@ -26,6 +28,7 @@ from charlm.text.verbatim import Verbatim, verbatim
 
 __all__ = ["run"]
 
+_MANY = 500  # characters, where nobody has said another number
 _LINE = "-" * 40
 _FLUSH_SECONDS = 0.05
 
@@ -33,12 +36,16 @@ _FLUSH_SECONDS = 0.05
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Write one sample as it is made, or several, or all as JSON."""
     stop: list[str] = args.stop
+    if args.interactive:
+        interactive.refuse_others(args)
     sampling = _checked(args, stop)
     prompt = _prompt(args)
     source = None if args.verbatim is None else load_corpus(args.verbatim, encoding=args.encoding)
     ranked = [] if args.rank is None else _lines(read_text(args.rank, encoding=args.encoding), args.rank)
     lm = load(args.run, device=args.device, mixture=args.mixture, weights=args.weights)
     prompt, *ranked = _known([prompt, *ranked], lm.tokenizer, args.on_unknown or "error", console)
+    if args.interactive:
+        return interactive.run(lm, prompt, args, console, signals)
     if ranked:
         _rank(lm, prompt, ranked, args)
         return 0
@@ -46,12 +53,12 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         sampling["draft"] = _baseline_of(Path(args.run))
     seed = secrets.randbits(32) if args.seed is None else args.seed
     console.detail(f"seed {seed}")
-    settings = {"run": args.run, "max_new_tokens": args.max_new_tokens, "stop": stop}
+    count = _MANY if args.max_new_tokens is None else args.max_new_tokens
+    settings = {"run": args.run, "max_new_tokens": count, "stop": stop}
     settings |= {"keep_stop": args.keep_stop, "weights": args.weights, **sampling, "draft": args.draft}
     wishes = {"banned": args.ban, "allowed": args.allow, "regex": args.regex, "choices": args.choice}
     settings |= wishes
     sampling["seed"] = seed
-    count: int = args.max_new_tokens
     options: dict[str, Any] = {"stop": stop, "keep_stop": args.keep_stop, **wishes, **sampling}
     if args.num_samples == 1 and not args.json:
         written = _write_as_it_comes(prompt, lm.stream(prompt, count, **options))
@@ -131,16 +138,9 @@ def _write_as_it_comes(prompt: str, pieces: Iterable[str]) -> str:
 
 def _checked(args: argparse.Namespace, stop: list[str]) -> Sampling:
     """Return the sampling options, refused as a wrong command line where they are wrong."""
-    sampling: Sampling = {
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "overflow": args.overflow,
-        "repetition_penalty": args.repetition_penalty,
-    }
+    sampling = sampling_of(args)
     problems = []
-    if args.max_new_tokens < 0:
+    if args.max_new_tokens is not None and args.max_new_tokens < 0:
         problems += [f"--max-new-tokens must be 0 or more, got {args.max_new_tokens}"]
     wishes = {"--regex": args.regex, "--choice": args.choice, "--stop": stop}
     names = [name for name, value in wishes.items() if value]

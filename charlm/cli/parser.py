@@ -427,8 +427,13 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
     _add_encoding(parser, "these files", "utf-8")
     _add_on_unknown(parser)
-    text = "the most characters to add (bytes, with a byte tokenizer) (default: 500)"
-    _add(parser, "-n --max-new-tokens", text, type=int, default=500, metavar="N")
+    text = (
+        "write by turns with the model: it shows what may come next, and goes on by itself where you let it; "
+        "/help says how"
+    )
+    _add_switch(parser, "-i --interactive", text)
+    text = "the most characters to add (bytes, with a byte tokenizer) (default: 500, with -i 100 at a time)"
+    _add(parser, "-n --max-new-tokens", text, type=int, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"
     _add(parser, "--num-samples", text, type=int, default=1, metavar="N")
     text = "end before this string, --stop=STR if it begins with a hyphen; may be given several times"
@@ -448,6 +453,15 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add_no_mixture(parser)
     _add_device(parser)
     _add_weights(parser)
+    group = _add_sampling(parser)
+    text = (
+        "let the run's n-gram baseline guess ahead: the same text, sooner if the model's weights exceed the "
+        "processor's cache"
+    )
+    _add_switch(group, "--draft", text)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("sampling")
     fields = sampling_fields()
     for name, (short, metavar, default) in _SAMPLING.items():
@@ -459,11 +473,7 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     text = "write none of these characters, --ban=CHARS if it begins with a hyphen"
     _add(group, "--ban", text, type=text_argument, default="", metavar="CHARS")
     _add(group, "--allow", "write these characters alone", type=text_argument, metavar="CHARS")
-    text = (
-        "let the run's n-gram baseline guess ahead: the same text, sooner if the model's weights exceed the "
-        "processor's cache"
-    )
-    _add_switch(group, "--draft", text)
+    return group
 
 
 def _reader(field: Field) -> Callable[[str], object]:
@@ -474,6 +484,16 @@ def _reader(field: Field) -> Callable[[str], object]:
 
     read.__name__ = field.kind.__name__
     return read
+
+
+def _declare_serve(parser: argparse.ArgumentParser, preset: PresetName) -> None:
+    _add_run(parser)
+    text = "where browsers find the page; 0: a free one (default: 0)"
+    _add(parser, "--port", text, type=int, default=0, metavar="N")
+    _add_no_mixture(parser)
+    _add_device(parser)
+    _add_weights(parser)
+    _add_sampling(parser)
 
 
 def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
@@ -590,11 +610,18 @@ _COMMANDS = {
         _declare_train,
     ),
     "generate": _Command(
-        "RUN [-p TEXT | --prompt-file F | -]",
+        "RUN [-p TEXT | --prompt-file F | -] [-i]",
         "write text with a trained model",
         "Write text with the best checkpoint of a run, with one checkpoint, or with a saved model. The text "
         "goes to standard output.",
         _declare_generate,
+    ),
+    "serve": _Command(
+        "RUN",
+        "write by turns with a model, in a browser",
+        "Show a page to browsers on this machine, under the address that is printed: a text that grows by "
+        "turns, each character coloured by its surprisal, with the likeliest continuations. Ctrl-C ends it.",
+        _declare_serve,
     ),
     "eval": _Command(
         "RUN FILE...",

@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM.
 
 A first signal ends the command with `Interrupted`, or, while a training runs, asks that training to save
-and stop. A second Ctrl-C ends the process at once, even in the middle of a long operation of torch: Python
-calls its handlers between two instructions only, so a thread watches the signals as they arrive. (Nothing is
-damaged by that, files appear whole or not at all.)
+and stop; where a person writes with a model, each Ctrl-C stops what the model writes, and no more. Else a
+second Ctrl-C ends the process at once, even in the middle of a long operation of torch: Python calls its
+handlers between two instructions only, so a thread watches the signals as they arrive. (Nothing is damaged
+by that, files appear whole or not at all.)
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Signals:
         self._thread: threading.Thread | None = None
         self._at_once = False
         self._raises = False
+        self._each: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -112,6 +114,15 @@ class Signals:
         finally:
             self._at_once = False
 
+    @contextmanager
+    def calling(self, each: Callable[[], None]) -> Iterator[None]:
+        """Let every Ctrl-C inside the block call `each`, in the main thread, and end nothing itself."""
+        self._each = each
+        try:
+            yield
+        finally:
+            self._each = None
+
     def stop_gently(self, stop: Callable[[], None], announce: Callable[[], None]) -> None:
         """From now on, let the first signal call `stop` instead of raising.
 
@@ -127,6 +138,9 @@ class Signals:
         self._stop = self._announce = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._each is not None:
+            self._each()
+            return
         if self.received is not None:
             return
         if self._at_once:
@@ -147,6 +161,8 @@ class Signals:
         while arrived := self._reader.recv(64):
             now = time.monotonic()
             if not set(arrived).intersection(_SIGNALS):  # the program's own handler of another signal
+                continue
+            if self._each is not None and signal.SIGTERM not in arrived:
                 continue
             if first_at is None:
                 first_at = now

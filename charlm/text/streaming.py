@@ -44,6 +44,11 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def waiting(self) -> int:
+        """How many ids wait for the rest of their character."""
+        return len(self._bytes.getstate()[0])
+
     def feed(self, ids: Sequence[int]) -> str:
         """Return the characters that are complete with these ids."""
         if isinstance(self._tokenizer, ByteTokenizer):

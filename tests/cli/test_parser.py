@@ -137,8 +137,8 @@ def test_the_options_of_sampling_are_there_where_the_source_is_not(monkeypatch: 
     [
         (
             [],
-            "a command is needed: inspect, prepare, train, generate, eval, plot, info, export, import, "
-            "compress or decompress\n"
+            "a command is needed: inspect, prepare, train, generate, serve, eval, plot, info, export, "
+            "import, compress or decompress\n"
             "Try: charlm --help",
         ),
         (["trian"], "invalid choice: 'trian'"),

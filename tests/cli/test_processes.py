@@ -326,6 +326,20 @@ def test_the_first_signal_raises_or_stops_and_the_next_ones_do_neither() -> None
     assert sorted(stopped) == ["say", "stop"]
 
 
+def test_every_ctrl_c_is_taken_where_somebody_wants_each_of_them() -> None:
+    taken: list[int] = []
+    with Signals() as signals, signals.raising():
+        with signals.calling(lambda: taken.append(1)):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.15)  # two of them would end the process
+            assert (len(taken), signals.received) == (3, None)
+            with pytest.raises(Interrupted):
+                signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (len(taken), signals.exit_code) == (3, 143)
+
+
 def test_a_signal_while_the_handlers_come_or_go_waits_for_the_command() -> None:
     """An exception there would leave handlers behind that take every later signal and do nothing."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

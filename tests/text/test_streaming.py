@@ -43,8 +43,9 @@ def test_bytes_that_are_no_text_decode_as_they_would_at_once(data: list[int], cu
 def test_an_unfinished_character_waits_and_ends_as_a_replacement() -> None:
     decoder = StreamDecoder(BYTES)
     assert [decoder.feed([byte]) for byte in "€".encode()[:2]] == ["", ""]
+    assert decoder.waiting == 2
     assert decoder.finish() == "\ufffd"
-    assert decoder.finish() == ""
+    assert (decoder.finish(), decoder.waiting) == ("", 0)
 
 
 def test_characters_need_no_waiting() -> None:
@@ -55,6 +56,7 @@ def test_characters_need_no_waiting() -> None:
         "b",
         "",
     ]
+    assert decoder.waiting == 0
 
 
 @pytest.mark.parametrize(
