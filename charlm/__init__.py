@@ -1,9 +1,9 @@
 """charlm: character-level language models, from raw text to a trained model, to text again.
 
-The public names load when they are first used (PEP 562), so `import charlm` is quick and brings no
-torch until a name needs it. `charlm.__all__` lists them; the rest lives under `charlm.training`,
+A public name is loaded when it is first used (PEP 562). So `import charlm` is quick, and torch is imported
+only when a name needs it. `charlm.__all__` lists the names. The others live in `charlm.training`,
 `charlm.evaluation`, `charlm.generation`, `charlm.compression`, `charlm.interchange`, `charlm.plotting`,
-`charlm.errors` and `charlm.testing`, which load in the same way.
+`charlm.errors` and `charlm.testing`, which are loaded in the same way.
 """
 
 import importlib

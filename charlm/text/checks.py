@@ -1,8 +1,7 @@
-"""What a text, a vocabulary and a row of ids must be before the tokenizers work on them.
+"""Checks of texts, vocabularies and ids before a tokenizer works on them.
 
-Each function refuses what is wrong with a message that names the value, its place and what to do, and
-knows no particular tokenizer. A tensor may be a row of ids, yet torch is not imported for it: only a
-program that has imported torch can hold one.
+Each error names the value, its place and the remedy. No function knows a particular tokenizer. Ids may be a
+tensor, yet torch is never imported here: a program that holds a tensor has imported it already.
 """
 
 from __future__ import annotations
@@ -25,25 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["check_text", "checked_ids", "checked_vocab", "encoded", "shown", "unknown_characters"]
 
 _MAX_SHOWN = 5  # unknown characters named in a message
-_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # letters with their accents, and apart from them
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # accents as part of letters, or on their own
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_text(text: object) -> None:
-    """Refuse what is no string.
-
-    Raises:
-        InputError: names the type.
-    """
+    """Raise InputError unless a text is a string."""
     if not isinstance(text, str):
         raise InputError(f"text must be a str, got {type(text).__name__}")
 
 
 def encoded(part: str, encoding: str, *, text: str) -> bytes:
-    """Return the bytes of (a part of) a text in one of the UTF encodings, where only surrogates fail.
+    """Encode a part of a text in one of the UTF encodings; only a lone surrogate can fail.
 
     Raises:
-        InvalidTextError: names the first lone surrogate and its place in the whole text.
+        InvalidTextError: names the first lone surrogate of the whole text and its place.
     """
     try:
         return part.encode(encoding)
@@ -59,13 +54,11 @@ def encoded(part: str, encoding: str, *, text: str) -> bytes:
 def unknown_characters(text: str, first: Mapping[str, int], count: int, vocab: str) -> UnknownCharacterError:
     """Return the error about the characters of a text that a vocabulary lacks.
 
-    The number that the message begins with is that of the distinct characters.
-
     Args:
         text: the whole text.
-        first: the position of each character's first occurrence, in order.
+        first: each unknown character with the position of its first occurrence, in order.
         count: the number of all occurrences.
-        vocab: the characters that are known.
+        vocab: the known characters.
     """
     named = list(first.items())[:_MAX_SHOWN]
     places = [f"{quoted(c)} (U+{ord(c):04X}) at {_place(text, position)}" for c, position in named]
@@ -117,7 +110,7 @@ def checked_vocab(vocab: Sequence[str]) -> str:
     codes = np.frombuffer(characters.encode("utf-32-le"), np.dtype("<u4"))
     ordered = np.sort(codes)  # quicker than a set
     if (ordered[1:] == ordered[:-1]).any():
-        order = np.argsort(codes, kind="stable")  # equal ones keep their order, so a repeat follows the first
+        order = np.argsort(codes, kind="stable")  # a repeat stays behind its first occurrence
         i = int(order[1:][ordered[1:] == ordered[:-1]].min())
         twice = f"{quoted(characters[i])} at index {characters.index(characters[i])} and again at index {i}"
         raise InputError(f"vocab must hold each character once, got {twice}")

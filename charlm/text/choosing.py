@@ -1,4 +1,4 @@
-"""Which ids a text may be written with, by characters that are banned or allowed."""
+"""Turns banned and allowed characters into the ids that generation must not choose."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ __all__ = ["banned_ids"]
 
 
 def banned_ids(tokenizer: Tokenizer, banned: str, allowed: str | None) -> list[int]:
-    """Return the ids that stand for banned characters, or for none of the allowed ones.
+    """Return the ids of the banned characters and of those that are not allowed.
 
-    A character that the tokenizer lacks is never written anyway. A byte of another character than ASCII may
-    be part of many, so with a `ByteTokenizer` only those of ASCII can be named.
+    A character outside the vocabulary is ignored: it is never generated. With a `ByteTokenizer` only ASCII
+    characters can be named, since the bytes of all others are shared by many characters.
 
     Args:
-        tokenizer: the model's.
-        banned: characters that are not to be written.
-        allowed: the only ones that are; None: all others.
+        tokenizer: the tokenizer of the model.
+        banned: characters that must not be generated.
+        allowed: the only characters that may be generated; None: all but the banned ones.
 
     Raises:
-        InputError: an argument is no str, names a character that it cannot, or nothing is left to be written.
+        InputError: an argument is no str, a character is not ASCII where it must be, or no id is left.
 
     Example:
         >>> from charlm.text.tokenizer import CharTokenizer

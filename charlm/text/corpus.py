@@ -1,8 +1,8 @@
-"""Where texts come from: files, standard input, and corpora with a name.
+"""Reads texts: from files, from standard input, and corpora by name.
 
 Text is decoded strictly and never changed: line ends, byte order marks and NULs arrive as they were
-written. A corpus that has to be downloaded is checked before it is kept or used, so the cache folder holds
-the right bytes or none. Knows nothing of tokenizers.
+written. A downloaded corpus is checked before it is stored or used, so the cache folder holds the right
+bytes or none. This module knows no tokenizers.
 `tinyshakespeare` is the corpus of the lecture "Let's build GPT", and of char-rnn before it.
 """
 
@@ -13,14 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from charlm.errors import (
-    CorpusError,
-    FileFormatError,
-    InputError,
-    did_you_mean,
-    quoted,
-    warn,
-)
+from charlm.errors import CorpusError, FileFormatError, InputError, did_you_mean, quoted, warn
 from charlm.files import atomic, reading
 from charlm.files.folders import cache_folder
 from charlm.files.kinds import kind_of
@@ -43,33 +36,32 @@ _NAMES = (_PYTHON_DOCS, *_DOWNLOADS)
 
 
 def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
-    """Return the text of a file exactly as it stands there: line ends, a byte order mark and NUL are kept.
+    """Return the text of a file, unchanged: line ends, a byte order mark and NULs are kept.
 
     Args:
-        path: the file; the string "-" is standard input. What is compressed with gzip is decompressed.
-        encoding: what the bytes are; any text encoding of Python's.
+        path: the file; the string "-" is standard input. A gzip file is decompressed.
+        encoding: the encoding of the file; any text encoding of Python.
 
     Raises:
-        CorpusError: the file is missing, a directory, unreadable or damaged, or no text but a pointer of Git
-            LFS, an archive, a PDF or the like; `errno` is the system's reason.
-        InvalidTextError: the bytes are not valid in the encoding, or look like UTF-16 or UTF-32 in another;
-            `offset` is that of the first bad one, after decompression.
-        InputError: there is no such encoding.
+        CorpusError: the file is missing, a directory, unreadable or damaged, or no text: a pointer of Git
+            LFS, an archive, a PDF or the like. `errno` is the system's reason.
+        InvalidTextError: the bytes are not valid in the encoding, or they look like UTF-16 or UTF-32.
+            `offset` is the place of the first bad byte, after decompression.
+        InputError: Python has no such encoding.
     """
     return "".join(text_pieces(path, encoding=encoding))
 
 
 def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "utf-8") -> str:
-    """Return the text of a file, of a corpus with a name, or of several.
+    """Return the text of a file, of a named corpus, or of several of these.
 
-    The names are `python-docs`, Python's own documentation (`pydoc_data.topics`, which differs between
-    versions of Python), and `tinyshakespeare`, 1,115,394 characters. This is read from the folder
-    `$CHARLM_DATA_DIR` if that is set, else downloaded once into the cache folder.
+    There are two named corpora. `python-docs` is Python's own documentation (`pydoc_data.topics`), which
+    differs between versions of Python. `tinyshakespeare` has 1,115,394 characters; it is read from the
+    folder `$CHARLM_DATA_DIR` if that is set, else downloaded once into the cache folder.
 
     Args:
-        source: a path, "-" for standard input, or a name; or several of these, whose texts are joined with
-            nothing in between, as `cat` does. A string is a name only where no file is called so; a `Path`
-            never is.
+        source: a path, "-" for standard input, or a name; or a list of these, whose texts are joined as
+            `cat` does. A string is a path if there is such a file, else a name. A `Path` is never a name.
         encoding: of the files, as in `read_text`.
 
     Returns:
@@ -78,7 +70,7 @@ def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "u
     Raises:
         CorpusError: there is no such file or corpus, it cannot be read or downloaded, or it is no text.
         InvalidTextError: a file is not valid in the encoding, or looks like UTF-16 or UTF-32.
-        InputError: `source` is none of these, or there is no such encoding.
+        InputError: `source` has a wrong type or is an empty list, or Python has no such encoding.
 
     Example:
         >>> text = load_corpus("python-docs")
@@ -96,16 +88,16 @@ def load_corpus(source: str | Path | Sequence[str | Path], *, encoding: str = "u
 
 
 def is_named(source: str | Path) -> bool:
-    """Return whether a source is the name of a corpus, and not of a file."""
+    """Return whether a source is the name of a corpus and not a path."""
     return isinstance(source, str) and source in _NAMES and not as_path(source).is_file()
 
 
 def corpus_pieces(
     source: str | Path, *, encoding: str = "utf-8", on_read: Callable[[int], None] | None = None
 ) -> Iterator[str]:
-    """Yield the text of a file or of a corpus with a name in pieces, so that it need not fit into memory.
+    """Yield the text of a file or named corpus in pieces, so that it need not fit into memory.
 
-    Arguments and errors are those of `load_corpus` and, for `on_read`, of `text_pieces`.
+    Arguments and errors are those of `load_corpus`; `on_read` is that of `text_pieces`.
     """
     if is_named(source):
         yield _python_docs() if source == _PYTHON_DOCS else _downloaded(_DOWNLOADS[str(source)])
@@ -129,37 +121,33 @@ def _python_docs() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def _downloaded(wanted: Download) -> str:
-    file = f"{wanted.name}.txt"
+def _downloaded(download: Download) -> str:
+    file = f"{download.name}.txt"
     if folder := os.environ.get("CHARLM_DATA_DIR"):
         path = Path(folder, file)
         name = f"{quoted(str(path))} (CHARLM_DATA_DIR is set)"
         with reading_errors(name):
             data = path.read_bytes()
-        if not wanted.matches(data):
+        if not download.matches(data):
             raise CorpusError(
-                f"{name} must have {wanted.size} bytes with sha256 {wanted.sha256}, "
-                f"got {kind_of(data) or 'other content'}; "
-                f"put the file from {wanted.url} there"
+                f"{name} must have {download.size} bytes with sha256 {download.sha256}, "
+                f"got {kind_of(data) or 'other content'}; put the file from {download.url} there"
             )
         return data.decode("utf-8")
     path = cache_folder() / file
     try:
-        cached = reading.read_file(path, max_bytes=wanted.size, exact_size=wanted.size)
+        cached = reading.read_file(path, max_bytes=download.size, exact_size=download.size)
     except (OSError, FileFormatError):
         cached = bytearray()
-    if not wanted.matches(cached):  # not there yet, or damaged
-        cached = bytearray(fetch(wanted))
-        _keep(path, cached)
+    if not download.matches(cached):  # not there yet, or damaged
+        cached = bytearray(fetch(download))
+        try:
+            atomic.make_directory(path.parent)
+            atomic.write_file(path, cached)
+        except OSError as error:
+            reason = error.strerror or error
+            warn(
+                f"the download is not kept: {quoted(str(path))} cannot be written: {reason}; "
+                "set CHARLM_CACHE_DIR to a folder that can be written"
+            )
     return cached.decode("utf-8")
-
-
-def _keep(path: Path, data: bytearray) -> None:
-    try:
-        atomic.make_directory(path.parent)
-        atomic.write_file(path, data)
-    except OSError as error:
-        warn(
-            f"the download is not kept: {quoted(str(path))} cannot be written: {error.strerror or error}; "
-            "set CHARLM_CACHE_DIR to a folder that can be written"
-        )

@@ -1,7 +1,7 @@
-"""A checked download: the bytes that were expected, or an error that says what came instead.
+"""A checked download: it returns the expected bytes or raises an error that describes the answer.
 
-What is wanted is known to the last bit (`Download.sha256`), so nothing that a server, a proxy or a login
-page answers can pass for it. Knows nothing of texts; where the bytes are kept is the caller's business.
+The sha256 of the file is known beforehand, so the answer of a proxy or a login page cannot pass for it. This
+module knows nothing of texts; the caller stores the bytes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Download:
     """A file of fixed content at a fixed address.
 
     Attributes:
-        name: what messages call it.
-        url: where it is.
-        size: in bytes.
-        sha256: of its content, in hexadecimal.
-        timeout_seconds: how long the server may be silent; and after so long the download must have kept at
-            least half the pace at which it would be done at the deadline.
-        deadline_seconds: how long the whole may take.
+        name: its name in messages.
+        url: its address.
+        size: its size in bytes.
+        sha256: the hash of its content, in hexadecimal.
+        timeout_seconds: the longest silence of the server. From then on, the download must also go at least
+            half as fast as the deadline demands.
+        deadline_seconds: the longest time of the whole download.
     """
 
     name: str
@@ -47,66 +47,66 @@ class Download:
     deadline_seconds: float = 300.0
 
     def matches(self, data: bytes | bytearray) -> bool:
-        """Return whether these bytes are the wanted ones."""
+        """Return whether these bytes are the expected ones."""
         return len(data) == self.size and hashlib.sha256(data).hexdigest() == self.sha256
 
 
-def fetch(wanted: Download) -> bytes:
+def fetch(download: Download) -> bytes:
     """Download a file and check it.
 
     Raises:
-        CorpusError: no answer in time, an error of network or server, or other bytes than wanted.
+        CorpusError: the time is up, the network or server failed, or other bytes came than expected.
     """
     outcome: list[bytes | BaseException] = []
     received = bytearray()
 
     def work() -> None:
         try:
-            outcome.append(_received(wanted, received))
+            outcome.append(_received(download, received))
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, below
             outcome.append(error)
 
-    # Name resolution, handshakes and headers can all be slow without end, and no socket timeout bounds
-    # their sum. So a thread does the work, and is left alone when the time is up.
-    thread = threading.Thread(target=work, name=f"charlm download of {wanted.name}", daemon=True)
+    # Name resolution, handshakes and headers can each take very long, and no socket timeout bounds their
+    # sum. So a thread does the work, and is abandoned when the time is up.
+    thread = threading.Thread(target=work, name=f"charlm download of {download.name}", daemon=True)
     began = time.monotonic()
     thread.start()
-    while thread.is_alive() and (seconds := time.monotonic() - began) < wanted.deadline_seconds:
-        least = wanted.size * seconds / wanted.deadline_seconds / 2
-        if seconds >= wanted.timeout_seconds and len(received) < least:
-            raise _failed(wanted, f"timed out: {len(received)} bytes came in {seconds:.0f} seconds")
-        thread.join(min(wanted.timeout_seconds, wanted.deadline_seconds - seconds))
+    while thread.is_alive() and (seconds := time.monotonic() - began) < download.deadline_seconds:
+        least = download.size * seconds / download.deadline_seconds / 2
+        if seconds >= download.timeout_seconds and len(received) < least:
+            raise _failed(download, f"timed out: {len(received)} bytes came in {seconds:.0f} seconds")
+        thread.join(min(download.timeout_seconds, download.deadline_seconds - seconds))
     if not outcome:
-        raise _failed(wanted, f"it took longer than {wanted.deadline_seconds:g} seconds")
+        raise _failed(download, f"it took longer than {download.deadline_seconds:g} seconds")
     data = outcome[0]
     if isinstance(data, urllib.error.HTTPError):
         data.close()
-        raise _failed(wanted, f"the server answered {data.code} {quoted(str(data.reason))}")
+        raise _failed(download, f"the server answered {data.code} {quoted(str(data.reason))}")
     # A ValueError is a bad redirect address.
     if isinstance(data, (OSError, http.client.HTTPException, ValueError)):
         reason = getattr(data, "reason", data)
-        raise _failed(wanted, quoted(str(reason))[1:-1], getattr(reason, "errno", None))
+        raise _failed(download, quoted(str(reason))[1:-1], getattr(reason, "errno", None))
     if isinstance(data, BaseException):
         raise data
-    if not wanted.matches(data):
-        size = f"more than {wanted.size}" if len(data) > wanted.size else str(len(data))
+    if not download.matches(data):
+        size = f"more than {download.size}" if len(data) > download.size else str(len(data))
         raise _failed(
-            wanted,
-            f"{wanted.size} bytes with sha256 {wanted.sha256} are wanted, but {size} bytes with sha256 "
+            download,
+            f"{download.size} bytes with sha256 {download.sha256} are wanted, but {size} bytes with sha256 "
             f"{hashlib.sha256(data).hexdigest()} came; a proxy or a login page may have answered",
         )
     return data
 
 
-def _received(wanted: Download, data: bytearray) -> bytes:
-    """Fill `data`, and return what is wanted of it, or a byte more."""
-    end = time.monotonic() + wanted.deadline_seconds
+def _received(download: Download, data: bytearray) -> bytes:
+    """Fill `data` as bytes arrive, and return at most one byte more than expected."""
+    end = time.monotonic() + download.deadline_seconds
     opener = urllib.request.build_opener(_Redirects)
-    with opener.open(wanted.url, timeout=wanted.timeout_seconds) as response:
-        # read1 returns what has arrived, where read would wait for the whole piece
-        while len(data) <= wanted.size and time.monotonic() < end and (piece := response.read1(_PIECE)):
+    with opener.open(download.url, timeout=download.timeout_seconds) as response:
+        # read1 returns the bytes that have arrived; read would wait for a whole piece
+        while len(data) <= download.size and time.monotonic() < end and (piece := response.read1(_PIECE)):
             data += piece
-    return bytes(data[: wanted.size + 1])
+    return bytes(data[: download.size + 1])
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -128,10 +128,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _failed(wanted: Download, reason: str, errno: int | None = None) -> CorpusError:
+def _failed(download: Download, reason: str, errno: int | None = None) -> CorpusError:
     error = CorpusError(
-        f"{wanted.name} could not be downloaded from {wanted.url}: {reason}. Download it by other means and "
-        f"pass its path, or put it as {wanted.name}.txt into a folder and set CHARLM_DATA_DIR to that folder"
+        f"{download.name} could not be downloaded from {download.url}: {reason}. Download it by other means "
+        f"and pass its path, or put it as {download.name}.txt into a folder and set CHARLM_DATA_DIR to that "
+        "folder"
     )
     error.errno = errno
     return error

@@ -1,8 +1,8 @@
-"""What a person should know of a text before training on it, counted: no model, no torch, no random numbers.
+"""Figures of a text that a person should know before training on it. No model, no torch, no random numbers.
 
-Characters and how rare they are, line ends, what cannot be seen, how well a character can be guessed from the
-one or two before it, and whether the text for validation is new to a model that has seen the rest.
-`charlm inspect` shows it.
+They are: the characters and their counts, line ends, invisible characters, how well the one or two characters
+before predict the next one, and how much of the validation text the training text contains. `charlm inspect`
+shows them.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from charlm.text.tokenizer import CharTokenizer
 __all__ = ["RARE_BELOW", "SHARED_WIDTH", "TextReport", "inspect_text", "remarks"]
 
 RARE_BELOW = 10
-"""A character is rare that occurs fewer times than this."""
+"""A character that occurs fewer times than this is rare."""
 SHARED_WIDTH = 50
-"""Characters in the shortest run that counts as shared."""
+"""Length of the shortest run that counts as shared, in characters."""
 
 _MOST_IN_ENTROPY = 10_000_000  # characters: 1 s
 _MOST_COMPARED = 5_000_000  # characters of validation
 _STRETCH = 2**22  # characters counted at once
 
 _PIECES = 100  # of the validation text, looked for in the training text
-_FEW_EACH = 100  # occurrences of a character, on average, in a text that has many
+_FEW_EACH = 100  # occurrences per character: with fewer on average, a large vocabulary is remarked on
 
-_WITHOUT_PICTURE = frozenset("\t\n\r ")  # cannot be seen either, and belong into a text
+_SPACES = frozenset("\t\n\r ")  # invisible, too, but expected in a text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextReport:
-    """What `inspect_text` counted. Lengths are in characters (code points) unless said otherwise."""
+    """The figures of `inspect_text`. Lengths are in characters (code points) unless another unit is named."""
 
     n_chars: int
     """Length of the text."""
     n_bytes: int
     """Length of its UTF-8, in bytes."""
     n_lines: int
-    """Lines, whatever they end with; the last one needs no end."""
+    """Number of lines, with any line end; the last one needs none."""
     counts: Mapping[str, int]
-    """How often each character occurs, in the order of code points: the vocabulary."""
+    """The vocabulary: each character with its number of occurrences, in the order of code points."""
     lf: int
     r"""Line ends that are "\n", as on Linux and macOS."""
     crlf: int
@@ -59,26 +59,26 @@ class TextReport:
     has_bom: bool
     """Whether the first character is U+FEFF, a byte order mark."""
     entropy_bits: tuple[float | None, float | None, float | None]
-    """Bits a character has on average when the 0, 1 and 2 characters before it are known: conditional
-    entropies of this text's own counts, and so the more optimistic, the more are known: what follows a pair
-    that occurs once counts as certain. None where the text is too short."""
+    """Average bits per character when the 0, 1 and 2 characters before it are known: the conditional
+    entropies of the text's own counts. They get more optimistic with each known character: after a pair that
+    occurs once, the next character counts as certain. None if the text is too short."""
     entropy_chars: int
-    """How many characters, from the first on, the entropies are of."""
+    """The entropies are those of so many characters at the beginning of the text."""
     train_chars: int
-    """Length of the first part, which is trained on."""
+    """Length of the training part, which comes first."""
     val_chars: int
-    """Length of the rest, which is kept for validation."""
+    """Length of the validation part, which follows."""
     only_in_val: str
     """Characters that occur in the validation part alone, in the order of code points."""
     compared_chars: int
-    """How many characters of the validation part, from its first on, were looked for in the training part."""
+    """So many characters at the beginning of the validation part were looked for in the training part."""
     shared_chars: int
-    """How many of these lie in a run of at least `SHARED_WIDTH` that occurs in the training part, too."""
+    """So many of these lie in a run of at least `SHARED_WIDTH` that the training part contains, too."""
     longest_shared: str
     """The longest such run, the first if there are several; empty if there is none."""
     longest_shared_lines: tuple[int, int] | None
-    r"""The lines where it begins, first in the validation part and in the training part; only "\n" ends a
-    line here, as in error messages. None if there is none."""
+    r"""The line where this run begins in the validation part, and the line of its first occurrence in the
+    training part; only "\n" ends a line here, as in error messages. None if there is no run."""
 
     @property
     def vocab_size(self) -> int:
@@ -87,20 +87,18 @@ class TextReport:
 
     @property
     def rare(self) -> dict[str, int]:
-        """The characters that occur fewer than `RARE_BELOW` times, with their counts, the rarest first."""
+        """The characters that occur fewer than `RARE_BELOW` times, with their counts, rarest first."""
         return {c: n for c, n in sorted(self.counts.items(), key=lambda item: item[1]) if n < RARE_BELOW}
 
     @property
     def invisible(self) -> dict[str, int]:
-        r"""The characters that cannot be seen, with their counts, but for space, "\t", "\n" and "\r".
+        r"""The invisible characters with their counts, without space, "\t", "\n" and "\r".
 
-        Control characters, spaces that do not break or have no width, marks of direction, code points that
-        Unicode has given to nothing; and U+FFFD, which stands where a text was decoded wrongly.
+        These are control characters, no-break and zero-width spaces, direction marks and unassigned code
+        points. U+FFFD counts, too: it replaces bytes that were decoded wrongly.
         """
         return {
-            c: n
-            for c, n in self.counts.items()
-            if c == "\ufffd" or not (c.isprintable() or c in _WITHOUT_PICTURE)
+            c: n for c, n in self.counts.items() if c == "\ufffd" or not (c.isprintable() or c in _SPACES)
         }
 
     @property
@@ -110,14 +108,14 @@ class TextReport:
 
 
 def inspect_text(text: str, *, val_fraction: float = 0.1) -> TextReport:
-    r"""Count what there is to know of a text before training.
+    r"""Count the figures of a text that are worth knowing before training.
 
-    Time and memory grow with the text: a few bytes for each character beside it. What would take longer looks
-    at the beginning only, and the report says at how much of it.
+    Memory grows with the text, by a few bytes per character. The slow figures are those of the beginning of a
+    long text, and the report says of how much of it.
 
     Args:
-        text: any text, also the empty one.
-        val_fraction: the share of the end that is kept for validation, as in `charlm train`; 0: none.
+        text: any text; it may be empty.
+        val_fraction: share of the text, at its end, for validation, as in `charlm train`; 0: none.
 
     Raises:
         InvalidTextError: the text holds a lone surrogate.
@@ -175,30 +173,30 @@ def inspect_text(text: str, *, val_fraction: float = 0.1) -> TextReport:
 
 
 def remarks(text: str, vocab_size: int, *, val_fraction: float) -> list[str]:
-    r"""Return what a person should change in a text, or know of it, before training: a sentence for each.
+    r"""Return one sentence for each thing that a person should mend in a text, or know, before training.
 
-    Takes a moment even for a long text. Of the validation text only a hundred pieces are looked for in the
-    training text; `inspect_text` says exactly how much of it is there.
+    This is quick for a long text, too: only a hundred pieces of the validation text are looked for in the
+    training text. `inspect_text` gives the exact share.
 
     Args:
         text: the text.
-        vocab_size: how many different characters it has; 256 with a `ByteTokenizer`, never too many.
-        val_fraction: the share of the end that is kept for validation.
+        vocab_size: the number of different characters; 256 with a `ByteTokenizer`.
+        val_fraction: share of the text, at its end, for validation.
 
     Example:
         >>> remarks("one\r\ntwo\n", 8, val_fraction=0.0)
         ['its line ends are of several kinds, all of which are learnt: make them one kind']
     """
-    found = []
+    sentences = []
     if text.startswith("\ufeff"):
-        found.append(
+        sentences.append(
             "it begins with a byte order mark, which is learnt like any other character: take it out"
         )
     crlf = text.count("\r\n")
     if sum(count > 0 for count in (crlf, text.count("\n") - crlf, text.count("\r") - crlf)) > 1:
-        found.append("its line ends are of several kinds, all of which are learnt: make them one kind")
+        sentences.append("its line ends are of several kinds, all of which are learnt: make them one kind")
     if vocab_size > 256 and len(text) < _FEW_EACH * vocab_size:
-        found.append(
+        sentences.append(
             f"it has {vocab_size:,} different characters, each {len(text) // vocab_size} times on average, "
             "which is little to learn from: bytes (--tokenizer byte) are 256 at most"
         )
@@ -207,34 +205,35 @@ def remarks(text: str, vocab_size: int, *, val_fraction: float) -> list[str]:
     places = places[:: max(1, len(places) // _PIECES)]
     shared = sum(text.find(text[place : place + SHARED_WIDTH], 0, cut) >= 0 for place in places)
     if 10 * shared > len(places):
-        found.append(
+        sentences.append(
             "much of its end, which is kept for validation, stands in the training text, too: a loss on it "
             "says little of new text"
         )
-    return found
+    return sentences
 
 
 def _counted(ids: NDArray[Any], V: int) -> NDArray[np.int64]:
-    """Return how often each id occurs, (V,)."""
+    """Return the number of occurrences of each id, (V,)."""
     counts = np.zeros(V, dtype=np.int64)
-    for start in range(0, len(ids), _STRETCH):  # numpy's count makes eight bytes of each id
+    for start in range(0, len(ids), _STRETCH):  # bincount takes eight bytes per id
         counts += np.bincount(ids[start : start + _STRETCH], minlength=V)
     return counts
 
 
 def _entropy_bits(ids: NDArray[Any], V: int, order: int) -> float | None:
-    """Return H(next id | the `order` ids before it) of the pairs that occur, each weighing the same."""
+    """Return H(next id | the `order` ids before it) of the counts of a text, in bits."""
     N = len(ids) - order
     if N < 1:
         return None
-    codes = np.zeros(N, dtype=np.int64)  # of the order + 1 ids from each place on: V**3 is below 2**63
+    codes = np.zeros(N, dtype=np.int64)  # one number for each run of order + 1 ids: V**3 is below 2**63
     for i in range(order + 1):
         codes *= V
         codes += ids[i : i + N]
     grams, counts = np.unique(codes, return_counts=True)
     contexts = np.flatnonzero(np.diff(grams // V, prepend=-1))
     totals = np.add.reduceat(counts, contexts)
-    # A gram of count c has probability c / t behind its context of count t: its share is c (log t - log c).
+    # A gram that occurs c times has probability c / t after its context, which occurs t times. So it
+    # contributes c (log t - log c).
     bits = float((totals * np.log2(totals)).sum() - (counts * np.log2(counts)).sum()) / N
     return max(bits, 0.0)
 

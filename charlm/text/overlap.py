@@ -1,8 +1,8 @@
-"""What one text has in common with another: the characters of it that stand in long runs of the other, too.
+"""Finds the long runs of ids that two texts have in common.
 
-All windows of one width are hashed, those of one text are looked up among those of the other, and what the
-hash says is compared with the ids themselves. So the answer is exact, and whatever the texts are, the time
-grows with their length times the logarithm of the longest run. Works on ids; knows nothing of characters.
+All windows of one width are hashed, the hashes of one text are looked up among those of the other, and equal
+hashes are confirmed by comparing the ids. So the answer is exact. The time grows with the length of the texts
+times the logarithm of the longest run. This module works on ids and knows no characters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["Overlap", "find_overlap"]
 
 _STRETCH = 2**18  # windows hashed at once
-_TABLE_BITS = 27  # at most, of the table that sorts out most windows: 128 MiB
+_TABLE_BITS = 27  # at most: the table that excludes most windows takes 128 MiB
 _COMPARED = 2**23  # ids compared at once
 
 Ids = NDArray[np.unsignedinteger[Any]]
@@ -28,48 +28,43 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """The part of a text that occurs in another one, in runs of some least length."""
+    """The part of a text that occurs in another text, in runs of at least some length."""
 
     shared: int
-    """How many ids lie in such a run."""
+    """The number of ids that lie in such a run."""
     longest: Ids
-    """The longest run of the text that occurs in the other (the first of several); empty if there is none."""
+    """The longest run of the text that occurs in the other, the first of several; empty if there is none."""
     begins: Ints
-    """(K,) where the stretches of the text begin that such runs cover, in order."""
+    """(K,) where the stretches of the text that such runs cover begin, in order."""
     stops: Ints
-    """(K,) where they stop; the ids there belong to them no more."""
+    """(K,) where they stop, exclusively."""
 
 
 def find_overlap(text: Ids, other: Ids, width: int) -> Overlap:
     """Find the runs of at least `width` ids of a text that occur in another text.
 
-    Memory: about 40 bytes for each id of `text`, and 1 for each of `other`; a few more where much is shared.
+    Memory: about 40 bytes per id of `text` and 1 per id of `other`; a few more if much is shared.
 
     Args:
-        text: (N,) the ids that are looked for.
-        other: (M,) the ids among which they are looked for; may be far longer.
+        text: (N,) the ids to look for.
+        other: (M,) the ids to search through; may be far longer.
         width: the shortest run that counts, at least 1.
-
-    Returns:
-        Exact figures, whatever the ids are.
 
     Example:
         >>> text, other = (np.frombuffer(line, np.uint8) for line in (b"in the end", b"the beginning"))
-        >>> found = find_overlap(text, other, 3)
-        >>> found.shared, found.longest.tobytes()
+        >>> overlap = find_overlap(text, other, 3)
+        >>> overlap.shared, overlap.longest.tobytes()
         (4, b'the ')
     """
     if min(len(text), len(other)) < width:
         return _nothing(text)
-    # A second attempt is needed after a collision of hashes, which is hardly ever seen.
-    attempts = itertools.count()
-    while (found := _attempt(text, other, width, next(attempts))) is None:
-        pass
-    return found
+    # A second attempt follows a collision of hashes, which is very rare.
+    attempts = (_attempt(text, other, width, seed) for seed in itertools.count())
+    return next(overlap for overlap in attempts if overlap is not None)
 
 
 def _attempt(text: Ids, other: Ids, width: int, seed: int) -> Overlap | None:
-    """Return the overlap, or None if two hashes were equal that should not be."""
+    """Return the overlap, or None if windows with equal hashes differ."""
     hashing = _Hashing(max(int(text.max()), int(other.max())) + 3, seed)
     places, others = _look_up(text, other, width, hashing)
     if not _all_equal(text, other, places, width):
@@ -88,7 +83,7 @@ def _nothing(text: Ids) -> Overlap:
 
 
 class _Hashing:
-    """Hashes of windows: numbers drawn for each id, put together two by two until they span the window."""
+    """Hashes of windows: each id has a random number, and numbers are combined until they span the window."""
 
     def __init__(self, n_ids: int, attempt: int) -> None:
         draw = np.random.default_rng(attempt)
@@ -96,7 +91,7 @@ class _Hashing:
         self._factors = draw.integers(2**64, size=2, dtype=np.uint64) | np.uint64(1)
 
     def __call__(self, ids: Ids, width: int) -> Hashes:
-        """Return a number for each window (N - width + 1,): equal ones for equal windows."""
+        """Return the hash of each window, (N - width + 1,)."""
         hashes = self._numbers[ids]  # (N,)
         spanned = 1
         while spanned < width:
@@ -108,44 +103,44 @@ class _Hashing:
 
 
 def _look_up(text: Ids, other: Ids, width: int, hashing: _Hashing) -> tuple[Ints, Bools]:
-    """Look up each window of the text among those of the other, by their hashes alone.
+    """Look up each window of the text among the windows of the other, by hash alone.
 
     Returns:
-        (N - width + 1,) where in the other text each window occurs, or -1; and (M - width + 1,) whether each
-        window of that one occurs in the text.
+        (N - width + 1,) the place of each window in the other text, or -1; and (M - width + 1,) whether each
+        window of the other text occurs in this one.
     """
     hashes = hashing(text, width)
     order = np.argsort(hashes)
-    wanted = hashes[order]
-    bits = min(_TABLE_BITS, len(wanted).bit_length() + 4)
+    ordered = hashes[order]
+    bits = min(_TABLE_BITS, len(ordered).bit_length() + 4)
     mask = np.uint64((1 << bits) - 1)
     table = np.zeros(1 << bits, dtype=np.bool_)
-    table[wanted & mask] = True
-    places = np.full(len(wanted), -1)  # of the first of equal hashes
+    table[ordered & mask] = True
+    places = np.full(len(ordered), -1)  # of the first of equal hashes
     others = np.zeros(max(len(other) - width + 1, 0), dtype=np.bool_)
     stretch = max(_STRETCH, width)  # a shorter one would hash each id many times
     for start in range(0, len(others), stretch):
         hashes = hashing(other[start : start + stretch + width - 1], width)
         possible = np.flatnonzero(table[hashes & mask])
-        possible = possible[np.argsort(hashes[possible])]  # far quicker to bisect for in order
-        at = np.searchsorted(wanted, hashes[possible])
-        at[at == len(wanted)] = 0
-        same = wanted[at] == hashes[possible]
+        possible = possible[np.argsort(hashes[possible])]  # searchsorted is far quicker on sorted hashes
+        at = np.searchsorted(ordered, hashes[possible])
+        at[at == len(ordered)] = 0
+        same = ordered[at] == hashes[possible]
         places[at[same]] = start + possible[same]
         others[start + possible[same]] = True
-    first = np.maximum.accumulate(np.where(wanted != np.roll(wanted, 1), np.arange(len(wanted)), 0))
+    first = np.maximum.accumulate(np.where(ordered != np.roll(ordered, 1), np.arange(len(ordered)), 0))
     unsorted = np.empty_like(places)
     unsorted[order] = places[first]
     return unsorted, others
 
 
 def _all_equal(text: Ids, other: Ids, places: Ints, width: int) -> bool:
-    """Whether each window of the text is equal to the one at its place in the other text."""
+    """Return whether each window of the text is equal to the window at its place in the other text."""
     mine = np.flatnonzero(places >= 0)
     at = places[mine]
     if not np.array_equal(text[mine + width - 1], other[at + width - 1]):
         return False
-    # One that follows a window in both texts has only this last id to be compared.
+    # A window that follows another one in both texts needs no more than this comparison of its last id.
     begins = np.ones(len(mine), dtype=np.bool_)
     begins[1:] = (np.diff(mine) != 1) | (np.diff(at) != 1)
     mine, at = mine[begins], at[begins]
@@ -158,7 +153,7 @@ def _all_equal(text: Ids, other: Ids, places: Ints, width: int) -> bool:
 
 
 def _covered(starts: Bools, width: int) -> tuple[Ints, Ints]:
-    """Return where the stretches begin and stop that windows with these starts cover together, in order."""
+    """Return begins and stops of the stretches that the windows with these starts cover, in order."""
     edges = np.flatnonzero(np.diff(starts, prepend=False, append=False))
     begins, stops = edges[::2], edges[1::2] + width - 1
     apart = begins[1:] > stops[:-1]
@@ -166,13 +161,13 @@ def _covered(starts: Bools, width: int) -> tuple[Ints, Ints]:
 
 
 def _longest(text: Ids, other: Ids, found: tuple[Ints, Bools], width: int, hashing: _Hashing) -> Ids | None:
-    """Return the longest run that both have; None if two hashes were equal that should not be.
+    """Return the longest common run, or None if windows with equal hashes differ.
 
-    Each round asks for runs of some length, and cuts the texts down to what such runs cover.
+    Each round looks for runs of some length, and keeps only the parts of the texts that such runs cover.
     """
     places, others = found  # of windows of `width`
-    end = max(int(text.max()), int(other.max())) + 1  # stands behind each piece, another in the other text
-    low, high, guess = 0, len(text) + 1, width  # both have a run of `low` ids, and none of `high`
+    end = max(int(text.max()), int(other.max())) + 1  # follows each piece; end + 1 in the other text
+    low, high, guess = 0, len(text) + 1, width  # a run of `low` ids is common, none of `high`
     run, twin = text[:0], other[:0]
     whole_tried = False
     while True:
@@ -185,7 +180,7 @@ def _longest(text: Ids, other: Ids, found: tuple[Ints, Bools], width: int, hashi
             other = _cut(other, *_covered(others, low), end + 1)
         else:
             high = guess
-        # Hashes that differ are of windows that differ, so only the last find is in doubt.
+        # Different hashes prove different windows, so only the last run is in doubt.
         if high - low == 1:
             return run if np.array_equal(run, twin) else None
         guess = min(2 * low, (low + high) // 2) if whole_tried else high - 1
@@ -194,7 +189,7 @@ def _longest(text: Ids, other: Ids, found: tuple[Ints, Bools], width: int, hashi
 
 
 def _cut(ids: Ids, begins: Ints, stops: Ints, end: int) -> Ids:
-    """Return some stretches of a text that do not touch, each followed by the id `end`."""
+    """Return stretches of a text, which do not touch, each followed by the id `end`."""
     longer = np.append(ids, np.array(end, np.min_scalar_type(end)))
     longer[stops] = end
     edges = np.zeros(len(longer) + 1, dtype=np.int8)

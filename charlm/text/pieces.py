@@ -1,8 +1,8 @@
-"""The text of a file in pieces, so that a text of any length can be read in little memory.
+"""Reads the text of a file in pieces, so that a text of any length can be read in little memory.
 
 Text is decoded strictly and never changed: line ends, byte order marks and NULs arrive as they were
-written. What is compressed with gzip is decompressed on the way, and what is no text is refused by its first
-bytes. An error in the midst of a text comes when its piece is reached.
+written. A gzip file is decompressed on the way. A file whose first bytes show that it is no text is refused.
+An error in the middle of a text is raised when its piece is reached.
 """
 
 from __future__ import annotations
@@ -32,24 +32,15 @@ _ADVICE = {errno.ENOENT: "; check the path", errno.EISDIR: "; name the files in 
 def text_pieces(
     path: str | Path, *, encoding: str = "utf-8", on_read: Callable[[int], None] | None = None
 ) -> Iterator[str]:
-    """Yield the text of a file in pieces of about a million characters, exactly as it stands there.
+    """Yield the text of a file, unchanged, in pieces of about a million characters.
 
-    Args:
-        path: the file; the string "-" is standard input. What is compressed with gzip is decompressed.
-        encoding: what the bytes are; any text encoding of Python's.
-        on_read: called with the number of bytes that were read from the file, again and again.
-
-    Raises:
-        CorpusError: the file is missing, a directory, unreadable or damaged, or no text but a pointer of Git
-            LFS, an archive, a PDF or the like; `errno` is the system's reason.
-        InvalidTextError: the bytes are not valid in the encoding, or look like UTF-16 or UTF-32 in another;
-            `offset` is that of the first bad one, after decompression.
-        InputError: there is no such encoding.
+    Arguments and errors are those of `charlm.text.corpus.read_text`. `on_read` is called after each read
+    with its number of bytes.
     """
     name = "standard input" if path == "-" else quoted(str(path))
     try:
         codec = codecs.lookup(encoding).name
-        with suppress(UnicodeError):  # but a LookupError refuses a codec of no text
+        with suppress(UnicodeError):  # a LookupError means that the codec is not one of text
             b"ab".decode(encoding, "replace")
         new_decoder = codecs.getincrementaldecoder(encoding)
     except (LookupError, TypeError, ValueError) as error:
@@ -66,14 +57,13 @@ def text_pieces(
                     "the command"
                 )
             if number == 0 and codec in {"utf-16", "utf-32"} and not piece.startswith(_MARKS):
-                decoder = codecs.getincrementaldecoder(
-                    f"{codec}-{sys.byteorder[0]}e"
-                )()  # as bytes.decode does
+                # Without a mark, the byte order is the machine's, as in bytes.decode.
+                decoder = codecs.getincrementaldecoder(f"{codec}-{sys.byteorder[0]}e")()
             fed += len(piece)
             lines += piece.count(b"\n")
             try:
                 text = decoder.decode(piece, final=not piece)
-            except UnicodeDecodeError as error:  # its object ends where the piece does
+            except UnicodeDecodeError as error:  # error.object ends where the piece ends
                 offset = error.start + fed - len(error.object)
                 line = lines - error.object.count(b"\n", error.start) + 1
                 raise _invalid(error, offset, line, name, encoding) from None
@@ -84,7 +74,7 @@ def text_pieces(
 
 
 def corpus_error(message: str, cause: Exception) -> CorpusError:
-    """Return the error about a text that cannot be read, with the system's reason."""
+    """Return a CorpusError with the `errno` of its cause."""
     error = CorpusError(message)
     error.errno = cause.errno if isinstance(cause, OSError) else None
     return error
@@ -92,7 +82,7 @@ def corpus_error(message: str, cause: Exception) -> CorpusError:
 
 @contextmanager
 def reading_errors(name: str) -> Iterator[None]:
-    """Raise a CorpusError that names the file for what goes wrong while it is read inside the block."""
+    """Turn errors of reading inside the block into a CorpusError that names the file."""
     try:
         yield
     except OSError as error:
@@ -106,13 +96,13 @@ def reading_errors(name: str) -> Iterator[None]:
 def _opened(
     path: str | Path, name: str, on_read: Callable[[int], None] | None
 ) -> Iterator[Callable[[int], bytes]]:
-    """Open a file, and yield what reads some bytes of it: fewer only at its end."""
+    """Open a file and yield a function that reads bytes from it: fewer than asked for only at its end."""
     file: Any = None
 
     def read(size: int) -> bytes:
         with reading_errors(name):
             data: bytes | None = file.read(size)
-            if data is None:  # it does not block, and nothing is there yet
+            if data is None:  # a non-blocking pipe that is still empty
                 raise BlockingIOError(
                     errno.EAGAIN, "it does not wait for its writer; give a file or a plain pipe"
                 )
@@ -130,7 +120,7 @@ def _opened(
 
 
 def _unpacked(read: Callable[[int], bytes], name: str, gzip_wanted: bool, is_wide: bool) -> Iterator[bytes]:
-    """Yield the bytes of a text, the last piece empty, and refuse what is no text by the first one."""
+    """Yield the decompressed bytes of a text, ending with an empty piece; refuse what is no text."""
     first = read(_PIECE)
     packed = re.match(GZIP, first) is not None
     if packed:
@@ -164,7 +154,7 @@ def _unpacked(read: Callable[[int], bytes], name: str, gzip_wanted: bool, is_wid
 
 
 class _Rejoined:
-    """A file whose first bytes were read, with them."""
+    """A file whose first bytes have been read already, for a reader that wants them, too."""
 
     def __init__(self, first: bytes, read: Callable[[int], bytes]) -> None:
         self._first, self._read = first, read
@@ -175,9 +165,9 @@ class _Rejoined:
 
 
 def _codecs_of(wide: str, data: bytes) -> set[str]:
-    """Return the names of Python's codecs that read a text which is known to be UTF-16 or UTF-32."""
+    """Return the names of the codecs that decode a text whose first bytes are those of UTF-16 or UTF-32."""
     family, order = wide[:6].lower(), wide[6:].lower()
-    if not order:  # its byte order mark says it
+    if not order:  # the byte order mark tells it
         return {family, f"{family}-{'le' if data.startswith(codecs.BOM_UTF16_LE) else 'be'}"}
     return {f"{family}-{order}", *([family] if sys.byteorder.startswith(order[0]) else [])}
 

@@ -1,6 +1,6 @@
-"""Both ends of a generated text: what an empty prompt begins with, and ids turned into text as they come.
+"""The two ends of generation: the context of an empty prompt, and decoding of ids as they arrive.
 
-It knows tokenizers, and nothing of the models that choose the ids.
+This module knows tokenizers and no models.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["StreamDecoder", "start_ids"]
 
 
 def start_ids(tokenizer: Tokenizer) -> list[int]:
-    r"""Return the context of an empty prompt: "\n" where the vocabulary has it, else id 0.
+    r"""Return the context of an empty prompt: the id of "\n" if the vocabulary has it, else id 0.
 
-    In the lecture it is `torch.zeros((1, 1))`, and id 0 of Tiny Shakespeare is "\n".
+    The lecture starts from `torch.zeros((1, 1))`; id 0 of Tiny Shakespeare is "\n".
     """
     try:
         return tokenizer.encode("\n")
@@ -26,13 +26,13 @@ def start_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 class StreamDecoder:
-    """Decodes ids piece by piece, into whole characters only.
+    """Decodes ids as they arrive, into whole characters only.
 
-    With a `ByteTokenizer` the bytes of an unfinished character wait for the rest of it; what is no UTF-8
-    becomes U+FFFD, as in `ByteTokenizer.decode`.
+    With a `ByteTokenizer`, the bytes of an unfinished character are kept until the rest arrives. Bytes that
+    are no UTF-8 become U+FFFD, as in `ByteTokenizer.decode`.
 
     Args:
-        tokenizer: the one whose ids come.
+        tokenizer: the tokenizer of the ids.
 
     Example:
         >>> decoder = StreamDecoder(ByteTokenizer())
@@ -50,11 +50,11 @@ class StreamDecoder:
         return len(self._bytes.getstate()[0])
 
     def feed(self, ids: Sequence[int]) -> str:
-        """Return the characters that are complete with these ids."""
+        """Return the characters that these ids complete."""
         if isinstance(self._tokenizer, ByteTokenizer):
             return self._bytes.decode(bytes(ids))
         return self._tokenizer.decode(ids)
 
     def finish(self) -> str:
-        """Return what an unfinished character at the end decodes to."""
+        """Return U+FFFD for an unfinished character at the end, else an empty text."""
         return self._bytes.decode(b"", final=True)

@@ -1,9 +1,9 @@
-"""Tokenizers: between a text and integer ids, one id per character or one per byte.
+"""Tokenizers turn a text into integer ids and back, one id per character or one per byte.
 
-A tokenizer is a value: it never changes, two of the same vocabulary are equal, and it is saved in a
-`tokenizer.json` of its own. Nothing here knows models or torch.
-`CharTokenizer.from_text(text)` is the vocabulary of the lecture "Let's build GPT". For speed a text is
-cut into stretches that fit the processor's cache, and each is looked up in a table as a whole.
+A tokenizer is a value: it never changes, two with the same vocabulary are equal, and it is saved in its own
+file, `tokenizer.json`. This module knows no models and no torch.
+`CharTokenizer.from_text(text)` makes the vocabulary of the lecture "Let's build GPT". For speed, a text is
+cut into stretches that fit into the processor's cache, and a table gives the ids of a whole stretch.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ __all__ = [
 ]
 
 OnUnknown: TypeAlias = Literal["error", "skip", "replace"]
-"""What to do with a character outside the vocabulary."""
+"""How a character outside the vocabulary is treated."""
 
 MAX_FILE_BYTES = 8 * 2**20
 """Largest tokenizer.json that is read. The vocabulary of all of Unicode takes 4.4 MB."""
 
 _FORMAT, _VERSION = "charlm.tokenizer", 1
-_STRETCH = 2**16  # characters: text, codes and ids of a stretch take at most 0.8 MB; measured fastest
+_STRETCH = 2**16  # characters: text, codes and ids of a stretch take at most 0.8 MB; the fastest measured
 
 
 Unit: TypeAlias = Literal["character", "byte"]
-"""What an id stands for."""
+"""The unit of text that one id stands for."""
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of charlm asks of a tokenizer; `CharTokenizer` and `ByteTokenizer` are the two here."""
+    """The interface of a tokenizer. `CharTokenizer` and `ByteTokenizer` implement it."""
 
     @property
     def vocab_size(self) -> int:
@@ -74,28 +74,28 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, path: str | Path) -> None:
-        """Write the file from which `load_tokenizer` makes an equal tokenizer."""
+        """Write a file from which `load_tokenizer` makes an equal tokenizer."""
         ...
 
     def to_dict(self) -> dict[str, object]:
-        """Return what `save` writes, as values that JSON has."""
+        """Return the content of that file as values of JSON."""
         ...
 
 
 class CharTokenizer:
     """One id per character: id i stands for `vocab[i]`. Immutable, hashable, picklable.
 
-    A character is a Unicode code point, as in Python's `str`. Nothing is normalised: what was encoded is
-    decoded to exactly the same text.
+    A character is a Unicode code point, as in Python's `str`. Nothing is normalised: decoding returns exactly
+    the text that was encoded.
 
     Args:
-        vocab: the characters in the order of their ids, each once; a string will do.
-        unknown: the character of `vocab` that stands for characters outside it when a text is encoded
-            with `on_unknown="replace"`; None: there is no such character.
+        vocab: the characters in the order of their ids, each once: a string or a list.
+        unknown: the character of `vocab` that replaces characters outside it when a text is encoded with
+            `on_unknown="replace"`; None: there is no such character.
 
     Raises:
-        InputError: the vocabulary is empty, holds something else than single characters, a lone surrogate
-            or a character twice, or lacks `unknown`.
+        InputError: the vocabulary is empty, lacks `unknown`, or holds a character twice, a lone surrogate or
+            an entry that is not a single character.
 
     Example:
         >>> tokenizer = CharTokenizer.from_text("hello")
@@ -118,8 +118,8 @@ class CharTokenizer:
             raise InputError(f"unknown must be one character of vocab or None, got {shown(unknown)}")
         V = len(self._characters)
         self._codes = np.frombuffer(self._characters.encode("utf-32-le"), np.dtype("<u4"))  # (V,)
-        # The id of each code point. Those that the vocabulary lacks have V instead; the last entry is V too,
-        # and stands for all code points beyond it.
+        # The id of each code point, V for an unknown one. The last entry is V, too, and is used for all code
+        # points beyond the table.
         self._table = np.full(int(self._codes.max()) + 2, V, np.min_scalar_type(V))
         self._table[self._codes] = np.arange(V)
         of_bytes = self._table.take(np.arange(256), mode="clip")  # (256,)
@@ -127,13 +127,13 @@ class CharTokenizer:
 
     @classmethod
     def from_text(cls, text: str | Iterable[str]) -> Self:
-        """Return the tokenizer of the characters of a text, sorted by code point.
+        """Return a tokenizer of the characters of a text, sorted by code point.
 
         Args:
             text: the text, or several.
 
         Raises:
-            DataError: there is no character in it.
+            DataError: the text is empty.
             InvalidTextError: it holds a lone surrogate.
             InputError: it is no text.
 
@@ -146,7 +146,7 @@ class CharTokenizer:
         return cls(sorted(seen))
 
     def extend(self, text: str | Iterable[str]) -> CharTokenizer:
-        """Return a tokenizer that knows the characters of a text, too: old ids stay, new ones follow.
+        """Return a tokenizer with the characters of a text added: old ids stay, new ones follow.
 
         Args:
             text: the text, or several. Its new characters are sorted by code point.
@@ -190,7 +190,7 @@ class CharTokenizer:
 
     @property
     def unknown(self) -> str | None:
-        """The character that stands for those outside the vocabulary, or None."""
+        """The character that replaces characters outside the vocabulary, or None."""
         return self._unknown
 
     def encode(self, text: str, *, on_unknown: OnUnknown = "error") -> list[int]:
@@ -204,8 +204,8 @@ class CharTokenizer:
         """Return the ids of a text as an array.
 
         Args:
-            text: any text; the empty one has no ids.
-            on_unknown: what to do with a character outside the vocabulary: "error" refuses the text, "skip"
+            text: any text.
+            on_unknown: how a character outside the vocabulary is treated: "error" refuses the text, "skip"
                 leaves the character out, "replace" encodes the tokenizer's `unknown` in its place.
 
         Returns:
@@ -213,9 +213,9 @@ class CharTokenizer:
 
         Raises:
             UnknownCharacterError: a character is not in the vocabulary, and `on_unknown` is "error".
-                In the message, only a line feed ends a line.
-            InvalidTextError: the text holds a lone surrogate, whatever `on_unknown` is.
-            InputError: `text` is no string, or `on_unknown` is none of the three, or "replace" where the
+                Lines are counted by line feeds alone.
+            InvalidTextError: the text holds a lone surrogate.
+            InputError: `text` is no string, `on_unknown` is none of the three, or it is "replace" and the
                 tokenizer has no `unknown`.
 
         Example:
@@ -234,15 +234,15 @@ class CharTokenizer:
         ids = np.empty(len(text), np.min_scalar_type(V - 1))  # (N,)
         end = 0
         for _, stretch in self._stretches(text):
-            known = stretch
+            part = stretch
             if stretch.max() == V:
                 if on_unknown == "error":
                     raise self._unknown_characters(text)
-                known = stretch[stretch != V]
+                part = stretch[stretch != V]
                 if on_unknown == "replace":
-                    known = np.where(stretch == V, self._characters.index(self._unknown or ""), stretch)
-            ids[end : end + len(known)] = known
-            end += len(known)
+                    part = np.where(stretch == V, self._characters.index(self._unknown or ""), stretch)
+            ids[end : end + len(part)] = part
+            end += len(part)
         return ids if end == len(ids) else ids[:end].copy()
 
     def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]] | Tensor) -> str:
@@ -258,10 +258,10 @@ class CharTokenizer:
         return codes.tobytes().decode("utf-32-le")
 
     def save(self, path: str | Path) -> None:
-        """Write a file from which `load` makes an equal tokenizer: whole, or not at all.
+        """Write a file from which `load` makes an equal tokenizer: the whole file or nothing.
 
         Args:
-            path: the file; one that exists is replaced.
+            path: the file; an existing one is replaced.
 
         Raises:
             OSError: the file cannot be written.
@@ -269,7 +269,7 @@ class CharTokenizer:
         atomic.write_file(path, strict_json.dumps(self.to_dict()))
 
     def to_dict(self) -> dict[str, object]:
-        """Return what `save` writes; `tokenizer_from_dict` is the way back."""
+        """Return the content of the saved file; `tokenizer_from_dict` reads it."""
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -279,14 +279,14 @@ class CharTokenizer:
         }
 
     def _stretches(self, text: str) -> Iterator[tuple[int, NDArray[np.unsignedinteger[Any]]]]:
-        """Yield the start and the ids of each stretch of the text, with V for an unknown character."""
+        """Yield the start and the ids of each stretch of a text; the id of an unknown character is V."""
         for start in range(0, len(text), _STRETCH):
             part = text[start : start + _STRETCH]
             if self._latin1 is not None:
                 try:
                     ids = part.encode("latin-1").translate(self._latin1)
                 except UnicodeEncodeError:
-                    pass  # a character beyond U+00FF
+                    pass  # there is a character beyond U+00FF
                 else:
                     yield start, np.frombuffer(ids, np.uint8)
                     continue
@@ -324,7 +324,7 @@ class CharTokenizer:
 
 
 def _characters(text: str | Iterable[str]) -> set[str]:
-    """Return the different characters of a text, or of several."""
+    """Return the set of characters of a text, or of several."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, Iterable):
         raise InputError(f"text must be a str or several, got {type(text).__name__}")
@@ -338,7 +338,7 @@ def _characters(text: str | Iterable[str]) -> set[str]:
 
 
 class ByteTokenizer:
-    """One id per byte of the text's UTF-8: 256 ids, and no character is unknown. All instances are equal.
+    """One id per byte of UTF-8: 256 ids, and no character is unknown. All instances are equal.
 
     Example:
         >>> ByteTokenizer().encode("né")
@@ -368,7 +368,7 @@ class ByteTokenizer:
 
         Args:
             text: any text.
-            on_unknown: of no effect, but checked: the two tokenizers can stand for each other.
+            on_unknown: checked, without effect; so that either tokenizer can be passed.
 
         Returns:
             (N,) uint8, N the length of the text's UTF-8.
@@ -380,10 +380,10 @@ class ByteTokenizer:
         return np.frombuffer(bytearray(_utf8(text, on_unknown)), np.uint8)  # bytes would make it read-only
 
     def decode(self, ids: Iterable[int] | NDArray[np.integer[Any]] | Tensor) -> str:
-        """Return the text of bytes; for a whole encoded text, exactly that text.
+        """Return the text of bytes.
 
-        Bytes that are no UTF-8, such as a model may make, and a character cut in two become U+FFFD, the
-        replacement character.
+        Bytes that are no valid UTF-8 become U+FFFD, the replacement character: a model may generate such
+        bytes, and a character may be cut in two.
 
         Args:
             ids: (N,), each in [0, 256): a list, an integer array, or an integer tensor on any device.
@@ -394,18 +394,11 @@ class ByteTokenizer:
         return checked_ids(ids, 256).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def save(self, path: str | Path) -> None:
-        """Write a file from which `load` makes an equal tokenizer: whole, or not at all.
-
-        Args:
-            path: the file; one that exists is replaced.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write a file from which `load` makes an equal tokenizer; see `CharTokenizer.save`."""
         atomic.write_file(path, strict_json.dumps(self.to_dict()))
 
     def to_dict(self) -> dict[str, object]:
-        """Return what `save` writes; `tokenizer_from_dict` is the way back."""
+        """Return the content of the saved file; `tokenizer_from_dict` reads it."""
         return {"format": _FORMAT, "version": _VERSION, "kind": "byte"}
 
     @override
@@ -422,18 +415,18 @@ class ByteTokenizer:
 
 
 def unit_of(tokenizer: Tokenizer) -> Unit:
-    """Return what each id of a tokenizer stands for."""
+    """Return the unit of text that an id of this tokenizer stands for."""
     return "byte" if isinstance(tokenizer, ByteTokenizer) else "character"
 
 
 def load_tokenizer(path: str | Path) -> CharTokenizer | ByteTokenizer:
-    """Read a tokenizer of either kind from the file that its `save` wrote.
+    """Read a tokenizer of either kind from a file that `save` wrote.
 
     Args:
         path: a regular file of at most 8 MiB.
 
     Raises:
-        FileFormatError: the file holds anything else; the message names the field.
+        FileFormatError: the file holds something else; the message names the field.
         OSError: the file cannot be read.
     """
     data = reading.read_file(path, max_bytes=MAX_FILE_BYTES)
@@ -442,11 +435,11 @@ def load_tokenizer(path: str | Path) -> CharTokenizer | ByteTokenizer:
 
 
 def tokenizer_from_dict(values: Mapping[str, object], *, path: str) -> CharTokenizer | ByteTokenizer:
-    """Make a tokenizer from what `to_dict` gave.
+    """Make a tokenizer from the values of `to_dict`.
 
     Args:
-        values: the fields `format`, `version` and `kind`; for characters also `vocab` and `unknown`.
-        path: the file they come from, for messages.
+        values: the fields `format`, `version` and `kind`; for a `CharTokenizer` also `vocab` and `unknown`.
+        path: the file of the values, for messages.
 
     Raises:
         FileFormatError: a field is missing, wrong or unknown.
@@ -455,14 +448,14 @@ def tokenizer_from_dict(values: Mapping[str, object], *, path: str) -> CharToken
         >>> tokenizer_from_dict(ByteTokenizer().to_dict(), path="tokenizer.json")
         ByteTokenizer()
     """
-    known = ["format", "version", "kind"]
+    fields = ["format", "version", "kind"]
     strict_json.check_version(values, _FORMAT, _VERSION, path=path)
     kind = strict_json.take(values, "kind", str, path=path)
     tokenizer: CharTokenizer | ByteTokenizer = ByteTokenizer()
     if kind == "character":
-        known += ["vocab", "unknown"]
+        fields += ["vocab", "unknown"]
         vocab = strict_json.take(values, "vocab", str, path=path)
-        # `unknown` may be null, but not left out
+        # `unknown` may be null but not missing
         unknown = (
             None if values.get("unknown", "") is None else strict_json.take(values, "unknown", str, path=path)
         )
@@ -473,8 +466,8 @@ def tokenizer_from_dict(values: Mapping[str, object], *, path: str) -> CharToken
     elif kind != "byte":
         raise reading.refusal(path, f"must hold 'character' or 'byte' in 'kind', got {shown(kind)}.")
     for name in values:
-        if name not in known:
-            raise reading.refusal(path, f"must hold the fields {', '.join(known)} only, got {shown(name)}.")
+        if name not in fields:
+            raise reading.refusal(path, f"must hold the fields {', '.join(fields)} only, got {shown(name)}.")
     return tokenizer
 
 

@@ -1,4 +1,7 @@
-"""What of a text stands word for word in another one: of a generated text, what was learnt by heart."""
+"""Finds the passages of a text that another text contains word for word.
+
+In a generated text these are the passages that a model may have memorised from its training text.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ __all__ = ["Verbatim", "verbatim"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verbatim:
-    """The passages of a text that stand in another one, too."""
+    """The passages of a text that another text contains, too."""
 
     n_chars: int
     """Length of the text."""
     n_shared: int
-    """How many of its characters lie in such a passage."""
+    """The number of its characters that lie in such a passage."""
     longest: str
-    """The longest run of characters that both have; empty: none is long enough."""
+    """The longest passage; empty if there is none."""
     passages: Sequence[tuple[int, int]]
-    """Where they begin and end in the text. One may be put together from several places of the other."""
+    """Begin and end of each passage in the text. Passages that touch or overlap are merged into one."""
 
     @property
     def share(self) -> float:
@@ -35,15 +38,15 @@ class Verbatim:
 
 
 def verbatim(text: str, source: str, *, least: int = 50) -> Verbatim:
-    """Find what of a text stands verbatim in another, such as what a model wrote in what it was trained on.
+    """Find the passages of a text that a source contains, for example of a generated text in a training text.
 
     Args:
-        text: which is looked through; the prompt is better left out.
-        source: where its parts may come from.
-        least: the shortest run that counts, in characters.
+        text: the text to search through; leave the prompt out.
+        source: the text that may contain its passages.
+        least: length of the shortest passage that counts, in characters.
 
     Returns:
-        Exact figures.
+        Exact figures; nothing is estimated.
 
     Raises:
         InputError: `least` is no int of 1 or more, or a text is no str.
@@ -55,12 +58,12 @@ def verbatim(text: str, source: str, *, least: int = 50) -> Verbatim:
     """
     check_text(text)
     check_text(source)
-    found = find_overlap(_codes(text), _codes(source), int_from(1, least, "least"))
+    overlap = find_overlap(_codes(text), _codes(source), int_from(1, least, "least"))
     return Verbatim(
         n_chars=len(text),
-        n_shared=found.shared,
-        longest=found.longest.astype("<u4").tobytes().decode("utf-32-le"),
-        passages=list(zip(found.begins.tolist(), found.stops.tolist(), strict=True)),
+        n_shared=overlap.shared,
+        longest=overlap.longest.astype("<u4").tobytes().decode("utf-32-le"),
+        passages=list(zip(overlap.begins.tolist(), overlap.stops.tolist(), strict=True)),
     )
 
 
