@@ -1,8 +1,8 @@
-"""Batches where the model is: drawn on the CPU, gathered on the device.
+"""Batches on the model's device.
 
-`batches_on` chooses how. On the CPU, and for a text that leaves a device too little room, a batch is made
-there and moved. Elsewhere the ids move once, in a small integer type, and of each batch only the B starts
-travel; they come from the same generator on the CPU, so batches are the same on every device.
+There are two ways, and `batches_on` chooses. `HostBatches` makes each batch on the CPU and moves it.
+`DeviceBatches` moves the ids of the whole text once, in a small integer type; then only the B starts of each
+batch are moved. Starts are always drawn on the CPU, so batches are the same on every device.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "DeviceBatches", "HostBatches", "batches_on"]
 
-_MOST_OF_FREE = 8  # a text may take one part in so many of the device's free memory
+_MOST_OF_FREE = 8  # a text may take an eighth of the device's free memory
 _AT_ONCE = 2**24  # ids that are moved together
-_UNTOLD = 2**26  # bytes of a text on a device that does not tell its memory
+_UNTOLD = 2**26  # bytes of the largest text on a device that does not report its memory
 
-# Not every device gathers or widens unsigned integers of more than a byte, so their bits travel as signed
-# ones, and are masked after the gather.
+# Not every device can gather or widen unsigned integers of more than a byte. So their bits are moved as
+# signed integers and masked after the gather.
 _SIGNED: dict[torch.dtype, tuple[torch.dtype, int | None]] = {
     torch.uint16: (torch.int16, 2**16 - 1),
     torch.uint32: (torch.int32, 2**32 - 1),
@@ -35,7 +35,7 @@ _SIGNED: dict[torch.dtype, tuple[torch.dtype, int | None]] = {
 
 
 class HostBatches:
-    """Batches that are made on the CPU and moved.
+    """Batches that are made on the CPU and moved to the device.
 
     Args:
         data: the text.
@@ -74,7 +74,7 @@ class DeviceBatches:
         self._draw, self._block_size, self._documents = data._draw_starts, data.block_size, data.documents
         signed, self._mask = _SIGNED.get(data.row.dtype, (torch.uint8, None))
         ids = torch.empty(data.n_ids, dtype=signed, device=backend.device)  # (N,)
-        for start in range(0, data.n_ids, _AT_ONCE):  # what is on disk is never as a whole in main memory
+        for start in range(0, data.n_ids, _AT_ONCE):  # a text on disk never fills the main memory
             piece = data.ids_between(start, start + _AT_ONCE)
             ids[start : start + _AT_ONCE].copy_(piece.view(signed))
         self._row = _DeviceRow(ids, data.max_id, backend)
@@ -100,7 +100,7 @@ class DeviceBatches:
 
 
 class _DeviceRow(TensorRow):
-    """A row of ids on a device, in whose windows places are gathered one by one, as all devices can."""
+    """A row of ids on a device; windows are gathered id by id, which every device can do."""
 
     def __init__(self, ids: Tensor, max_id: int, backend: DeviceBackend) -> None:
         super().__init__(ids, max_id)
@@ -122,10 +122,10 @@ Batches: TypeAlias = HostBatches | DeviceBatches
 
 
 def batches_on(data: BlockDataset, backend: DeviceBackend) -> Batches:
-    """Return the batches of a text on a device, by the way that is best there.
+    """Return the batches of a text on a device, made in the better of the two ways.
 
     Args:
-        data: the text. A subclass may draw in its own way, and is asked for each batch.
+        data: the text. A subclass may draw in its own way, so its batches are made on the CPU.
         backend: the device.
 
     Example:

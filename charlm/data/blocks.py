@@ -1,9 +1,9 @@
-"""`BlockDataset`: a long row of ids, seen as blocks of characters with their next characters as targets.
+"""`BlockDataset`: a long row of ids, cut into blocks of tokens whose targets are the next tokens.
 
-It knows ids alone: no text (beyond `from_text`), no models, no devices. A block that starts at `s` has
-the input `ids[s : s+T]` and the target `ids[s+1 : s+T+1]`, as in the lecture; every start is a valid
-item, so an epoch has N - T items that overlap. The ids stay in the smallest integer type, in memory or on
-disk (`charlm.data.rows`): nothing is copied or read until it is asked for.
+It knows ids alone: no text (beyond `from_text`), no models, no devices. As in the lecture, a block that
+starts at `s` has the input `ids[s : s+T]` and the target `ids[s+1 : s+T+1]`. Every start is a valid item, so
+there are N - T items, which overlap. The ids stay in the smallest integer type, in memory or on disk
+(`charlm.data.rows`), and are copied or read only when they are needed.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from charlm.text.tokenizer import OnUnknown, Tokenizer, Unit, unit_of
 
 __all__ = ["BlockDataset"]
 
-_PIECE, _MOST_PIECES = 4_096, 20  # of what is set aside: ids in a piece, and how many there are
+_PIECE, _MOST_PIECES = 4_096, 20  # of `set_aside`: ids in a piece, and the most pieces
 
 
 class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Blocks of `block_size` characters and, one to the right, their targets.
+    """Blocks of `block_size` tokens with their targets, which lie one token to the right.
 
-    A map-style dataset: `DataLoader` takes it as it is, with any number of workers. A text that is larger
-    than memory stays on disk: see `open`.
+    This is a map-style dataset: `DataLoader` takes it as it is, with any number of workers. A text that is
+    larger than memory stays on disk: see `open`.
 
     Args:
-        ids: (N,) integers, N > block_size; a tensor or an array. Kept in the smallest unsigned type
-            that holds them, on the CPU. What has that type already is shared, not copied: leave it as
-            it is from then on. Or a row of `charlm.data.rows`.
-        block_size: T, characters in a block.
-        tokenizer: what made the ids, if that is known: a `Trainer` refuses data whose ids stand for other
-            characters than its own do. Nothing is encoded or decoded with it.
-        documents: where those end that are not one text, as `from_texts` finds them; None: it is one.
+        ids: (N,) integers, N > block_size; a tensor, an array, or a row of `charlm.data.rows`. They are
+            stored on the CPU in the smallest unsigned type that holds them. Ids of that type are shared, not
+            copied, so do not change them afterwards.
+        block_size: T, tokens in a block.
+        tokenizer: the tokenizer that made the ids, if it is known. A `Trainer` refuses data of another
+            tokenizer than its own. Nothing is encoded or decoded here.
+        documents: the borders of the documents, as `from_texts` makes them; None: the ids are one text.
 
     Raises:
         DataError: the text is too short for a single block with its targets, or an id is negative.
-        InputError: the ids are no row of integers, `block_size` is no int of 1 or more, or the documents are
-            those of another row.
+        InputError: the ids are no row of integers, `block_size` is no int of 1 or more, or the documents do
+            not end where the ids end.
 
     Example:
         >>> data = BlockDataset(torch.arange(10), block_size=4)
@@ -64,8 +64,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     max_id: int
     tokenizer: Tokenizer | None = None
     documents: Documents | None = None
-    """Where documents end over which no block reaches; None: it is one text."""
-    _cut: int | None = None  # where a prepared corpus says that validation begins
+    """The documents, whose borders no block crosses; None: the ids are one text."""
+    _cut: int | None = None  # the first id for validation, if a prepared corpus names it
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(f"documents must end with the ids, {self.n_ids}, got {self.documents.ends[-1]}")
         elif not self.documents.n_targets:
             raise DataError(f"no document has two {self.unit}s, of which one could tell the next")
-        width = min(self.block_size + 1, self.n_ids)  # of documents each may be shorter than a block
+        width = min(self.block_size + 1, self.n_ids)  # all documents may be shorter than a block
         self._windows_at = self.row.windows(width)  # from (B,) to (B, T + 1)
 
     @classmethod
@@ -97,8 +97,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         Args:
             text: longer than a block.
             tokenizer: makes the ids.
-            block_size: T, characters in a block.
-            on_unknown: of characters that the tokenizer lacks, as in `CharTokenizer.encode_array`.
+            block_size: T, tokens in a block.
+            on_unknown: how unknown characters are treated, as in `CharTokenizer.encode_array`.
 
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
@@ -116,17 +116,17 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         weights: Sequence[float] | None = None,
         on_unknown: OnUnknown = "error",
     ) -> Self:
-        """Encode several texts that are not one: no block reaches from one into the next.
+        """Encode several texts as separate documents: no block crosses the border between two.
 
-        `split` then splits by document. What is too short for a block and its targets is left out of
-        training; an evaluation scores every id but the first of each document, once.
+        `split` then splits by document. Training leaves out the documents that are too short for a block
+        with its targets. Evaluation scores every id once, except the first of each document.
 
         Args:
-            texts: the documents; an empty one is none.
+            texts: the documents; empty ones are ignored.
             tokenizer: makes the ids.
-            block_size: T, characters in a block.
-            weights: how often each is seen in training, beside one of weight 1; None: all alike.
-            on_unknown: of characters that the tokenizer lacks, as in `CharTokenizer.encode_array`.
+            block_size: T, tokens in a block.
+            weights: how often training sees each document, relative to one of weight 1; None: all alike.
+            on_unknown: how unknown characters are treated, as in `CharTokenizer.encode_array`.
 
         Raises:
             UnknownCharacterError: a text has a character that the tokenizer lacks.
@@ -147,20 +147,19 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @classmethod
     def open(cls, path: str | Path, block_size: int, *, by_document: bool = False) -> Self:
-        """Open a prepared corpus, which stays on disk: batches are read as they are asked for.
+        """Open a prepared corpus, which stays on disk: only the ids of a batch are read into memory.
 
-        The batches are those of the same text in memory. What is held in memory is no more than a batch, for
-        a text of any length. Each file is hashed when it is first opened (about a second for a gigabyte), and
-        again if it was written to since.
+        The batches are those of the same text in memory. Each file is hashed when it is first opened (about a
+        second per gigabyte), and again after it was changed.
 
         Args:
             path: the folder that `charlm prepare` or `charlm.data.prepare.prepare_corpus` wrote.
-            block_size: T, characters in a block.
-            by_document: keep its documents apart, the files it was made from, as `from_texts` does.
+            block_size: T, tokens in a block.
+            by_document: treat each file that it was made from as a document, as `from_texts` does.
 
         Raises:
             CorpusError: there is no prepared corpus, or a file of it is missing.
-            FileFormatError: a file is not what the corpus says: changed, cut or swapped.
+            FileFormatError: a file was changed, cut or swapped.
             DataError: the text is too short for a single block with its targets.
         """
         corpus = PreparedCorpus(path)
@@ -172,15 +171,14 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         return data
 
     def split(self, fraction: float | None = None) -> tuple[Self, Self]:
-        """Return the first `fraction` of the text and the rest: train and validation, as in the lecture.
+        """Split into the first `fraction` of the text, for training, and the rest, for validation.
 
-        Of documents, each is cut so if there are fewer than 20; of more, whole ones are the second part, long
-        ones and short ones spread over all.
+        Fewer than 20 documents are each split in this way. Of 20 or more, whole documents make up the second
+        part; long and short ones are spread evenly over both parts.
 
         Args:
-            fraction: share of the first part, in (0, 1). The cut is at `fraction * N`, rounded down:
-                of a decimal as of the decimal, 0.93 of 1,000 is 930. None: where a prepared corpus says; else
-                0.9.
+            fraction: share of the first part, in (0, 1). The cut is at `fraction * N`, rounded down; 0.93 of
+                1,000 is exactly 930. None: the cut of a prepared corpus, else 0.9.
 
         Returns:
             Two datasets over the same ids (views, no copy).
@@ -203,18 +201,18 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._part([range(cut)]), self._part([range(cut, self.n_ids)])
 
     def set_aside(self, count: int) -> tuple[Self, Self]:
-        """Return the text without some pieces, and these pieces: to train on, and to decide something by.
+        """Take some pieces out of the text: train on the rest, and choose by the loss on the pieces.
 
-        The pieces are spread evenly over the text, since its end may be unlike the rest: the last fortieth of
-        Tiny Shakespeare is the beginning of the play that validates. Each has about four thousand ids, and
-        there are at most twenty.
+        There are at most twenty pieces of about four thousand ids each, spread evenly over the text. The end
+        alone may be unlike the rest: the last fortieth of the training text of Tiny Shakespeare belongs to
+        the play of the validation text.
 
         Args:
-            count: how many ids are set aside.
+            count: the number of ids in all pieces together.
 
         Returns:
-            Two datasets, each of ids that are no longer next to one another where a piece begins or ends. Of
-            a text in memory they are copies, of one on disk they are not.
+            The rest and the pieces. In each, ids that were apart become neighbours where a piece begins or
+            ends. They are copies of a text in memory, and ranges of a text on disk.
 
         Raises:
             DataError: a part would be too short; the message says which.
@@ -243,13 +241,13 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         return data
 
     def ids_between(self, start: int, stop: int) -> Tensor:
-        """Return the ids from `start` to `stop`, as a slice: a view in memory, a copy from disk."""
+        """Return the ids from `start` to `stop`: a view of a text in memory, a copy of a text on disk."""
         start, stop, _ = slice(start, stop).indices(self.n_ids)
         return self.row.between(start, max(start, stop))
 
     def _part(self, ranges: Sequence[range], block_size: int | None = None) -> Self:
         row = self.row.parts(ranges)
-        ids = row.ids if isinstance(row, TensorRow) else row  # a subclass may know of tensors alone
+        ids = row.ids if isinstance(row, TensorRow) else row  # a subclass may take nothing but tensors
         documents = None if self.documents is None else self.documents.parts(ranges)
         return self._made(ids, block_size or self.block_size, self.tokenizer, documents)
 
@@ -261,7 +259,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         tokenizer: Tokenizer | None,
         documents: Documents | None = None,
     ) -> Self:
-        """Return a dataset; a subclass need not know that there are a tokenizer and documents."""
+        """Make a dataset of this class, whose constructor need not take a tokenizer or documents."""
         made = cls.__new__(cls)
         made.tokenizer, made.documents = tokenizer, documents
         made.__init__(ids, block_size)  # type: ignore[misc]
@@ -274,17 +272,17 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def n_targets(self) -> int:
-        """How many ids are predicted: all but the first, or but the first of each document."""
+        """The number of ids that are predicted: all but the first, or all but the first of each document."""
         return self.n_ids - 1 if self.documents is None else self.documents.n_targets
 
     @property
     def ids(self) -> Tensor:
-        """The ids (N,), in the smallest unsigned type; a text on disk is read whole into memory for them."""
+        """The ids (N,), in the smallest unsigned type; a text on disk is read into memory as a whole."""
         return self.row.ids if isinstance(self.row, TensorRow) else self.row.between(0, len(self.row))
 
     @property
     def unit(self) -> Unit:
-        """What an id stands for, "character" or "byte": how messages and charts call it."""
+        """The unit of an id in messages and charts: "character" or "byte"."""
         return "character" if self.tokenizer is None else unit_of(self.tokenizer)
 
     def _check_length(self, name: str, N: int) -> None:
@@ -296,7 +294,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             )
 
     def __len__(self) -> int:
-        """Return the number of starts: N - block_size, or that of each document."""
+        """Return the number of starts: N - block_size, or the sum of this over the documents."""
         if self.documents is not None:
             return int(self.documents.n_starts(self.block_size).sum())
         return self.n_ids - self.block_size
@@ -309,16 +307,16 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.documents is not None:
             start = self.documents.place(start, self.block_size)
         window = self.row.between(start, start + self.block_size + 1)  # (T + 1,)
-        return window[:-1].long(), window[1:].long()  # two copies: who changes one leaves the other
+        return window[:-1].long(), window[1:].long()  # two copies: changing one leaves the other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_ids} {self.unit}s, block_size={self.block_size})"
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the view of all windows, which would be T + 1 times the text, and a text on disk."""
+        """Leave out the view of all windows, which would pickle as T + 1 texts, and a text on disk."""
         ids = self.row.ids.numpy() if isinstance(self.row, TensorRow) else self.row
-        known = {"tokenizer": self.tokenizer, "documents": self.documents, "_cut": self._cut}
-        return {"ids": ids, "block_size": self.block_size, **known}
+        others = {"tokenizer": self.tokenizer, "documents": self.documents, "_cut": self._cut}
+        return {"ids": ids, "block_size": self.block_size, **others}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.tokenizer, self._cut = state.pop("tokenizer", None), state.pop("_cut", None)
@@ -362,7 +360,7 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the blocks that begin at given places.
 
         Args:
-            starts: (B,) int64, each at least 0 and below `len(self)`; of documents, positions in the row.
+            starts: (B,) int64, each in [0, len(self)); with documents, positions in the row of ids.
 
         Returns:
             Inputs (B, T) and targets (B, T), int64, on the CPU.
@@ -371,16 +369,16 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
         return windows[:, :-1].long(), windows[:, 1:].long()
 
     def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the whole text in order, every target exactly once: for evaluation.
+        """Yield the whole text in order, every target exactly once, for evaluation.
 
         Args:
             batch_size: B, the most blocks in a batch.
-            most: yield only so many blocks, spread evenly over the text; None: all.
+            most: yield at most so many blocks, spread evenly over the text; None: all.
 
         Yields:
-            Inputs and targets, (B, T) int64. The last full batch may have fewer blocks, and one more
-            batch of a single shorter block (1, t) follows where the text does not divide; not with `most`. Of
-            documents, the shorter blocks at their ends follow all others, those of one length together.
+            Inputs and targets, (B, T) int64. The last batch may have fewer blocks. Without `most`, the
+            rest of the text follows as a single shorter block (1, t). With documents, the shorter blocks at
+            their ends come last, grouped by length.
         """
         for x, y in in_order(self.row, self.block_size, batch_size, most, self.documents):
             yield x.long(), y.long()

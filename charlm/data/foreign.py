@@ -1,9 +1,9 @@
-"""Token files of others, as a source to prepare: nanoGPT's and llm.c's. No torch.
+"""Reads the token files of nanoGPT and llm.c, as a source of a prepared corpus. No torch.
 
-nanoGPT: a folder with train.bin and val.bin, uint16 without a header, and where the tokens are characters,
-meta.pkl (https://github.com/karpathy/nanoGPT, data/shakespeare_char/prepare.py). llm.c: uint16 after a header
-of 256 int32, of which the first is 20240520, the second the version 1, the third the number of tokens
-(https://github.com/karpathy/llm.c, dev/data/data_common.py). A pickle is read without executing it.
+nanoGPT has a folder with train.bin and val.bin, uint16 without a header, and meta.pkl if the tokens are
+characters (https://github.com/karpathy/nanoGPT, data/shakespeare_char/prepare.py). llm.c has uint16 after a
+header of 256 int32: 20240520, the version 1, the number of tokens, and zeros
+(https://github.com/karpathy/llm.c, dev/data/data_common.py). The pickle is read without executing it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class _Part:
 
 
 class TokenFiles:
-    """Token files, each a document: those for training, then those for validation.
+    """Token files, each of which is a document.
 
     Args:
-        train: the files for training.
-        val: those for validation.
+        train: the files for training, which come first.
+        val: the files for validation.
         meta: nanoGPT's meta.pkl, if there is one.
     """
 
@@ -62,7 +62,7 @@ class TokenFiles:
         return [[stamp(part.path) for part in (*self._train, *self._val)], len(self._train)]
 
     def count(self, told: Progress) -> Counted:
-        """Look for the largest token, and read what the tokens stand for."""
+        """Find the largest token, and read the tokenizer of meta.pkl."""
         parts = [*self._train, *self._val]
         ends = np.cumsum([part.tokens for part in parts])
         done = highest = 0
@@ -85,7 +85,7 @@ class TokenFiles:
         )
 
     def pieces(self, counted: Counted, skipped: int) -> Iterator[NDArray[Any]]:
-        """Yield the tokens but for the first `skipped`."""
+        """Yield all tokens after the first `skipped`."""
         return self._read([*self._train, *self._val], skipped)
 
     @staticmethod
@@ -100,11 +100,11 @@ class TokenFiles:
 
 
 def token_files(sources: str | Path | Sequence[str | Path]) -> TokenFiles | None:
-    """Return the token files that sources name; None: they name texts.
+    """Return the token files among the sources; None: the sources are texts.
 
     Raises:
-        FileFormatError: a file of llm.c's is damaged.
-        InputError: there are such files and texts.
+        FileFormatError: a file of llm.c is damaged.
+        InputError: the sources are token files and texts, or none is for training.
     """
     alone = sources if isinstance(sources, str | Path) else sources[0] if len(sources) == 1 else None
     folder = None if alone is None else as_path(alone)
@@ -131,7 +131,7 @@ def token_files(sources: str | Path | Sequence[str | Path]) -> TokenFiles | None
 
 
 def _header(path: Path) -> tuple[int, int] | None:
-    """Return version and number of tokens of a file of llm.c's; None: it is none."""
+    """Return version and number of tokens of a file of llm.c; None: it is another file."""
     size = path.stat().st_size
     if size < _HEADER:
         return None
@@ -161,17 +161,17 @@ def read_characters(path: Path) -> CharTokenizer:
         FileFormatError: the file holds something else.
         OSError: it cannot be read.
     """
-    found = read_plain_pickle(path).get("itos")
-    if not isinstance(found, dict) or set(found) != set(range(len(found))):
+    itos = read_plain_pickle(path).get("itos")
+    if not isinstance(itos, dict) or set(itos) != set(range(len(itos))):
         raise refusal(path, "must hold a dict 'itos' from the numbers 0, 1, 2 … to characters.")
     try:
-        return CharTokenizer([found[i] for i in range(len(found))])
+        return CharTokenizer([itos[i] for i in range(len(itos))])
     except InputError as error:
         raise refusal(path, f"must hold characters in 'itos': {error}.") from error
 
 
 def read_plain_pickle(path: Path) -> dict[Any, Any]:
-    """Read a pickled dict of dicts, texts and integers; nothing is executed, and all else is refused.
+    """Read a pickled dict of dicts, texts and integers. Nothing is executed; anything else is refused.
 
     Raises:
         FileFormatError: the file holds something else.
@@ -205,14 +205,14 @@ def read_plain_pickle(path: Path) -> dict[Any, Any]:
                 stack.append(numbered[int(argument or 0)])
             elif name not in {"PROTO", "FRAME", "STOP"}:
                 raise refusal(path, f"must hold dicts, texts and integers alone, got a pickle with {name}.")
-        (found,) = stack
+        (value,) = stack
     except FileFormatError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise refusal(path, f"must be a pickled dict, got something else: {error}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise refusal(path, "must hold a dict.")
-    return found
+    return value
 
 
 _VALUES: dict[str, object] = dict.fromkeys(

@@ -1,11 +1,10 @@
-"""Which blocks a step sees when a run goes through the text in epochs.
+"""The order of blocks when a run goes through the text in epochs.
 
-Each epoch cuts the text into blocks that do not overlap, at an offset of its own, and visits them in an
-order of its own; a batch may reach over the end of an epoch. Drawing with replacement, as in the lecture,
-has seen only 63 % of a text when it has drawn as many characters as there are. Offset and order have the
-epoch's number as their address, so any step's blocks are known without those before it. The order of up to
-2**24 blocks is a shuffled list; of more it is computed place by place, since a list would be as long as the
-text has blocks.
+Each epoch cuts the text into blocks that do not overlap, at an offset of its own, and visits them in an order
+of its own. A batch may span two epochs. The lecture draws with replacement instead: after as many characters
+as the text has, it has seen only 63 % of them. Offset and order are derived from the epoch's number, so the
+blocks of any step are known without the steps before it. The order of up to 2**24 blocks is a shuffled list;
+that of more is computed place by place, to save memory.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from charlm.randomness import derive_seed
 
 __all__ = ["DocumentOrder", "EpochOrder", "order_of", "permuted"]
 
-_MOST_LISTED = 2**24  # blocks whose order is a list: of 128 MiB
-_MOST_EPOCHS, _INEXACT = 1_000, 0.002  # that are taken together for weights, and how far off a share may be
-_ROUNDS = 4  # a network of four is a pseudorandom permutation, if its rounds are pseudorandom functions
+_MOST_LISTED = 2**24  # blocks: their order is a list of 128 MiB
+_MOST_EPOCHS, _INEXACT = 1_000, 0.002  # for `_whole`: the largest factor, and the tolerated relative error
+_ROUNDS = 4  # four rounds of pseudorandom functions make a pseudorandom permutation
 
 
 class EpochOrder:
@@ -37,7 +36,7 @@ class EpochOrder:
         seed: of the run.
 
     Attributes:
-        blocks: how many blocks an epoch has; less than one block at each end of the text is left out.
+        blocks: the number of blocks in an epoch; less than one block at each end of the text is left out.
 
     Example:
         >>> order = EpochOrder(BlockDataset(torch.arange(100), block_size=10), batch_size=3, seed=1)
@@ -70,7 +69,7 @@ class EpochOrder:
             self._some(epoch, range(max(begin - first, 0), min(end - first, self.blocks)))
             for epoch, first in ((epoch, epoch * self.blocks) for epoch in touched)
         ]
-        return torch.cat(parts)  # a copy of B starts, not of an epoch: that of a long text has millions
+        return torch.cat(parts)
 
     def _some(self, epoch: int, places: range) -> Tensor:
         """Return the starts at some places of an epoch."""
@@ -83,7 +82,7 @@ class EpochOrder:
         return self._begins(epoch, offset, torch.from_numpy(order))
 
     def _epoch(self, epoch: int) -> Tensor:
-        """Return (blocks,), the starts of one epoch, in order."""
+        """Return the starts of one epoch in the order of the visit, (blocks,)."""
         if epoch in self._epochs:
             return self._epochs[epoch]
         generator, offset = self._beginning(epoch)
@@ -91,11 +90,11 @@ class EpochOrder:
         return self._begins(epoch, offset, order)
 
     def _begins(self, epoch: int, offset: Tensor, numbers: Tensor) -> Tensor:
-        """Return (n,), where blocks of these numbers begin in an epoch."""
+        """Return where the blocks of these numbers begin in an epoch, (n,)."""
         return offset + self._block_size * numbers
 
     def _beginning(self, epoch: int) -> tuple[torch.Generator, Tensor]:
-        """Return an epoch's generator, and where its first block begins, (1,)."""
+        """Return the generator of an epoch, and the start of its first block, (1,)."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", epoch))
         return generator, torch.randint(self._offsets, (1,), generator=generator, device="cpu")
 
@@ -103,9 +102,10 @@ class EpochOrder:
 class DocumentOrder(EpochOrder):
     """The starts of all batches of a run on documents.
 
-    An epoch shows each block of a document as often as its weight says. Documents of one weight are taken
-    together: where theirs is not whole, some of their blocks come once more than others, in each epoch other
-    ones. Where the blocks of a document are fewer than its ids, each repetition begins them elsewhere.
+    An epoch shows each block of a document as often as its weight says. Documents of equal weight form a
+    group. If the weight is not whole, some blocks of the group are shown once more than others, and each
+    epoch chooses other ones. A document has more ids than its blocks cover; so each repetition shifts the
+    blocks by a few ids.
 
     Args:
         data: documents, and the size of a block, T.
@@ -113,7 +113,7 @@ class DocumentOrder(EpochOrder):
         seed: of the run.
 
     Raises:
-        DataError: each document is too short for a block.
+        DataError: all documents are too short for a block.
 
     Example:
         >>> from charlm import CharTokenizer
@@ -171,25 +171,25 @@ def order_of(data: BlockDataset, batch_size: int, seed: int) -> EpochOrder:
     return (EpochOrder if data.documents is None else DocumentOrder)(data, batch_size, seed)
 
 
-def _whole(wanted: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return whole numbers that are to one another as those wanted, within a part in 500."""
+def _whole(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return whole numbers in the same proportions as these, within one part in 500."""
     for epochs in range(1, _MOST_EPOCHS):
-        found = np.maximum(np.rint(epochs * wanted), 1)
-        if (np.abs(found / (epochs * wanted) - 1) <= _INEXACT).all():
+        rounded = np.maximum(np.rint(epochs * numbers), 1)
+        if (np.abs(rounded / (epochs * numbers) - 1) <= _INEXACT).all():
             break
-    return found.astype(np.int64)
+    return rounded.astype(np.int64)
 
 
 def permuted(places: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Return where a random permutation of 0 … count - 1 puts some numbers, each computed by itself.
+    """Apply a random permutation of 0 … count - 1 to some numbers, each computed by itself.
 
-    A Feistel network permutes the numbers of twice `h` bits, the fewest that hold them all; a result that is
-    too large is permuted again until it is not, which visits each number once ("cycle walking").
+    A Feistel network permutes the numbers of `2 h` bits, where `2 h` bits are just enough to hold them all.
+    A result of `count` or more is permuted again until it is smaller ("cycle walking").
 
     Args:
         places: (B,) from 0 to count - 1.
-        count: how many numbers are permuted, up to 2**62.
-        seed: which permutation it is.
+        count: the number of permuted numbers, up to 2**62.
+        seed: chooses the permutation.
 
     Returns:
         (B,) int64.
@@ -205,15 +205,15 @@ def permuted(places: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int
     half = np.uint64(-(-(count - 1).bit_length() // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     keys = [np.uint64(derive_seed(seed, "round", i)) for i in range(_ROUNDS)]
-    found = places.astype(np.uint64)
-    walking = np.arange(len(found))
+    images = places.astype(np.uint64)
+    walking = np.arange(len(images))
     while len(walking):
-        left, right = found[walking] >> half, found[walking] & low
+        left, right = images[walking] >> half, images[walking] & low
         for key in keys:
             left, right = right, left ^ (_mixed(right ^ key) & low)
-        found[walking] = (left << half) | right
-        walking = walking[found[walking] >= count]
-    return found.astype(np.int64)
+        images[walking] = (left << half) | right
+        walking = walking[images[walking] >= count]
+    return images.astype(np.int64)
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,9 +1,8 @@
-"""From texts to a prepared corpus on disk, in two passes and little memory. No torch.
+"""Writes a prepared corpus from texts, in two passes and little memory. No torch.
 
-The first pass reads the texts for their characters and counts; the second encodes them into files of ids,
-each written whole under its name, or not at all. The index is written last. What was interrupted goes on with
-the first file of ids that is missing, if neither the texts nor the settings have changed. What reads a corpus
-is `charlm.data.prepared`.
+The first pass counts the characters. The second encodes the texts into files of ids, each of which appears
+whole or not at all. The index is written last. An interrupted preparation continues with the first missing
+file of ids if neither texts nor settings have changed. `charlm.data.prepared` reads the corpus.
 """
 
 from __future__ import annotations
@@ -65,27 +64,28 @@ def prepare_corpus(
     """Write a text of any length as a prepared corpus, for `BlockDataset.open`.
 
     Args:
-        sources: what is joined, in this order: files (compressed with gzip or not), folders with all files in
-            them, patterns such as `texts/*.txt`, or names of corpora. Or token files: a folder of nanoGPT's
-            (train.bin, val.bin, meta.pkl), or files of llm.c's.
-        out: the folder to write, missing or empty; or one in which the same preparation was interrupted.
-        tokenizer: "char" makes one of all characters of the text, "byte" takes the bytes of its UTF-8; or one
-            that knows all characters.
+        sources: the texts, joined in this order: files (gzip or not), folders with all files in them,
+            patterns such as `texts/*.txt`, or names of corpora. Or token files: a folder of nanoGPT
+            (train.bin, val.bin, meta.pkl), or files of llm.c.
+        out: the folder to write: missing, empty, or that of an interrupted preparation with the same
+            arguments.
+        tokenizer: "char" makes a tokenizer of all characters of the text, "byte" takes the bytes of its
+            UTF-8; or a tokenizer that knows all characters.
         encoding: of the files, as in `load_corpus`.
-        val_fraction: share of the text, at its end, that is kept for validation; 0: none. Token files know it
-            themselves.
+        val_fraction: share of the text, at its end, for validation; 0: none. Token files have their own
+            split.
         shard_bytes: the most bytes in a file of ids.
-        on_progress: is told how far it is.
+        on_progress: called again and again with the progress.
 
     Returns:
-        What the corpus says of itself.
+        The index of the corpus.
 
     Raises:
-        CorpusError: a text cannot be read, or there is something else in `out`.
+        CorpusError: a text cannot be read, or `out` holds something else.
         InvalidTextError: a text is not valid in the encoding.
         UnknownCharacterError: a tokenizer was given, and lacks a character.
         DataError: there is no text, or a text changed while it was read.
-        OSError: it could not be written; what was written stays for the next call.
+        OSError: a file could not be written; the next call continues from there.
 
     Example:
         >>> folder = Path(getfixture("tmp_path"))
@@ -103,7 +103,7 @@ def prepare_corpus(
     out = as_path(out)
     told = on_progress or (lambda *_: None)
     source: Source = token_files(sources) or Texts(listed(sources), tokenizer, encoding)
-    key = _key([*source.key(), share, shard_bytes])
+    key = hashlib.sha256(json.dumps([*source.key(), share, shard_bytes]).encode()).hexdigest()
     counted = _begun(out, key)
     if counted is None:
         counted = source.count(told)
@@ -129,17 +129,13 @@ def prepare_corpus(
     return index
 
 
-def _key(values: object) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
 def _begun(out: Path, key: str) -> Counted | None:
-    """Return what the first pass of the same preparation found, if it was interrupted in this folder.
+    """Return the result of the first pass if this preparation was interrupted in this folder.
 
-    What another one has left there is deleted.
+    The files of another interrupted preparation are deleted.
 
     Raises:
-        CorpusError: there is something else in the folder.
+        CorpusError: the folder holds something else.
     """
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if INDEX_FILE in names:
@@ -154,9 +150,8 @@ def _begun(out: Path, key: str) -> Counted | None:
         strict_json.check_version(values, _FORMAT, _VERSION, path=str(file))
         if values.get("key") == key:
             return _read_counted(out, take(values, "counted", dict, path=str(file)), str(file))
-    for name in sorted(
-        names, key=lambda name: name != PREPARING_FILE
-    ):  # this first: without it, no beginning
+    # PREPARING_FILE first: without it, nothing that is still there counts as begun.
+    for name in sorted(names, key=lambda name: name != PREPARING_FILE):
         if not is_left_behind(name):
             remove_file(out / name)
     return None
@@ -179,7 +174,7 @@ def _read_counted(out: Path, values: Mapping[str, Any], path: str) -> Counted:
 
 
 def _begin(out: Path, key: str, counted: Counted) -> None:
-    """Write what the first pass found; from now on, what is interrupted goes on."""
+    """Write the result of the first pass; from now on, the preparation can be continued."""
     make_directory(out)
     remove_left_behind(out)
     for name, content in counted.files().items():
@@ -193,7 +188,7 @@ def _begin(out: Path, key: str, counted: Counted) -> None:
 def _write_shards(
     out: Path, source: Source, counted: Counted, shard_bytes: int, told: Progress
 ) -> list[FileDigest]:
-    """Write the files of ids that are not there yet, and return the digests of all."""
+    """Write the missing files of ids, and return the digests of all."""
     dtype, n_ids = counted.dtype.newbyteorder("<"), counted.n_ids
     each = shard_bytes // dtype.itemsize
     starts = range(0, n_ids, each)
@@ -219,7 +214,7 @@ def _write_shards(
 
 
 class _Stream:
-    """Ids as bytes, cut where the files are."""
+    """The ids as bytes, cut at the ends of the files."""
 
     def __init__(self, pieces: Iterator[NDArray[Any]], dtype: np.dtype[Any], at: int) -> None:
         self._pieces, self._dtype, self.at = pieces, dtype, at

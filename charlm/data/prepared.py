@@ -1,13 +1,13 @@
 """A prepared corpus: the ids of a text in files on disk, so that the text need not fit into memory. No torch.
 
-DATA/index.json       written last, the commit record: what lies here, each file with its size and sha256
-DATA/tokenizer.json   what the ids stand for; missing where that is not known, as of tokens of others
+DATA/index.json       written last, the commit record: every file with its size and sha256
+DATA/tokenizer.json   the tokenizer; missing if it is not known, as with token files of other programs
 DATA/documents.bin    where each document ends, in ids: uint64, little-endian
 DATA/ids-000000.bin   the ids: uint8, uint16 or uint32, little-endian, at most 1 GiB; then ids-000001.bin
-DATA/checked.json     which files have been hashed and not been written to since; may be deleted at any time
+DATA/checked.json     the files that were hashed and have not changed since; may be deleted at any time
 
-Files are read at offsets and never mapped: a mapping counts as the process's memory, and kills it where a
-file gets shorter. This module reads; `charlm.data.prepare` writes.
+Files are read at offsets and never mapped: a mapping counts as memory of the process, and reading it kills
+the process if the file has become shorter. This module reads; `charlm.data.prepare` writes.
 """
 
 from __future__ import annotations
@@ -52,60 +52,60 @@ __all__ = [
 INDEX_FILE, TOKENIZER_FILE, DOCUMENTS_FILE = "index.json", "tokenizer.json", "documents.bin"
 CHECKED_FILE, PREPARING_FILE = "checked.json", "preparing.json"
 _FORMAT, _CHECKED, _VERSION = "charlm.corpus", "charlm.checked", 1
-_MOST_BYTES = 8 * 2**20  # of a JSON file: 14,000 shards
+_MOST_BYTES = 8 * 2**20  # of a JSON file, which has room for 14,000 shards
 _DTYPES = ("uint8", "uint16", "uint32")
 _SHA256 = re.compile("[0-9a-f]{64}")
-_HASHING = 8  # files that are hashed at once, where there are as many cores
+_HASHING = 8  # the most files that are hashed at once
 
 
 def shard_name(number: int) -> str:
-    """Return the name of a file of ids."""
+    """Return the name of the file of ids with this number."""
     return f"ids-{number:06}.bin"
 
 
 def is_shard(name: str) -> bool:
-    """Return whether a file of this name is one of ids."""
+    """Return whether this is the name of a file of ids."""
     return re.fullmatch(r"ids-\d{6,}\.bin", name) is not None
 
 
 def is_prepared(path: str | Path) -> bool:
-    """Return whether a folder says that it is a prepared corpus, or is going to be one."""
+    """Return whether a folder holds a prepared corpus or an interrupted preparation."""
     path = as_path(path)
     return any((path / name).is_file() for name in (INDEX_FILE, PREPARING_FILE))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusIndex:
-    """What index.json holds."""
+    """The content of index.json."""
 
     n_ids: int
     """Length of the text in ids."""
     n_chars: int | None
-    """Length of the text in characters; None: not known."""
+    """Length of the text in characters; None: unknown."""
     n_bytes: int | None
-    """Length of its UTF-8, in bytes; None: not known."""
+    """Length of its UTF-8, in bytes; None: unknown."""
     vocab_size: int
     """The number of different ids."""
     max_id: int
     """The largest id."""
     train_ids: int
-    """How many ids, from the first on, are for training; the rest is for validation."""
+    """So many ids at the beginning are for training; the rest is for validation."""
     dtype: str
-    """Of the ids: uint8, uint16 or uint32."""
+    """The type of the ids: uint8, uint16 or uint32."""
     n_documents: int
-    """The number of documents: of files, where the text came in files."""
+    """The number of documents: of files, if the text came in files."""
     shards: tuple[tuple[int, str], ...]
-    """Of each file of ids, how many they are, and its sha256."""
+    """The number of ids and the sha256 of each file of ids."""
     others: Mapping[str, FileDigest]
     """Size and sha256 of the other files, by name."""
 
     @property
     def id_bytes(self) -> int:
-        """How many bytes an id has."""
+        """The number of bytes of an id."""
         return np.dtype(self.dtype).itemsize
 
     def to_dict(self) -> dict[str, object]:
-        """Return what index.json holds."""
+        """Return the content of index.json."""
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -117,10 +117,10 @@ class CorpusIndex:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], *, path: str) -> Self:
-        """Make an index from what `to_dict` returned.
+        """Make an index from the values of `to_dict`.
 
         Raises:
-            FileFormatError: it holds something else; `path` names the file.
+            FileFormatError: the file `path` holds something else.
         """
         strict_json.check_version(values, _FORMAT, _VERSION, path=path)
         numbers: dict[str, Any] = {
@@ -160,22 +160,22 @@ def _entry(entry: object, number: str, path: str) -> tuple[int, str]:
 
 
 class PreparedCorpus:
-    """A prepared corpus, open to be read at any place, by any number of threads.
+    """A prepared corpus, from which any number of threads can read at any place.
 
     Args:
         path: the folder.
 
     Attributes:
         path: the folder.
-        index: what it says of itself.
-        tokenizer: what the ids stand for; None: not known.
+        index: its index.
+        tokenizer: the tokenizer of the ids; None: unknown.
         dtype: of the ids, little-endian.
         index_sha256: of index.json.
 
     Raises:
         CorpusError: there is no prepared corpus, or a file of it is missing.
-        FileFormatError: a file is not what the index says: it was changed, cut or swapped. Each file is
-            hashed when it is first opened, and again after anybody has written to it.
+        FileFormatError: a file was changed, cut or swapped. Each file is hashed when it is first opened, and
+            again after it was written to.
     """
 
     path: Path
@@ -220,7 +220,7 @@ class PreparedCorpus:
         return np.frombuffer(self._other(DOCUMENTS_FILE), "<u8").astype(np.uint64)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return the ids from `start` to `stop`, which must lie in the text, (stop - start,), a copy.
+        """Return a copy of the ids from `start` to `stop`, (stop - start,); both must lie in the text.
 
         Raises:
             FileFormatError: a file has become shorter since it was opened.
@@ -241,7 +241,7 @@ class PreparedCorpus:
             begin, start, number = begin + taken, start + taken, number + 1
 
     def fingerprint(self, ranges: Sequence[range]) -> str:
-        """Return the sha256 that stands for the ids in some ranges of the text, from those of the files."""
+        """Return a sha256 that identifies the ids in some ranges, made from the hashes of the files."""
         digest, size = hashlib.sha256(), self.dtype.itemsize
         first = 0
         for end, (_, sha256) in zip(self._ends, self.index.shards, strict=True):
@@ -253,21 +253,21 @@ class PreparedCorpus:
         return digest.hexdigest()
 
     def verify(self) -> None:
-        """Hash every file of ids, and the others, whatever is known of them already.
+        """Hash every file again.
 
         Raises:
-            FileFormatError: one is not what the index says.
+            FileFormatError: a file differs from the index.
         """
         self._other(DOCUMENTS_FILE)
         self._hash(range(len(self._files)))
 
     def _other(self, name: str) -> bytearray:
-        wanted, path = self.index.others[name], self.path / name
+        expected, path = self.index.others[name], self.path / name
         try:
-            data = read_file(path, max_bytes=wanted.size, exact_size=wanted.size)
+            data = read_file(path, max_bytes=expected.size, exact_size=expected.size)
         except FileNotFoundError:
             raise self._lacks(name) from None
-        _compare(path, wanted.sha256, hashlib.sha256(data).hexdigest())
+        _compare(path, expected.sha256, hashlib.sha256(data).hexdigest())
         return data
 
     def _lacks(self, name: str) -> CorpusError:
@@ -277,7 +277,7 @@ class PreparedCorpus:
         )
 
     def _check(self) -> None:
-        """Hash the files that were not hashed here before, or were written to since."""
+        """Hash the files that were not hashed before or have changed since."""
         file, known = self.path / CHECKED_FILE, {}
         with contextlib.suppress(OSError, FileFormatError):
             data = read_file(file, max_bytes=_MOST_BYTES)
@@ -289,21 +289,21 @@ class PreparedCorpus:
         new = [i for i, (name, stamp) in enumerate(stamps.items()) if known.get(name) != stamp]
         if new:
             self._hash(new)
-            with contextlib.suppress(OSError):  # a folder of others: the next one hashes again
+            with contextlib.suppress(OSError):  # the folder may be read-only; then each opening hashes
                 write_file(file, strict_json.dumps({"format": _CHECKED, "version": _VERSION, **stamps}))
 
     def _hash(self, numbers: Sequence[int]) -> None:
         files = [self._files[i] for i in numbers]
         with ThreadPoolExecutor(min(_HASHING, os.cpu_count() or 1)) as pool:
-            for i, found in zip(numbers, pool.map(OpenFile.sha256, files), strict=True):
-                _compare(self._files[i].path, self.index.shards[i][1], found)
+            for i, sha256 in zip(numbers, pool.map(OpenFile.sha256, files), strict=True):
+                _compare(self._files[i].path, self.index.shards[i][1], sha256)
 
 
-def _compare(path: Path, wanted: str, found: str) -> None:
-    if wanted != found:
+def _compare(path: Path, expected: str, got: str) -> None:
+    if expected != got:
         raise refusal(
             path,
-            f"must have the sha256 {wanted}, as {INDEX_FILE} says, got {found}: it was changed. Copy it "
+            f"must have the sha256 {expected}, as {INDEX_FILE} says, got {got}: it was changed. Copy it "
             "again, or prepare the text again.",
         )
 

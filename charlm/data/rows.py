@@ -1,7 +1,7 @@
-"""A row of ids, in memory or in a prepared corpus on disk: what a `BlockDataset` cuts its blocks from.
+"""A row of ids in memory or on disk, from which a `BlockDataset` cuts its blocks.
 
-`TensorRow` holds a tensor; a batch is one gather from a view of all its windows. `StoredRow` names ranges of
-a prepared corpus, and reads what is asked for; parts of it are other ranges, and copy nothing.
+`TensorRow` holds a tensor; a batch is one gather from a view of all its windows. `StoredRow` holds ranges of
+a prepared corpus and reads ids when they are needed; a part of it has other ranges, without a copy.
 """
 
 from __future__ import annotations
@@ -27,22 +27,11 @@ from charlm.plain import int_from
 __all__ = ["PREPARED", "Row", "StoredRow", "TensorRow", "in_order", "row_of"]
 
 PREPARED = "prepared:"
-"""How the fingerprint of a text on disk begins."""
-
-_INTEGERS = {
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-}
+"""The fingerprint of a text on disk begins with this."""
 
 
 class Row(Protocol):
-    """N ids, the smallest unsigned integer type that holds them, and the largest id that there may be."""
+    """N ids, the smallest unsigned integer type that holds them, and the largest possible id."""
 
     dtype: torch.dtype
     max_id: int
@@ -52,7 +41,7 @@ class Row(Protocol):
         ...
 
     def between(self, start: int, stop: int) -> Tensor:
-        """Return the ids from `start` to `stop`, of `dtype`: a view where they are in memory, else a copy."""
+        """Return the ids from `start` to `stop`, of `dtype`: a view of memory, or a copy from disk."""
         ...
 
     def windows(self, width: int) -> Callable[[Tensor], Tensor]:
@@ -60,7 +49,7 @@ class Row(Protocol):
         ...
 
     def parts(self, ranges: Sequence[range]) -> Row:
-        """Return the row of the ids in some ranges of this one, which are in order and do not overlap."""
+        """Return the row of the ids in some ranges, which are in order and do not overlap."""
         ...
 
 
@@ -68,8 +57,8 @@ class TensorRow:
     """A row of ids in memory.
 
     Args:
-        ids: (N,) of the type that they are to be kept in, on the CPU.
-        max_id: the largest of them.
+        ids: (N,) of their smallest type, on the CPU.
+        max_id: the largest id.
     """
 
     ids: Tensor
@@ -93,7 +82,7 @@ class TensorRow:
         return partial(torch.index_select, self.ids.unfold(0, width, 1), 0)
 
     def parts(self, ranges: Sequence[range]) -> TensorRow:
-        """Return a view of one range, or a copy of several put together."""
+        """Return a view of one range, or a copy of several joined together."""
         pieces = [self.ids[part.start : part.stop] for part in ranges]
         return row_of(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
@@ -102,8 +91,8 @@ class StoredRow:
     """A row of ids in a prepared corpus.
 
     Args:
-        corpus: where they lie.
-        ranges: which ids of it, in order. None: all.
+        corpus: the corpus.
+        ranges: the ranges of its ids that belong to the row, in order. None: all.
     """
 
     corpus: PreparedCorpus
@@ -124,7 +113,7 @@ class StoredRow:
 
     @property
     def fingerprint(self) -> str:
-        """What stands for the ids, without reading them: it follows from the hashes of the files."""
+        """A hash that identifies the ids. It follows from the hashes of the files, without reading them."""
         return f"{PREPARED}{self.corpus.fingerprint(self.ranges)}"
 
     def between(self, start: int, stop: int) -> Tensor:
@@ -134,7 +123,7 @@ class StoredRow:
         return _tensor(ids)
 
     def windows(self, width: int) -> Callable[[Tensor], Tensor]:
-        """Return a function from starts (B,) to windows (B, width), which reads them."""
+        """Return a function from starts (B,) to windows (B, width), which reads from disk."""
         return partial(self._windows, width)
 
     def _windows(self, width: int, starts: Tensor) -> Tensor:
@@ -154,14 +143,14 @@ class StoredRow:
             done, number = done + taken, number + 1
 
     def parts(self, ranges: Sequence[range]) -> StoredRow:
-        """Return the row of some ranges, which copies nothing."""
-        found = []
-        for wanted in ranges:
-            for end, part in zip(self._ends, self.ranges, strict=False):
-                start, stop = max(wanted.start - end, 0), min(wanted.stop - end, len(part))
+        """Return the row of some ranges, without a copy."""
+        pieces = []
+        for one in ranges:
+            for begin, part in zip(self._ends, self.ranges, strict=False):
+                start, stop = max(one.start - begin, 0), min(one.stop - begin, len(part))
                 if start < stop:
-                    found.append(range(part.start + start, part.start + stop))
-        return StoredRow(self.corpus, found)
+                    pieces.append(range(part.start + start, part.start + stop))
+        return StoredRow(self.corpus, pieces)
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
@@ -179,7 +168,7 @@ def _reopened(path: str, index_sha256: str, places: Sequence[tuple[int, int]]) -
 def row_of(ids: Tensor | NDArray[Any]) -> TensorRow:
     """Return the row of some ids in the smallest unsigned type that holds them.
 
-    What has that type already is shared, not copied, also where it may only be read.
+    Ids of that type are shared, not copied, even from a read-only array.
 
     Raises:
         DataError: an id is negative or too large.
@@ -187,9 +176,7 @@ def row_of(ids: Tensor | NDArray[Any]) -> TensorRow:
     """
     if not isinstance(ids, Tensor | np.ndarray):
         raise InputError(f"ids must be a tensor or an array, got {type(ids).__name__}")
-    if ids.ndim != 1 or not (
-        ids.dtype in _INTEGERS if isinstance(ids, Tensor) else np.issubdtype(ids.dtype, np.integer)
-    ):
+    if ids.ndim != 1 or not _is_integer(ids.dtype):
         raise InputError(f"ids must be one row of integers, got shape {tuple(ids.shape)} of {ids.dtype}")
     if isinstance(ids, Tensor) and ids.is_meta:
         raise InputError("ids must hold data, got a tensor on the meta device")
@@ -203,7 +190,7 @@ def row_of(ids: Tensor | NDArray[Any]) -> TensorRow:
     if dtype == np.uint64:
         raise DataError(f"ids must be below 2**32, got {high}")
     array = np.ascontiguousarray(array, dtype=dtype)
-    # torch shares memory only with arrays that may be written, and nobody here writes
+    # torch shares memory only with writable arrays; nothing here writes
     return TensorRow(torch.from_numpy(array if array.flags.writeable else np.asarray(_Lent(array))), high)
 
 
@@ -241,12 +228,18 @@ def in_order(
 
 
 class _Lent:
-    """The memory of an array that may only be read, as one that may be written."""
+    """The memory of a read-only array, declared as writable."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array  # lives as long as this object, which numpy keeps
         description = array.__array_interface__
         self.__array_interface__ = {**description, "data": (description["data"][0], False)}
+
+
+def _is_integer(dtype: torch.dtype | np.dtype[Any]) -> bool:
+    if isinstance(dtype, np.dtype):
+        return np.issubdtype(dtype, np.integer)
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:

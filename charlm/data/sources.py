@@ -1,4 +1,4 @@
-"""What is prepared: texts in any number of files, each a document, read twice in little memory. No torch."""
+"""The texts of a preparation: any number of files, each a document, read twice in little memory. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from charlm.text.tokenizer import ByteTokenizer, CharTokenizer
 __all__ = ["Counted", "Progress", "Source", "Texts", "changed", "in_order", "listed", "stamp"]
 
 Progress: TypeAlias = Callable[[Literal["reading", "writing"], int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is: of bytes, or of ids."""
+"""Called with the stage, the amount done and the total: of bytes when reading, of ids when writing."""
 
 _MOST_CODES = 0x110000
 
@@ -30,7 +30,7 @@ PathT = TypeVar("PathT", bound=PurePath)
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """What the first pass finds."""
+    """The result of the first pass."""
 
     tokenizer: CharTokenizer | ByteTokenizer | None
     ends: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Counted:
     vocab_size: int
     max_id: int
     train_ids: int | None = None
-    """How many ids are for training, where the source knows it."""
+    """The number of ids for training, if the source has a split of its own."""
 
     @property
     def n_ids(self) -> int:
@@ -53,7 +53,7 @@ class Counted:
         return np.min_scalar_type(self.vocab_size - 1)
 
     def files(self) -> dict[str, bytes]:
-        """Return what is written beside the ids."""
+        """Return the content of the files beside the ids, by name."""
         files = {DOCUMENTS_FILE: self.ends.astype("<u8").tobytes()}
         if self.tokenizer is not None:
             files[TOKENIZER_FILE] = strict_json.dumps(self.tokenizer.to_dict())
@@ -61,7 +61,7 @@ class Counted:
 
 
 class Source(Protocol):
-    """What can be prepared."""
+    """A source of ids that can be read twice."""
 
     def key(self) -> list[object]:
         """Return values of JSON that change when the source does."""
@@ -72,7 +72,7 @@ class Source(Protocol):
         ...
 
     def pieces(self, counted: Counted, skipped: int) -> Iterator[NDArray[Any]]:
-        """Read everything again, and yield the ids but for the first `skipped`."""
+        """Read everything again, and yield all ids after the first `skipped`."""
         ...
 
 
@@ -81,7 +81,7 @@ class Texts:
 
     Args:
         documents: files, or names of corpora, as `listed` returns them.
-        tokenizer: "char" makes one of all characters, "byte" takes bytes; or one that knows all characters.
+        tokenizer: as in `prepare_corpus`.
         encoding: of the files.
     """
 
@@ -94,12 +94,12 @@ class Texts:
         self._documents, self._tokenizer, self._encoding = documents, tokenizer, encoding
 
     def key(self) -> list[object]:
-        """Return values of JSON that change when the texts or what is asked for do."""
+        """Return values of JSON that change when the texts or the arguments do."""
         kind = self._tokenizer if isinstance(self._tokenizer, str) else self._tokenizer.to_dict()
         return [[stamp(document) for document in self._documents], self._encoding, kind]
 
     def count(self, told: Progress) -> Counted:
-        """Read the texts for their characters."""
+        """Count the characters of the texts."""
         total = sum(_size(document) for document in self._documents)
         done = 0
 
@@ -108,9 +108,11 @@ class Texts:
             done += count
             told("reading", done, total)
 
-        of_codes = np.zeros(_MOST_CODES, np.int64)  # how often each character occurs
-        lengths = _utf8_lengths()
-        known = _Known(self._tokenizer) if isinstance(self._tokenizer, CharTokenizer) else None
+        of_codes = np.zeros(_MOST_CODES, np.int64)  # occurrences of each code point
+        lengths = np.ones(_MOST_CODES, np.int64)  # bytes of UTF-8 of each code point
+        for first in (0x80, 0x800, 0x10000):
+            lengths[first:] += 1
+        checker = _Checker(self._tokenizer) if isinstance(self._tokenizer, CharTokenizer) else None
         chars, sizes = [], []  # of each document
         for document in self._documents:
             n_chars = n_bytes = 0
@@ -119,8 +121,8 @@ class Texts:
                 of_codes[: len(counts)] += counts
                 n_chars += len(piece)
                 n_bytes += int(counts @ lengths[: len(counts)])
-                if known is not None:
-                    known.check(piece, document)
+                if checker is not None:
+                    checker.check(piece, document)
             chars.append(n_chars)
             sizes.append(n_bytes)
         codes = np.flatnonzero(of_codes)
@@ -141,7 +143,7 @@ class Texts:
         )
 
     def pieces(self, counted: Counted, skipped: int) -> Iterator[NDArray[Any]]:
-        """Yield the ids but for the first `skipped`."""
+        """Yield all ids after the first `skipped`."""
         tokenizer, start = counted.tokenizer, 0
         if tokenizer is None:
             return
@@ -156,8 +158,8 @@ class Texts:
             start = end
 
 
-class _Known:
-    """Whether a tokenizer knows all characters of a text that comes in pieces."""
+class _Checker:
+    """Checks that a tokenizer knows all characters of a text that comes in pieces."""
 
     def __init__(self, tokenizer: CharTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -165,7 +167,7 @@ class _Known:
         self._position = self._line = self._column = 0
 
     def check(self, piece: str, document: object) -> None:
-        """Raise UnknownCharacterError with the place in the document where the first unknown one stands."""
+        """Raise UnknownCharacterError with the place of the first unknown character in the document."""
         if document is not self._document:
             self._document, self._position, self._line, self._column = document, 0, 1, 1
         try:
@@ -189,23 +191,15 @@ class _Known:
 
 
 def _counted(text: str) -> NDArray[np.int64]:
-    """Return how often each code point occurs, from 0 to the largest."""
+    """Return the number of occurrences of each code point, from 0 to the largest."""
     if text.isascii():
         return np.bincount(np.frombuffer(text.encode(), np.uint8))
     return np.bincount(np.frombuffer(encoded(text, "utf-32-le", text=text), "<u4"))
 
 
-def _utf8_lengths() -> NDArray[np.int64]:
-    """Return how many bytes of UTF-8 each code point has."""
-    lengths = np.ones(_MOST_CODES, np.int64)
-    for first in (0x80, 0x800, 0x10000):
-        lengths[first:] += 1
-    return lengths
-
-
 def listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    """Return the files and named corpora that sources stand for, in order."""
-    found: list[str | Path] = []
+    """Return the files and named corpora of the sources, in order."""
+    documents: list[str | Path] = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
         path = as_path(source)
         if source == "-":
@@ -213,45 +207,44 @@ def listed(sources: str | Path | Sequence[str | Path]) -> list[str | Path]:
                 "standard input can be read only once, and a preparation reads twice; give a file"
             )
         if is_named(source):
-            found.append(source)
+            documents.append(source)
         elif path.is_dir():
             inside = in_order(entry for entry in path.rglob("*") if entry.is_file())
-            found += [
-                file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)
-            ]
+            is_hidden = [any(part[0] == "." for part in file.relative_to(path).parts) for file in inside]
+            documents += [file for file, hidden in zip(inside, is_hidden, strict=True) if not hidden]
         elif not path.exists() and any(sign in str(source) for sign in "*?["):
             matching = in_order(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
             if not matching:
                 raise CorpusError(f"no file fits {quoted(str(source))}; check the path")
-            found += listed(matching)
+            documents += listed(matching)
         else:
-            found.append(source)
-    if not found:
+            documents.append(source)
+    if not documents:
         raise CorpusError("there is no file to prepare; check the paths")
-    return found
+    return documents
 
 
 def in_order(paths: Iterable[PathT]) -> list[PathT]:
-    """Return paths in one order on all systems: Windows itself compares them without upper and lower case."""
+    """Return paths in the same order on all systems; the order of Windows ignores case."""
     return sorted(paths, key=lambda path: path.parts)
 
 
 def stamp(document: str | Path) -> list[object]:
-    """Return what changes when a document does."""
+    """Return path, size and time of a document, which change when it does; of a named corpus, its name."""
     path = as_path(document)
     try:
         status = path.stat()
-    except OSError:  # a named corpus; or the reading will say why
+    except OSError:  # a named corpus; or an error that reading will report
         return [str(document)]
     return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
 def _size(document: str | Path) -> int:
-    known = stamp(document)
-    return int(str(known[1])) if len(known) > 1 else 0
+    values = stamp(document)
+    return int(str(values[1])) if len(values) > 1 else 0
 
 
 def changed(document: str | Path | None = None) -> DataError:
-    """Return the error about a text that is not the same when it is read again."""
+    """Return the error about a text that changed between the two passes."""
     name = "a text" if document is None else quoted(str(document))
     return DataError(f"{name} has changed while it was prepared; prepare it again")

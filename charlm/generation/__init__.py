@@ -1,4 +1,4 @@
-"""From a prompt to more text: prediction states, the decoding loop, sampling options, filters, the cache."""
+"""Generation of text: prediction states, the decoding loop, sampling options, filters and caches."""
 
 from typing import TYPE_CHECKING
 

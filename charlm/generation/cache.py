@@ -1,7 +1,7 @@
-"""`Cache`: what a model has read in one generation; and `KVCache`, the keys and values of attention.
+"""`Cache`: the state of a model after the ids that it has read; `KVCache` holds keys and values of attention.
 
-It is passed to the model as an argument; the model keeps nothing. A `KVCache` knows shapes alone, not what
-attention does with them. (nanochat's `engine.py` holds its cache this way.)
+A cache is passed to the model as an argument, so the model itself has no state, as in nanochat's `engine.py`.
+A `KVCache` knows shapes alone, not what attention computes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ __all__ = ["Cache", "KVCache", "LayerCache"]
 
 
 class Cache(Protocol):
-    """What generation asks of a cache, whatever a model keeps in it. A `KVCache` can do both."""
+    """The two methods that generation needs of a cache."""
 
     def truncate(self, length: int) -> bool:
-        """Forget all but the first characters.
+        """Forget all but the first tokens.
 
         Args:
-            length: how many stay, at least 1 and fewer than were read.
+            length: the number of tokens that stay, at least 1 and fewer than were read.
 
         Returns:
-            False if that cannot be done, and nothing was; all is then read again.
+            False if this is impossible and nothing was changed; the tokens are then read again.
         """
 
     def fork(self, rows: Sequence[int]) -> Self | None:
-        """Return a cache that holds a copy of what some rows have read; None if it cannot be copied.
+        """Return a copy of the cache for some rows, or None if it cannot be copied.
 
         Args:
-            rows: their numbers, in any order; one may be taken several times.
+            rows: numbers of rows in any order; a number may occur several times.
         """
 
 
@@ -42,10 +42,10 @@ class LayerCache:
     """Keys and values of one attention layer, in buffers that are filled from the left.
 
     Args:
-        capacity: the most characters it will hold.
+        capacity: the most tokens that it can hold.
 
     Attributes:
-        length: how many characters it holds.
+        length: the number of tokens that it holds.
 
     Example:
         >>> layer = LayerCache(capacity=8)
@@ -62,17 +62,17 @@ class LayerCache:
         self._values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of t new characters and return those of all characters.
+        """Add the keys and values of t new tokens and return those of all tokens.
 
         Args:
             keys: (B, H, t, D).
             values: (B, H, t, D).
 
         Returns:
-            Keys and values of everything read so far, (B, H, length, D): views of the buffers.
+            Keys and values of all tokens so far, (B, H, length, D): views of the buffers.
 
         Raises:
-            InputError: B is another than before.
+            InputError: B differs from before.
         """
         B, H, t, D = keys.shape
         if self._keys is None or self._values is None:
@@ -86,11 +86,7 @@ class LayerCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def fork(self, rows: Sequence[int]) -> LayerCache:
-        """Return a cache that holds a copy of what some rows have read.
-
-        Args:
-            rows: their numbers, in any order; one may be taken several times.
-        """
+        """Return a copy for some rows; see `Cache.fork`."""
         twin = LayerCache(self.capacity)
         if self._keys is not None and self._values is not None:
             twin.append(*(kept[list(rows), :, : self.length] for kept in (self._keys, self._values)))
@@ -99,15 +95,15 @@ class LayerCache:
 
 @final
 class KVCache:
-    """What a model has read in one generation.
+    """The keys and values of all attention layers of a model.
 
     Args:
-        n_layer: attention layers of the model; 0 for a model without attention.
-        capacity: the most characters it will hold, usually the model's block_size.
+        n_layer: the number of attention layers; 0 for a model without attention.
+        capacity: the most tokens that it can hold, usually the model's block_size.
 
     Attributes:
         layers: one `LayerCache` for each attention layer.
-        length: how many characters have been read; the next one's position in the window.
+        length: the number of tokens that were read, which is the position of the next one in the window.
 
     Example:
         >>> from charlm import GPT
@@ -121,7 +117,7 @@ class KVCache:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # `fork` would copy what is known here, and lose the rest without a word.
+        # `fork` would silently lose the attributes of a subclass.
         raise TypeError("KVCache has no subclasses: a cache of your own is any class with truncate and fork")
 
     def __init__(self, n_layer: int, capacity: int) -> None:
@@ -131,13 +127,13 @@ class KVCache:
         self._ids: Tensor | None = None
 
     def read(self, ids: Tensor) -> Tensor:
-        """Keep ids (B, T) that come next, for a model that looks at earlier ones; `advance` counts them.
+        """Store the next ids (B, T), for a model that looks at earlier ids; `advance` counts them.
 
         Returns:
-            (B, length + T), all that were read and these: a view of the buffer.
+            (B, length + T), all ids so far, these included: a view of the buffer.
 
         Raises:
-            InputError: B is another than before.
+            InputError: B differs from before.
         """
         if self._ids is None:
             self._ids = ids.new_empty(ids.size(0), self._capacity)
@@ -147,33 +143,22 @@ class KVCache:
         return self._ids[:, :end]
 
     def advance(self, count: int) -> None:
-        """Note that the model has read more characters. Models call it once per forward pass.
+        """Count T tokens as read. A model calls this once per forward pass.
 
         Args:
-            count: how many, T.
+            count: T.
         """
         self.length += count
 
     def truncate(self, length: int) -> bool:
-        """Forget all but the first characters.
-
-        Args:
-            length: how many stay, at most as many as were read.
-
-        Returns:
-            True.
-        """
+        """Forget all but the first `length` tokens, and return True."""
         self.length = length
         for layer in self.layers:
             layer.length = length
         return True
 
     def fork(self, rows: Sequence[int]) -> KVCache:
-        """Return a cache that holds a copy of what some rows have read.
-
-        Args:
-            rows: their numbers, in any order; one may be taken several times.
-        """
+        """Return a copy for some rows; see `Cache.fork`."""
         twin = KVCache(0, self._capacity)
         twin.layers = [layer.fork(rows) for layer in self.layers]
         twin.length = self.length

@@ -1,8 +1,8 @@
-"""Texts that have to match something: what may come next, and where a text ends.
+"""Constraints on generated texts: the ids that may follow, and the end of a text.
 
-A `Constraint` says of a text so far which ids may follow. `Walk` follows some texts through one, for the
-loop of `decode.py`: it masks logits, and tells which texts have ended. In a text that may end, the next id is
-drawn from all of them, and one that may not follow ends it; so how likely an end is remains the model's say.
+A `Constraint` tells which ids may follow a text so far. `Walk` follows some texts through a constraint, for
+the loop of `decode.py`: it masks logits and tells which texts have ended. If a text may end, the next id is
+drawn from all ids, and an id that may not follow ends the text. So the model decides how likely an end is.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Constraint", "Walk"]
 
 @runtime_checkable
 class Constraint(Protocol):
-    """What a text has to match, told one id after another. A regular expression is one; any object may be.
+    """A rule for texts, which is asked id by id. Regular expressions implement it; any object may.
 
-    Where a text stands is a state, whatever the constraint takes for it; None is that of no id. States are
-    asked more than once, and of several texts in turn, so they must not change.
+    The constraint chooses the type of its states; None is the state of the empty text. A state is used
+    several times and for several texts in turn, so it must not change.
 
     Example:
         >>> class EvenZeros:  # any text in which id 0 occurs an even number of times
@@ -44,40 +44,40 @@ class Constraint(Protocol):
     """
 
     def allowed(self, state: Any, left: int) -> tuple[NDArray[np.bool_], bool]:
-        """Return which ids may follow, (V,) bool, and whether the text may end where it stands.
+        """Return which ids may follow, (V,) bool, and whether the text may end here.
 
         Args:
-            state: where it stands.
-            left: at most so many ids may still follow. One may only where a text that matches fits into this,
-                so with 0 none; and one must, unless the text may end.
+            state: the state of the text.
+            left: the most ids that may still follow. An id may follow only if a matching text fits into this;
+                so none may with 0. At least one must follow unless the text may end.
         """
 
     def after(self, state: Any, token: int) -> Any:
-        """Return the state after one more id, which was allowed.
+        """Return the state after one more id.
 
         Args:
-            state: where the text stands.
-            token: the id.
+            state: the state of the text.
+            token: an allowed id.
         """
 
 
 class Walk:
-    """Where some texts stand in a constraint.
+    """The states of some texts in a constraint.
 
     Args:
-        constraint: which.
-        rows: B, texts that begin.
-        left: the most ids that each may get.
+        constraint: the constraint.
+        rows: B, the number of texts.
+        left: the most ids of each text.
         vocab_size: V.
 
     Attributes:
         constraint: as given.
-        left: how many ids each may still get.
-        states: (B,) of the constraint; those of ended texts have no meaning.
-        none_ends: whether it is known, without a question, that all texts go on.
+        left: the most ids that may still follow.
+        states: (B,) the states; those of ended texts have no meaning.
+        none_ends: whether all texts are known to continue.
 
     Raises:
-        InputError: no text fits, or the constraint answers something else than it should.
+        InputError: no text matches, or the constraint returns a wrong type or shape.
     """
 
     def __init__(self, constraint: Constraint, rows: int, left: int, vocab_size: int) -> None:
@@ -87,7 +87,7 @@ class Walk:
         self._ended = [False] * rows
         self._vocab_size = vocab_size
         self.none_ends: bool = False
-        self._known: list[tuple[NDArray[np.bool_], bool] | None] = [None] * rows
+        self._answers: list[tuple[NDArray[np.bool_], bool] | None] = [None] * rows
         if isinstance(constraint, Automaton) and constraint.distance[0] > left:
             raise InputError(
                 f"max_new_tokens must be at least {constraint.distance[0]}, the length of the shortest text "
@@ -96,27 +96,27 @@ class Walk:
         self._ask(0)
 
     def fork(self, rows: Sequence[int]) -> Self:
-        """Return where some rows stand, which go their own way from here."""
+        """Return a copy for some rows."""
         twin = type(self).__new__(type(self))
         vars(twin).update(vars(self))
         twin.states = [self.states[row] for row in rows]
         twin._ended = [self._ended[row] for row in rows]
-        twin._known = [self._known[row] for row in rows]
+        twin._answers = [self._answers[row] for row in rows]
         return twin
 
     def ended(self, row: int) -> bool:
-        """Return whether a text has ended, or nothing can follow, which is its end, too."""
+        """Return whether a text has ended; it also has if no id may follow."""
         return self._ended[row] or not self._ask(row)[0].any()
 
     def mask(self, logits: Tensor) -> Tensor:
-        """Return logits (B, V) with -inf for what may not follow, except in texts that may end."""
+        """Return logits (B, V) with -inf for ids that may not follow; texts that may end are not masked."""
         free = np.ones(self._vocab_size, dtype=np.bool_)
         asked = [self._ask(row) for row in range(len(self.states))]
         rows = np.stack([free if may_end else allowed for allowed, may_end in asked])
         return logits.masked_fill(torch.from_numpy(~rows).to(logits.device), -torch.inf)
 
     def move(self, ids: Tensor) -> Tensor:
-        """Move on by the next id of each text, (B,); return them with -1 for those that ended their texts."""
+        """Append the next id of each text, (B,); return the ids with -1 in place of those that end a text."""
         moved = ids.tolist()
         for row, i in enumerate(moved):
             if self._ask(row)[0][i]:
@@ -124,32 +124,32 @@ class Walk:
             else:
                 self._ended[row], moved[row] = True, -1
         self.left -= 1
-        self._known, self.none_ends = [None] * len(moved), False
+        self._answers, self.none_ends = [None] * len(moved), False
         return ids.new_tensor(moved)
 
     def moved(self, turns: int, states: Sequence[int], *, none_ends: bool) -> None:
-        """Take note of turns that were made elsewhere.
+        """Record turns that an engine made by itself.
 
         Args:
-            turns: how many.
-            states: (B,) after them; -1: the last one ended the text.
-            none_ends: whether all texts go on.
+            turns: the number of turns.
+            states: (B,) after them; -1: the last turn ended the text.
+            none_ends: whether all texts continue.
         """
         self.left -= turns
         self.states, self._ended = [*states], [state < 0 for state in states]
-        self._known, self.none_ends = [None] * len(states), none_ends
+        self._answers, self.none_ends = [None] * len(states), none_ends
 
     def _ask(self, row: int) -> tuple[NDArray[np.bool_], bool]:
-        """Return what the constraint says of a text, which is asked once for each id."""
-        known = self._known[row]
-        if known is None:
-            known = self._known[row] = self._checked(self.constraint.allowed(self.states[row], self.left))
-            if not known[1] and not known[0].any():
+        """Return the answer of the constraint for a row; it is asked once for each id."""
+        answer = self._answers[row]
+        if answer is None:
+            answer = self._answers[row] = self._checked(self.constraint.allowed(self.states[row], self.left))
+            if not answer[1] and not answer[0].any():
                 raise InputError(
                     f"constraint leaves no text: none of at most {self.left} more ids matches, got state "
                     f"{shown(self.states[row])}"
                 )
-        return known
+        return answer
 
     def _checked(self, answer: tuple[NDArray[np.bool_], bool]) -> tuple[NDArray[np.bool_], bool]:
         allowed, may_end = answer

@@ -1,8 +1,8 @@
 """The loop of generation: look at the context, choose the next id, append it, repeat.
 
-It is the lecture's `generate`. What the model has read, and what it predicts, is a `PredictionState`'s
-business; nothing here knows models, characters or tokenizers. On it stand streams (`stream.py`), drafts
-(`drafting.py`), and the stop strings of `charlm.lm`, where a row that has met one leaves the loop.
+It is the lecture's `generate`. A `PredictionState` holds the texts and gives the predictions; this module
+knows no models, characters or tokenizers. It is used by streams (`stream.py`), by drafts (`drafting.py`), and
+by `charlm.lm` for stop strings, which remove a row from the loop.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def stream_ids(
     *,
     addresses: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield `max_new_tokens` times the next id of each row.
+    """Yield the next id of each row, `max_new_tokens` times.
 
     Args:
-        state: has observed the prompts, at least one id each. It moves on with the texts.
-        max_new_tokens: how many steps.
+        state: has observed the prompts, at least one id each. The new ids are appended to it.
+        max_new_tokens: the number of steps.
         options: how to choose.
         addresses: (B,) address of each row's random numbers, by default 0 ... B-1.
 
     Yields:
-        (B,) int64. Nothing stays open between steps: no gradient mode, no training flag, no generator. With a
-        constraint there are fewer steps if all texts end before; ids of a text that has ended are -1; and the
-        state is used up, as the rows that have ended leave it.
+        (B,) int64. No gradient mode, training flag or generator stays changed between steps. With a
+        constraint, the steps end when all texts have ended, and the id of a text that has ended is -1. Do not
+        use the state afterwards then: rows that end leave it.
 
     Raises:
         NonFiniteError: a row's logits hold NaN, or a filter removed every id.
@@ -67,7 +67,7 @@ def stream_ids(
 
 
 def begin_walk(state: PredictionState, max_new_tokens: int, options: SamplingOptions) -> None:
-    """Let a constraint begin here, if there is one; refuse what is impossible."""
+    """Begin a constraint here, if there is one, or raise if it is impossible."""
     state.walk = None
     if options.constraint is not None:
         state.walk = Walk(options.constraint, state.rows, max_new_tokens, state.vocab_size)
@@ -81,15 +81,15 @@ def turns_to_the_ends(
     *,
     at_once: int,
 ) -> Iterator[Tensor]:
-    """Yield the ids of texts that obey a constraint, (t, B), -1 behind ends, of at most `at_once` turns.
+    """Yield the ids (t, B) of at most `at_once` turns of texts that obey a constraint; -1 follows an end.
 
-    Arguments and errors are those of `stream_ids`; `walk` is the state's.
+    Arguments and errors are those of `stream_ids`; `walk` is that of the state.
     """
     B = state.rows
     going = list(range(B))
     addresses = list(going if addresses is None else addresses)
     while walk.none_ends or (left := [at for at in range(len(going)) if not walk.ended(at)]):
-        if not walk.none_ends and len(left) < len(going):  # the others need not wait for those that are done
+        if not walk.none_ends and len(left) < len(going):  # rows that have ended leave the loop
             state, walk = state.fork(left), walk.fork(left)
             state.walk = walk
             going, addresses = [going[at] for at in left], [addresses[at] for at in left]
@@ -97,7 +97,7 @@ def turns_to_the_ends(
         if len(going) < B or not walk.none_ends:
             spread = turns.new_full((len(turns), B), -1)
             spread[:, going] = turns
-            turns = spread[(spread >= 0).any(dim=1)]  # not the last one, if it has but ended texts
+            turns = spread[(spread >= 0).any(dim=1)]  # without a last turn in which all texts end
         if len(turns):
             yield turns
 
@@ -117,7 +117,7 @@ def next_ids(
 
     Raises:
         NonFiniteError: a row's logits hold NaN, or a filter removed every id. The texts stay as they are.
-        InputError: there is a constraint, which has to know how many ids may come: `stream_ids` tells it.
+        InputError: there is a constraint, which needs the number of ids to come: use `stream_ids`.
 
     Example:
         >>> from charlm import BigramLM
@@ -134,8 +134,8 @@ def next_ids(
 def some_turns(
     state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
 ) -> Tensor:
-    """Do one turn or more, as many as the engine likes at once; return their ids, (t B,) int64."""
-    ids = state.engine.turns(state, options, addresses, most)  # a compiled engine does all in one call
+    """Do one or more turns, as many as the engine does at once, and return their ids, (t B,) int64."""
+    ids = state.engine.turns(state, options, addresses, most)  # one call of a compiled engine
     return one_turn(state, options, addresses) if ids is None else ids
 
 
@@ -146,8 +146,8 @@ def one_turn(state: PredictionState, options: SamplingOptions, addresses: Sequen
     if state.walk is not None:
         logits = state.walk.mask(logits)
     uniforms = options.uniforms(addresses, state.lengths)  # (B,)
-    ids = filter_and_draw(state.engine, logits, options, uniforms, texts)  # (B,): filter, draw
-    state.observe(ids)  # append
+    ids = filter_and_draw(state.engine, logits, options, uniforms, texts)  # (B,)
+    state.observe(ids)
     return ids if state.walk is None else state.walk.move(ids)
 
 
@@ -159,14 +159,14 @@ def filter_and_draw(
     uniforms: NDArray[np.float64] | None,
     texts: Sequence[Tensor] | None,
 ) -> Tensor:
-    """Filter, and draw: an id for each row of logits.
+    """Filter, and draw an id for each row of logits.
 
     Args:
-        engine: which predicted.
+        engine: has computed the logits.
         logits: (n, V).
         options: how to choose.
-        uniforms: (n,) where in the summed probabilities each row's id lies; None: the likeliest.
-        texts: (n,) what stands before each id, (t,); needed where the caller has filters.
+        uniforms: (n,) uniform numbers; None: take the likeliest id.
+        texts: (n,) the ids before each, (t,); needed if the caller has filters.
 
     Returns:
         (n,) int64.
@@ -177,7 +177,7 @@ def filter_and_draw(
     if texts is None:
         return engine.choose(logits, options, uniforms)
     filtered = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    for length in dict.fromkeys(map(len, texts)):  # filters are shown texts of one length
+    for length in dict.fromkeys(map(len, texts)):  # a filter takes texts of one length
         rows = [row for row, text in enumerate(texts) if len(text) == length]
         filtered[rows] = options.filter(logits[rows], torch.stack([texts[row] for row in rows])).to(filtered)
     return sample(filtered, uniforms)

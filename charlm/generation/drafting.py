@@ -1,10 +1,10 @@
-"""Speculative sampling: a quick model guesses some ids ahead, the model reads all of them in one pass.
+"""Speculative sampling: a fast model guesses some ids ahead, and the model reads them all in one pass.
 
 Reading five ids costs a large model little more than reading one (Leviathan et al. 2022, arXiv:2211.17192;
-Chen et al. 2023, arXiv:2302.01318). There a guess is kept or not by a coin, so that the distribution is
-right. Here model and draft are asked with the same uniform number, and a guess is kept where the model would
-have chosen it: fewer are, but the text is the one that the model writes by itself, as far as its logits do
-not depend on how many ids a pass reads (to the bit in the compiled engine, within rounding in PyTorch).
+Chen et al. 2023, arXiv:2302.01318). These papers accept a guess at random, which keeps the distribution. Here
+model and draft use the same uniform number, and a guess is accepted if the model would have chosen it. Fewer
+guesses are accepted, but the text is the one that the model generates alone, as long as its logits do not
+depend on the number of ids in a pass. They do not in the compiled engine; in PyTorch they differ by rounding.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from charlm.generation.state import PredictionState
 
 __all__ = ["stream_drafted"]
 
-_MOST = 8  # guesses at once
-_WORTH = 0.15  # chance to be of use from which on a guess is made
-_SELDOM = 8  # of a draft that is nearly always wrong, one in so many ids is asked
+_MOST = 8  # the most guesses at once
+_WORTH = 0.15  # a guess is made if its chance of being accepted is at least this
+_SELDOM = 8  # a draft that is nearly always wrong guesses only every eighth id
 
 
 def stream_drafted(
@@ -48,22 +48,22 @@ def stream_drafted(
         NonFiniteError: as `stream_ids`.
     """
     options = options.seeded()
-    right = 0.6  # share of the guesses that were right, of late
+    right = 0.6  # share of recent guesses that were right
     left, turn = max_new_tokens, 0
     while left and not _ended(state):
         position = state.lengths[0]
         room = left - 1
-        if state.block_size is not None:  # all guesses must be seen from one context
+        if state.block_size is not None:  # all guesses must lie in one context
             begin = context_start(position, state.block_size, state.overflow)
             room = min(room, begin + state.block_size - position)
         turn += 1
         far = min(int(math.log(_WORTH) / math.log(right)), _MOST)
-        if far == 0 and turn % _SELDOM == 0:  # perhaps it does better again
+        if far == 0 and turn % _SELDOM == 0:  # the draft may have improved
             far = 1
         draft.walk = None if state.walk is None else state.walk.fork([0])
         guesses = _guesses(draft, options, min(far, room))
         chosen = _agreed(state, guesses.tolist(), options) if far else next_ids(state, options).tolist()
-        chosen = [i for i in chosen if i >= 0]  # -1 is the end that a constraint allows
+        chosen = [i for i in chosen if i >= 0]  # -1 is an end of a constraint
         agreed = sum(1 for guess, i in zip(guesses.tolist(), chosen, strict=False) if guess == i)
         if agreed < len(guesses):
             draft.retract(len(guesses) - agreed)
@@ -76,13 +76,13 @@ def stream_drafted(
 
 
 def _guesses(draft: PredictionState, options: SamplingOptions, count: int) -> Tensor:
-    """Let the draft go ahead, and return its ids, (count,) or fewer."""
+    """Let the draft guess ahead, and return its ids, (count,) or fewer."""
     guesses = [torch.empty(0, dtype=torch.int64, device=draft.device)]
-    with suppress(NonFiniteError):  # there is nothing that it could choose
+    with suppress(NonFiniteError):  # the draft can choose nothing
         while len(guesses) <= count and not _ended(draft):
             guess = next_ids(draft, options)
             if guess < 0:
-                draft.retract(1)  # what ended it is no part of it
+                draft.retract(1)  # the id that ended the text does not belong to it
             else:
                 guesses.append(guess)
     return torch.cat(guesses)
@@ -93,16 +93,16 @@ def _ended(state: PredictionState) -> bool:
 
 
 def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions) -> list[int]:
-    """Do what `next_ids` does for the only row, as often as a guess turns out right, and once more.
+    """Do what `next_ids` does for the only row, once for each right guess and once more.
 
     Returns:
-        From 1 to t + 1 ids, now observed; none where a constraint lets the text end at once.
+        From 1 to t + 1 ids, which are now observed; none if a constraint ends the text at once.
     """
     position, t = state.lengths[0], len(guesses)
     logits = state.verify(torch.tensor(guesses, dtype=torch.int64, device=state.device))  # (t + 1, V)
     chosen: list[int] = []
     if not options.filters_by_itself and state.walk is None:
-        with suppress(NonFiniteError):  # which matters only where the guesses before it are right: see below
+        with suppress(NonFiniteError):  # it matters only if the guesses before it are right: see below
             uniforms = options.uniforms([0] * (t + 1), range(position, position + t + 1))
             chosen = state.engine.choose(logits, options, uniforms).tolist()
             right = next((i for i in range(t) if chosen[i] != guesses[i]), t)
@@ -121,6 +121,6 @@ def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions
         except NonFiniteError:
             if not chosen:
                 raise
-            break  # the next call will meet it
+            break  # the next call raises it
     state.observe(torch.tensor([chosen], dtype=torch.int64, device=state.device))
     return chosen

@@ -1,7 +1,7 @@
-"""`Engine`: what computes predictions; and `TorchEngine`, which asks any model, in PyTorch, on every device.
+"""`Engine` computes predictions; `TorchEngine` does so with any model, in PyTorch, on every device.
 
-A `PredictionState` owns the texts and plans the passes; an engine does them, and keeps what it has read.
-`charlm.native` has quicker engines for a small GPT and for n-grams on a CPU.
+A `PredictionState` owns the texts and plans the passes. An engine executes them, and keeps a cache of the ids
+that it has read. `charlm.native` has faster engines for a small GPT and for n-grams on a CPU.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["Engine", "Predictor", "TorchEngine"]
 
 
 class Engine(ABC):
-    """What computes predictions for some rows of text. It belongs to one `PredictionState`.
+    """Computes predictions for some rows of text. An engine belongs to one `PredictionState`.
 
     Args:
         rows: B.
         vocab_size: V.
         block_size: the most ids that it sees at once; None: no limit.
-        device: where its logits lie.
+        device: of its logits.
 
     Raises:
-        InputError: there is not at least one row.
+        InputError: `rows` is no int of 1 or more.
 
     Example:
         >>> from charlm.generation import PredictionState
@@ -64,9 +64,9 @@ class Engine(ABC):
 
     @abstractmethod
     def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
-        """Do some passes, each of another row, and return the logits (t, V) that each of them wants.
+        """Execute passes of different rows, and return the logits (t, V) that each asks for.
 
-        What a pass says to have been read, and the engine has not kept, it reads again.
+        If the engine has lost ids that a pass counts as read, it reads them again.
 
         Args:
             texts: (B, room), the ids of all rows.
@@ -75,7 +75,7 @@ class Engine(ABC):
 
     @abstractmethod
     def fork(self, rows: Sequence[int]) -> Self:
-        """Return an engine that has read the same of some rows; one may be taken several times."""
+        """Return a copy for some rows; a number may occur several times."""
 
     def choose(
         self, logits: Tensor, options: SamplingOptions, uniforms: NDArray[np.float64] | None
@@ -84,55 +84,55 @@ class Engine(ABC):
 
         Args:
             logits: (n, V), of this engine.
-            options: how; without filters of the caller's.
-            uniforms: (n,) uniform numbers; None: the likeliest id.
+            options: how to choose, without filters of the caller.
+            uniforms: (n,) uniform numbers; None: take the likeliest id.
 
         Returns:
             (n,) int64.
 
         Raises:
-            NonFiniteError: in a row nothing can be chosen.
+            NonFiniteError: no id can be chosen in a row.
         """
         return sample(options.filter(logits), uniforms)
 
     def turn(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int]
     ) -> Tensor | None:
-        """Do a whole turn of the loop at once, where the engine has a quicker way than `decode.one_turn`.
+        """Do a whole turn of the loop at once, if the engine has a faster way than `decode.one_turn`.
 
         Args:
-            state: which this engine belongs to; it is told by `took`.
+            state: the state of this engine; it is told by `took`.
             options: as for `next_ids`.
             addresses: as for `next_ids`.
 
         Returns:
-            (B,) int64; None where it has no way of its own, as here.
+            (B,) int64; None if the engine has no faster way, as here.
         """
         return None
 
     def turns(
         self, state: PredictionState, options: SamplingOptions, addresses: Sequence[int], most: int
     ) -> Tensor | None:
-        """Do one or more turns at once, as many as the engine likes.
+        """Do one or more turns at once; the engine chooses how many. By default it is one `turn`.
 
         Args:
             state: as for `turn`.
             options: as for `turn`.
             addresses: as for `turn`.
-            most: at most so many.
+            most: the most turns.
 
         Returns:
-            (t B,) int64, one turn after the other; None as from `turn`, which this is if not overridden.
+            (t B,) int64, one turn after the other; None if the engine has no faster way.
         """
         return self.turn(state, options, addresses)
 
 
 class Predictor(Protocol):
-    """What generation asks of a model. Every `charlm.LanguageModel` is one."""
+    """The interface of a model in generation. Every `charlm.LanguageModel` has it."""
 
     @property
     def vocab_size(self) -> int:
-        """V, number of different ids."""
+        """V, the number of different ids."""
 
     @property
     def block_size(self) -> int | None:
@@ -140,7 +140,7 @@ class Predictor(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where ids have to lie."""
+        """The device of the ids."""
 
     def new_cache(self) -> Cache | None:
         """Return an empty cache for one generation, or None if the model keeps none."""
@@ -156,21 +156,21 @@ class Predictor(Protocol):
 
 @dataclass
 class _Kept:
-    """What a model has read of some rows together: the ids at the positions `begin` to `stop` of each."""
+    """A cache of the ids at the positions `begin` to `stop` of some rows."""
 
-    rows: list[int]  # as they were then; some may have been read otherwise since
+    rows: list[int]  # at the time of the pass; some of them may have another cache since
     cache: Cache
     begin: int
     stop: int
 
 
 class TorchEngine(Engine):
-    """Asks the model itself. Rows that are read at the same positions share their passes.
+    """Runs the model in PyTorch. Rows that are read at the same positions share their passes.
 
     Args:
-        model: what is asked. It is in evaluation mode during each pass, and put back after it.
+        model: the model. It is in evaluation mode during each pass, and restored after it.
         rows: B.
-        use_cache: keep keys and values of what was read. Changes speed, never the result.
+        use_cache: keep a cache of the ids that were read. Changes speed, never the result.
 
     Example:
         >>> from charlm import BigramLM
@@ -185,7 +185,7 @@ class TorchEngine(Engine):
         super().__init__(rows, vocab_size=model.vocab_size, block_size=model.block_size, device=model.device)
         self._model = model
         self._use_cache = use_cache
-        self._kept: dict[int, _Kept] = {}  # of each row; shared by those that were read together
+        self._kept: dict[int, _Kept] = {}  # by row; rows that were read together share one
 
     @override
     def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
@@ -193,14 +193,14 @@ class TorchEngine(Engine):
         for one in passes:
             shared = id(self._kept.get(one.row)) if one.start > one.begin else None
             together.setdefault((shared, one._replace(row=-1)), []).append(one.row)
-        found: dict[int, Tensor] = {}
+        results: dict[int, Tensor] = {}
         for (_, one), rows in together.items():
-            found.update(zip(rows, self._run(texts, rows, one), strict=True))
-        return [found[one.row] for one in passes]
+            results.update(zip(rows, self._run(texts, rows, one), strict=True))
+        return [results[one.row] for one in passes]
 
     def _run(self, texts: NDArray[np.int64], rows: list[int], one: Pass) -> Tensor:
-        """Do one pass for several rows, which were read together before, and return (Bg, t, V)."""
-        # What is made here may be written to later, when the caller has left his inference mode.
+        """Execute a pass for several rows with a common cache, and return (Bg, t, V)."""
+        # A cache may be written to later, when the caller has left inference mode.
         with torch.inference_mode(mode=False), torch.no_grad(), evaluation_mode(self._model):
             kept = self._taken_up(rows, one) if one.start > one.begin else None
             if kept is None:
@@ -210,7 +210,7 @@ class TorchEngine(Engine):
                 cache, start = kept.cache, one.start
             ids = torch.from_numpy(texts[rows, start : one.stop]).to(self.device)  # (Bg, t)
             for row in rows:
-                self._kept.pop(row, None)  # until all has gone well
+                self._kept.pop(row, None)  # until the pass has succeeded
             logits, _ = self._model(ids, cache=cache)  # (Bg, t, V)
         if cache is not None:
             kept = _Kept(rows, cache, one.begin, one.stop)
@@ -218,7 +218,7 @@ class TorchEngine(Engine):
         return logits[:, logits.size(1) - one.wanted :]
 
     def _taken_up(self, rows: list[int], one: Pass) -> _Kept | None:
-        """Return what was read of these rows alone, up to where the pass goes on; None: it is lost."""
+        """Return the cache of these rows up to the start of the pass, or None if it is lost."""
         kept = self._kept.get(rows[0])
         if kept is None or kept.begin != one.begin or kept.stop < one.start:
             return None
@@ -232,7 +232,7 @@ class TorchEngine(Engine):
     @override
     def fork(self, rows: Sequence[int]) -> Self:
         twin = type(self)(self._model, len(rows), use_cache=self._use_cache)
-        together: dict[int, list[int]] = {}  # new numbers of the rows that were read together
+        together: dict[int, list[int]] = {}  # new numbers of the rows that share a cache
         for new, old in enumerate(rows):
             if old in self._kept:
                 together.setdefault(id(self._kept[old]), []).append(new)

@@ -1,10 +1,8 @@
-"""What makes some characters likelier, or impossible: pure functions on (B, V) logits.
+"""Filters: pure functions on logits (B, V) that make tokens likelier, less likely or impossible.
 
-Each returns new logits in which a removed character has -inf. `SamplingOptions` fixes their order: repetition
-penalty, banned ids, temperature, top-k, top-p, min-p, then the caller's own.
-Sources: the repetition penalty is that of CTRL (Keskar et al. 2019, arXiv:1909.05858); top-p is nucleus
-sampling (Holtzman et al. 2019, arXiv:1904.09751); min-p is Nguyen et al. 2024 (arXiv:2407.01082). Numbers out
-of their range are refused by `SamplingOptions`, not here.
+Each returns new logits in which a removed token has -inf. `SamplingOptions` fixes their order: repetition
+penalty, banned ids, temperature, top-k, top-p, min-p, then the caller's own. `SamplingOptions` also checks
+the range of their numbers.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ __all__ = [
 _REMEMBERED = 64  # of the last ids: a longer text has nearly every character of its language
 
 Filter = Callable[[Tensor, Tensor], Tensor]
-"""A filter of the caller's: (logits (B, V), ids so far (B, t)) -> logits (B, V). The ids are whole texts with
-their prompts; prompts of different lengths come in several calls."""
+"""A caller's filter: (logits (B, V), ids so far (B, t)) -> logits (B, V). The ids are whole texts with their
+prompts. Prompts of different lengths come in several calls."""
 
 
 def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Make what occurs among the last 64 ids less likely: positive logits are divided, others multiplied.
+    """Make the tokens among the last 64 less likely: positive logits are divided, others multiplied.
 
     Args:
         logits: (B, V).
@@ -59,14 +57,14 @@ def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
 
 def remove_ids(logits: Tensor, ids: Collection[int]) -> Tensor:
-    """Remove some ids, whatever stands before.
+    """Remove some ids.
 
     Args:
         logits: (B, V).
         ids: each below V.
 
     Returns:
-        (B, V), -inf for what was removed.
+        (B, V), -inf for removed tokens.
 
     Raises:
         InputError: an id is V or more.
@@ -83,9 +81,9 @@ def remove_ids(logits: Tensor, ids: Collection[int]) -> Tensor:
 
 
 def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide by the temperature: below 1 the likely characters gain, above 1 the unlikely ones.
+    """Divide by the temperature: below 1, likely tokens gain; above 1, unlikely ones.
 
-    A temperature of 0 is greedy choice, which `sample` makes; the logits then stay as they are.
+    A temperature of 0 means greedy choice, which `sample` makes; the logits do not change.
 
     Args:
         logits: (B, V).
@@ -102,14 +100,14 @@ def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep exactly the k largest logits of each row; among equals, those of smaller id.
+    """Keep exactly the k largest logits of each row; of equals, those with the smaller id.
 
     Args:
         logits: (B, V).
         k: at least 1; V or more keeps all.
 
     Returns:
-        (B, V), -inf for what was removed.
+        (B, V), -inf for removed tokens.
 
     Example:
         >>> keep_top_k(torch.tensor([[1.0, 3.0, 2.0, 3.0]]), 2)
@@ -122,14 +120,14 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest characters whose probabilities add up to at least p.
+    """Keep the smallest set of likeliest tokens whose probabilities sum to at least p.
 
     Args:
         logits: (B, V).
         p: in (0, 1]; 1 keeps all.
 
     Returns:
-        (B, V), -inf for what was removed.
+        (B, V), -inf for removed tokens.
 
     Source:
         Nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751.
@@ -142,21 +140,21 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
     probs = ordered.softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs  # (B, V) what the likelier ones hold
+    before = probs.cumsum(dim=-1) - probs  # (B, V) probability of all likelier tokens
     removed = before >= p
-    removed[:, 0] = False  # one always stays, whatever rounding says
+    removed[:, 0] = False  # keeps one token in spite of rounding
     return logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the characters whose probability is at least p times that of the likeliest one.
+    """Keep the tokens whose probability is at least p times the largest one.
 
     Args:
         logits: (B, V).
         p: in [0, 1]; 0 keeps all.
 
     Returns:
-        (B, V), -inf for what was removed.
+        (B, V), -inf for removed tokens.
 
     Source:
         Nguyen et al. 2024, arXiv:2407.01082.

@@ -1,7 +1,7 @@
-"""The options of sampling, checked once and applied in a fixed order.
+"""The options of sampling, which are checked once and applied in a fixed order.
 
-`Sampling` types the keyword arguments, `SamplingOptions` holds them. The defaults change nothing:
-temperature 1 and no filter sample from the model's own distribution.
+`Sampling` types the keyword arguments, and `SamplingOptions` holds them. The defaults, temperature 1 and no
+filter, sample from the model's own distribution.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from charlm.plain import as_bool, as_float, as_int, as_text
 __all__ = ["Draft", "Overflow", "Sampling", "SamplingOptions"]
 
 Overflow = Literal["slide", "restart"]
-"""What happens past the window: see `charlm.generation.context_start`."""
+"""The context past the window: see `charlm.generation.context_start`."""
 
 
-_WANTED = {
+_REQUIREMENTS = {
     "temperature": "0, or from 1e-6 to 1e6",
     "top_k": "an int, 1 or more, or None",
     "top_p": "above 0 and at most 1, or None",
@@ -52,18 +52,18 @@ _WANTED = {
 
 
 class Draft(Protocol):
-    """A model that guesses ahead. Every `charlm.LanguageModel` is one."""
+    """A model that can guess ahead. Every `charlm.LanguageModel` can."""
 
     @property
     def vocab_size(self) -> int:
-        """V, which is the other model's, too."""
+        """V, the same as that of the other model."""
 
     def new_state(self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True) -> Any:
         """Return a `charlm.generation.PredictionState`; see `LanguageModel.new_state`."""
 
 
 class Sampling(TypedDict, total=False):
-    """Keyword arguments of `generate` and `stream`; `SamplingOptions` says what each means."""
+    """Keyword arguments of `generate` and `stream`; `SamplingOptions` explains each."""
 
     temperature: float
     top_k: int | None
@@ -81,10 +81,12 @@ class Sampling(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How the next character is chosen. Applied in the order of the fields, after penalty and bans.
+    """How the next token is chosen.
+
+    Penalty and bans are applied first, then the others in the order of the fields.
 
     Raises:
-        InputError: a value is out of its range; lists every bad one.
+        InputError: lists every value that is out of its range.
 
     Example:
         >>> options = SamplingOptions(temperature=0.5, top_k=2)
@@ -93,36 +95,37 @@ class SamplingOptions:
     """
 
     temperature: float = 1.0
-    """Divides the logits, from 1e-6 to 1e6. 0 always takes the likeliest character."""
+    """Divides the logits, from 1e-6 to 1e6. 0 always takes the likeliest token."""
     top_k: int | None = None
-    """Keep the k likeliest characters, 1 or more. None: keep all."""
+    """Keep the k likeliest tokens, 1 or more. None: keep all."""
     top_p: float | None = None
-    """Keep the likeliest characters that together hold this probability, in (0, 1]. None: keep all."""
+    """Keep the likeliest tokens that together have this probability, in (0, 1]. None: keep all."""
     min_p: float | None = None
-    """Drop what is less likely than this share of the likeliest's probability, in [0, 1]. None: keep all."""
+    """Remove tokens that are less likely than this share of the largest probability, in [0, 1]. None: keep
+    all."""
     filters: Sequence[Filter] = ()
     """Functions (logits (B, V), ids so far (B, t)) -> logits, applied last, in their order."""
     banned_ids: Collection[int] = ()
-    """Ids that are never chosen; they are removed before the filters above see the logits."""
+    """Ids that are never chosen; they are removed before the filters see the logits."""
     repetition_penalty: float = 1.0
-    """Above 1, what occurs among the last 64 characters becomes less likely, before all else. 1: off."""
+    """Above 1, tokens among the last 64 become less likely; applied first. 1: off."""
     seed: int | None = None
     """The same seed gives the same text. None: drawn from torch's global generator (`charlm generate` takes a
     new one each time, which -v shows)."""
     use_cache: bool = True
-    """Keep keys and values of what was read. Changes speed, never the result. False also does without the
-    compiled engine."""
+    """Keep keys and values of the tokens so far. Changes speed, never the result. False also switches the compiled
+    engine off."""
     overflow: Overflow = "slide"
-    """What happens once the text is longer than the block size. slide: the block moves on by a character each
-    time. restart: its last half is read again whenever it is full, which is much quicker."""
+    """The context of a text that is longer than the block size. slide: exactly the last block, which moves on
+    by one token. restart: whenever the block is full, continue from its last half, which is much faster."""
     draft: Draft | None = None
-    """A quicker model that guesses ahead for a single text. Changes speed, and no more than rounding does."""
+    """A faster model that guesses ahead for a single text. Changes speed, and rounding at most."""
     constraint: Constraint | None = None
-    """What the new part of each text has to match; there it may end before it has all its ids. What may not
-    follow is removed before anything else."""
+    """A constraint that the new part of each text must match; a text may end before it has all its tokens.
+    Tokens that may not follow are removed before anything else."""
 
     def __new__(cls, **options: Any) -> Self:
-        """Refuse unknown names, before the dataclass's own constructor does it without a hint."""
+        """Refuse unknown names with a hint, before the dataclass's constructor refuses them without one."""
         _refuse_unknown(options)
         return super().__new__(cls)
 
@@ -146,51 +149,44 @@ class SamplingOptions:
             "constraint": self.constraint is None or isinstance(self.constraint, Constraint),
         }
         problems = [
-            f"{name} must be {_WANTED[name]}, got {shown(getattr(self, name))}"
+            f"{name} must be {_REQUIREMENTS[name]}, got {shown(getattr(self, name))}"
             for name in fits
             if not fits[name]
         ]
         if problems:
             raise InputError("; ".join(problems))
-        plain: dict[str, object] = {
-            "temperature": t,
-            "top_k": k,
-            "top_p": p,
-            "min_p": m,
-            "seed": seed,
-            "repetition_penalty": r,
-        }
-        plain["banned_ids"] = banned
-        for name, value in {**plain, "use_cache": use_cache, "overflow": overflow}.items():
+        plain = {"temperature": t, "top_k": k, "top_p": p, "min_p": m, "seed": seed, "repetition_penalty": r}
+        others = {"banned_ids": banned, "use_cache": use_cache, "overflow": overflow}
+        for name, value in {**plain, **others}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
     def from_keywords(cls, sampling: Sampling, *, beside: Sequence[str] = ()) -> Self:
-        """Return the options of a call; a missing seed is one draw from torch's global generator.
+        """Return the options of a call; a missing seed is drawn from torch's global generator.
 
         Args:
-            sampling: the keyword arguments that were given.
-            beside: what else the function takes by name: an unknown option may be meant as one of them.
+            sampling: the keyword arguments of the call.
+            beside: other parameters of the function, which the hint for an unknown option may name.
 
         Raises:
-            TypeError: an option is unknown; names the likely right one.
+            TypeError: an option is unknown; the message names a similar one.
             InputError: an option is bad.
         """
         _refuse_unknown(sampling, beside)
         return cls(**sampling).seeded()
 
     def seeded(self) -> Self:
-        """Return options with a seed: where there is none, one draw from torch's global generator."""
+        """Return options with a seed; a missing one is drawn from torch's global generator."""
         if self.seed is not None or self.temperature == 0:
             return self
         return replace(self, seed=int(torch.randint(2**62, (), device="cpu")))
 
     def uniforms(self, addresses: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64] | None:
-        """Return the uniform numbers (n,) of the ids to be drawn; None: the likeliest ids are taken.
+        """Return the uniform numbers (n,) for drawing ids, or None if the likeliest ids are taken.
 
         Args:
-            addresses: (n,) addresses of the rows.
-            positions: (n,) positions of the ids.
+            addresses: (n,) addresses of the rows, for the random numbers.
+            positions: (n,) positions of the ids to be drawn.
         """
         seed = self.seeded().seed
         if seed is None or self.temperature == 0:
@@ -199,21 +195,21 @@ class SamplingOptions:
 
     @property
     def filters_by_itself(self) -> bool:
-        """Whether something filters that the compiled engines do not know."""
+        """Whether a filter is in use that the compiled engines do not implement."""
         return bool(self.filters or self.banned_ids) or self.repetition_penalty != 1
 
     def filter(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
         """Apply penalty, bans, temperature, top-k, top-p, min-p and the caller's filters, in this order.
 
         Args:
-            logits: (B, V), the model's prediction of the next character.
-            ids: (B, t), all ids so far, prompt included; needed by filters and the penalty of repetition.
+            logits: (B, V), the model's prediction of the next token.
+            ids: (B, t), all ids so far, prompt included; filters and the repetition penalty need them.
 
         Returns:
-            (B, V) logits with -inf for what was removed. Half precision is widened to float32 first.
+            (B, V) logits, -inf for removed tokens. Half precision is widened to float32 first.
 
         Raises:
-            InputError: a filter of the caller's returns something else than logits (B, V), or has no ids.
+            InputError: a caller's filter does not return logits (B, V), or `ids` is missing.
         """
         if ids is None and (self.filters or self.repetition_penalty != 1):
             raise InputError("ids must be given: filters are shown the texts so far")
@@ -239,27 +235,27 @@ class SamplingOptions:
 
 
 def _as_ids(ids: object) -> tuple[int, ...] | None:
-    """Return ids in order, each once; None: they are none."""
+    """Return ids sorted and without repeats, or None if they are no ids."""
     if not isinstance(ids, Collection) or isinstance(ids, str | bytes):
         return None
-    found = {as_int(i) for i in ids}
-    plain = {i for i in found if i is not None and i >= 0}
-    return tuple(sorted(plain)) if plain == found else None
+    values = {as_int(i) for i in ids}
+    plain = {i for i in values if i is not None and i >= 0}
+    return tuple(sorted(plain)) if plain == values else None
 
 
 def _refuse_unknown(options: Mapping[str, object], beside: Sequence[str] = ()) -> None:
-    """Raise TypeError, as for any function, with all that is wrong with options of which one is unknown."""
-    known = [field.name for field in fields(SamplingOptions)]
-    all_of_them = f"the options are {', '.join(known)}"
+    """Raise TypeError if an option is unknown; the message also lists bad values of the others."""
+    names = [field.name for field in fields(SamplingOptions)]
+    all_of_them = f"the options are {', '.join(names)}"
     hints = [
-        f"unknown option {shown(name)}; {did_you_mean(name, [*known, *beside], all_of_them)}"
+        f"unknown option {shown(name)}; {did_you_mean(name, [*names, *beside], all_of_them)}"
         for name in options
-        if name not in known
+        if name not in names
     ]
     if not hints:
         return
     try:
-        SamplingOptions(**cast("Sampling", {n: value for n, value in options.items() if n in known}))
+        SamplingOptions(**cast("Sampling", {n: value for n, value in options.items() if n in names}))
     except InputError as error:
         hints.append(str(error))
     raise TypeError("; ".join(hints))

@@ -1,8 +1,8 @@
-"""Which ids a model sees at each position, and how a span of positions becomes passes through it.
+"""The context of each position, and the passes through a model that predict a span of positions.
 
-Two rules hold for every model: a cache never changes a result, and which ids are seen is a function of the
-absolute position alone. So each row of a batch gets what it would get by itself. This file knows positions,
-neither ids nor models.
+Two rules hold for every model: a cache never changes a result, and the context depends on the absolute
+position alone. So each row of a batch gets the result that it would get by itself. This module knows
+positions, and neither ids nor models.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["Pass", "context_start", "plan_passes"]
 
 
 def context_start(position: int, block_size: int | None, overflow: Overflow) -> int:
-    """Return where the context begins from which the id at `position` is predicted.
+    """Return where the context for the prediction of the id at `position` begins.
 
-    Up to `block_size` ids the model sees all of them. Past that, "slide" shows it exactly the last
-    `block_size`, as the lecture does: every step then costs a whole window, since all positions shift.
-    "restart" goes on from the last half of the window whenever the window is full, and lets it fill again:
-    all but one step in half a window then cost one id.
+    The model sees all ids as long as they are at most `block_size`. Past that, "slide" shows exactly the last
+    `block_size` ids, as in the lecture: then every step costs a whole window, since all positions shift.
+    "restart" continues from the last half of the window whenever the window is full: then all but one step in
+    half a window cost one id.
 
     Args:
-        position: absolute position of the id to be predicted, from 0; what came before counts.
+        position: absolute position of the id to be predicted, from 0; the prompt counts.
         block_size: the model's window; None: no limit.
         overflow: "slide" or "restart".
 
@@ -44,15 +44,15 @@ def context_start(position: int, block_size: int | None, overflow: Overflow) -> 
 
 
 class Pass(NamedTuple):
-    """Some ids of one row that are read at once: those from `start` on, up to `stop`.
+    """The ids of one row from `start` up to `stop`, which are read at once.
 
     Attributes:
         row: its number in the state.
-        begin: position where the context begins; the ids from there to `start` have been read before.
+        begin: position where the context begins; the ids from there to `start` were read before.
         start: position of the first id that is read.
-        stop: position after the last one, which is what the last logits predict.
-        wanted: how many logits are asked for: after each of the last so many ids.
-        has_room: whether the window has room for the id at `stop`, too, so that it pays to keep what is read.
+        stop: position after the last id; the last logits predict the id there.
+        wanted: the number of logits that are asked for, after each of the last ids.
+        has_room: whether the id at `stop` fits into the window, too, so that a cache is useful.
 
     Example:
         >>> one = Pass(row=0, begin=0, start=2, stop=5, wanted=1, has_room=True)  # reads the ids 2, 3 and 4
@@ -71,14 +71,14 @@ class Pass(NamedTuple):
 def plan_passes(
     spans: Sequence[range], read: Sequence[range], block_size: int | None, overflow: Overflow
 ) -> list[list[Pass]]:
-    """Return the passes that predict each row's span of positions, in rounds of at most one for each row.
+    """Return the passes that predict each row's span of positions, in rounds of at most one pass per row.
 
     Args:
-        spans: for each row the positions whose logits are wanted, from 1 on.
-        read: for each row the positions of the ids that have been read, from the beginning of their context;
-            empty if none of them counts any more.
+        spans: for each row the positions to predict, from 1 on.
+        read: for each row the positions that were read, from the beginning of their context; empty if none
+            counts.
         block_size: the model's window; None: no limit.
-        overflow: what happens past it.
+        overflow: the rule past the window.
 
     Example:
         >>> plan_passes([range(5, 6)], [range(0, 3)], 4, "slide")  # another context begins: all is read again
@@ -88,15 +88,15 @@ def plan_passes(
     """
     rounds: list[list[Pass]] = []
     for row, span in enumerate(spans):
-        position, known, number = span.start, read[row], 0
+        position, done, number = span.start, read[row], 0
         while position < span.stop:
             begin = context_start(position, block_size, overflow)
             last = span.stop - 1 if block_size is None else min(span.stop - 1, begin + block_size)
-            # The id before a position has to be read for its logits, even once more.
-            start = max(min(known.stop, position - 1), begin) if known.start == begin else begin
+            # The logits of a position come from the id before it, even if that was read already.
+            start = max(min(done.stop, position - 1), begin) if done.start == begin else begin
             has_room = block_size is None or last < begin + block_size
             if number == len(rounds):
                 rounds.append([])
             rounds[number].append(Pass(row, begin, start, last, last + 1 - position, has_room))
-            known, position, number = range(begin, last), last + 1, number + 1
+            done, position, number = range(begin, last), last + 1, number + 1
     return rounds

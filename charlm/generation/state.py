@@ -1,8 +1,8 @@
-"""`PredictionState`: some texts, as far as they are written, and what a model says comes next.
+"""`PredictionState`: texts so far, and a model's prediction of their next ids.
 
-Everything that writes or scores a text stands on it: `predict()` gives the logits of the next id,
-`observe(ids)` moves on, `fork()` makes a copy to go on from differently. The texts, their checks and what has
-to be read are the same for every model, and are here; what computes is an `Engine`.
+All generation and scoring uses it: `predict()` gives the logits of the next id, `observe(ids)` appends ids,
+and `fork()` makes a copy that can continue differently. It holds and checks the texts and plans the passes,
+in the same way for every model; an `Engine` computes.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _AT_ONCE = 1024  # ids of a row that are scored together
 class PredictionState:
     """Texts of any lengths, one in each row. `LanguageModel.new_state` makes one.
 
-    A state belongs to one thread; several may ask one model at once.
+    A state belongs to one thread; several states in several threads may use one model.
 
     Args:
-        engine: what predicts. It has read nothing, and belongs to this state from now on.
+        engine: computes the predictions. It has read nothing, and belongs to this state from now on.
         overflow: past the model's window, "slide" by one id each time, or "restart" from the last half.
 
     Attributes:
         engine: as given.
         overflow: as given.
-        rows: B, how many texts there are.
+        rows: B, the number of texts.
         vocab_size: V.
         block_size: the most ids that the model sees at once; None: no limit.
-        device: where ids and logits lie.
-        texts: (B, room), the ids of all rows, for engines; of a row, the first `lengths` count.
-        steps_left: how many turns the engine has prepared for, as it says; 0 after anything but such a turn.
-        walk: where the texts stand in a constraint, while they are generated with one.
+        device: of ids and logits.
+        texts: (B, room), the ids of all rows, for engines; only the first `lengths` ids of a row count.
+        steps_left: number of turns for which the engine is prepared; anything but such a turn sets it to 0.
+        walk: the state of the texts in a constraint, during generation with one.
 
     Raises:
         InputError: there is no such overflow.
@@ -60,11 +60,11 @@ class PredictionState:
     """
 
     def __init__(self, engine: Engine, *, overflow: Overflow = "slide") -> None:
-        known: tuple[Overflow, ...] = get_args(Overflow)
-        if as_text(overflow) not in known:
+        modes: tuple[Overflow, ...] = get_args(Overflow)
+        if as_text(overflow) not in modes:
             raise InputError(f"overflow must be 'slide' or 'restart', got {shown(overflow)}")
         self.engine: Engine = engine
-        self.overflow: Overflow = known[known.index(overflow)]
+        self.overflow: Overflow = modes[modes.index(overflow)]
         self.rows: int = engine.rows
         self.vocab_size: int = engine.vocab_size
         self.block_size: int | None = engine.block_size
@@ -72,18 +72,18 @@ class PredictionState:
         self.texts: NDArray[np.int64] = np.zeros((self.rows, 64), np.int64)
         self._all = np.arange(self.rows)
         self._lengths: NDArray[np.int64] = np.zeros(self.rows, np.int64)
-        self._longest = 0  # the largest of them
-        # The engine has read the ids from `_begin` to before `_read`, perhaps some beyond the length, which
-        # still stand in `texts`: those that `retract` took back, or that `verify` was shown.
+        self._longest = 0  # the largest of the lengths
+        # The engine has read the ids from `_begin` up to `_read`. This may reach beyond the length, over ids
+        # that `retract` removed or `verify` was given; these are still in `texts`.
         self._begin: NDArray[np.int64] = np.zeros(self.rows, np.int64)
         self._read: NDArray[np.int64] = np.zeros(self.rows, np.int64)
-        self._next: Tensor | None = None  # (B, V), what comes next, if it was asked since the last id
+        self._next: Tensor | None = None  # (B, V), the prediction after the last id, if it was computed
         self.steps_left: int = 0
         self.walk: Walk | None = None
 
     @property
     def lengths(self) -> list[int]:
-        """How many ids each row has observed, (B,): the position of the next one."""
+        """The number of ids that each row has observed, (B,): the position of its next id."""
         lengths: list[int] = self._lengths.tolist()
         return lengths
 
@@ -96,24 +96,24 @@ class PredictionState:
         return self._tensor(self.texts[row, : self._lengths[row]])
 
     def observe(self, ids: Tensor | Sequence[Tensor]) -> None:
-        """Move on: these ids come next. Nothing is computed before the next prediction.
+        """Append ids to the texts. Nothing is computed before the next prediction.
 
         Args:
-            ids: (B, t) int64; or one for each row, (B,); or for each row (t,) of any length.
+            ids: (B, t) int64; or (B,), one for each row; or B tensors (t,) of any lengths.
 
         Raises:
-            InputError: they are of another type, shape, range, device or number of rows. None is taken.
+            InputError: type, shape, range, device or number of rows is wrong. No id was appended.
         """
         self._append(self._checked(ids))
 
     def retract(self, count: int) -> None:
-        """Take back the last ids of each row. What was read of those before them stays known.
+        """Remove the last ids of each row. The ids before them need not be read again.
 
         Args:
-            count: how many, 0 or more, fewer than the shortest row has.
+            count: the number of ids, 0 or more, less than the length of the shortest row.
 
         Raises:
-            InputError: there are not so many.
+            InputError: `count` is out of this range.
         """
         taken = as_int(count)
         if taken is None or not 0 <= taken < max(min(self.lengths), 1):
@@ -124,10 +124,10 @@ class PredictionState:
             self._longest -= taken
 
     def fork(self, rows: Sequence[int] | None = None) -> Self:
-        """Return a state that has observed the same and goes its own way from here.
+        """Return a copy of some rows, which is independent from now on.
 
         Args:
-            rows: which rows it has, in which order; one may be taken several times. None: all.
+            rows: numbers of rows in any order; a number may occur several times. None: all.
 
         Raises:
             InputError: there are no such rows.
@@ -144,7 +144,7 @@ class PredictionState:
         return twin
 
     def predict(self) -> Tensor:
-        """Return the logits (B, V) of each row's next id; `softmax(-1)` makes them its distribution.
+        """Return the logits (B, V) of each row's next id; `softmax(-1)` turns them into probabilities.
 
         Raises:
             InputError: a row has observed nothing yet.
@@ -156,13 +156,13 @@ class PredictionState:
         return self._next.clone()
 
     def score(self, ids: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Move on by these ids, and return how likely each was where it came.
+        """Append ids, and return the log-probability of each.
 
         Args:
             ids: as for `observe`.
 
         Returns:
-            For each row (t,) float64, natural logarithms of probabilities.
+            For each row (t,) float64, natural logarithms.
 
         Raises:
             InputError: as for `observe` and `predict`.
@@ -173,48 +173,48 @@ class PredictionState:
         for at in range(0, max(map(len, rows)), _AT_ONCE):
             pieces = [row[at : at + _AT_ONCE] for row in rows]
             spans = [range(n, n + len(piece)) for n, piece in zip(self.lengths, pieces, strict=True)]
-            known = self._next
+            first = self._next
             self._append(pieces)
-            logits = self._logits(spans, known)
+            logits = self._logits(spans, first)
             for score, piece, z in zip(scores, pieces, logits, strict=True):
                 log_probs = z.double().log_softmax(dim=-1)  # (t, V)
                 score.append(log_probs.gather(1, self._tensor(piece)[:, None])[:, 0])
         return [torch.cat(score) for score in scores]
 
     def verify(self, guesses: Tensor) -> Tensor:
-        """Return what is predicted at the place of each of some guessed ids, and after the last one.
+        """Return the prediction at the place of each guessed id, and after the last one.
 
-        They are read together, as `score` would. The state does not move on; but ids that are observed next,
-        as they were guessed, are not read again.
+        All guesses are read in one pass, as in `score`. No id is appended. If the guessed ids are observed
+        next, they are not read again.
 
         Args:
-            guesses: (t,) int64, of the ids to come of the only row.
+            guesses: (t,) int64, for the only row.
 
         Returns:
             Logits (t + 1, V): row i is the prediction if the guesses before i are right.
 
         Raises:
-            InputError: as for `observe` and `predict`; there are several rows.
+            InputError: as for `observe` and `predict`; or there are several rows.
         """
         (new,) = self._checked([guesses])
         self._check_begun()
         first = self.lengths[0]
         end = first + len(new)
         self._widen(end)
-        np.minimum(self._read, self._lengths, out=self._read)  # guesses of before count no more
+        np.minimum(self._read, self._lengths, out=self._read)  # earlier guesses no longer count
         self.texts[0, first:end] = new
         (logits,) = self._logits([range(first, end + 1)], self._next)
         self._next = logits[:1].clone()
         return logits
 
     def single_steps(self) -> tuple[NDArray[np.int64], int] | None:
-        """Return where an engine may do turns of its own, one id of each row at a time, and how many.
+        """Return whether an engine may do turns by itself, each with one id per row, and how many.
 
-        It may while of each row the last id alone was not read, and the next one is predicted from the
-        same context.
+        It may do so if only the last id of each row is unread, and as long as the context begins at the same
+        place.
 
         Returns:
-            (B,), where in its context each row's last id stands, and how many turns there may be; or None.
+            (B,) the place of each row's last id in its context, and the most turns; or None.
         """
         W = self.block_size
         for n, begin, read in zip(self.lengths, self._begin.tolist(), self._read.tolist(), strict=True):
@@ -224,12 +224,12 @@ class PredictionState:
         return self._read - self._begin, turns
 
     def widened(self, end: int) -> NDArray[np.int64]:
-        """Return the texts with room for so many ids in each row: an engine may write behind them."""
+        """Return the texts with room for `end` ids in each row; an engine may write into the free part."""
         self._widen(end)
         return self.texts
 
     def took(self, ids: NDArray[np.int64]) -> None:
-        """Note turns of the engine's own: these ids came, (t B,), and all but the last are read."""
+        """Append the ids (t B,) of turns that the engine did by itself; all but the last are read."""
         turns = len(ids) // self.rows
         self._longest += turns
         self._widen(self._longest)
@@ -240,9 +240,7 @@ class PredictionState:
             self.texts[self._all, places] = ids.reshape(turns, self.rows)
         self._next = None
         self._lengths += turns
-        self._read += (
-            turns  # after the lengths: whatever interrupts this, no id counts as read that is not known
-        )
+        self._read += turns  # after the lengths, so that an interrupt leaves no unknown id marked as read
 
     def _append(self, new: Sequence[NDArray[np.int64]]) -> None:
         """Add ids (t,) to each row."""
@@ -255,44 +253,46 @@ class PredictionState:
         for row, (n, ids) in enumerate(zip(lengths, new, strict=True)):
             place = self.texts[row, n : n + len(ids)]
             ahead = int(self._read[row]) - n
-            if ahead > 0:  # ids that were read beyond the length: those stay read that come again
+            if (
+                ahead > 0
+            ):  # ids beyond the length were read; they stay read as far as the new ids are the same
                 self._read[row] = n + np.cumprod(place[:ahead] == ids[:ahead]).sum()
             place[:] = ids
             self._lengths[row] = n + len(ids)
 
     def _widen(self, end: int) -> None:
         """Make room for so many ids in each row."""
-        if end > self.texts.shape[1]:  # doubling keeps the copying small
+        if end > self.texts.shape[1]:  # doubling limits the copying
             wider = np.zeros((self.rows, 2 * end), np.int64)
             wider[:, : self.texts.shape[1]] = self.texts
             self.texts = wider
 
-    def _logits(self, spans: Sequence[range], known: Tensor | None = None) -> list[Tensor]:
+    def _logits(self, spans: Sequence[range], first: Tensor | None = None) -> list[Tensor]:
         """Return for each row the logits (t, V) of its span of positions.
 
         Args:
             spans: (B,) of any lengths.
-            known: the logits (B, V) at the first position of each, if they need not be asked.
+            first: the logits (B, V) at the first position of each span, if they were computed before.
         """
         self.steps_left = 0
-        found: list[list[Tensor]] = [[] for _ in spans]
-        if known is not None:
-            found = [[z[None]] if span else [] for z, span in zip(known, spans, strict=True)]
+        results: list[list[Tensor]] = [[] for _ in spans]
+        if first is not None:
+            results = [[z[None]] if span else [] for z, span in zip(first, spans, strict=True)]
             spans = [span[1:] for span in spans]
         read = [range(a, b) for a, b in zip(self._begin.tolist(), self._read.tolist(), strict=True)]
         for passes in plan_passes(spans, read, self.block_size, self.overflow):
-            for one in passes:  # whatever interrupts this, no id counts as read that is not
+            for one in passes:  # in this order, so that an interrupt leaves no unread id marked as read
                 self._read[one.row] = 0
                 self._begin[one.row] = one.begin
                 self._read[one.row] = one.start
             for one, logits in zip(passes, self.engine.logits(self.texts, passes), strict=True):
-                found[one.row].append(logits)
+                results[one.row].append(logits)
                 self._read[one.row] = one.stop
         nothing = [torch.empty(0, self.vocab_size, device=self.device)]
-        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces or nothing) for pieces in found]
+        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces or nothing) for pieces in results]
 
     def _checked(self, ids: Tensor | Sequence[Tensor]) -> list[NDArray[np.int64]]:
-        """Return the ids of each row, (t,), or refuse them."""
+        """Return the ids of each row, (t,), or raise InputError."""
         if isinstance(ids, Tensor):
             if ids.ndim in {1, 2} and ids.dtype == torch.int64 and ids.shape[0] == self.rows:
                 array = self._array(ids)
@@ -308,11 +308,11 @@ class PredictionState:
         )
 
     def _array(self, ids: Tensor, row: int | None = None) -> NDArray[np.int64]:
-        """Return ids as an array, or refuse them. Without a row's number their first dimension is rows."""
+        """Return ids as an array, or raise InputError. Without `row`, the first dimension is rows."""
         if ids.device != self.device:
             raise InputError(f"ids must be on the model's device {self.device}, got {ids.device}")
         array: NDArray[np.int64] = ids.cpu().numpy()
-        unsigned = array.view(np.uint64)  # in which a negative number is a large one
+        unsigned = array.view(np.uint64)  # a negative number becomes a large one
         if unsigned.max(initial=0) >= self.vocab_size:
             place = np.argwhere(unsigned >= self.vocab_size)[0]
             raise InputError(

@@ -1,7 +1,7 @@
-"""`StopMatcher`: ends a text at a stop string, also when that string arrives in pieces.
+"""`StopMatcher`: ends a text at a stop string, even if the string arrives in pieces.
 
-It works on text alone. What might still become a stop string is held back until the next piece
-decides, so a stream never shows a part of one.
+It works on text alone. An end of the text that may be the beginning of a stop string is held back until the
+next piece decides, so a stream never shows a part of a stop string.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class StopMatcher:
     """Passes text through up to the first stop string.
 
     Args:
-        stop: strings that end the text. The one that is complete first counts; of those complete with
-            the same character, the one that began first. The text ends before it.
-        keep: let the text end with the stop string instead.
+        stop: strings that end the text. The first complete one counts; of several that are complete with the
+            same character, the longest. The text ends before it.
+        keep: keep the stop string as the end of the text.
 
     Attributes:
         stopped: whether a stop string has been met.
@@ -50,11 +50,7 @@ class StopMatcher:
         self.stopped: bool = False
 
     def feed(self, piece: str) -> str:
-        """Take the next piece and return what is now sure to belong to the text.
-
-        Args:
-            piece: any number of characters.
-        """
+        """Take the next piece, and return the characters that are now known to belong to the text."""
         if self.stopped:
             return ""
         if not self._stop:
@@ -67,15 +63,15 @@ class StopMatcher:
                 self.stopped, self._held = True, ""
                 return text[first_new:end] if self._keep else text[: end - max(met)]
         undecided = max(_overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - undecided :]  # with `keep` it is returned all the same
+        self._held = text[len(text) - undecided :]  # with `keep` it is also returned at once
         return piece if self._keep else text[: len(text) - undecided]
 
     def finish(self) -> str:
-        """Return what was held back, once no more pieces come."""
+        """Return the characters that were held back, at the end of the text."""
         held, self._held = self._held, ""
         return "" if self._keep else held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    """Return the length of the longest end of `text` that is a beginning of `stop`, shorter than `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""From a model and its prompts to a stream of ids, or to whole texts, with a draft or without."""
+"""Generation from a model and prompts: as a stream of ids, or as whole texts, with or without a draft."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["continue_ids", "continued"]
 def continue_ids(
     model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
 ) -> Iterator[Tensor]:
-    """Return an iterator over the next ids of each context, (B,) int64, as `stream_ids` yields them.
+    """Return an iterator over the next ids of each context, (B,) int64, as in `stream_ids`.
 
     Args:
-        model: gives the states.
+        model: makes the state.
         contexts: (B, T0) int64, or B tensors (t,) of any lengths, at least 1.
-        max_new_tokens: how many steps.
-        options: how to choose. A draft is used where there is one context.
+        max_new_tokens: the number of steps.
+        options: how to choose. A draft is used if there is one context.
 
     Raises:
         InputError: the draft has another vocabulary, or no text obeys the constraint.
@@ -37,19 +37,18 @@ def continue_ids(
 def continued(
     model: Draft, contexts: Tensor | Sequence[Tensor], max_new_tokens: int, options: SamplingOptions
 ) -> list[Tensor]:
-    """Return each context with all its new ids, (t + max_new_tokens,) int64; with a constraint perhaps fewer.
+    """Return each context with its new ids, (t + max_new_tokens,) int64, or fewer with a constraint.
 
-    Arguments and errors are those of `continue_ids`. Nobody waits for a single id, so that a compiled engine
-    may choose many in one call.
+    Arguments and errors are those of `continue_ids`. A compiled engine chooses many ids in one call.
     """
     state, options = _begun(model, contexts, max_new_tokens, options), options.seeded()
     if state.walk is not None:
         texts = [state.text(row) for row in range(state.rows)]
         if options.draft is not None and state.rows == 1:
-            found = [ids[None] for ids in _steps(state, model, contexts, max_new_tokens, options)]
+            turns = [ids[None] for ids in _steps(state, model, contexts, max_new_tokens, options)]
         else:
-            found = list(turns_to_the_ends(state, state.walk, options, at_once=max_new_tokens))
-        new = torch.cat([texts[0].new_empty(0, len(texts)), *found])  # (n, B), -1 behind an end
+            turns = list(turns_to_the_ends(state, state.walk, options, at_once=max_new_tokens))
+        new = torch.cat([texts[0].new_empty(0, len(texts)), *turns])  # (n, B), -1 after an end
         return [torch.cat([text, ids[ids >= 0]]) for text, ids in zip(texts, new.T, strict=True)]
     if options.draft is not None and state.rows == 1:
         for _ in _steps(state, model, contexts, max_new_tokens, options):

@@ -1,8 +1,8 @@
-"""`LanguageModel`: what every model of this library is and can do.
+"""`LanguageModel`: the base class of every model.
 
-A model maps ids (B, T) to the logits of each next id (B, T, V). From that alone this class gives
-`generate` and `stream`; saving and loading are `charlm.models.saving`'s. It knows nothing of
-characters, training or devices beyond where its parameters lie.
+A model maps ids (B, T) to the logits (B, T, V) of each next id. This class adds `generate`, `stream` and
+`log_probs`; `charlm.models.saving` saves and loads. It knows no characters, no training, and of devices only
+the one that holds its parameters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["LanguageModel", "cross_entropy"]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean negative log likelihood of the targets, in nats; targets of -1 do not count.
+    """Return the mean negative log likelihood of the targets, in nats; targets of -1 are ignored.
 
     Args:
         logits: (B, T, V). Half precision is widened to float32 first.
@@ -46,12 +46,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class LanguageModel(nn.Module, ABC):
     """Base of all models: ids in, logits of the next id out.
 
-    A subclass sets `kind` and `config_class`, and gives `__init__`, `from_config` and `forward`; a cache
-    is optional. Its config is a `charlm.models.config.ModelConfig` that says `num_parameters()`. A
-    subclass of a model here needs a `kind` of its own to be saved.
+    A subclass sets `kind` and `config_class`, and defines `__init__`, `from_config` and `forward`; a cache is
+    optional. Its config is a `charlm.models.config.ModelConfig` with `num_parameters()`. A subclass of a
+    model of charlm needs its own `kind` to be saved.
 
     Attributes:
-        kind: the name under which config.json records the class.
+        kind: the name of the class in config.json.
         config_class: the class of its settings.
         config: the frozen, complete settings.
     """
@@ -71,7 +71,7 @@ class LanguageModel(nn.Module, ABC):
         """Build a new model from its settings.
 
         Args:
-            config: an instance of `config_class`, or a mapping of its fields, such as one read from JSON.
+            config: an instance of `config_class`, or a mapping of its fields, for example from JSON.
 
         Raises:
             ConfigError: a field is unknown, missing or bad.
@@ -79,7 +79,7 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def vocab_size(self) -> int:
-        """V, number of different ids."""
+        """V, the number of different ids."""
         return self.config.vocab_size
 
     @property
@@ -89,7 +89,7 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's tensors lie."""
+        """The device of the model's tensors."""
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
@@ -99,13 +99,13 @@ class LanguageModel(nn.Module, ABC):
         """Predict the next id after each id.
 
         Args:
-            idx: (B, T) int64 in [0, V), T at most `block_size` (together with what is in the cache).
-            targets: (B, T) int64, the ids that follow; -1 where none is to be predicted.
-            cache: what the model has read before these ids; it is added to. Only without gradients.
+            idx: (B, T) int64 in [0, V), T at most `block_size`, the ids in the cache included.
+            targets: (B, T) int64, the ids that follow; -1 is ignored.
+            cache: the state after the ids before these; the pass updates it. Only without gradients.
 
         Returns:
-            Logits (B, T, V), and the mean loss in nats over the targets that are not -1 (NaN if all
-            are), or None without targets.
+            Logits (B, T, V), and the mean loss in nats over the targets that are not -1 (NaN if there are
+            none), or None without targets.
 
         Raises:
             InputError: wrong type, shape, range or device.
@@ -128,7 +128,7 @@ class LanguageModel(nn.Module, ABC):
         """Call `forward`, through torch's hooks."""
         try:
             return cast("tuple[Tensor, Tensor | None]", super().__call__(idx, targets, cache=cache))
-        except IndexError:  # torch's own, from an embedding or a loss; costs nothing where all is well
+        except IndexError:  # raised by torch's embedding or loss; this check costs nothing if all is well
             self._check_range("idx", idx, lowest=0)
             if targets is not None:
                 self._check_range("targets", targets, lowest=-1)
@@ -143,24 +143,24 @@ class LanguageModel(nn.Module, ABC):
 
         Args:
             idx: (B, T0) int64, T0 at least 1; may be longer than `block_size`.
-            max_new_tokens: how many ids to add, 0 or more.
-            sampling: options by name, those of `SamplingOptions`. temperature divides the logits, 0 always
+            max_new_tokens: the number of ids to add, 0 or more.
+            sampling: the options of `SamplingOptions`, by name. temperature divides the logits; 0 always
                 takes the likeliest id. top_k, top_p and min_p keep the likeliest ids. filters are functions
-                (logits (B, V), ids so far (B, t)) -> logits, applied last. banned_ids are never chosen,
-                and repetition_penalty makes what stands among the last 64 ids less likely. The same seed
-                gives the same ids for any batch size; None is one draw from torch's global generator.
-                use_cache changes speed, never the result. overflow is what happens past `block_size`: "slide"
-                by one id each time, or "restart" from the last half. draft is a quicker model of the same
-                vocabulary, such as an `NGramLM`, that guesses ahead where there is one row; it changes speed,
-                and in PyTorch rounding may change an id once in a long while. constraint is what the new part
-                of each text has to match, a `charlm.generation.Constraint`.
+                (logits (B, V), ids so far (B, t)) -> logits, applied last. banned_ids are never chosen.
+                repetition_penalty makes the last 64 ids less likely. The same seed gives the same ids for
+                any batch size; None draws a seed from torch's global generator. use_cache changes speed,
+                never the result. overflow says what happens past `block_size`: "slide" by one id each time,
+                or "restart" from the last half. draft is a faster model with the same vocabulary, such as an
+                `NGramLM`, which guesses ahead if there is one row; it changes speed, though in PyTorch
+                rounding may change an id in rare cases. constraint is a `charlm.generation.Constraint` that
+                the new ids of each row must match.
 
         Returns:
-            (B, T0 + max_new_tokens) int64: the prompt and what follows. With a constraint texts may end
-            before; they are as wide as the longest, with -1 behind an end.
+            (B, T0 + max_new_tokens) int64: prompt and continuation. With a constraint, texts may end earlier;
+            the result is as wide as the longest, padded with -1.
 
         Raises:
-            TypeError: an option is unknown; names the likely right one.
+            TypeError: an option is unknown; the message names a similar one.
             InputError: an argument is wrong.
             NonFiniteError: the model's logits hold NaN, or the filters removed every id.
 
@@ -178,8 +178,8 @@ class LanguageModel(nn.Module, ABC):
         Arguments and errors are those of `generate`; they are checked here, before the first step.
 
         Yields:
-            (B,) int64, `max_new_tokens` times; with a constraint until all texts have ended, and -1 for those
-            that have.
+            (B,) int64, `max_new_tokens` times. With a constraint, until all texts have ended; -1 for a text
+            that has ended.
 
         Example:
             >>> from charlm import BigramLM
@@ -200,12 +200,12 @@ class LanguageModel(nn.Module, ABC):
     def new_state(
         self, rows: int = 1, *, overflow: Overflow = "slide", use_cache: bool = True
     ) -> PredictionState:
-        """Return a state that has observed nothing: predict, observe and fork by hand.
+        """Return an empty state, to predict, observe and fork step by step.
 
-        `generate`, `stream` and `log_probs` stand on it.
+        `generate`, `stream` and `log_probs` use it.
 
         Args:
-            rows: B, how many texts it follows at once.
+            rows: B, the number of texts.
             overflow: past `block_size`, "slide" by one id each time, or "restart" from the last half.
             use_cache: changes speed, never the result.
 
@@ -226,7 +226,7 @@ class LanguageModel(nn.Module, ABC):
         return PredictionState(engine or TorchEngine(self, rows, use_cache=cached), overflow=overflow)
 
     def why_not_native(self) -> str | None:
-        """Return why this model, as it is now, generates in PyTorch; None: the compiled engine does it.
+        """Return the reason why this model generates in PyTorch; None: the compiled engine generates.
 
         The first call on a machine compiles the engine, which takes about a second.
 
@@ -238,15 +238,15 @@ class LanguageModel(nn.Module, ABC):
         return f"there is no compiled engine for a {type(self).__name__}"
 
     def _native_engine(self, rows: int) -> Engine | None:
-        """Return the compiled engine, where `why_not_native` has no reason against it."""
+        """Return the compiled engine, or None if `why_not_native` gives a reason."""
         return None
 
     def log_probs(self, idx: Tensor, *, overflow: Overflow = "slide") -> Tensor:
-        """Return how likely the model holds each id where it stands, whether it was generated or given.
+        """Return the log-probability of each id after those before it.
 
         Args:
             idx: (B, T) int64, T at least 1; may be longer than `block_size`.
-            overflow: as in `generate`, whose ids are then scored as they were predicted.
+            overflow: as in `generate`; with the same value, generated ids are scored as they were predicted.
 
         Returns:
             (B, T - 1) float64, natural logarithms of the probabilities of all ids but the first, at
@@ -267,32 +267,32 @@ class LanguageModel(nn.Module, ABC):
         return torch.stack(state.score(idx[:, 1:]))
 
     def num_parameters(self) -> int:
-        """Return how many parameters the model has; a tied matrix counts once."""
+        """Return the number of parameters; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors into a directory of their own.
 
         Args:
-            directory: missing, empty, or one that holds a saved model, which is replaced.
+            directory: missing, empty, or that of a saved model, which is replaced.
 
         Raises:
-            CheckpointWriteError: it could not be written. What was there before is intact.
+            CheckpointWriteError: it could not be written. A model that was there before is intact.
             RunExistsError: the directory holds other files.
         """
         save_model(self, directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Read a model that `save` wrote, or that of a checkpoint, onto the CPU.
+        """Read a saved model, or the model of a checkpoint, onto the CPU.
 
-        On `LanguageModel` itself it makes whichever kind was saved.
+        `LanguageModel.load` reads a model of any kind.
 
         Args:
-            directory: where it lies.
+            directory: of the saved model or checkpoint.
 
         Raises:
-            CheckpointError: no model lies there, or one of another class.
+            CheckpointError: there is no model, or one of another class.
             FileFormatError: a file's content is refused.
 
         Example:
@@ -311,22 +311,15 @@ class LanguageModel(nn.Module, ABC):
         return f"{type(self).__name__}({fields})  # {self.num_parameters():,} parameters"
 
     def _check_values(self) -> None:
-        """Raise InputError if the tensors hold values that cannot be the model's: asked after loading.
+        """Raise InputError if the tensors hold impossible values; called after loading.
 
-        Here all are accepted. For subclasses whose tensors index one another.
+        All values are accepted here. Subclasses whose tensors index one another override it.
         """
 
     def _check_idx(self, idx: Tensor, targets: Tensor | None = None) -> None:
-        """Refuse ids that do not have the type, shape and device that `forward` needs.
+        """Raise InputError unless ids and targets have the type, shape and device that `forward` needs.
 
-        Their range is not looked at: that would make a GPU wait.
-
-        Args:
-            idx: (B, T) int64, B and T at least 1.
-            targets: of the same shape, or None.
-
-        Raises:
-            InputError: they are something else; says what.
+        The range is not checked, since that would make a GPU wait.
         """
         device = self.device
         for name, ids in (("idx", idx), ("targets", targets)):

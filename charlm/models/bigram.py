@@ -1,7 +1,7 @@
-"""`BigramLM`: the lecture's first model. The next character depends on the last one alone.
+"""`BigramLM`: the lecture's first model. The next token depends on the last one alone.
 
-One table of V rows: row i holds the logits of what follows character i. It can be trained by gradient
-as in the lecture, or fitted at once from counts.
+It is one table: row i holds the logits of the token after token i. It can be trained by gradient descent, as
+in the lecture, or fitted at once from counts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _AT_ONCE = 2**22  # pairs that are counted together
 
 
 class BigramLM(LanguageModel):
-    """A table of logits (V, V), N(0, 1) at first from torch's global generator, as in the lecture.
+    """A table of logits (V, V), drawn from N(0, 1) with torch's global generator, as in the lecture.
 
     Args:
-        vocab_size: V, number of different ids.
+        vocab_size: V, the number of different ids.
 
     Raises:
         ConfigError: `vocab_size` is no positive int.
@@ -86,25 +86,25 @@ class BigramLM(LanguageModel):
 
     @override
     def new_cache(self) -> KVCache:
-        """Return a cache without layers: of what was read, nothing but the last id counts."""
+        """Return a cache without layers, since nothing but the last id counts."""
         return KVCache(n_layer=0, capacity=0)
 
     def fit(self, data: BlockDataset, *, smoothing: float = 0.5) -> Self:
-        """Set the table from counts of neighbouring characters: the best bigram model, without a gradient.
+        """Set the table from counts of pairs of tokens: the best bigram model, without gradients.
 
-        Row i becomes log((count(i, j) + s) / (count(i) + s V)): additive smoothing, Lidstone 1920.
+        Row i becomes log((count(i, j) + s) / (count(i) + s V)), which is additive smoothing (Lidstone 1920).
 
         Args:
-            data: the ids to count; its block_size plays no part.
-            smoothing: s, what is added to each count. 0 is exact maximum likelihood: pairs that never
-                occur get -inf, and a text with such a pair has an infinite loss. The row of an id that
-                never occurs becomes uniform.
+            data: the ids to count; its block_size has no effect.
+            smoothing: s, added to each count. 0 is exact maximum likelihood: a pair that never occurs gets
+                -inf, and a text with such a pair has an infinite loss. The row of an id that never occurs
+                becomes uniform.
 
         Returns:
             The model itself.
 
         Raises:
-            DataError: the data holds an id that the table lacks.
+            DataError: the data holds an id of V or more.
             InputError: `smoothing` is negative or not finite.
 
         Example:
@@ -112,7 +112,7 @@ class BigramLM(LanguageModel):
             >>> data = BlockDataset(torch.tensor([0, 1, 1, 0, 1, 1]), block_size=2)
             >>> model = BigramLM(2).fit(data, smoothing=0)
             >>> logits, _ = model(torch.tensor([[0, 1]]))
-            >>> logits.detach().softmax(dim=-1)  # after 0 always 1, after 1 either
+            >>> logits.detach().softmax(dim=-1)  # 0 is always followed by 1, and 1 by either
             tensor([[[0.0000, 1.0000],
                      [0.3333, 0.6667]]])
         """
@@ -123,7 +123,7 @@ class BigramLM(LanguageModel):
         if data.max_id >= V:
             raise DataError(f"the data holds the id {data.max_id}, but vocab_size is {V}")
         pairs = np.zeros(V * V, dtype=np.int64)
-        for start in range(0, data.n_ids - 1, _AT_ONCE):  # of a text on disk, so much is in memory
+        for start in range(0, data.n_ids - 1, _AT_ONCE):  # a text on disk is read in parts
             ids = data.ids_between(start, start + _AT_ONCE + 1).numpy().astype(np.int64)
             pairs += np.bincount(ids[:-1] * V + ids[1:], minlength=V * V)
         counts = pairs.reshape(V, V) + added

@@ -1,7 +1,7 @@
-"""Settings of the models, their presets, and the parameters and operations of a model before it is built.
+"""Settings and presets of the models. They also count a model's parameters and operations in advance.
 
-`GPTConfig` has a few orthogonal switches, enough for the lecture's GPT, GPT-2 and our own recipes.
-Names are nanoGPT's. A preset's meaning never changes once released; a better one gets a new name.
+`GPTConfig` has a few independent switches, enough for the lecture's GPT, GPT-2 and our own recipes. Names are
+those of nanoGPT. A released preset never changes its meaning; a better preset gets a new name.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = [
 
 
 UNLIMITED_WINDOW = 4_096
-"""The most characters that a model without a limit is shown at once where it is evaluated."""
+"""Block size in which a model without a limit is evaluated, in tokens."""
 
 
 def unlimited_window(vocab_size: int) -> int:
-    """Return how many characters a model without a limit is shown at once where it is evaluated.
+    """Return the block size in which a model without a limit is evaluated, in tokens.
 
-    With a large vocabulary they are fewer, so that their logits take 64 MB.
+    With a large vocabulary it is smaller, so that the logits take 64 MB.
 
     Args:
         vocab_size: V.
@@ -50,13 +50,13 @@ def unlimited_window(vocab_size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """Base of the models' settings: what is known of a model before it is built."""
+    """Base of the settings of models."""
 
     vocab_size: Annotated[int, Range(1, 1_114_112)]
-    """V, number of different ids; `tokenizer.vocab_size`."""
+    """V, the number of different ids: `tokenizer.vocab_size`."""
 
     def num_parameters(self) -> int:
-        """Return how many parameters the model will have; a tied matrix counts once."""
+        """Return the number of parameters that the model will have; a tied matrix counts once."""
         raise NotImplementedError(f"{type(self).__name__} must say how many parameters its model has")
 
 
@@ -74,16 +74,16 @@ class NGramConfig(ModelConfig):
     """Settings of an `NGramLM`."""
 
     WINDOW_LENGTHS: ClassVar[int] = 11
-    """Characters in the longest context that is looked for in the window."""
+    """Tokens in the longest context that is looked for in the window."""
     WINDOW_PLACES: ClassVar[int] = 256
-    """At most so many places of a character, the latest ones, are looked at in the window."""
+    """At most so many occurrences of a token, the latest ones, are looked at in the window."""
 
     order: Annotated[int, Range(1, 32)] = 7
-    """Characters in the longest n-grams: each is predicted from the order - 1 before it."""
+    """Length of the longest n-grams: each token is predicted from the order - 1 tokens before it."""
     n_ngrams: Annotated[int, Range(0, 2**32)] = 0
-    """How many different n-grams are stored; `fit` sets it."""
+    """Number of different n-grams; `fit` sets it."""
     window: Annotated[int, Range(0, 2**16)] = 0
-    """How many characters before a position are searched for what followed the same ones; 0: none."""
+    """Number of preceding tokens in which earlier occurrences of the context are looked for; 0: none."""
 
     @override
     def num_parameters(self) -> int:
@@ -91,7 +91,7 @@ class NGramConfig(ModelConfig):
 
     @property
     def window_lengths(self) -> int:
-        """Characters in the longest context that is looked for in the window; 0: there is none."""
+        """Tokens in the longest context that is looked for in the window; 0 without a window."""
         return self.WINDOW_LENGTHS if self.window else 0
 
 
@@ -99,7 +99,7 @@ _MOST_MEMBERS = 6
 
 
 def gate_places(members: int) -> int:
-    """Return at how many places the gate of a mixture of so many members has weights."""
+    """Return the number of places at which the gate of a mixture of so many members has weights."""
     return int(3**members)
 
 
@@ -108,7 +108,7 @@ class MixtureConfig(ModelConfig):
     """Settings of a `MixtureLM`."""
 
     kinds: tuple[str, ...]
-    """What each member is, as the config.json of such a model says it."""
+    """The kind of each member, as in the config.json of a model of this kind."""
     members: tuple[ModelConfig, ...]
     """The settings of each member."""
 
@@ -121,12 +121,12 @@ class MixtureConfig(ModelConfig):
             values: fields by name.
 
         Raises:
-            ConfigError: a field is bad, or a member's kind or settings are.
+            ConfigError: a field, a member's kind or a member's settings are bad.
         """
         kinds, members = values.get("kinds"), values.get("members")
         if not isinstance(kinds, tuple | list) or not isinstance(members, tuple | list):
             return super().from_dict(values)
-        pairs = zip(kinds, members, strict=False)  # if one has more, `_conflicts` says so
+        pairs = zip(kinds, members, strict=False)  # `_conflicts` reports different lengths
         return super().from_dict({**values, "members": [_member(kind, fields) for kind, fields in pairs]})
 
     @classmethod
@@ -147,7 +147,7 @@ class MixtureConfig(ModelConfig):
 
 
 def _member(kind: object, fields: object) -> object:
-    """Return the settings of a member, if they are given as a mapping."""
+    """Return the settings of a member; a mapping becomes an instance of its config class."""
     if not isinstance(kind, str) or not isinstance(fields, Mapping):
         return fields
     model = class_of(kind)
@@ -160,11 +160,10 @@ def _member(kind: object, fields: object) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """Settings of a `GPT`. The defaults are and stay the lecture's model, but for the vocabulary.
+    """Settings of a `GPT`. The defaults are the lecture's model and will stay so; vocab_size has no default.
 
     Raises:
-        ConfigError: lists every field that is missing, unknown or out of its limits, or says which two do not
-            go together.
+        ConfigError: lists every field that is missing, unknown, out of range, or in conflict with another.
 
     Example:
         >>> config = GPTConfig(vocab_size=65, n_layer=4, n_head=4, n_embd=128)
@@ -192,30 +191,30 @@ class GPTConfig(ModelConfig):
     }
 
     block_size: Annotated[int, Range(1, 1_048_576)] = 256
-    """T, the most characters the model sees at once."""
+    """T, the most tokens that the model sees at once."""
     n_layer: Annotated[int, Range(1, 256)] = 6
-    """Number of blocks, each attention and a feed-forward network."""
+    """Number of blocks, each with attention and a feed-forward network."""
     n_head: Annotated[int, Range(1, 1_024)] = 6
-    """Attention heads in each block; divides n_embd."""
+    """Number of attention heads in each block; it must divide n_embd."""
     n_embd: Annotated[int, Range(1, 65_536)] = 384
     """C, width of the embeddings and of the residual stream."""
     mlp_width: Annotated[int, Range(1, 1_048_576)] | None = None
-    """Width inside the feed-forward network. None: 4 C, or 8/3 C with swiglu, whose matrices are three."""
+    """Width inside the feed-forward network. None: 4 C, or 8/3 C with swiglu, which has a third matrix."""
     dropout: Annotated[float, Range(0, below=1)] = 0.2
-    """Share of activations set to zero during training: embeddings, attention weights, both branches."""
+    """Share of activations set to zero in training: of embeddings, attention weights and both branches."""
     attention_dropout: Annotated[float, Range(0, below=1)] | None = None
-    """Share of the attention weights instead. None: as dropout. 0 is faster: they are many."""
+    """A different dropout for the attention weights. None: the same. 0 is faster, since they are many."""
     bias: bool = True
-    """Biases in linear layers and LayerNorm; qkv_bias and head_bias decide for their own layers."""
+    """Biases in linear layers and LayerNorm, except where qkv_bias and head_bias apply."""
     qkv_bias: bool = False
     """Biases in the projection to queries, keys and values. (GPT-2: yes. The lecture: no.)"""
     head_bias: bool = True
     """A bias in the output layer. (GPT-2: no. The lecture: yes.)"""
     position: Literal["learned", "rotary"] = "learned"
-    """How the model knows where a character stands: a learned embedding, or rotated queries and keys."""
+    """How the model encodes positions: by a learned embedding, or by rotating queries and keys."""
     conv_width: Annotated[int, Range(1, 64)] = 1
-    """Characters whose embeddings are added up, each channel with its weights, for the first block: one and
-    those before it. 1: it alone."""
+    """The first block reads a weighted sum of the embeddings of so many tokens, the last one included; each
+    channel has its own weights. 1: no sum."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before each branch and before the output layer; rmsnorm has no parameters here."""
     qk_norm: bool = False
@@ -223,10 +222,10 @@ class GPTConfig(ModelConfig):
     activation: Literal["relu", "gelu", "gelu_tanh", "relu2", "swiglu"] = "relu"
     """Non-linearity of the feed-forward network; relu2 is ReLU squared."""
     tie_weights: bool = False
-    """Use one matrix for the character embedding and the output layer."""
+    """Use one matrix for the token embedding and the output layer."""
     init: Literal["normal", "gpt2", "zero"] = "normal"
-    """First weights: normal: N(0, 0.02), as in the lecture's gpt.py (its notebook leaves torch's own); gpt2:
-    smaller where a branch ends; zero: 0 there and in the head."""
+    """Initial weights. normal: N(0, 0.02), as in the lecture's gpt.py (its notebook keeps torch's own). gpt2:
+    smaller in the last layer of each branch. zero: 0 in these layers and in the head."""
 
     @classmethod
     @override
@@ -244,19 +243,19 @@ class GPTConfig(ModelConfig):
 
     @property
     def effective_attention_dropout(self) -> float:
-        """Share of the attention weights set to zero during training, whether given or derived."""
+        """Share of the attention weights set to zero during training: the given or the default one."""
         return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
     def effective_mlp_width(self) -> int:
-        """Width inside the feed-forward network, whether given or derived."""
+        """Width inside the feed-forward network: the given or the default one."""
         if self.mlp_width is not None:
             return self.mlp_width
         return 8 * self.n_embd // 3 if self.activation == "swiglu" else 4 * self.n_embd
 
     @override
     def num_parameters(self) -> int:
-        """Return how many parameters the model will have; a tied matrix counts once.
+        """Return the number of parameters that the model will have; a tied matrix counts once.
 
         Example:
             >>> GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64).num_parameters()
@@ -273,14 +272,14 @@ class GPTConfig(ModelConfig):
         return embeddings + self.n_layer * (2 * norm + attention + feed_forward) + norm + head
 
     def flops_per_char(self, *, training: bool = False) -> int:
-        """Return floating-point operations for one character of a full block.
+        """Return the number of floating-point operations for one token of a full block.
 
-        Counted as in PaLM's appendix B (arXiv:2204.02311): two for each weight of a matrix product, and
-        four C for each earlier character in each layer's attention, of which a causal model has T / 2
-        on average. Embedding look-ups, norms and activations count nothing.
+        They are counted as in appendix B of PaLM (arXiv:2204.02311): 2 for each weight of a matrix product,
+        and 4 C in each layer for each token that attention looks at, T / 2 on average. Embedding look-ups,
+        norms and activations are not counted.
 
         Args:
-            training: with the backward pass, which costs twice the forward pass.
+            training: include the backward pass, which costs twice the forward pass.
 
         Example:
             >>> GPTConfig(vocab_size=65).flops_per_char()
@@ -357,4 +356,5 @@ _PRESETS: dict[PresetName, GPTConfigFields] = {
 PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
     {name: MappingProxyType(fields) for name, fields in _PRESETS.items()}
 )
-"""Every field but vocab_size, by name: the lecture's GPT, GPT-2's smallest, and ours by time on two cores."""
+"""All fields but vocab_size, by name of the preset: the lecture's GPT, the smallest GPT-2, and our own, named
+by the time of training on two cores."""

@@ -1,9 +1,9 @@
-"""All that a module carries: parameters, buffers, extra state; to be written, kept for a while, and put back.
+"""The whole state of a module: parameters, buffers and extra state, to be written, copied and restored.
 
-Torch knows four kinds. Parameters and persistent buffers make its state_dict, and are of fixed shape.
-Buffers registered with `persistent=False` are in no state_dict, but training may change them as well: they
-belong to a run, not to a saved model. Extra state is what a module gives by `get_extra_state`: a tensor, or a
-value that JSON has, which is written as the bytes of that JSON. (While it is only kept, any value will do.)
+Parameters and persistent buffers make the state_dict of a module; their shapes are fixed. Buffers registered
+with `persistent=False` are in no state_dict, but training may change them, so they belong to a run and not to
+a saved model. Extra state is the result of `get_extra_state`. To be saved it must be a tensor or a value of
+JSON, which is written as the bytes of that JSON.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from charlm.files import strict_json
 
 __all__ = ["Contents", "extra_name", "passing_buffers", "saved_tensors", "unique_tensors"]
 
-_EXTRA = "_extra_state"  # as torch calls it in a state_dict
+_EXTRA = "_extra_state"  # torch's name in a state_dict
 _JSON = ".json"
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by name, a shared one once, under its first name."""
+    """Return parameters and persistent buffers by name; a shared one occurs once, under its first name."""
     seen: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     return {
@@ -37,9 +37,9 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def extra_name(name: str) -> str | None:
-    """Return the name in a state_dict of a stored tensor that is extra state; None: it is something else.
+    """Return the name in a state_dict of a stored tensor if it is extra state, else None.
 
-    Its shape is not fixed, and it may be a tensor in one save and JSON in another.
+    Extra state has no fixed shape, and may be a tensor in one save and JSON in another.
     """
     name = name.removesuffix(_JSON)
     return name if name.rpartition(".")[2] == _EXTRA else None
@@ -56,10 +56,10 @@ def passing_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return what a file of weights holds: all but the buffers that no state_dict has.
+    """Return the tensors of a file of weights: parameters, persistent buffers and extra state.
 
     Raises:
-        InputError: some extra state is neither a tensor nor a value that JSON has.
+        InputError: some extra state is neither a tensor nor a value of JSON.
     """
     extra = {}
     for name, part in _with_extra_state(module).items():
@@ -81,18 +81,18 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a module carries at one moment, to be put back."""
+    """The whole state of a module at one moment."""
 
     tensors: Mapping[str, Tensor]
-    """Of `unique_tensors`, all of them."""
+    """All of `unique_tensors`."""
     passing: Mapping[str, Tensor]
-    """Of `passing_buffers`; those that are missing stay as they are."""
+    """Some or all of `passing_buffers`; `put_into` leaves the others as they are."""
     extra: Mapping[str, object]
     """Extra state, by its name in a state_dict."""
 
     @classmethod
     def of(cls, module: nn.Module) -> Self:
-        """Return copies of what a module carries now."""
+        """Return a copy of the present state of a module."""
         return cls(
             {name: tensor.detach().clone() for name, tensor in unique_tensors(module).items()},
             {name: buffer.detach().clone() for name, buffer in passing_buffers(module).items()},
@@ -101,7 +101,7 @@ class Contents:
 
     @classmethod
     def saved(cls, stored: Mapping[str, Tensor], passing: Mapping[str, Tensor]) -> Self:
-        """Return what a file of weights holds, and the buffers that lie elsewhere."""
+        """Return the state from the tensors of a file of weights and from non-persistent buffers."""
         extra: dict[str, object] = {}
         for stored_name, tensor in stored.items():
             name = extra_name(stored_name)
@@ -113,7 +113,7 @@ class Contents:
         return cls({n: t for n, t in stored.items() if extra_name(n) is None}, passing, extra)
 
     def put_into(self, module: nn.Module) -> None:
-        """Put it back. What `set_extra_state` raises leaves the module as it was."""
+        """Restore this state. If `set_extra_state` raises, the module stays as it was."""
         before = _extra_of(module)
         try:
             if before:
@@ -132,7 +132,7 @@ class Contents:
                 own = part._buffers[last]
                 if own is not None and own.shape == kept.shape and own.is_contiguous():
                     own.copy_(kept)
-                else:  # it is made, or grows, while the model trains
+                else:  # it is created or grows during training
                     setattr(part, last, kept.clone())
 
 

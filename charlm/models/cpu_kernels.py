@@ -1,10 +1,10 @@
-"""Five functions of `ops.py` with their derivatives written out, for training on a CPU.
+"""Five functions of `ops.py` with hand-written derivatives, for faster training on a CPU.
 
-`ops.py` is what is computed, to be read; this file computes the same with fewer passes over memory, and
-knows nothing else. A short context on a CPU spends more time between matrix products than in them: autograd
-keeps and re-reads each intermediate tensor of a norm, a rotation or a softmax, and torch's fused attention
-has a slow backward pass there. The tests hold each function equal to the plain one, value and gradient.
-They differentiate once. `ops.py` chooses where they run.
+Read `ops.py` for the mathematics; this file computes the same with fewer passes over memory. With a short
+context, a CPU spends more time between matrix products than in them: autograd stores and re-reads each
+intermediate tensor of a norm, a rotation or a softmax, and torch's fused attention has a slow backward pass.
+Tests hold values and gradients of each function equal to the plain one. The functions can be differentiated
+once. `ops.py` decides where they run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["QK_EPS", "causal_attention", "causal_conv", "dropout", "relu_squared
 
 
 QK_EPS = 1e-6
-"""Of the norm of queries and keys."""
+"""Epsilon of the norm of queries and keys."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return what matrix products of `x` run in: autocast's type, where it is on."""
+    """Return the type of matrix products of `x`: that of autocast, if it is on."""
     if x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
         return torch.get_autocast_dtype("cpu")
     return x.dtype
@@ -51,7 +51,7 @@ def relu_squared_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 def causal_attention(
     qkv: Tensor, n_head: int, rotary: tuple[Tensor, Tensor] | None, *, qk_norm: bool
 ) -> Tensor:
-    """Do what `ops.causal_attention` does, without dropout and cache.
+    """Compute `ops.causal_attention` without dropout and cache.
 
     Args:
         qkv: (B, T, 3 C), queries, keys and values side by side.
@@ -65,24 +65,24 @@ def causal_attention(
     tables = None
     if rotary is not None:
         cos, sin = (table.to(qkv.dtype) for table in rotary)
-        # x rotated is x * cos + roll(x) * sin, where the roll by half a head swaps its two halves.
+        # The rotation of x is x * cos + roll(x) * sin; a roll by half a head swaps its two halves.
         tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (T, D) each
     out: Tensor = _CausalAttention.apply(qkv, n_head, tables, QK_EPS if qk_norm else None)  # type: ignore[no-untyped-call]
     return out
 
 
 def causal_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """Do what `ops.causal_conv` does, of all characters."""
+    """Compute `ops.causal_conv` for all tokens."""
     out: Tensor = _CausalConv.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Set about a share p of the elements to zero, and scale the others so that the mean stays.
+    """Set about a share p of the elements to zero, and scale the others up to keep the mean.
 
-    Sixteen random bits an element decide, which torch's generator seeds and numpy's Philox draws: drawing
-    all of them from torch's takes four times as long. The share is p rounded to a multiple of 2 ** -16, and
-    the scale is that of the rounded share.
+    Each element uses sixteen random bits of numpy's Philox, which torch's generator seeds; torch alone would
+    take four times as long. The share is p rounded to a multiple of 2 ** -16; the scale fits the rounded
+    share.
 
     Args:
         x: any shape.
@@ -183,12 +183,13 @@ class _CausalAttention(torch.autograd.Function):
         grad = grad.view(B, T, H, D).transpose(1, 2).reshape(B * H, T, D)
         out = qk.new_empty(3, B, H, T, D)
         torch.bmm(weights.mT, grad, out=out[2].view(B * H, T, D))
-        # Softmax: each row loses its weighted mean. What the mask hid has weight 0, and so no gradient.
+        # Softmax: subtract the weighted mean of each row. Masked places have weight 0, so their gradient is
+        # 0.
         d_scores = torch._softmax_backward_data(torch.bmm(grad, v.mT), weights, -1, weights.dtype)
         d_qk = torch.empty_like(qk)
         torch.bmm(d_scores, k, out=d_qk[0].view(B * H, T, D))
         torch.bmm(d_scores.mT, q, out=d_qk[1].view(B * H, T, D))
-        if scale is not None:  # before the rotation is undone: it changes no inner product
+        if scale is not None:  # this may come before the inverse rotation, which keeps inner products
             d_qk = _through_norm(d_qk, qk, scale)
         d_qk.mul_(1 / math.sqrt(D))
         if cos is None:
@@ -207,6 +208,6 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _through_norm(grad: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """Return the gradient at x of y = x * scale(x): the part along y is lost, the rest is scaled."""
+    """Return the gradient at x of y = x * scale(x): the part along y vanishes, the rest is scaled."""
     along = (grad * y).sum(dim=-1, keepdim=True)  # (..., 1)
     return torch.addcmul(grad, y, along, value=-1 / y.size(-1)).mul_(scale)

@@ -1,9 +1,8 @@
-"""A model with a larger vocabulary, or another window: what it has learnt stays, bit for bit.
+"""Extends a model to a larger vocabulary or another window; the old parameters are kept, bit for bit.
 
-Old ids keep their places, so every old row of every parameter is copied; a new character's row is the mean of
-the old ones (Hewitt, "Initializing new word embeddings for pretrained language models", 2021), so that it
-begins as an average character, and no surer to come than one. Which rows these are is seen from the shapes of
-the two models. It knows no tokenizer.
+Every old row of every parameter is copied. The row of a new id is the mean of the old rows, so it begins as
+an average token (Hewitt, "Initializing new word embeddings for pretrained language models", 2021). The shapes
+of the two models show where the rows are. This module knows no tokenizer.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ _POSITIONS = "transformer.wpe.weight"
 
 
 def extended(model: ModelT, vocab_size: int, **changes: object) -> ModelT:
-    """Return a copy of a model that knows more ids.
+    """Return a copy of a model with a larger vocabulary.
 
     Args:
-        model: a model of learnt tables; it stays as it is.
+        model: a model of learnt parameters; it does not change.
         vocab_size: V of the copy, at least that of the model.
-        changes: other settings of the copy, which change no parameter: block_size, dropout and
-            attention_dropout of a `GPT`. With learned positions a window can only get shorter.
+        changes: settings of a `GPT` that change no other parameter: block_size, dropout and
+            attention_dropout. With learned positions, a window can only get shorter.
 
     Returns:
-        A model of the same class, type and device. Of the old ids its logits are those of the model.
+        A model of the same class, type and device. Its logits for old ids are those of the model.
 
     Raises:
-        InputError: the model counts, or has a table whose rows are not characters.
-        ConfigError: a change is wrong, or asks for other parameters.
+        InputError: the model counts n-grams, or the rows of a parameter do not belong to ids.
+        ConfigError: a change is wrong, or would need other parameters.
 
     Example:
         >>> from charlm import GPT
@@ -87,17 +86,17 @@ def _changed(config: ModelConfig, vocab_size: int, changes: dict[str, object]) -
             "dropout and attention_dropout can"
         )
     new = config.replace(vocab_size=vocab_size, **changes)
-    known = config.block_size if isinstance(config, GPTConfig) and config.position == "learned" else None
-    if known is not None and isinstance(new, GPTConfig) and new.block_size > known:
+    longest = config.block_size if isinstance(config, GPTConfig) and config.position == "learned" else None
+    if longest is not None and isinstance(new, GPTConfig) and new.block_size > longest:
         raise ConfigError(
-            f"block_size must be at most {known}, got {new.block_size}: the model has learnt so "
+            f"block_size must be at most {longest}, got {new.block_size}: the model has learnt so "
             "many positions and knows no others; one with rotary positions could see further"
         )
     return new
 
 
 def _grown(model: LanguageModel, name: str, old: Tensor, shape: torch.Size, *, cut: bool) -> Tensor:
-    """Return a tensor of another shape: with rows of the mean behind the old ones, or cut."""
+    """Return a tensor of another shape: with rows of the mean appended, or cut."""
     if cut:
         return old[: shape[0]]
     V = model.vocab_size

@@ -1,7 +1,7 @@
-"""`GPT`: embeddings, a stack of blocks, a norm and a linear layer that reads off the next character.
+"""`GPT`: embeddings, a stack of blocks, a norm, and a linear layer that gives the logits of the next token.
 
-The blocks are in `layers.py`; this file is what the lecture calls the language model around them. The
-layout and the parameter names are those of GPT-2 as nanoGPT writes it, for every setting.
+The blocks are in `layers.py`; this file holds the language model around them. Layout and parameter names are
+those of GPT-2 in nanoGPT, for every setting.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["GPT", "Transformer"]
 
 
 class Transformer(nn.Module):
-    """What reads the characters: embeddings, blocks and the last norm. `GPT` adds the output layer.
+    """Embeddings, blocks and the last norm. `GPT` adds the output layer.
 
     Args:
         config: settings of the model.
@@ -57,27 +57,27 @@ class Transformer(nn.Module):
         self.ln_f = make_norm(config)
 
     def embed(self, idx: Tensor, cache: KVCache | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Return what the first block reads of (B, T) ids that follow those in the cache.
+        """Return the input of the first block for ids (B, T) that follow those in the cache.
 
         Returns:
-            (B, T, C), and for rotary positions cosine and sine of their angles, (T, D / 2) each, else None.
+            (B, T, C); and with rotary positions cosine and sine of the angles, (T, D / 2) each, else None.
         """
         _, T = idx.shape
         start = 0 if cache is None else cache.length
         if self.conv is None:
             x = self.wte(idx)  # (B, T, C)
         else:
-            known = idx if cache is None else cache.read(idx)  # (B, start + T)
-            x = self.conv(self.wte(known[:, -T - len(self.conv.weight) :]), T)  # (B, T, C)
+            context = idx if cache is None else cache.read(idx)  # (B, start + T)
+            x = self.conv(self.wte(context[:, -T - len(self.conv.weight) :]), T)  # (B, T, C)
         if self.wpe is not None:
             return self.drop(x + self.wpe.weight[start : start + T]), None
         return self.drop(x), rotary_tables(start, T, self.head_size, idx.device)
 
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return (B, T, C) from (B, T) ids that follow those in the cache."""
+        """Return (B, T, C) for ids (B, T) that follow those in the cache."""
         _, T = idx.shape
         if cache is not None:
-            cache.truncate(cache.length)  # of a pass that was interrupted, some layers may hold more
+            cache.truncate(cache.length)  # after an interrupted pass, some layers may hold more
         x, rotary = self.embed(idx, cache)  # (B, T, C)
         for i, block in enumerate(self.h):
             x = block(x, rotary, None if cache is None else cache.layers[i])
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
 
 
 class GPT(LanguageModel):
-    """A decoder-only transformer over characters.
+    """A decoder-only transformer over characters or bytes.
 
     Args:
         config: all settings. `GPT.from_config` also takes a mapping or the name of a preset.
@@ -135,7 +135,7 @@ class GPT(LanguageModel):
 
         Args:
             config: a `GPTConfig`, a mapping of its fields, or the name of a preset: "lecture", "gpt2",
-                "cpu-10s", "cpu-1min", "cpu-5min". A preset leaves `vocab_size` to be given.
+                "cpu-10s", "cpu-1min", "cpu-5min". A preset needs `vocab_size` among the overrides.
             overrides: fields that replace those of `config`.
 
         Raises:
@@ -164,7 +164,7 @@ class GPT(LanguageModel):
     @property
     @override
     def block_size(self) -> int:
-        """T, the most ids that the model sees at once."""
+        """T, the most tokens that the model sees at once."""
         return self.config.block_size
 
     @override
@@ -180,16 +180,16 @@ class GPT(LanguageModel):
 
     @torch.no_grad()
     def attention(self, idx: Tensor) -> Tensor:
-        """Return how much each character looks at each: the weights of every layer and head.
+        """Return the attention weights of every layer and head: how much each token looks at each.
 
-        A character looks at itself and at those before it; `charlm.plotting.plot_attention` draws them.
+        A token looks at itself and at those before it. `charlm.plotting.plot_attention` draws the weights.
 
         Args:
             idx: (B, T) int64 in [0, V), T at most `block_size`.
 
         Returns:
-            (L, B, H, T, T), without dropout. Row t of a head says which share character t takes from each
-            character: it sums to 1, and is 0 beyond t.
+            (L, B, H, T, T), without dropout. Row t of a head holds the shares that token t takes from each
+            token. It sums to 1, and is 0 beyond t.
 
         Raises:
             InputError: wrong type, shape, range or device.
@@ -220,7 +220,7 @@ class GPT(LanguageModel):
 
     @override
     def new_cache(self) -> KVCache:
-        """Return an empty cache that holds one window."""
+        """Return an empty cache with room for one window."""
         return KVCache(len(self.transformer.h), self.block_size)
 
     @override
@@ -231,7 +231,7 @@ class GPT(LanguageModel):
 
     @override
     def _native_engine(self, rows: int) -> Engine | None:
-        if type(self) is not GPT:  # it may have a `forward` of its own
+        if type(self) is not GPT:  # a subclass may have its own `forward`
             return None
         window, head_size = self.block_size, self.config.head_size
         return gpt_engine(self, rows, lambda: rotary_tables(0, window, head_size, torch.device("cpu")))
@@ -246,11 +246,11 @@ class GPT(LanguageModel):
             elif isinstance(module, nn.Linear):
                 residual = name.endswith("c_proj")
                 if init == "zero":
-                    # A block starts as the identity, and the prediction as uniform (Fixup, arXiv:1901.09321).
+                    # At first, blocks are the identity and predictions uniform (Fixup, arXiv:1901.09321).
                     zero = residual or (name == "lm_head" and not self.config.tie_weights)
                     std = 0.0 if zero else 0.5 / math.sqrt(module.in_features)
                 else:
-                    # Scaled so that the stream's variance does not grow with depth.
+                    # This scale keeps the variance of the stream from growing with depth.
                     scaled = residual and init == "gpt2"
                     std = 0.02 / math.sqrt(2 * self.config.n_layer) if scaled else 0.02
                 if not (name == "lm_head" and self.config.tie_weights):
@@ -260,7 +260,7 @@ class GPT(LanguageModel):
 
 
 def _preset_problem(name: str) -> str:
-    """Say what is wrong with a preset's name or, if that is right, with it alone."""
+    """Return the error of a preset: an unknown name, or a missing vocab_size."""
     if name in PRESETS:
         return (
             f"preset {name!r} needs the vocabulary's size: "

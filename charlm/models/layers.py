@@ -1,8 +1,8 @@
 """The parts of a GPT: norms, causal self-attention, the feed-forward network, the block.
 
-Lay this file beside the lecture: `CausalSelfAttention` is its heads side by side, `FeedForward` and
-`Block` are its classes of those names. They hold the parameters, under GPT-2's names by way of nanoGPT; what
-is computed with them is in `ops.py`. Shapes: B batch, T time, C channels, H heads, D = C / H.
+Read this file beside the lecture: `CausalSelfAttention` is its heads side by side, `FeedForward` and `Block`
+are its classes of these names. They hold the parameters, with the names of GPT-2 in nanoGPT; `ops.py` holds
+the computations. Shapes: B batch, T time, C channels, H heads, D = C / H.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Block", "CausalConv", "CausalSelfAttention", "Dropout", "FeedForward
 def make_norm(config: GPTConfig) -> nn.Module:
     """Return the normalisation before a branch: LayerNorm, or RMSNorm without a gain.
 
-    A matrix follows each norm, and can learn what a gain would.
+    RMSNorm needs no gain, since the matrix after each norm can learn it.
     """
     if config.norm == "layernorm":
         return nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -49,16 +49,16 @@ class Dropout(nn.Dropout):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return x; while training, with a share of its elements set to zero, and the others scaled up."""
+        """Return x; in training, a share of its elements is set to zero and the others are scaled up."""
         return ops.dropout(x, self.p) if self.training else x
 
 
 class CausalConv(nn.Module):
-    """Adds to each character's channels those of the few before it, each with a weight of its own.
+    """Adds the weighted embeddings of the few tokens before to that of each token; each channel has weights.
 
-    It shows the first block n-grams, which attention would need a layer to put together. (A depthwise
-    convolution, as in Primer, arXiv:2109.08668, but of the embeddings alone, so that generation keeps ids
-    and no more.) It begins as the identity.
+    So the first block sees n-grams, which attention would need a layer to form. It is a depthwise
+    convolution, as in Primer (arXiv:2109.08668), but of the embeddings alone, so that a cache needs nothing
+    but ids. At first it is the identity.
 
     Args:
         config: uses n_embd and conv_width.
@@ -71,12 +71,12 @@ class CausalConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.conv_width - 1, config.n_embd))
 
     def forward(self, x: Tensor, T: int) -> Tensor:
-        """Return (B, T, C) of the last T characters of (B, S, C)."""
+        """Return (B, T, C) for the last T tokens of (B, S, C)."""
         return ops.causal_conv(x, self.weight, T)
 
 
 class CausalSelfAttention(nn.Module):
-    """All heads of one layer: each character gathers from those before it.
+    """All heads of one layer: each token gathers from itself and the tokens before it.
 
     Args:
         config: uses n_embd, n_head, dropout, attention_dropout, bias, qkv_bias and qk_norm.
@@ -108,7 +108,7 @@ class CausalSelfAttention(nn.Module):
         Args:
             x: the normalised residual stream.
             rotary: cosine and sine of these T positions, (T, D / 2) each, or None.
-            cache: keys and values of earlier characters; this layer adds its own.
+            cache: keys and values of earlier tokens; those of `x` are added.
         """
         y = ops.causal_attention(
             self.c_attn(x),  # (B, T, 3 C)
@@ -118,17 +118,17 @@ class CausalSelfAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             cache=cache,
         )
-        out: Tensor = self.c_proj(y)  # (B, T, C), as y is
+        out: Tensor = self.c_proj(y)  # (B, T, C)
         return out
 
     def weights(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return (B, H, T, T), how much each character of (B, T, C) gathers from each; for looking at."""
+        """Return the attention weights of (B, T, C), (B, H, T, T), for plots."""
         q, k, _ = ops.heads(self.c_attn(x), self.n_head, rotary, qk_norm=self.qk_norm)
         return ops.attention_weights(q, k)
 
 
 class FeedForward(nn.Module):
-    """The network that each character passes through by itself.
+    """The network that processes each token by itself.
 
     Args:
         config: uses n_embd, mlp_width, activation and bias.

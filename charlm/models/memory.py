@@ -1,7 +1,7 @@
-"""Whether a model's weights fit into the machine's memory, asked before they are allocated.
+"""Checks that a model's weights fit into the machine's memory before they are allocated.
 
-Without the question a model that is too large takes all memory there is, and the operating system ends the
-process, or another one, without a word.
+Without this check, a model that is too large takes all memory, and the operating system kills this or another
+process without a message.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ __all__ = ["check_fits", "in_units"]
 
 
 def check_fits(config: ModelConfig) -> None:
-    """Raise unless the weights of a model fit into what the machine can give.
+    """Raise unless the weights of a model fit into the available memory.
 
-    Asked only where weights would come to lie in main memory: under `with torch.device("meta")` any model
-    may be built, and a GPU says for itself what it cannot hold. Where the system does not tell its memory,
-    everything is let through.
+    Only weights in main memory are checked. Under `with torch.device("meta")` any model may be built, and a
+    GPU reports by itself what it cannot hold. If the system does not report its memory, every model passes.
 
     Args:
-        config: of the model that is about to be built.
+        config: of the model that will be built.
 
     Raises:
         NotEnoughMemoryError: they do not fit.
@@ -34,7 +33,7 @@ def check_fits(config: ModelConfig) -> None:
         >>> from charlm import GPTConfig
         >>> check_fits(GPTConfig(vocab_size=65))
     """
-    probe = torch.empty(0)  # lies where the weights will, and is of their type
+    probe = torch.empty(0)  # on the device and of the type of the weights
     if type(probe) is not Tensor or not is_host(probe.device):
         return
     memory = CPUBackend().memory()

@@ -1,9 +1,9 @@
-"""`MixtureLM`: several models of one vocabulary as one, which weighs at each place what they say.
+"""`MixtureLM`: a weighted mixture of several models with one vocabulary, as one model.
 
 Counting and learning see different things, so a mixture of a GPT and an n-gram model predicts better than
-both. What the members say is added up, and beside them their geometric mean, each times a weight. The weights
-depend on how sure each member is of what comes next, and so on nothing but what precedes (a gate, as in
-Jacobs et al., "Adaptive mixtures of local experts", 1991).
+either. The mixture is a weighted sum of the members' probabilities and of their geometric mean. The weights
+depend on the largest probability of each member, so on nothing but the context: a gate, as in Jacobs et al.,
+"Adaptive mixtures of local experts", 1991.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ __all__ = ["MixtureLM"]
 Floats = NDArray[np.float64]
 
 _IDS_AT_ONCE, _LOGITS_AT_ONCE = 16_384, 2**22  # in a pass of `fit`
-_PRIOR = 20.0  # ids that the weights without a gate count for, in each place of the gate
-_TURNS = 100  # of expectation and maximisation
+_PRIOR = 20.0  # strength of the prior that holds each place of the gate near the common weights, in ids
+_TURNS = 100  # rounds of expectation and maximisation
 
 
 class _Read:
-    """A cache: what a member with a window has read of texts that may be longer.
+    """A cache of a member with a window, for texts that may be longer.
 
-    Past its window it goes on as generation does with overflow "restart", from the last half of it.
+    Past the window, the member restarts from its last half, as generation with overflow "restart" does.
     """
 
     def __init__(self, member: LanguageModel) -> None:
         self._member = member
         self._cache: Cache | None = None
-        self._ids: Tensor | None = None  # (B, t) from where the context begins
+        self._ids: Tensor | None = None  # (B, t), from the beginning of the context
         self._known = range(0)  # positions
 
     def logits(self, idx: Tensor) -> Tensor:
@@ -58,15 +58,15 @@ class _Read:
         ids = idx if self._ids is None else torch.cat([self._ids, idx], dim=1)
         base, stop = self._known.start, self._known.stop + idx.size(1)
         span, known = range(self._known.stop + 1, stop + 1), range(0) if self._cache is None else self._known
-        said: list[Tensor] = []
+        parts: list[Tensor] = []
         for (one,) in plan_passes([span], [known], self._member.block_size, "restart"):
             if one.start == one.begin:
                 self._cache = self._member.new_cache()
             logits, _ = self._member(ids[:, one.start - base : one.stop - base], cache=self._cache)
-            said.append(logits[:, logits.size(1) - one.wanted :])
+            parts.append(logits[:, logits.size(1) - one.wanted :])
             self._known = range(one.begin, one.stop)
         self._ids = ids[:, self._known.start - base :]
-        return torch.cat(said, dim=1)
+        return torch.cat(parts, dim=1)
 
     def truncate(self, length: int) -> bool:
         return False  # an earlier window may be needed again
@@ -79,34 +79,34 @@ class _Read:
 
 
 class _Caches:
-    """A cache: those of the members."""
+    """A cache that holds those of the members."""
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         self.caches = caches
 
     def truncate(self, length: int) -> bool:
-        return all(cache.truncate(length) for cache in self.caches)  # if one cannot, all is read again
+        return all(cache.truncate(length) for cache in self.caches)  # if one fails, all is read again
 
     def fork(self, rows: Sequence[int]) -> _Caches | None:
         twins = [cache.fork(rows) for cache in self.caches]
-        known = [twin for twin in twins if twin is not None]
-        return _Caches(known) if len(known) == len(twins) else None
+        forked = [twin for twin in twins if twin is not None]
+        return _Caches(forked) if len(forked) == len(twins) else None
 
 
 class MixtureLM(LanguageModel):
-    """A weighted sum of what its members say; equal weights until fitted.
+    """A weighted sum of the probabilities of its members; the weights are equal until they are fitted.
 
     Attributes:
-        members: the models, each as it would be alone.
-        gate: (3 ** K, K + 1), whose softmax is the weights of the K members and of their geometric mean, at
-            places where the largest probability of each member is 0, 1/2 or 1 (the first member's changes
-            slowest); between these they are interpolated.
+        members: the models.
+        gate: (3 ** K, K + 1). Its softmax gives the weights of the K members and of their geometric mean, at
+            the places where the largest probability of each member is 0, 1/2 or 1; the first member's
+            changes slowest. Between these places the weights are interpolated.
 
     Args:
-        members: one to six models of one vocabulary, on one device. They are not copied.
+        members: one to six models with one vocabulary, on one device. They are not copied.
 
     Raises:
-        InputError: there is none, or one is no `LanguageModel` with a kind of its own, or of another type.
+        InputError: there are no members, one has no `kind` of its own, or their types differ.
         ConfigError: their vocabularies differ in size.
 
     Example:
@@ -129,7 +129,7 @@ class MixtureLM(LanguageModel):
         if not members or any(class_of(getattr(m, "kind", "")) is not type(m) for m in members):
             raise InputError(f"members must be models, each with a kind of its own, got {shown(members)}")
         self.members = nn.ModuleList(members)
-        _ = self.config  # says what does not go together
+        _ = self.config  # raises if the members do not go together
         tensors = [t for member in members for t in member.state_dict().values()]
         dtypes = sorted({t.dtype for t in tensors if t.is_floating_point()}, key=str)
         if len(dtypes) > 1:
@@ -156,7 +156,7 @@ class MixtureLM(LanguageModel):
 
     @property
     def config(self) -> MixtureConfig:  # type: ignore[override]
-        """The settings of the members as they are now: an n-gram model may be fitted anew."""
+        """The present settings of the members; an n-gram model may be fitted again."""
         return MixtureConfig(
             vocab_size=self._members[0].vocab_size,
             kinds=tuple(member.kind for member in self._members),
@@ -174,14 +174,14 @@ class MixtureLM(LanguageModel):
 
     @override
     def num_parameters(self) -> int:
-        """Return how many numbers all members and the gate have."""
+        """Return the number of parameters of all members and the gate."""
         return sum(member.num_parameters() for member in self._members) + self.gate.numel()
 
     @override
     def new_cache(self) -> Cache | None:
         caches = [m.new_cache() if m.block_size is None else _Read(m) for m in self._members]
-        known = [cache for cache in caches if cache is not None]
-        return _Caches(known) if len(known) == len(caches) else None
+        present = [cache for cache in caches if cache is not None]
+        return _Caches(present) if len(present) == len(caches) else None
 
     @override
     def why_not_native(self) -> str | None:
@@ -197,8 +197,8 @@ class MixtureLM(LanguageModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the next id after each id; the logits are log-probabilities.
 
-        See `LanguageModel.forward`. A member with a window sees, of ids before it, what generation shows it
-        with overflow "restart"; the others see all.
+        See `LanguageModel.forward`. Past its window, a member sees what generation with overflow "restart"
+        shows it. A member without a window sees all.
         """
         self._check_idx(idx, targets)
         if cache is not None and not isinstance(cache, _Caches):
@@ -209,14 +209,14 @@ class MixtureLM(LanguageModel):
         return logits, None if targets is None else cross_entropy(logits, targets)
 
     def fit(self, data: BlockDataset, *, max_chars: int | None = None) -> Self:
-        """Find the weights with which a text is likeliest, in place of those of before.
+        """Find the weights that make a text likeliest, and replace the present ones.
 
-        The members stay as they are, and must not have learnt from this text or counted it
-        (`BlockDataset.set_aside`): of what it knows by heart a member is too sure. No random number is drawn.
+        The members do not change. They must not have seen this text (`BlockDataset.set_aside`), since a
+        member is too sure of a text that it has seen. No random number is drawn.
 
         Args:
-            data: the text; a window of it is read by itself.
-            max_chars: read at most about so many characters, in windows spread over the text; None: all.
+            data: the text, read in separate windows.
+            max_chars: read at most about so many tokens, in windows spread over the text; None: all.
 
         Returns:
             The model itself.
@@ -231,16 +231,16 @@ class MixtureLM(LanguageModel):
         return self
 
     def losses(self, data: BlockDataset, *, max_chars: int | None = None) -> list[float]:
-        """Return the losses in nats of the members, as they are asked here, and that of the mixture.
+        """Return the loss of each member and of the mixture, in nats per token.
 
-        What `evaluate` says of each, in one reading of the text.
+        The losses are those of `evaluate`, from one reading of the text.
 
         Args:
             data: as for `fit`.
             max_chars: as for `fit`.
 
         Returns:
-            (K + 1,), the mixture's last.
+            (K + 1,), that of the mixture last.
         """
         weights = self.gate.detach().cpu().double().softmax(dim=-1).numpy()  # (J, K + 1)
         nats, count = np.zeros(len(self.members) + 1), 0
@@ -251,9 +251,9 @@ class MixtureLM(LanguageModel):
         return [float(loss) for loss in nats / count]
 
     def _readings(self, data: BlockDataset, max_chars: int | None) -> Iterator[tuple[Floats, Floats]]:
-        """Yield where in the gate n ids stand, (n, J), and what each voice gave to them, (n, K + 1)."""
+        """Yield the places of n ids in the gate, (n, J), and their probabilities, (n, K + 1)."""
         most = None if max_chars is None else int_from(1, max_chars, "max_chars")
-        if most is not None:  # windows of them, as `evaluate` takes them
+        if most is not None:  # in windows, as in `evaluate`
             most = None if most >= data.n_targets else max(most // data.block_size, 1)
         batch = max(min(_IDS_AT_ONCE, _LOGITS_AT_ONCE // self.vocab_size) // data.block_size, 1)
         for x, y in data.blocks(batch, most=most):
@@ -282,7 +282,7 @@ class MixtureLM(LanguageModel):
 
     @staticmethod
     def _places(voices: Tensor) -> Tensor:
-        """Return how near each place of the gate is, (B, T, J): shares that add up to one."""
+        """Return the weights of the places of the gate in the interpolation, (B, T, J); they sum to 1."""
         shares = torch.ones_like(voices[0, ..., :1])  # (B, T, 1)
         for sure in voices[:-1].amax(dim=-1).exp():  # (B, T), of each member
             low, high = (1 - 2 * sure).clamp(min=0), (2 * sure - 1).clamp(min=0)
@@ -292,26 +292,26 @@ class MixtureLM(LanguageModel):
 
 
 def _said(member: LanguageModel, idx: Tensor, cache: Cache | None) -> Tensor:
-    """Return a member's logits (B, S, V) after ids (B, S); past its window as with overflow "restart"."""
+    """Return a member's logits (B, S, V) after ids (B, S), past its window as with overflow "restart"."""
     if isinstance(cache, _Read):
         return cache.logits(idx)
     T, S = member.block_size, idx.size(1)
     if T is None or S <= T:
         return member(idx, cache=cache)[0]
-    step = T + 1 - max(T // 2, 1)  # from each context to the next
-    more = -((T - S) // step)  # how many follow the first
-    padded = F.pad(idx, (0, more * step + T - S))  # what stands behind a place does not count there
+    step = T + 1 - max(T // 2, 1)  # from the beginning of one context to the next
+    more = -((T - S) // step)  # contexts after the first
+    padded = F.pad(idx, (0, more * step + T - S))  # later ids do not count
     windows = padded.unfold(1, T, step)  # (B, 1 + more, T)
     said = member(windows.flatten(0, 1))[0].view(*windows.shape, -1)  # (B, 1 + more, T, V)
     return torch.cat([said[:, 0], said[:, 1:, T - step :].flatten(1, 2)], dim=1)[:, :S]
 
 
 def _fitted(places: Floats, said: Floats) -> Floats:
-    """Return the weights (J, K + 1) with which N ids are likeliest, by expectation and maximisation.
+    """Return the weights (J, K + 1) that make N ids likeliest, by expectation and maximisation.
 
     Args:
-        places: (N, J) how near each place of the gate is to each id.
-        said: (N, K + 1) the probabilities that the voices gave to the ids.
+        places: (N, J) interpolation weights of the places of the gate for each id.
+        said: (N, K + 1) probabilities of the ids, from the members and their geometric mean.
     """
     alone = np.full((1, said.shape[1]), 1 / said.shape[1])
     for _ in range(_TURNS):
@@ -320,6 +320,6 @@ def _fitted(places: Floats, said: Floats) -> Floats:
     weights: Floats = np.repeat(alone, places.shape[1], axis=0)
     for _ in range(_TURNS):
         total = np.einsum("nk,nk->n", places @ weights, said)  # (N,)
-        found = weights * (places.T @ (said / total[:, None])) + _PRIOR * alone  # (J, K + 1)
-        weights = found / found.sum(axis=1, keepdims=True)
+        counts = weights * (places.T @ (said / total[:, None])) + _PRIOR * alone  # (J, K + 1)
+        weights = counts / counts.sum(axis=1, keepdims=True)
     return np.clip(weights, 1e-12, 1.0)

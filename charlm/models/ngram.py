@@ -1,12 +1,11 @@
-"""`NGramLM`: the next character from counts of what followed the last few, without a gradient.
+"""`NGramLM`: predicts the next token from counts of n-grams, without gradients.
 
-Interpolated Kneser-Ney smoothing with three discounts for each length of n-gram (Chen and Goodman, "An
-empirical study of smoothing techniques for language modeling", 1998), which are not taken from the closed
-formula but fitted on the end of the training text. In turn with them, length by length, is mixed in what
-followed the same characters in the last few thousand before the position itself, a cache in the language
-modelling sense (Kuhn and De Mori, "A cache-based natural language model for speech recognition", 1990).
-Counting is `charlm.models.ngram_counts`'; here are the probabilities. Every look-up is a bisection, for all
-positions at once.
+The counts are smoothed by interpolated Kneser-Ney with three discounts for each length (Chen and Goodman, "An
+empirical study of smoothing techniques for language modeling", 1998). The discounts are fitted on the end of
+the training text, not taken from the closed formula. For each length, the model also mixes in what followed
+the same context in the last few thousand tokens: a cache in the sense of language modelling (Kuhn and De
+Mori, "A cache-based natural language model for speech recognition", 1990). `charlm.models.ngram_counts`
+counts; this module computes probabilities. Every look-up is a bisection, for all positions at once.
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ if TYPE_CHECKING:
 
 __all__ = ["NGramLM"]
 
-_HELD_OUT = 0.1, 100_000  # of the training text, for the discounts: a share, and the most characters
-_SCORED = 16_384  # positions of it that are looked at
-_PIECE = 1_024  # of it, in which the window begins anew, as it does where a text is short
+_HELD_OUT = 0.1, 100_000  # part of the training text for the discounts: a share, and the most tokens
+_SCORED = 16_384  # the most positions of this part that are scored
+_PIECE = 1_024  # tokens of this part after which the window begins anew, as in a short text
 _PLAIN_DISCOUNTS = [0.5, 1.0, 1.5]
-_ROWS = 4_096  # positions whose followers are looked up at once
-_NUMBERS = 2**24  # and no more of them than have so many probabilities
+_ROWS = 4_096  # the most positions whose followers are looked up at once
+_NUMBERS = 2**24  # the most probabilities of these positions
 
 
 class _LastIds:
-    """A cache: the ids that the next prediction still depends on."""
+    """A cache of the ids on which the next prediction depends."""
 
     def __init__(self) -> None:
         self.ids: Tensor | None = None
 
     def truncate(self, length: int) -> bool:
-        return False  # what came before them is not known
+        return False  # earlier ids are not stored
 
     def fork(self, rows: Sequence[int]) -> _LastIds:
         twin = _LastIds()
@@ -60,18 +59,18 @@ class _LastIds:
 
 
 class NGramLM(LanguageModel):
-    """Counts of all n-grams up to some order, smoothed so that nothing is impossible; uniform until fitted.
+    """Smoothed counts of all n-grams up to some order; the distribution is uniform until it is fitted.
 
-    The tables are buffers, not parameters: `codes` (M,) int64 and `counts` (M,) int32 describe the M
-    different n-grams as `count_ngrams` does, 12 bytes each, and `discounts` (order, 3) is what is taken from
-    a count of 1, 2, and 3 or more, for each length. `window_shares` (11, 3) is which share is taken from the
-    counts in the window, for each length from 1; a model without a window has none.
+    The tables are buffers, not parameters. `codes` (M,) int64 and `counts` (M,) int32 describe the M
+    different n-grams as in `count_ngrams`, with 12 bytes each. `discounts` (order, 3) are subtracted from
+    counts of 1, of 2, and of 3 or more, for each length. `window_shares` (11, 3) are the shares that are
+    taken from the counts in the window, for each length from 1; a model without a window has none.
 
     Args:
-        vocab_size: V, number of different ids.
-        order: length of the longest n-grams, 1 to 32; each character is predicted from the order - 1 before.
-        window: how many characters before a position, those of the context included, are searched for what
-            followed the same ones; 0 to 65,536, and 0 for counts of the training text alone.
+        vocab_size: V, the number of different ids.
+        order: length of the longest n-grams, 1 to 32; each token is predicted from the order - 1 before it.
+        window: the number of tokens before a position, its context included, in which earlier occurrences
+            of the context are looked for, up to 65,536; 0: use the counts of the training text alone.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -99,7 +98,7 @@ class NGramLM(LanguageModel):
     @override
     @classmethod
     def from_config(cls, config: NGramConfig | Mapping[str, object]) -> Self:
-        """Build a model with room for `n_ngrams`, uniform until its tables are filled.
+        """Build a model with room for `n_ngrams`; it is uniform until its tables are filled.
 
         Args:
             config: a `NGramConfig`, or a mapping of its fields.
@@ -115,10 +114,10 @@ class NGramLM(LanguageModel):
 
     def _allocate(self, config: NGramConfig) -> None:
         self.config = config
-        self.register_buffer("codes", torch.full((config.n_ngrams,), -1))  # nothing is found
+        self.register_buffer("codes", torch.full((config.n_ngrams,), -1))  # no look-up succeeds
         self.register_buffer("counts", torch.zeros(config.n_ngrams, dtype=torch.int32))
         self.register_buffer("discounts", torch.tensor(_PLAIN_DISCOUNTS).repeat(config.order, 1))
-        shares = torch.ones(config.window_lengths, 3)  # the window says nothing
+        shares = torch.ones(config.window_lengths, 3)  # the window has no effect
         self.register_buffer("window_shares", shares, persistent=len(shares) > 0)
 
     @property
@@ -128,13 +127,13 @@ class NGramLM(LanguageModel):
 
     @override
     def num_parameters(self) -> int:
-        """Return how many numbers the tables hold: two for each n-gram, and the discounts."""
+        """Return the number of numbers in the tables: two for each n-gram, and the discounts."""
         tables = (self.codes, self.counts, self.discounts, self.window_shares)
         return sum(table.numel() for table in tables)
 
     @override
     def new_cache(self) -> Cache:
-        """Return a cache that keeps the ids to which the next prediction looks back, but for the last."""
+        """Return a cache of the ids on which the next prediction depends, except the last one."""
         return _LastIds()
 
     @override
@@ -151,8 +150,8 @@ class NGramLM(LanguageModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Predict the next id after each id; the logits are log-probabilities.
 
-        See `LanguageModel.forward`. A position that has fewer than order - 1 ids before it in `idx` and the
-        cache is predicted from those.
+        See `LanguageModel.forward`. A position with fewer than order - 1 ids before it, in `idx` and the
+        cache, is predicted from these.
         """
         self._check_idx(idx, targets)
         self._check_range("idx", idx, lowest=0)
@@ -176,26 +175,25 @@ class NGramLM(LanguageModel):
                     self._mix(out, node[some], length)
                 if seen is not None:
                     self._mix_window(out, seen, length)
-            # No count makes anything impossible, but what is left of a long chain of them may be too small.
+            # No probability is zero, but the product of many discounts may underflow.
             out.clamp_(min=torch.finfo(out.dtype).tiny).log_()
         logits = logits.view(B, T, self.vocab_size)
         return logits, None if targets is None else cross_entropy(logits, targets)
 
     def fit(self, data: BlockDataset) -> Self:
-        """Count the n-grams of a text, in place of what was counted before.
+        """Count the n-grams of a text; earlier counts are replaced.
 
-        The discounts are fitted first: the end of the text (a tenth, at most 100,000 characters) is predicted
-        from the counts of what stands before it, and from the window, in pieces of
-        1,024 characters. Then all of the text is
-        counted. No random number is drawn, and the same text gives the same model (on the same build and
-        number of threads).
+        The discounts are fitted first: the end of the text (a tenth, at most 100,000 tokens) is predicted
+        from the counts of the rest and from the window, in pieces of 1,024 tokens. Then the whole text is
+        counted. No random number is drawn: the same text gives the same model (on the same build and number
+        of threads).
 
-        Memory: the model has 12 bytes for each different n-gram, of which a text of N characters has at most
-        `order` N (English, order 7: about one per character); counting takes about 70 bytes per character and
-        40 per n-gram.
+        Memory: the model takes 12 bytes per different n-gram, of which a text of N tokens has at most
+        `order` N (English, order 7: about one per character). Counting takes about 70 bytes per token and 40
+        per n-gram.
 
         Args:
-            data: the ids to count; its block_size plays no part.
+            data: the ids to count; its block_size has no effect.
 
         Returns:
             The model itself.
@@ -226,11 +224,11 @@ class NGramLM(LanguageModel):
 
     @override
     def _check_values(self) -> None:
-        """Raise InputError unless codes, counts and discounts are such as `fit` can make."""
+        """Raise InputError unless `fit` could have made the codes, counts and discounts."""
         M, V = len(self.codes), self.vocab_size
         if (self.codes[:1] < 0).any() or (self.codes[1:] <= self.codes[:-1]).any():
             raise InputError("codes must increase, from 0 or more.")
-        end = 0  # of the n-grams of one length, which is the last node of that length
+        end = 0  # the last node of one length
         for _ in range(self.order):
             end = int(torch.searchsorted(self.codes, (end + 1) * V))
         if end != M:
@@ -250,7 +248,7 @@ class NGramLM(LanguageModel):
     def _store(
         self, ids: np.ndarray[tuple[int], np.dtype[np.unsignedinteger]], discounts: Tensor, shares: Tensor
     ) -> None:
-        """Count, and then take all tables at once: a text that is too long for the memory changes none."""
+        """Count, and then replace all tables at once: if memory runs out, none has changed."""
         device = self.codes.device
         counted = count_ngrams(ids, self.vocab_size, self.order)
         codes = torch.from_numpy(counted[0]).to(device)
@@ -277,7 +275,7 @@ class NGramLM(LanguageModel):
         return Window(texts, self.vocab_size, size) if size else None
 
     def _some(self, positions: int) -> list[slice]:
-        """Return slices of the positions that are looked at together."""
+        """Return slices of positions that are processed together."""
         step = max(1, min(_ROWS, _NUMBERS // self.vocab_size))
         return [slice(at, at + step) for at in range(0, positions, step)]
 
@@ -287,16 +285,16 @@ class NGramLM(LanguageModel):
         return torch.full((1, V), 1 / V, dtype=dtype, device=self.discounts.device)
 
     def _children(self, nodes: Tensor, ids: Tensor) -> Tensor:
-        """Return the node of each n-gram with one more id, or M + 1, which has no children."""
+        """Return the node of each n-gram extended by an id, or M + 1, which has no children."""
         M = len(self.codes)
         if M == 0:
             return torch.ones_like(nodes)
-        wanted = nodes * self.vocab_size + ids
-        at = torch.searchsorted(self.codes, wanted).clamp_(max=M - 1)
-        return torch.where(self.codes[at] == wanted, at + 1, M + 1)
+        codes = nodes * self.vocab_size + ids
+        at = torch.searchsorted(self.codes, codes).clamp_(max=M - 1)
+        return torch.where(self.codes[at] == codes, at + 1, M + 1)
 
     def _contexts(self, idx: Tensor) -> list[Tensor]:
-        """Return, for each length from 1 to order - 1, the node (B, T) of the ids that end at each place."""
+        """Return the nodes (B, T) of the contexts that end at each place, for each length below `order`."""
         nodes: list[Tensor] = []
         for length in range(1, self.order):
             before = torch.zeros_like(idx)
@@ -307,7 +305,7 @@ class NGramLM(LanguageModel):
         return nodes
 
     def _followers(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, of all followers of R contexts, the context's row, the id and the count, (F,) each."""
+        """Return row, id and count of all followers of R contexts, (F,) each."""
         first = torch.searchsorted(self.codes, nodes * self.vocab_size)  # (R,)
         number = torch.searchsorted(self.codes, (nodes + 1) * self.vocab_size) - first  # (R,)
         rows, place = spans(first, number)  # (F,)
@@ -316,17 +314,16 @@ class NGramLM(LanguageModel):
 
     @staticmethod
     def _sums(rows: Tensor, counts: Tensor, R: int) -> tuple[Tensor, Tensor]:
-        """Return, for each context, the sum of its counts (R,), and how many are 1, 2, or more (R, 3)."""
+        """Return the sum of the counts of each context (R,), and the number of 1, 2 and more (R, 3)."""
         total = counts.new_zeros(R).index_add_(0, rows, counts)
         kinds = counts.new_zeros(3 * R)
         kinds.index_add_(0, 3 * rows + counts.clamp(max=3) - 1, torch.ones_like(counts))
         return total, kinds.view(R, 3)
 
     def _mix(self, p: Tensor, nodes: Tensor, length: int) -> None:
-        """Mix into probabilities p (R, V) what the counts behind contexts (R,) of one more id say.
+        """Mix the counts behind longer contexts, the nodes (R,), into probabilities p (R, V).
 
-        What the discounts take from the counts is shared out as p says. Where a context never occurred, p
-        stays.
+        The discounts take a mass from the counts; p distributes it. If a context never occurred, p stays.
         """
         rows, ids, counts = self._followers(nodes)
         total, kinds = self._sums(rows, counts, len(nodes))
@@ -338,16 +335,16 @@ class NGramLM(LanguageModel):
         ]
 
     def _mix_window(self, p: Tensor, seen: Repeats, length: int) -> None:
-        """Mix into probabilities p (R, V) what followed the last ids, `length` of them, in the window."""
+        """Mix what followed the last `length` ids in the window into probabilities p (R, V)."""
         shares = self.window_shares[length - 1].to(p.dtype)  # (3,)
         known = seen.total.nonzero()[:, 0]
         p[known] *= ((seen.kinds[known] * shares).sum(dim=1) / seen.total[known])[:, None]
         left = seen.counts * (1 - shares[seen.counts.clamp(max=3) - 1]) / seen.total[seen.rows]
-        # An id that followed at several places is among them as often, each time with the same new value.
+        # An id that followed at several places occurs several times here, always with the same value.
         p.view(-1)[seen.rows * self.vocab_size + seen.ids] += left
 
     def _evidence(self, ids: Tensor, held_out: int) -> list[Evidence]:
-        """Look up what is said of some of the last ids of a row (S,), in the order in which it is mixed."""
+        """Look up the counts behind some of the last `held_out` ids of a row (S,), in the order of mixing."""
         S = len(ids)
         chosen = torch.arange(S - 1 - held_out, S - 1, -(-held_out // _SCORED), device=ids.device)  # (H,)
         nexts = ids[chosen + 1]
@@ -367,16 +364,16 @@ class NGramLM(LanguageModel):
         return [seen for pair in zip_longest(counted, [None, *repeated]) for seen in pair if seen is not None]
 
     def _repeated(self, ids: Tensor, chosen: Tensor, nexts: Tensor) -> list[Evidence]:
-        """Return what the window says, for each length that occurred in it."""
+        """Return the counts in the window, for each length that occurred in it."""
         pieces = F.pad(ids, (0, -len(ids) % _PIECE)).view(-1, _PIECE)
         window, H = self._window(pieces), len(chosen)
         if window is None:
             return []
-        found = np.zeros((self.config.window_lengths, H, 5), dtype=np.int64)
+        table = np.zeros((self.config.window_lengths, H, 5), dtype=np.int64)
         for some in self._some(H):
             for length, seen in enumerate(window.repeats(chosen[some])):
                 right = seen.ids == nexts[some][seen.rows]
                 count = torch.zeros_like(seen.total).index_add_(0, seen.rows, right.long())
-                all_of_it = torch.cat([count[:, None], seen.total[:, None], seen.kinds], dim=1)
-                found[length, some] = all_of_it.cpu().numpy()
-        return [Evidence(one[:, 0], one[:, 1], one[:, 2:], shares=True) for one in found]
+                columns = torch.cat([count[:, None], seen.total[:, None], seen.kinds], dim=1)
+                table[length, some] = columns.cpu().numpy()
+        return [Evidence(one[:, 0], one[:, 1], one[:, 2:], shares=True) for one in table]

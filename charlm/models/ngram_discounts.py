@@ -1,8 +1,8 @@
-"""Fitting the discounts of an n-gram model to a text that was not counted: Newton's method in numpy.
+"""Fits the discounts of an n-gram model to a text that was not counted, by Newton's method in numpy.
 
-With one length's discounts free and the others fixed, a probability is linear in them; so the outer product
-of its slope is the exact second derivative of its negative logarithm there, and across lengths a stand-in.
-Knows nothing of tables or texts, only what the contexts of some positions say.
+A probability is linear in the discounts of one length if the others are fixed. So the outer product of its
+slope is the exact second derivative of its negative logarithm within a length, and an approximation across
+lengths. This module knows no tables and no texts, only counts at some positions.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ __all__ = ["Evidence", "fit_discounts"]
 Floats = NDArray[np.float64]
 
 _LOW, _HIGH = 0.01, 0.99  # bounds of a discount, as a share of its count
-_PRIOR = 16.0  # as many observations weigh against leaving where a discount begins
+_PRIOR = 16.0  # strength of the prior that holds a discount near its initial value, in observations
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the contexts of one length say about H positions."""
+    """The counts behind the contexts of one length at H positions."""
 
     count: NDArray[Any]
-    """(H,) of the id that follows; 0 if it never did."""
+    """(H,) count of the id that follows; 0 if it never followed."""
     total: NDArray[Any]
-    """(H,) of all ids that follow; 0 if the context never occurred."""
+    """(H,) sum of the counts of all ids; 0 if the context never occurred."""
     kinds: NDArray[Any]
-    """(H, 3) how many ids follow with a count of 1, of 2, of more; for shares: the sums of these counts."""
+    """(H, 3) number of ids with a count of 1, of 2, of more; with `shares`, the sums of these counts."""
     shares: bool = False
-    """Whether shares of the counts are taken from them, instead of numbers."""
+    """Whether a discount is a share of a count instead of a number."""
 
 
 def fit_discounts(evidence: Sequence[Evidence], vocab_size: int) -> Floats:
-    """Return the discounts (K, 3), or shares, with which the positions are likeliest.
+    """Return the discounts (K, 3), numbers or shares, that make the positions likeliest.
 
-    What there is no evidence for stays at half its count, or at a share of 0.9.
+    A discount without evidence stays at half its count, or at a share of 0.9.
 
     Args:
-        evidence: one for each kind of context, in the order in which they are mixed in.
+        evidence: one for each kind of context, in the order of mixing.
         vocab_size: V.
     """
     x = np.array([[0.9 if seen.shares else 0.5] * 3 for seen in evidence])  # as shares of the counts 1, 2, 3
@@ -55,13 +55,13 @@ def fit_discounts(evidence: Sequence[Evidence], vocab_size: int) -> Floats:
         step[free] = np.linalg.solve(curvature[np.ix_(free, free)], slope[free])
         for halvings in range(8):
             candidate = np.clip(x - step.reshape(x.shape) / 2**halvings, _LOW, _HIGH)
-            found = _objective(candidate, prior, evidence, vocab_size)
-            if found[0] < value:
+            new = _objective(candidate, prior, evidence, vocab_size)
+            if new[0] < value:
                 break
         else:
             break
-        gained = value - found[0]
-        x, (value, slope, curvature) = candidate, found
+        gained = value - new[0]
+        x, (value, slope, curvature) = candidate, new
         if gained < 1e-6 * value:
             break
     return x * [_limits(seen) for seen in evidence]
@@ -84,14 +84,14 @@ def _objective(
         discounts = x[k] * limits  # (3,)
         known = seen.total > 0
         weight = known / np.maximum(seen.total, 1)  # (H,)
-        taken = np.minimum(seen.count, 3)[:, None] == [1, 2, 3]  # (H, 3), from the count, by discounts of one
+        taken = np.minimum(seen.count, 3)[:, None] == [1, 2, 3]  # (H, 3), taken by a discount of 1
         if seen.shares:
             taken = taken * seen.count[:, None]
         shared = np.where(known, weight * (seen.kinds @ discounts), 1.0)  # (H,)
         slopes[:, k] = weight[:, None] * (seen.kinds * p[:, None] - taken) * limits
         p = shared * p + weight * (seen.count - taken @ discounts)
         passed.append(shared)
-    after = np.ones(H)  # what is left of a change, when all that comes later has been mixed in
+    after = np.ones(H)  # the part of a change that remains after mixing in all later lengths
     for k in reversed(range(len(evidence))):
         slopes[:, k] *= (after / p)[:, None]
         after *= passed[k]

@@ -1,7 +1,7 @@
-"""What followed the same ids a short while before, in the very text that is read: names, themes, a style.
+"""Finds what followed the same ids shortly before in the same text: its names, its themes, its style.
 
-The last ids before a position are looked for among the ids before them, first the last one alone, then ever
-more of them. A text says of its own next character what no other text can. Knows nothing of probabilities.
+The context of a position is looked for in the window before it: first its last id alone, then longer and
+longer contexts. This module knows no probabilities.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ __all__ = ["Repeats", "Window", "spans"]
 
 
 class Repeats(NamedTuple):
-    """What followed where the last ids of R positions had stood before: P places in all."""
+    """The P earlier places where the contexts of R positions occurred, and the ids that followed there."""
 
     rows: Tensor
-    """(P,) which of the R positions it is about."""
+    """(P,) the number of the position, below R, whose context occurred."""
     ids: Tensor
-    """(P,) what followed there."""
+    """(P,) the id that followed."""
     counts: Tensor
-    """(P,) at how many places of its row this id followed."""
+    """(P,) the number of places of the same row where this id followed."""
     total: Tensor
-    """(R,) how many places each row has."""
+    """(R,) the number of places of each row."""
     kinds: Tensor
-    """(R, 3) at how many of them an id followed that follows once, twice, more often."""
+    """(R, 3) the number of these places whose id followed once, twice, or more often."""
 
 
 class Window:
-    """Some texts, ready to be searched.
+    """Texts that are prepared for a search.
 
     Args:
-        texts: (B, S) ids, each row by itself.
+        texts: (B, S) ids; each row is searched by itself.
         vocab_size: V.
-        size: how many ids, the one before the predicted one included, are searched.
+        size: the number of ids before the predicted one that are searched.
     """
 
     def __init__(self, texts: Tensor, vocab_size: int, size: int) -> None:
@@ -52,7 +52,7 @@ class Window:
         self.sorted: Tensor = self.keys.sort().values  # by row, id, column
 
     def repeats(self, at: Tensor) -> Iterator[Repeats]:
-        """Look the ids up that end at some places; one answer for each length that occurred before.
+        """Look up the contexts that end at some places; yield once for each length that occurred before.
 
         Args:
             at: (R,) places in the flattened texts.
@@ -62,27 +62,27 @@ class Window:
         end = torch.searchsorted(self.sorted, key)
         first = torch.maximum(torch.searchsorted(self.sorted, key - reach), end - NGramConfig.WINDOW_PLACES)
         rows, place = spans(first, end - first)
-        then = self.sorted[place] % self.S + (at - column)[rows]  # (P,), where the same id stood
-        found = torch.zeros(len(at) * self.V, dtype=torch.int64, device=at.device)
+        then = self.sorted[place] % self.S + (at - column)[rows]  # (P,), places of the same id
+        table = torch.zeros(len(at) * self.V, dtype=torch.int64, device=at.device)
         for back in range(NGramConfig.WINDOW_LENGTHS):
             if back:
-                wanted = self.ids[(at - back).clamp(min=0)]  # (R,)
+                before = self.ids[(at - back).clamp(min=0)]  # (R,)
                 kept = then - back >= (at - reach)[rows]
-                kept &= self.ids[(then - back).clamp(min=0)] == wanted[rows]
+                kept &= self.ids[(then - back).clamp(min=0)] == before[rows]
                 rows, then = rows[kept], then[kept]
             if len(rows) == 0:
                 return
             ids = self.ids[then + 1]
             one, keys = torch.ones_like(rows), rows * self.V + ids
-            counts = found.index_add_(0, keys, one)[keys]
-            found[keys] = 0
+            counts = table.index_add_(0, keys, one)[keys]
+            table[keys] = 0
             kinds = one.new_zeros(3 * len(at)).index_add_(0, 3 * rows + counts.clamp(max=3) - 1, one)
             kinds = kinds.view(-1, 3)
             yield Repeats(rows, ids, counts, kinds.sum(dim=1), kinds)
 
 
 def spans(first: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row and the place of each of `number` (R,) places in a sequence from `first` (R,) on."""
+    """Return row and place of the places `first`, `first` + 1, … of each row, `number` (R,) of them."""
     rows = torch.repeat_interleave(number)
     began = first + number - number.cumsum(0)
     return rows, torch.arange(len(rows), device=rows.device) + began[rows]

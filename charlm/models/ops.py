@@ -1,10 +1,10 @@
-"""What the layers compute: attention, norm, dropout and the feed-forward network, written plainly.
+"""The computations of the layers: attention, norm, dropout and the feed-forward network, written plainly.
 
-`layers.py` holds the parameters and calls these. Five of them have a quicker way on a CPU, in
-`cpu_kernels.py`, which the tests hold equal to the plain body, value and gradient; `_kernel_applies` says
-where it may be taken, and each of the five what else it asks.
-Shapes: B batch, T time, C channels, H heads, D = C / H; S characters that may be looked at, of which the
-queries are the last T.
+`layers.py` holds the parameters and calls these functions. Five of them have a faster version for the CPU in
+`cpu_kernels.py`; tests hold its values and gradients equal to the plain version. `_kernel_applies` says where
+it may be used, and each of the five functions adds its own conditions.
+Shapes: B batch, T time, C channels, H heads, D = C / H; S tokens in the context, of which the last T are the
+queries.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 LONGEST_PLAIN = 512
-"""T up to which attention on a CPU keeps its weights in full: quicker in training than torch's fused one."""
+"""Up to this T, attention on a CPU forms all its weights: it trains faster than torch's fused attention."""
 
 
 def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosine and sine of the angles of positions start ... start + T - 1, (T, D / 2) each.
 
-    Pair i of a head turns by `position / 10000 ** (2 i / D)`: RoFormer, arXiv:2104.09864. Made anew in each
-    pass, which costs next to nothing, so that a long window takes no memory before it is used.
+    Pair i of a head turns by `position / 10000 ** (2 i / D)` (RoFormer, arXiv:2104.09864). The tables are
+    computed in each pass: that is cheap, and a long window takes no memory before it is used.
     """
     dtype = torch.float64 if has_float64(device) else torch.float32
     speeds = 10_000.0 ** (-torch.arange(0, head_size, 2, dtype=dtype, device=device) / head_size)  # (D / 2,)
@@ -54,7 +54,9 @@ def rotary_tables(start: int, T: int, head_size: int, device: torch.device) -> t
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys by their positions' angles; the first half of a head pairs with the second.
+    """Rotate queries or keys by the angles of their positions.
+
+    The first half of a head pairs with the second.
 
     Args:
         x: (..., T, D).
@@ -67,18 +69,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_mask(T: int, S: int, like: Tensor) -> Tensor:
-    """Return (T, S), what to add to the scores of the last T of S characters: -inf where one may not look.
+    """Return the mask (T, S) that is added to the scores of the last T of S tokens: -inf for later tokens.
 
-    A character may look at itself and at those before it.
+    A token may look at itself and at the tokens before it.
     """
     return torch.full((T, S), -torch.inf, dtype=like.dtype, device=like.device).triu(diagonal=S - T + 1)
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
-    """Return how much each character gathers from each, as the lecture writes it: scores, mask, softmax.
+    """Return how much each token gathers from each, as in the lecture: scores, mask, softmax.
 
     Args:
-        q: (B, H, T, D), queries of the last T of S characters.
+        q: (B, H, T, D), queries of the last T of S tokens.
         k: (B, H, S, D).
 
     Returns:
@@ -92,10 +94,10 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention as the lecture writes it: the weighted sum of what the characters offer.
+    """Causal attention as in the lecture: the weighted sum of the values.
 
     Args:
-        q: (B, H, T, D), queries of the last T of S characters.
+        q: (B, H, T, D), queries of the last T of S tokens.
         k: (B, H, S, D).
         v: (B, H, S, D).
         dropout: share of the weights set to zero.
@@ -107,7 +109,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Do what `plain_attention` does, in one call of torch's fused kernels (arXiv:2205.14135)."""
+    """Compute `plain_attention` in one call of torch's fused kernels (arXiv:2205.14135)."""
     T, S = q.size(-2), k.size(-2)
     if T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -145,7 +147,7 @@ def causal_attention(
     dropout: float = 0.0,
     cache: LayerCache | None = None,
 ) -> Tensor:
-    """Do all of an attention layer that lies between its two projections.
+    """Compute an attention layer between its two projections.
 
     Args:
         qkv: as for `heads`.
@@ -153,10 +155,10 @@ def causal_attention(
         rotary: as for `heads`.
         qk_norm: as for `heads`.
         dropout: share of the attention weights set to zero.
-        cache: keys and values of earlier characters; those of these are added.
+        cache: keys and values of earlier tokens; those of the new tokens are added.
 
     Returns:
-        (B, T, C), what each character gathered from itself and those before it.
+        (B, T, C), the weighted sums of the values.
     """
     B, T, _ = qkv.shape
     plain = is_host(qkv.device) and T <= LONGEST_PLAIN
@@ -171,11 +173,11 @@ def causal_attention(
 
 
 def causal_conv(x: Tensor, weight: Tensor, T: int) -> Tensor:
-    """Return x_t plus the weighted x_(t-1), x_(t-2) and so on, channel by channel, of the last T characters.
+    """Return x_t + w_1 x_(t-1) + w_2 x_(t-2) + …, channel by channel, for the last T tokens.
 
     Args:
-        x: (B, S, C); before its first character there is nothing.
-        weight: (K, C), of the character before, of that before it, and so on.
+        x: (B, S, C); tokens before the first count as zero.
+        weight: (K, C), w_1 to w_K.
         T: at most S.
 
     Returns:
@@ -199,18 +201,18 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Set a share p of the elements to zero, and scale the others up so that the mean stays."""
+    """Set a share p of the elements to zero, and scale the others up to keep the mean."""
     if p and _kernel_applies(x):
         return cpu_kernels.dropout(x, p)
     return F.dropout(x, p)
 
 
 def feed_forward(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> Tensor:
-    """Pass each character by itself through two linear layers and the activation between them.
+    """Apply two linear layers with an activation between them to each token by itself.
 
     Args:
         x: (B, T, C).
-        up: to (B, T, F); with swiglu to twice that, gates first.
+        up: to (B, T, F); with swiglu to (B, T, 2 F), gates first.
         down: from (B, T, F).
         activation: relu, relu2, gelu, gelu_tanh or swiglu.
 
@@ -236,9 +238,9 @@ def feed_forward(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> 
 
 
 def _kernel_applies(x: Tensor) -> bool:
-    """Return whether `cpu_kernels` stands in for the plain bodies: on a CPU, and not inside a transform.
+    """Return whether `cpu_kernels` may replace the plain code: on a CPU, and not inside a transform.
 
-    `torch.compile` fuses the plain code itself, and `torch.func` cannot look into a derivative given there.
+    `torch.compile` fuses the plain code by itself; `torch.func` cannot transform a hand-written derivative.
     """
     return (
         is_host(x.device)
@@ -248,7 +250,7 @@ def _kernel_applies(x: Tensor) -> bool:
 
 
 def _is_matrix(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a layer is a matrix alone: no bias, no adapter in its place, nobody who listens."""
+    """Return whether a layer is a plain matrix: no bias, no replaced class or `forward`, no hooks."""
     hooks = (
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     )

@@ -1,4 +1,4 @@
-"""Which class a saved model's `kind` names: ours, and those that a caller has defined."""
+"""The classes of models by `kind`, their name in config.json: charlm's own and those of the caller."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 __all__ = ["class_of", "known_kinds", "register"]
 
 _OURS = {kind: f"charlm.models.{kind}" for kind in ("bigram", "gpt", "mixture", "ngram")}
-"""Where our kinds are defined: imported when one is asked for."""
+"""The modules that define charlm's kinds; each is imported when its kind is asked for."""
 
 _classes: dict[str, type[LanguageModel]] = {}
 
 
 def register(kind: str, cls: type[LanguageModel]) -> None:
-    """Let `kind` name a class. The same class may be defined again, as in a notebook.
+    """Register a class under its kind. The same class may be registered again, as in a notebook.
 
     Raises:
         InputError: the name belongs to another class.
@@ -31,17 +31,17 @@ def register(kind: str, cls: type[LanguageModel]) -> None:
 
 
 def class_of(kind: str) -> type[LanguageModel] | None:
-    """Return the class that a kind names; None if there is none.
+    """Return the class of a kind, or None.
 
     Example:
         >>> class_of("gpt")
         <class 'charlm.models.gpt.GPT'>
     """
     if kind in _OURS and kind not in _classes:
-        importlib.import_module(_OURS[kind])  # which registers it
+        importlib.import_module(_OURS[kind])  # registers the class
     return _classes.get(kind)
 
 
 def known_kinds() -> list[str]:
-    """Return all names, ours first."""
+    """Return all kinds, charlm's first."""
     return list({**_OURS, **_classes})

@@ -1,8 +1,8 @@
 """A saved model: a directory with config.json, model.safetensors and, with a tokenizer, tokenizer.json.
 
-config.json names the kind of model and every setting, so the directory is all that is needed. Reading
-checks before it builds: the settings, then the tensors' names, shapes and types against them, then the
-values. Nothing in a file is executed, so models of strangers can be opened.
+config.json holds the kind of the model and every setting, so the directory is complete. Reading checks before
+it builds: the settings first, then names, shapes and types of the tensors, then their values. Nothing in a
+file is executed, so models of strangers can be opened.
 """
 
 from __future__ import annotations
@@ -32,13 +32,7 @@ from charlm.models.contents import Contents, extra_name, saved_tensors
 from charlm.models.registry import class_of, known_kinds
 from charlm.modes import without_draws
 from charlm.plain import as_path, as_text
-from charlm.text.tokenizer import (
-    MAX_FILE_BYTES,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    tokenizer_from_dict,
-)
+from charlm.text.tokenizer import MAX_FILE_BYTES, ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from_dict
 
 if TYPE_CHECKING:
     from charlm.models.base import LanguageModel
@@ -67,41 +61,41 @@ WEIGHTS_FILE = "model.safetensors"
 MODEL_FILES = (CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE)
 FORMAT, VERSION = "charlm.model", 1
 
-_MOST_BUFFERS = 64 * 1024**2  # bytes of a weights file beyond its parameters, if they are not on the disk
+_MOST_BUFFERS = 64 * 1024**2  # the most bytes beyond the parameters in a weights file with holes
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 ModelT = TypeVar("ModelT", bound="LanguageModel")
 
 
 def check_savable(model: LanguageModel) -> None:
-    """Raise InputError unless the model, once saved, could be read again.
+    """Raise InputError unless the model could be loaded after it was saved.
 
-    Its class must have a `kind` of its own, and its config count its parameters.
+    Its class must have its own `kind`, and its config must count its parameters.
     """
     name = type(model).__name__
     if class_of(getattr(model, "kind", "")) is not type(model):
         raise InputError(f"{name} cannot be saved: give it a kind of its own, say kind = {name.lower()!r}")
     try:
-        said = model.config.num_parameters()
+        counted = model.config.num_parameters()
     except NotImplementedError as error:
         raise InputError(f"{name} cannot be saved: {error}") from error
     has = model.num_parameters()
-    if said != has:
-        raise InputError(f"{name} cannot be saved: its config says {said} parameters, the model has {has}")
+    if counted != has:
+        raise InputError(f"{name} cannot be saved: its config says {counted} parameters, the model has {has}")
 
 
 def model_files(
     model: LanguageModel, tokenizer: Tokenizer | None, metadata: Mapping[str, str] | None = None
 ) -> dict[str, Content]:
-    """Return the contents of the model's files by name; the weights are views, so write them at once.
+    """Return the contents of a model's files by name; the weights are views, so write them at once.
 
     Args:
-        model: what config.json and model.safetensors describe.
-        tokenizer: goes into tokenizer.json; None leaves that file out.
+        model: the model.
+        tokenizer: the content of tokenizer.json; None: there is no such file.
         metadata: strings for the header of model.safetensors.
 
     Raises:
-        InputError: the model's class cannot be known again.
+        InputError: the model could not be loaded again.
     """
     check_savable(model)
     files: dict[str, Content] = {
@@ -126,10 +120,10 @@ def save_model(
     tokenizer: Tokenizer | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model, in place of one that may lie there. Arguments are those of `model_files`.
+    """Write a model; a model in the directory is replaced. Arguments are those of `model_files`.
 
     Raises:
-        CheckpointWriteError: it could not be written. What was there before is intact.
+        CheckpointWriteError: it could not be written. A model that was there before is intact.
         RunExistsError: the directory holds other files.
     """
     directory = as_path(directory)
@@ -146,10 +140,10 @@ def save_model(
 
 
 def read_model_files(directory: str | Path, *, weights: bool = True) -> dict[str, bytearray]:
-    """Read those of a saved model's files that lie in a directory, all of one save.
+    """Read the files of a saved model, all of the same save.
 
     Args:
-        directory: where. Another process may save another model there meanwhile.
+        directory: of the model. Another process may save another model there meanwhile.
         weights: read model.safetensors, too.
 
     Raises:
@@ -184,31 +178,31 @@ def read_model_files(directory: str | Path, *, weights: bool = True) -> dict[str
 
 
 def _if_of_others(path: Path) -> str:
-    """Return what to do with a checkpoint of nanoGPT or minGPT; nothing, if this is none."""
+    """Return advice for a checkpoint of nanoGPT or minGPT, or an empty string for another file."""
     is_one = path.suffix == ".pt" and path.is_file()
     return "; `charlm import` makes one of a checkpoint of nanoGPT or minGPT" if is_one else ""
 
 
 def most_bytes(name: str, files: Mapping[str, bytes | bytearray], directory: Path) -> int:
-    """Return how large a model's file may be; that of the weights, as config.json says, if it has holes.
+    """Return the largest accepted size of a model's file; for the weights, it follows from config.json.
 
     Raises:
         FileFormatError: the content of config.json is refused.
     """
-    if name == WEIGHTS_FILE:  # buffers are not counted in the settings, but are on the disk
+    if name == WEIGHTS_FILE:  # the settings do not count buffers; a file without holes may be larger
         _, config = model_settings(files, directory)
         return 8 * config.num_parameters() + _MOST_BUFFERS
     return MAX_FILE_BYTES if name == TOKENIZER_FILE else strict_json.MAX_BYTES
 
 
-def load_model(directory: str | Path, wanted: type[ModelT]) -> ModelT:
-    """Read a model of the wanted class onto the CPU.
+def load_model(directory: str | Path, expected: type[ModelT]) -> ModelT:
+    """Read a model of the expected class onto the CPU.
 
     Raises:
-        CheckpointError: no model lies there, or one of another class.
+        CheckpointError: there is no model, or one of another class.
         FileFormatError: a file's content is refused.
     """
-    return build_model(read_model_files(directory), as_path(directory), wanted)
+    return build_model(read_model_files(directory), as_path(directory), expected)
 
 
 def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> CharTokenizer | ByteTokenizer:
@@ -223,24 +217,24 @@ def build_tokenizer(files: Mapping[str, bytearray], directory: Path) -> CharToke
     return tokenizer_from_dict(values, path=path)
 
 
-def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[ModelT]) -> ModelT:
+def build_model(files: Mapping[str, bytearray], directory: Path, expected: type[ModelT]) -> ModelT:
     """Make the model from the contents of its files; `directory` names them in messages."""
     cls, config = model_settings(files, directory)
-    if not issubclass(cls, wanted):
+    if not issubclass(cls, expected):
         raise CheckpointError(
-            f"{quoted(str(directory))} holds a {cls.__name__}, not a {wanted.__name__}; "
+            f"{quoted(str(directory))} holds a {cls.__name__}, not a {expected.__name__}; "
             f"use {cls.__name__}.load or charlm.load"
         )
     weights = str(directory / WEIGHTS_FILE)
     header = safetensors.parse_header(files[WEIGHTS_FILE], path=weights)
-    # Before anything of that size is built. What has one byte is no parameter, and would take four in memory.
+    # Checked before a model of that size is built. Tensors of one byte are never parameters.
     numbers = [info for info in header.tensors.values() if info.dtype.itemsize > 1]
     stored = sum(torch.Size(info.shape).numel() for info in numbers)
     if stored < config.num_parameters():
         raise refusal(
             weights, f"must hold the {config.num_parameters()} parameters of {CONFIG_FILE}, got {stored}."
         )
-    # What is drawn is about to be replaced; and whatever device is torch's default, the CPU is promised.
+    # The initial weights are not drawn, since they are replaced. The CPU is used whatever torch's default is.
     with GENERATORS.lock, torch.random.fork_rng(devices=[]), torch.device("cpu"), without_draws():
         model: ModelT = cls.from_config(config)
     own, names = saved_tensors(model), {name: [name] for name in header.tensors}
@@ -263,9 +257,9 @@ def build_model(files: Mapping[str, bytearray], directory: Path, wanted: type[Mo
 
 
 def _stored_names(model: nn.Module, header: safetensors.Header) -> dict[str, list[str]]:
-    """Return by the names of `saved_tensors`, and by others, those under which a file has each tensor.
+    """Return for each name of `saved_tensors`, and each unknown name, the names of that tensor in a file.
 
-    Of a tensor that a model ties to another, other programs keep another of its names, or all.
+    Other programs store a tied tensor under another of its names, or under all of them.
     """
     state = model.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(state.items())}
@@ -284,7 +278,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 def model_settings(
     files: Mapping[str, bytes | bytearray], directory: Path
 ) -> tuple[type[LanguageModel], ModelConfig]:
-    """Return what config.json says: the class of the model and its settings.
+    """Return the class of the model and its settings, as config.json names them.
 
     Raises:
         FileFormatError: its content is refused.
@@ -308,21 +302,21 @@ def model_settings(
 
 
 def check_tensors(header: safetensors.Header, expected: Mapping[str, Tensor], path: str) -> torch.dtype:
-    """Check names, shapes and types of stored tensors against those of a model, and return their type.
+    """Check names, shapes and types of stored tensors, and return their floating-point type.
 
     Args:
         header: of the file.
-        expected: the model's tensors, for their names and shapes.
+        expected: the model's tensors.
         path: the file's name, for messages.
 
     Raises:
         FileFormatError: a tensor is missing, unexpected, or of another shape or type.
     """
     stored = header.tensors
-    wanted, found = ({extra_name(name) or name for name in names} for names in (expected, stored))
-    for name in sorted(wanted - found):
+    in_model, in_file = ({extra_name(name) or name for name in names} for names in (expected, stored))
+    for name in sorted(in_model - in_file):
         raise refusal(path, f"must hold the tensor {quoted(name, 80)}, which is missing.")
-    for name in sorted(found - wanted):
+    for name in sorted(in_file - in_model):
         raise refusal(path, f"holds the tensor {quoted(name, 80)}, which the model does not have.")
     expected = {name: tensor for name, tensor in expected.items() if extra_name(name) is None}
     for name, tensor in expected.items():

@@ -210,7 +210,7 @@ def test_a_filter_sees_all_ids_so_far_prompt_included(model: BigramLM) -> None:
     prompt = torch.tensor([[0, 3], [5, 1]])
     ids = model.generate(prompt, 4, seed=0, filters=[never_again])
     assert [sorted(row) for row in ids.tolist()] == [list(range(6))] * 2
-    with pytest.raises(NonFiniteError, match="the filters removed every character"):
+    with pytest.raises(NonFiniteError, match="the filters removed every token"):
         model.generate(prompt, 5, seed=0, filters=[never_again])
 
 

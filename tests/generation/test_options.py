@@ -33,7 +33,7 @@ def test_weights_that_are_not_finite_are_an_error_that_says_so(value: float, opt
         assert model.lm_head.bias is not None
         model.lm_head.bias[4] = value
     with pytest.raises(
-        NonFiniteError, match=r"no character can be drawn in row 0: its largest logit is (nan|inf)"
+        NonFiniteError, match=r"no token can be drawn in row 0: its largest logit is (nan|inf)"
     ):
         model.generate(prompt(2, 3), 5, **options)
 

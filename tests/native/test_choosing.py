@@ -219,7 +219,7 @@ def test_a_row_in_which_nothing_can_be_chosen_is_named_and_none_moves_on(
     for state in states_of(model, [1, 2, 3, 3]):
         for _ in range(2):  # it says so again
             largest = damage.removeprefix("one ")
-            message = rf"no character can be drawn in row {row}: its largest logit is {largest}\. "
+            message = rf"no token can be drawn in row {row}: its largest logit is {largest}\. "
             with pytest.raises(NonFiniteError, match=message):
                 next_ids(state, SamplingOptions(seed=0, **options), range(4))
             assert state.lengths == [2] * 4
@@ -235,6 +235,6 @@ def test_logits_that_a_temperature_makes_infinite_are_an_error_on_both_paths() -
         assert model.lm_head.bias is not None
         model.lm_head.bias.copy_(torch.tensor([1e36, 2e36, 0.0, 0.0]))
     for state in states_of(model, [0]):
-        with pytest.raises(NonFiniteError, match="no character can be drawn in row 0"):
+        with pytest.raises(NonFiniteError, match="no token can be drawn in row 0"):
             next_ids(state, SamplingOptions(seed=0, temperature=1e-6), [0])
         assert next_ids(state, SamplingOptions(seed=0), [0]).tolist() == [1]

@@ -328,5 +328,5 @@ def test_numbers_that_overflow_are_an_error_and_not_a_text(model: GPT) -> None:
         for parameter in model.parameters():
             parameter.mul_(1e30)
     stream = model.stream(prompt(2, 3), 5, seed=0)
-    with pytest.raises(ArithmeticError, match="no character can be drawn in row 0"):
+    with pytest.raises(ArithmeticError, match="no token can be drawn in row 0"):
         next(stream)
