@@ -1,7 +1,7 @@
-"""`CharLM`: a model and its tokenizer together, text in and text out; and `load`, which finds both.
+"""`CharLM`: a model with its tokenizer, text in and text out; and `load`, which reads both.
 
-This is what most users hold. It adds no options of its own: sampling is `charlm.generation`'s, losses are
-`charlm.evaluation`'s, files are `charlm.models.saving`'s.
+Most programs use this class. `charlm.generation` samples, `charlm.evaluation` computes losses, and
+`charlm.models.saving` reads and writes files.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, unit_
 
 __all__ = ["CharLM", "load"]
 
-_RANKED_AT_ONCE = 64  # texts, which bounds the memory of their caches
+_RANKED_AT_ONCE = 64  # texts, to limit the memory of their caches
 
 
 class CharLM:
-    """A language model that takes and gives text.
+    """A language model that takes and returns text.
 
     Args:
         model: any `LanguageModel`.
-        tokenizer: the one that the model was trained with.
-        backend: what the model was prepared with, as `load` does; None: a plain one for the model's device.
+        tokenizer: the tokenizer that the model was trained with.
+        backend: the backend that prepared the model, as in `load`; None: a plain one for its device.
 
     Raises:
         InputError: their vocabularies differ in size.
@@ -81,7 +81,7 @@ class CharLM:
 
     @property
     def backend(self) -> DeviceBackend:
-        """The device on which it evaluates; where the model was moved since, a plain one for that place."""
+        """The backend for evaluations; a plain one if the model was moved to another device."""
         if self._backend is None or self.model.device != self._place:
             return DeviceBackend(self.model.device)
         return self._backend
@@ -134,27 +134,27 @@ class CharLM:
         """Continue a text, or several texts at once.
 
         Args:
-            prompt: a text, or a list or tuple of texts of any lengths. An empty one begins where a new line
-                begins: after a line feed, which is not returned.
-            max_new_tokens: the most ids to add to each: characters, or bytes with a `ByteTokenizer`.
-            stop: strings that end a text, looked for in what is new; the text ends before the first.
-            keep_stop: let it end with the stop string instead.
-            banned: characters that are never written; with a `ByteTokenizer`, of ASCII.
-            allowed: the only characters that are written; None: all but the banned ones.
-            regex: a regular expression, as Python's `re` has it, which all that is new matches, from its
-                beginning to its end. It ends where the model would go on otherwise, at the latest with
-                `max_new_tokens`; see the guide to generation.
-            choices: texts, one of which is all that is new. At most one of regex, choices and the option
-                constraint may be given, and no stop beside them.
+            prompt: a text, or a list or tuple of texts of any lengths. An empty prompt begins at a new line:
+                after a line feed, which is not returned.
+            max_new_tokens: the most tokens to add to each text: characters, or bytes with a `ByteTokenizer`.
+            stop: strings that end the new text; the text ends before the first one.
+            keep_stop: keep the stop string as the end of the text.
+            banned: characters that are never generated; with a `ByteTokenizer`, only of ASCII.
+            allowed: the only characters that are generated; None: all but the banned ones.
+            regex: a regular expression of Python's `re` that the new text matches as a whole. The text may
+                end wherever it matches, and ends after `max_new_tokens` at the latest; see the guide to
+                generation.
+            choices: texts; the new text is one of them. At most one of regex, choices and the option
+                constraint may be given, and none of them with stop.
             sampling: temperature, top_k, top_p, min_p, filters, banned_ids, repetition_penalty, seed,
-                use_cache, overflow, draft and constraint, as in `LanguageModel.generate`, but that overflow
-                is "restart" if not given.
+                use_cache, overflow, draft and constraint, as in `LanguageModel.generate`; but the default of
+                overflow is "restart".
 
         Returns:
-            The prompt with its continuation; a list of them, in order, for a list. A
-            prompt gets the same text alone and in a batch if it stands at the same place in it.
-            With a `ByteTokenizer`, bytes that are no whole character, as at the end, are U+FFFD; to go on
-            behind them, give the ids to `LanguageModel.generate`.
+            The prompt with its continuation, or a list of these in the order of the prompts. A prompt gets
+            the same text alone and in a batch, if it has the same place in the list. With a `ByteTokenizer`,
+            the bytes of an incomplete character become U+FFFD; to continue such a text, use the ids with
+            `LanguageModel.generate`.
 
         Raises:
             UnknownCharacterError: a prompt or a choice has a character that the tokenizer lacks.
@@ -189,10 +189,10 @@ class CharLM:
         choices: Sequence[str] | None = None,
         **sampling: Unpack[Sampling],
     ) -> Iterator[str]:
-        """Yield what `generate` would add to one prompt, in pieces of whole characters, as they come.
+        """Yield the continuation of one prompt in pieces of whole characters, as soon as they are generated.
 
-        Arguments and errors are those of `generate`; they are checked here, before the first piece.
-        Closing the iterator ends the work.
+        Arguments and errors are those of `generate`; they are checked before the first piece. Closing the
+        iterator stops the generation.
 
         Example:
             >>> from charlm import BigramLM, CharTokenizer
@@ -211,16 +211,17 @@ class CharLM:
     def log_probs(
         self, text: str, *, prompt: str = "", overflow: Overflow = "restart"
     ) -> NDArray[np.float64]:
-        """Return how likely the model holds each character of a text, where it stands.
+        """Return the log-probability of each character of a text.
 
         Args:
-            text: what is scored, at least one character.
-            prompt: what stands before it; an empty one is a line feed, as in `generate`.
-            overflow: as in `generate`, whose texts are then scored as they were predicted.
+            text: the text to score, at least one character.
+            prompt: the text before it; an empty one is a line feed, as in `generate`.
+            overflow: as in `generate`; with the same value, generated texts are scored as they were
+                predicted.
 
         Returns:
-            (n,) natural logarithms of the probabilities, at temperature 1 and without filters; one for each
-            character, with a `ByteTokenizer` one for each byte.
+            (n,) natural logarithms of the probabilities of the characters, or bytes with a `ByteTokenizer`,
+            at temperature 1 and without filters.
 
         Raises:
             UnknownCharacterError: there is a character that the tokenizer lacks.
@@ -241,18 +242,17 @@ class CharLM:
     def rank(
         self, continuations: Sequence[str], *, prompt: str = "", overflow: Overflow = "restart"
     ) -> list[tuple[str, float]]:
-        """Return continuations of one prompt with how likely the model holds each, the likeliest first.
+        """Return continuations of one prompt with their log-probabilities, the likeliest first.
 
-        Longer ones are less likely; to compare them by the character, divide by their lengths.
+        Longer texts are less likely; to compare texts per character, divide by their lengths.
 
         Args:
             continuations: texts, each of at least one character.
-            prompt: what stands before each of them; an empty one is a line feed, as in `generate`.
+            prompt: the text before each of them; an empty one is a line feed, as in `generate`.
             overflow: as in `log_probs`.
 
         Returns:
-            Each with the natural logarithm of its probability, the sum of its `log_probs`. Of equals, the
-            earlier comes first.
+            Each continuation with the sum of its `log_probs`. Equal ones keep their order.
 
         Raises:
             UnknownCharacterError: there is a character that the tokenizer lacks.
@@ -276,22 +276,22 @@ class CharLM:
         ids = self._tensors([self.tokenizer.encode(text) for text in continuations])
         state = self.model.new_state(overflow=overflow)
         state.observe(self._tensors(self._contexts([prompt])))
-        found: list[tuple[str, float]] = []
+        ranked: list[tuple[str, float]] = []
         for at in range(0, len(ids), _RANKED_AT_ONCE):
             some = ids[at : at + _RANKED_AT_ONCE]
             scores = state.fork([0] * len(some)).score(some)  # the prompt is read once
-            found += zip(continuations[at:], (score.sum().item() for score in scores), strict=False)
-        return sorted(found, key=lambda one: -one[1])
+            ranked += zip(continuations[at:], (score.sum().item() for score in scores), strict=False)
+        return sorted(ranked, key=lambda one: -one[1])
 
     def evaluate(self, text: str, *, block_size: int | None = None) -> EvalResult:
-        """Score a text exactly: every character but the first is predicted once.
+        """Evaluate the model on a text exactly: every character but the first is predicted once.
 
-        With a `ByteTokenizer`, the figures per character are per byte.
+        With a `ByteTokenizer`, the figures are per byte.
 
         Args:
             text: at least two characters.
-            block_size: length of the windows, each read by itself, at most the text's. None: the model's
-                block_size, or 4,096 for a model without a limit (fewer with a vocabulary of thousands).
+            block_size: length of the windows, each read by itself; at most the length of the text. None: the
+                model's block_size, or 4,096 for a model without a limit (fewer with a large vocabulary).
 
         Raises:
             UnknownCharacterError: the text has a character that the tokenizer lacks.
@@ -308,16 +308,16 @@ class CharLM:
         return dataclasses.replace(result, n_bytes=self._predicted_bytes(text))
 
     def surprisal(self, text: str, *, block_size: int | None = None, top: int = 0) -> Surprisal:
-        """Return how surprised the model is by each character of a text, in the windows of `evaluate`.
+        """Return the surprisal of each character of a text, in the windows of `evaluate`.
 
-        The first character of the text has nothing before it and is not predicted: its `bits` are NaN, its
-        `rank` and `context` 0. The mean over all others is the loss of `evaluate`. With a `ByteTokenizer`
-        there is one figure for each byte. `charlm.evaluation.surprisal_page` shows the text with them.
+        The first character is not predicted: its `bits` are NaN, its `rank` and `context` 0. The mean over
+        all others is the loss of `evaluate`. With a `ByteTokenizer`, the figures are those of bytes.
+        `charlm.evaluation.surprisal_page` shows the text with the figures.
 
         Args:
-            text: at least two characters, N.
+            text: N characters, at least two.
             block_size: as in `evaluate`: a character is predicted from those before it in its window.
-            top: how many of the likeliest candidates to keep for each character.
+            top: number of likeliest candidates for each character.
 
         Returns:
             Bits, entropy, rank and context of each character, (N,) each, and the evaluation of the text.
@@ -340,24 +340,22 @@ class CharLM:
         return dataclasses.replace(found, result=result, text=text)
 
     def extend(self, text: str, *, block_size: int | None = None) -> CharLM:
-        """Return a copy that knows the characters of a text, too, to be trained on it.
+        """Return a copy whose vocabulary also has the characters of a text, to be trained on it.
 
-        Old characters keep their ids, and what the model has learnt of them stays, bit for bit: their logits
-        are those of the model. A new character begins as the mean of the old ones. `Trainer` trains
-        `lm.model` on a `BlockDataset` made with `lm.tokenizer`; a tenth of a recipe's learning rate is a good
-        begin.
+        Old characters keep their ids and their logits, bit for bit. A new character begins as the mean of the
+        old ones. Train `lm.model` on a `BlockDataset` made with `lm.tokenizer`; a tenth of a recipe's
+        learning rate is a good start.
 
         Args:
-            text: the new text, or all characters that are to be known.
-            block_size: T of the copy: shorter, or with rotary positions longer. None: as it is.
+            text: the new text, or all new characters.
+            block_size: T of the copy: shorter, or with rotary positions also longer. None: the same.
 
         Returns:
-            A new `CharLM`; this one stays as it is. With a `ByteTokenizer` there is nothing to add.
+            A new `CharLM`; this one does not change. With a `ByteTokenizer`, no character is added.
 
         Raises:
-            InputError: the model counts characters, as an `NGramLM` does, or the tokenizer is not one of
-                charlm's.
-            ConfigError: there can be no such `block_size`.
+            InputError: the model counts n-grams, or the tokenizer is not one of charlm's.
+            ConfigError: the model cannot have this `block_size`.
 
         Example:
             >>> from charlm import BigramLM, CharTokenizer
@@ -377,26 +375,27 @@ class CharLM:
         """Write config.json, tokenizer.json and model.safetensors into a directory of their own.
 
         Args:
-            directory: missing, empty, or one that holds a saved model, which is replaced.
+            directory: missing, empty, or that of a saved model, which is replaced.
 
         Raises:
-            CheckpointWriteError: it could not be written. What was there before is intact.
+            CheckpointWriteError: it could not be written. A model that was there before is intact.
             RunExistsError: the directory holds other files.
         """
         save_model(self.model, directory, self.tokenizer)
 
     def _windows(self, text: str, block_size: int | None) -> BlockDataset:
-        """Return a text in the windows in which it is evaluated."""
+        """Return a text in the windows of its evaluation."""
         ids = self.tokenizer.encode_array(text)
         if len(ids) < 2:
             unit = unit_of(self.tokenizer)
             raise DataError(f"the text must have at least two {unit}s to predict one, got {len(ids)}")
         if block_size is None:
             block_size = self.model.block_size or unlimited_window(self.model.vocab_size)
-        return BlockDataset(ids, min(int_from(1, block_size, "block_size"), len(ids) - 1))
+        T = min(int_from(1, block_size, "block_size"), len(ids) - 1)
+        return BlockDataset(ids, T, tokenizer=self.tokenizer)
 
     def _predicted_bytes(self, text: str) -> int:
-        """Return the bytes of UTF-8 of all characters but the first; with a `ByteTokenizer`, all but one."""
+        """Return the number of UTF-8 bytes of all predicted characters, or of all bytes but the first."""
         first = 1 if isinstance(self.tokenizer, ByteTokenizer) else len(text[0].encode())
         return len(text.encode()) - first
 
@@ -419,7 +418,7 @@ class CharLM:
     def _constrained(
         self, options: SamplingOptions, regex: str | None, choices: Sequence[str] | None, stop: Sequence[str]
     ) -> SamplingOptions:
-        """Return options with what is wished for as their constraint."""
+        """Return options with the constraint of `regex` or `choices`."""
         given = {"regex": regex, "choices": choices, "constraint": options.constraint}
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1 or (names and stop):
@@ -431,9 +430,8 @@ class CharLM:
         return dataclasses.replace(options, constraint=constraint)
 
     def _tensors(self, contexts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        return [
-            torch.tensor(ids, dtype=torch.int64, device=self.model.device) for ids in contexts
-        ]  # (t,) each
+        device = self.model.device
+        return [torch.tensor(ids, dtype=torch.int64, device=device) for ids in contexts]  # (t,) each
 
     def _continued(
         self,
@@ -442,7 +440,7 @@ class CharLM:
         options: SamplingOptions,
         matchers: Sequence[StopMatcher],
     ) -> list[str]:
-        """Return the new text of each row; no matchers: no stop strings."""
+        """Return the new text of each row; without matchers there are no stop strings."""
         if not contexts:
             return []
         if len(matchers) > 1:
@@ -460,7 +458,7 @@ class CharLM:
         options: SamplingOptions,
         matchers: Sequence[StopMatcher],
     ) -> list[str]:
-        """Return the new text of several rows, each up to its stop string, where it leaves the loop."""
+        """Return the new text of several rows; a row leaves the loop at its stop string."""
         state = self.model.new_state(len(contexts), overflow=options.overflow, use_cache=options.use_cache)
         state.observe(self._tensors(contexts))
         decoders = [StreamDecoder(self.tokenizer) for _ in contexts]
@@ -472,7 +470,7 @@ class CharLM:
             left = [at for at, row in enumerate(going) if not matchers[row].stopped]
             if not left:
                 break
-            if len(left) < len(going):  # the others need not wait for those that are done
+            if len(left) < len(going):
                 state, going = state.fork(left), [going[at] for at in left]
         rest = [m.feed(d.finish()) + m.finish() for m, d in zip(matchers, decoders, strict=True)]
         return ["".join(pieces) + end for pieces, end in zip(texts, rest, strict=True)]
@@ -497,22 +495,22 @@ def load(
     mixture: bool = True,
     weights: Storage | None = None,
 ) -> CharLM:
-    """Open a saved model, a checkpoint, or the result of a training run, without executing anything.
+    """Load a saved model, a checkpoint, or the result of a training run. Nothing in a file is executed.
 
-    The result of a run is the model of its best checkpoint or, where `charlm train` found that one better,
-    the mixture of that and the n-gram model.
+    The result of a run is the model of its best checkpoint, or its mixture with an n-gram model if
+    `charlm train` found that one better.
 
     Args:
         path: the directory.
-        device: where the model goes: a name for `get_backend`, or a backend.
-        mixture: of a run, take the mixture if there is one. False: the trained model alone.
-        weights: "float32", or round a GPT's matrices so that 16 ("bfloat16") or 8 ("int8") bits hold them.
-            The model stays one in float32, and predicts, scores and saves what the rounded weights say; the
-            compiled engine reads the fewer bits, which is quicker. None: as saved.
+        device: the device of the model: a name for `get_backend`, or a backend.
+        mixture: load the mixture of a run, if there is one. False: load the trained model alone.
+        weights: "float32", or round the matrices of a GPT to 16 ("bfloat16") or 8 ("int8") bits. The
+            parameters stay float32 tensors with the rounded values; the compiled engine reads fewer bits,
+            which is faster. None: as saved.
 
     Raises:
-        InputError: there are no such weights, or the model is no GPT.
-        CheckpointError: nothing that can be loaded lies there.
+        InputError: there is no such value of `weights`, or the model is no GPT.
+        CheckpointError: there is nothing to load.
         FileFormatError: a file's content is refused.
 
     Example:

@@ -1,9 +1,8 @@
-"""`DeviceBackend`: the seam between charlm and a device.
+"""`DeviceBackend`: the interface between charlm and a device.
 
-The base class is complete: with a `torch.device` in hand it works for any device that torch knows, and
-a subclass overrides what its hardware does better. A method added here later gets a default too, so
-that backends written today keep working. It knows nothing of models beyond `nn.Module`.
-The pattern is httpx's Transport: one small class between the library and the world.
+The base class is complete: it works for any device that torch knows, and a subclass overrides what its
+hardware does better. Each later method will have a default, too, so that today's backends keep working. It
+knows of models only that they are `nn.Module`. The pattern is httpx's Transport.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["DeviceBackend", "MemoryStats", "Precision"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""What matrix products run in. Parameters and optimizer state are float32 whichever it is."""
+"""Type of matrix products. Parameters and optimizer state are always float32."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,29 +35,29 @@ class MemoryStats:
     """Memory of a device, in bytes."""
 
     allocated: int
-    """In use by tensors now."""
+    """Present use by tensors."""
     peak: int
-    """The most that was in use since the process started."""
+    """Largest use since the process started."""
     total: int
-    """What the device has."""
+    """Memory of the device."""
     available: int | None = None
-    """What could be taken beside all that is in use, by whomever; None: the device does not tell."""
+    """Memory that is not in use by any program; None: the device does not report it."""
 
     @property
     def free(self) -> int:
-        """What could be taken: `available`, or what is left of the total where that is not known."""
+        """Memory that can be allocated: `available` if it is known, else `total` minus `allocated`."""
         return self.total - self.allocated if self.available is None else self.available
 
 
 class DeviceBackend:
-    """What charlm asks of a device.
+    """A device, as charlm uses it.
 
     Args:
-        device: the torch device, or its name. None means the CPU.
+        device: the torch device, or its name. None: the CPU.
 
     Attributes:
-        name: what `get_backend` calls it.
-        device: where tensors go.
+        name: its name for `get_backend`.
+        device: the torch device.
 
     Example:
         >>> import torch
@@ -80,11 +79,11 @@ class DeviceBackend:
         return f"{type(self).__name__}({str(self.device)!r})"
 
     def is_available(self) -> bool:
-        """Return whether this machine can run it. Asking initialises nothing."""
+        """Return whether this machine has the device; nothing is initialised."""
         return True
 
     def supported_precisions(self) -> tuple[Precision, ...]:
-        """Return what the device can train in, the one that "auto" means first."""
+        """Return the precisions that the device can train in; "auto" is the first one."""
         return ("fp32",)
 
     def precision(self, wanted: str = "auto") -> Precision:
@@ -94,7 +93,7 @@ class DeviceBackend:
             wanted: "auto" (the device's choice), "fp32", "bf16" or "fp16".
 
         Raises:
-            BackendError: the device cannot do it.
+            BackendError: the device does not support it.
             InputError: there is no such precision.
         """
         supported = self.supported_precisions()
@@ -111,8 +110,8 @@ class DeviceBackend:
         """Move a model to the device, in place, and return it.
 
         Args:
-            model: any module. Its state_dict keys stay as they are.
-            compile: also let `torch.compile` work on its forward pass (in place: no `_orig_mod.` keys).
+            model: any module. Its state_dict keys do not change.
+            compile: also compile its forward pass with `torch.compile`, in place (no `_orig_mod.` keys).
         """
         model.to(self.device)
         if compile:
@@ -120,37 +119,37 @@ class DeviceBackend:
         return model
 
     def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return tensors on the device; those that are there already as they are.
+        """Return tensors on the device; tensors that are already there are returned unchanged.
 
         Args:
             tensors: of any shapes and types.
         """
-        # Not non_blocking: a copy may only run on by itself from pinned memory, see CUDABackend.
+        # Not non_blocking, which needs pinned memory; see CUDABackend.
         return tuple(tensor.to(self.device) for tensor in tensors)
 
     def autocast(self, precision: Precision) -> AbstractContextManager[object]:
         """Return a context in which matrix products run in a precision.
 
         Args:
-            precision: what `precision()` returned.
+            precision: from `precision()`.
         """
         if precision == "fp32":
             return nullcontext()
-        # The cache of re-cast weights holds within one context, so one context spans one forward pass.
+        # autocast caches converted weights within a context, so each forward pass has its own context.
         return torch.autocast(self.device.type, dtype=_DTYPES[precision])
 
     def scaler(self, precision: Precision) -> GradScaler | None:
         """Return the gradient scaler that fp16 needs, or None for another precision.
 
         Args:
-            precision: what `precision()` returned.
+            precision: from `precision()`.
         """
         if precision != "fp16":
             return None
         return torch.amp.GradScaler(self.device.type)
 
     def optimizer_options(self, name: str) -> dict[str, object]:
-        """Return the arguments with which an optimizer is fastest here.
+        """Return the arguments that make an optimizer fastest on this device.
 
         Args:
             name: torch's class name, for example "AdamW".
@@ -158,10 +157,10 @@ class DeviceBackend:
         return {}
 
     def default_generator(self) -> torch.Generator:
-        """Return the generator that dropout on this device draws from.
+        """Return the generator of dropout on this device.
 
         Raises:
-            BackendError: torch does not tell it for this kind of device; a subclass must.
+            BackendError: torch does not know it for this kind of device; then a subclass must override this.
         """
         if self.is_host:
             return torch.default_generator
@@ -171,17 +170,17 @@ class DeviceBackend:
             generators = ()
         if (self.device.index or 0) >= len(generators):
             raise BackendError(f"{type(self).__name__} must override default_generator() for {self.device}")
-        found: torch.Generator = generators[self.device.index or 0]
-        return found
+        generator: torch.Generator = generators[self.device.index or 0]
+        return generator
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Seed the device's default generator inside the block, and put its state back after it.
+        """Seed the device's default generator inside the block, and restore its state afterwards.
 
-        One thread of the process at a time is inside, so that two trainings draw what each would alone.
+        Only one thread at a time is inside, so that two trainings in one process draw the same as alone.
 
         Args:
-            seed: an int of at most 64 bits; a CPU's generator uses the lower 32.
+            seed: an int of at most 64 bits; the generator of a CPU uses the lower 32.
         """
         generator = self.default_generator()
         with GENERATORS.lock:
@@ -194,19 +193,20 @@ class DeviceBackend:
 
     @property
     def is_host(self) -> bool:
-        """Whether it is the processor that Python runs on, with tensors in main memory."""
+        """Whether the device is the CPU, with tensors in main memory."""
         return is_host(self.device)
 
     @property
     def asynchronous(self) -> bool:
-        """Whether the device works on while Python goes on, so that reading a number from it is waiting."""
+        """Whether the device works in the background, so that reading a number from it waits."""
         return not self.is_host
 
     @property
     def collectives(self) -> str:
-        """How the tensors of several processes meet: what `torch.distributed.init_process_group` calls it.
+        """The backend of `torch.distributed.init_process_group` for several processes.
 
-        It must carry tensors on the CPU, too. Here: what torch has registered for this kind of device.
+        It must also transfer tensors on the CPU. The default is the one that torch has for this kind of
+        device.
         """
         if self.is_host:
             return "gloo"
@@ -214,8 +214,8 @@ class DeviceBackend:
         return f"cpu:gloo,{kind}:{torch.distributed.get_default_backend_for_device(self.device)}"
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished all work."""
 
     def memory(self) -> MemoryStats | None:
-        """Return the device's memory, or None where it does not tell."""
+        """Return the device's memory, or None if it is unknown."""
         return None

@@ -1,7 +1,7 @@
 """The CPU backend.
 
-bf16 pays on processors that multiply in it (AVX-512 BF16, AMX); elsewhere torch emulates it slowly.
-Which of the two this machine is, torch tells from the processor's own feature flags.
+bf16 is fast on processors with instructions for it (AVX-512 BF16, AMX); on others, torch emulates it slowly.
+torch reads the processor's feature flags.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CPUBackend"]
 
 
 class CPUBackend(DeviceBackend):
-    """Trains on the processor: bf16 products where it has instructions for them, else fp32."""
+    """Trains on the CPU: with bf16 products if it has instructions for them, else in fp32."""
 
     name = "cpu"
 
@@ -40,10 +40,10 @@ class CPUBackend(DeviceBackend):
         """Move a model to the CPU, in place, and return it.
 
         Raises:
-            BackendError: it is to be compiled, and there is no C++ compiler.
+            BackendError: `compile` is True, and there is no C++ compiler.
         """
         if compile:
-            # What torch calls. It would find out in the first step, and raise an error of many screens.
+            # torch would look for its compiler in the first step, and raise a very long error.
             compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
             if shutil.which(compiler) is None:
                 raise BackendError(
@@ -59,10 +59,10 @@ class CPUBackend(DeviceBackend):
 
     @override
     def memory(self) -> MemoryStats | None:
-        """Return the memory of this process and its machine; None where the system does not tell.
+        """Return the memory of this process and its machine, or None if the system does not report it.
 
-        `allocated` and `peak` are of the whole process, not of tensors alone. `total` and `available` heed
-        the limits of the control group, as containers and batch systems set them.
+        `allocated` and `peak` are those of the whole process, not of tensors alone. `total` and `available`
+        respect the limits of the control group, which containers and batch systems set.
         """
         used, total = host.process_bytes(), host.total_bytes()
         if used is None or total is None:
@@ -74,10 +74,10 @@ class CPUBackend(DeviceBackend):
 
 
 def _reuse_freed_memory() -> None:
-    """Let the memory of one step's activations serve the next, where the C library is glibc.
+    """Let the activations of a step reuse the memory of the step before, with the C library glibc.
 
-    glibc gives blocks above a threshold back to the system as soon as they are freed, and a step then waits
-    for its pages again, an eighth to a fifth of its time. The threshold rises by itself, to the largest block
-    that has been freed, up to 32 MB; so one of about that size is taken and freed, untouched.
+    glibc returns freed blocks above a threshold to the system, and then a step spends an eighth to a fifth of
+    its time on getting new pages. The threshold rises to the size of the largest freed block, up to 32 MB. So
+    a block of about that size is allocated and freed without being used.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,6 +1,6 @@
 """The CUDA backend: NVIDIA GPUs, and AMD GPUs on torch's ROCm build.
 
-Written for hardware and checked without it by fakes; the docs say which parts were run on a GPU.
+It is tested with fakes where there is no GPU; the docs list the parts that were run on hardware.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ class CUDABackend(DeviceBackend):
     """Trains on one GPU.
 
     Args:
-        index: which GPU; None is torch's current one, or under torchrun the one of this process, by its
-            LOCAL_RANK.
+        index: number of the GPU; None: torch's current one, or under torchrun that of LOCAL_RANK.
     """
 
     name = "cuda"
@@ -45,7 +44,7 @@ class CUDABackend(DeviceBackend):
 
     @override
     def to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        # Only a copy from pinned memory runs beside the computation.
+        # Only a copy from pinned memory runs during the computation.
         return tuple(
             (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(
                 self.device, non_blocking=True
@@ -78,6 +77,6 @@ class CUDABackend(DeviceBackend):
             allocated=allocated,
             peak=torch.cuda.max_memory_allocated(self.device),
             total=total,
-            # What torch holds for later tensors counts as in use in the driver's eyes.
+            # The driver counts the memory that torch reserves for later tensors as used.
             available=free + torch.cuda.memory_reserved(self.device) - allocated,
         )

@@ -1,8 +1,8 @@
-"""What the system tells of memory, of the cores that a group may use, and of who started a process; no torch.
+"""Facts from the operating system: memory, cores, and whether torchrun started this process. No torch.
 
-Linux tells in `/proc/meminfo`, and its control groups (containers, batch systems) may set a lower limit:
-https://docs.kernel.org/admin-guide/cgroup-v2.html, and the older v1 beside it. Other systems tell the total
-alone, or nothing: then the answer is None, and nobody is refused anything.
+Linux reports memory in `/proc/meminfo`. Its control groups (of containers and batch systems) may set a lower
+limit: https://docs.kernel.org/admin-guide/cgroup-v2.html, and the older version 1. Other systems report the
+total or nothing; an unknown fact is None, and then no check fails.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _NO_LIMIT = 2**60  # version 1 writes "no limit" as the largest number of whole 
 
 
 def is_under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun, or what sets the same variables, has started this process."""
+    """Return whether torchrun, or a program that sets the same variables, started this process."""
     return all(name in environment for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
 def processes_here(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes torchrun has started on this machine; without it, 1."""
-    told = environment.get("LOCAL_WORLD_SIZE", "")
-    return max(int(told), 1) if told.isdecimal() and is_under_torchrun(environment) else 1
+    """Return the number of processes of torchrun on this machine; without it, 1."""
+    size = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(int(size), 1) if size.isdecimal() and is_under_torchrun(environment) else 1
 
 
 def total_bytes() -> int | None:
-    """Return what the machine has, or less where a control group's limit is lower; None: not known."""
+    """Return the memory of the machine, or the limit of a control group if it is lower; None: unknown."""
     try:
         installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows; a system without these names
@@ -49,10 +49,10 @@ def total_bytes() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Return what could be taken now without taking it from others; None: not known.
+    """Return the memory that is available now; None: unknown.
 
-    Memory that only keeps files at hand counts as available, and free swap too. In a control group it is
-    no more than what is left of its limit.
+    Memory of the file cache counts as available, and so does free swap. In a control group it is at most the
+    rest of the limit.
     """
     machine = _fields(_PROC / "meminfo")
     if "MemAvailable" not in machine:
@@ -62,7 +62,7 @@ def available_bytes() -> int | None:
 
 
 def process_bytes() -> tuple[int, int] | None:
-    """Return what this process has in memory, now and at its peak; None: not known."""
+    """Return the memory of this process, now and at its peak; None: unknown."""
     own = _fields(_PROC / "self" / "status")
     if "VmRSS" in own:
         return 1024 * own["VmRSS"], 1024 * max(own["VmRSS"], own.get("VmHWM", 0))
@@ -71,11 +71,11 @@ def process_bytes() -> tuple[int, int] | None:
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak, peak  # the present is not told; it is no more than the peak
+    return peak, peak  # the present memory is unknown, but at most the peak
 
 
 def processors() -> int | None:
-    """Return how many cores' time this process's control group may use, rounded up; None: all that it has."""
+    """Return the number of cores that this process's control group may use, rounded up; None: no limit."""
     shares: list[float] = []
     files: tuple[str, ...]
     for line in _text(_PROC / "self" / "cgroup").splitlines():
@@ -89,7 +89,7 @@ def processors() -> int | None:
         own = Path(path.lstrip("/"))
         for group in (root / own, *(root / parent for parent in own.parents)):
             words = " ".join(_text(group / name) for name in files).split()
-            # "max" and -1 stand for no limit.
+            # "max" and -1 mean no limit.
             if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0:
                 shares.append(int(words[0]) / int(words[1]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -97,7 +97,7 @@ def processors() -> int | None:
 
 
 def _control_groups() -> Iterator[tuple[int, int]]:
-    """Yield limit and use of each control group of this process that has a limit, in bytes."""
+    """Yield limit and use in bytes of each control group of this process with a limit."""
     for line in _text(_PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -108,7 +108,7 @@ def _control_groups() -> Iterator[tuple[int, int]]:
             cache = "total_inactive_file"
         else:
             continue
-        # Inside a container the path may be that of the outside, and not be found: its own group is the root.
+        # In a container the path may be that of the host and not exist: then its own group is the root.
         own = Path(path.lstrip("/"))
         for group in (root / own, *(root / parent for parent in own.parents)):
             limit = _text(group / limit_file).strip()  # "max": none
@@ -121,11 +121,11 @@ def _control_groups() -> Iterator[tuple[int, int]]:
 def _fields(path: Path) -> dict[str, int]:
     """Return the numbers of a file of lines like "MemTotal:   24684100 kB", without their unit."""
     words = (line.replace(":", " ").split() for line in _text(path).splitlines())
-    return {found[0]: int(found[1]) for found in words if len(found) > 1 and found[1].isdigit()}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # another system, or a file that is not ours to read
+    except OSError:  # another system, or a file without permission
         return ""

@@ -1,6 +1,6 @@
 """The MPS backend: the GPU of Apple silicon.
 
-Written for hardware and checked without it by fakes; the docs say which parts were run on a GPU.
+It is tested with fakes where there is no GPU; the docs list the parts that were run on hardware.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["MPSBackend"]
 
 
 class MPSBackend(DeviceBackend):
-    """Trains on Apple's GPU, in fp32: its autocast and gradient scaler are not dependable yet."""
+    """Trains on Apple's GPU in fp32, since its autocast and gradient scaler are not reliable yet."""
 
     name = "mps"
 
@@ -31,7 +31,7 @@ class MPSBackend(DeviceBackend):
 
     @override
     def default_generator(self) -> torch.Generator:
-        # torch.mps exposes its generator's state through functions of its own; this is what they use.
+        # torch.mps has functions for the state of its generator; they use this one.
         return torch.mps._get_default_mps_generator()
 
     @override

@@ -1,7 +1,7 @@
 """Backends by name.
 
-Three ship with charlm. Others come in by `register_backend`, or by themselves from any installed
-package that names one in the entry-point group "charlm.backends":
+Three are part of charlm. Others are added by `register_backend`, or by an installed package with an entry in
+the entry-point group "charlm.backends":
 
     [project.entry-points."charlm.backends"]
     mydevice = "my_package:MyBackend"
@@ -33,7 +33,7 @@ def get_backend(name: str | DeviceBackend = "auto") -> DeviceBackend:
 
     Args:
         name: "auto" (the first available of cuda, mps, cpu), "cpu", "cuda", "cuda:1", "mps", a
-            registered name, one from an installed plug-in; or a backend, which is returned as it is.
+            registered name, the name of a plug-in; or a backend, which is returned unchanged.
 
     Raises:
         BackendError: the name is unknown, or the device is absent.
@@ -58,14 +58,14 @@ def get_backend(name: str | DeviceBackend = "auto") -> DeviceBackend:
 
 
 def register_backend(name: str, factory: Callable[[], DeviceBackend]) -> None:
-    """Make `get_backend(name)` return what `factory()` makes.
+    """Let `get_backend(name)` return `factory()`.
 
     Args:
-        name: any name but "auto" and those of the shipped backends. A name registered before is replaced.
+        name: any name but "auto" and those of charlm's backends. A registered name is replaced.
         factory: called without arguments each time, for example a `DeviceBackend` subclass.
 
     Raises:
-        InputError: the name is taken by charlm or is not a name.
+        InputError: the name belongs to charlm, or is no string.
 
     Example:
         >>> class Quiet(DeviceBackend):
@@ -91,9 +91,9 @@ def _named(name: str) -> DeviceBackend:
     plugins = entry_points(group=ENTRY_POINT_GROUP)
     if name in plugins.names:
         return _made(name, plugins[name].load())
-    known = {*_registered, *_BUILTIN, *plugins.names}
+    names = {*_registered, *_BUILTIN, *plugins.names}
     meant = "cuda" if name == "gpu" else name
-    hint = did_you_mean(meant, known, f"known are 'auto', {_listed(known)}")
+    hint = did_you_mean(meant, names, f"known are 'auto', {_listed(names)}")
     raise BackendError(f"unknown device {name!r}; {hint}")
 
 

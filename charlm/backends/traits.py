@@ -1,4 +1,4 @@
-"""What code that holds a tensor, and no backend, may ask of its device."""
+"""Properties of a device, for code that has a tensor but no backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def is_host(device: torch.device) -> bool:
-    """Return whether it is the processor that Python runs on, with tensors in main memory.
+    """Return whether the device is the CPU, with tensors in main memory.
 
     Example:
         >>> is_host(torch.device("cpu")), is_host(torch.device("cuda"))
@@ -20,5 +20,5 @@ def is_host(device: torch.device) -> bool:
 
 
 def has_float64(device: torch.device) -> bool:
-    """Return whether it computes in float64."""
+    """Return whether the device supports float64."""
     return device.type not in _WITHOUT_FLOAT64

@@ -1,12 +1,12 @@
-"""`World`: the processes that train together, and what they tell one another.
+"""`World`: the processes that train together, and their communication.
 
-A training in one process is a world of one, in which everybody knows everything. Larger ones are started by
-torchrun, or by a program that has initialised torch.distributed; `join` finds out, and without either it
-imports nothing. It knows of numbers and tensors, and nothing of training.
+A training in one process has a world of one. Larger worlds are started by torchrun, or by a program that has
+initialised torch.distributed; without either, `join` imports nothing. This module knows numbers and tensors,
+and no training.
 
-A process that fails says so in the next exchange of numbers, whichever that is, and so no other waits for it.
-Therefore an exchange comes before every transfer of tensors. A process that is gone closes its connections,
-and for one that hangs nobody waits longer than `TIMEOUT`.
+A process that fails reports it in the next exchange of numbers, so that no other process waits for it.
+Therefore an exchange precedes every transfer of tensors. A process that is gone closes its connections. No
+process waits for another one longer than `TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ __all__ = ["TIMEOUT", "World", "alone", "join", "leave"]
 T = TypeVar("T")
 
 TIMEOUT = dt.timedelta(minutes=5)
-"""The longest that a process waits for another: longer than a save, or a callback, should take."""
+"""The longest time that a process waits for another: longer than a save or a callback should take."""
 
-_NUMBERS, _TEXT = 6, 1_024  # of an exchange: numbers, and bytes in which a failure is described
-_OF_PEERS = ("gloo", "peer", "NCCL")  # what torch's errors about other processes have in them
+_NUMBERS, _TEXT = 6, 1_024  # of an exchange: the most numbers, and the bytes of an error message
+_OF_PEERS = ("gloo", "peer", "NCCL")  # words in torch's errors about other processes
 
 _alone: ContextVar[bool] = ContextVar("charlm_alone", default=False)
 
@@ -52,8 +52,8 @@ class World:
     """The world of one process.
 
     Attributes:
-        rank: which process this is, from 0.
-        size: W, how many there are.
+        rank: number of this process, from 0.
+        size: W, the number of processes.
 
     Example:
         >>> world = World()
@@ -65,16 +65,16 @@ class World:
     size: int = 1
 
     def __deepcopy__(self, memo: object) -> World:
-        """A copy of a trainer is in the same world."""
+        """Return the same world, which a copy of a trainer shares."""
         return self
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes, samples, and talks to people."""
+        """Whether this is the process that writes, samples and shows progress."""
         return self.rank == 0
 
     def agree(self, numbers: Sequence[float] = ()) -> list[list[float]]:
-        """Tell all processes some numbers, at most six, and return everybody's, by rank.
+        """Send at most six numbers to all processes, and return those of every process, by rank.
 
         Raises:
             PeerError: another process has failed, or is gone.
@@ -82,10 +82,10 @@ class World:
         return [list(numbers)]
 
     def tell(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes, everywhere.
+        """Return the value of the first process in all processes.
 
         Args:
-            make: called there alone; makes a value that JSON has.
+            make: called in the first process alone; returns a value of JSON.
 
         Raises:
             PeerError: another process has failed, or is gone.
@@ -93,47 +93,47 @@ class World:
         return make()
 
     def rows(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Return all processes' rows of numbers: each one's first, by rank, then all second ones."""
+        """Return the rows of all processes: the first of each, by rank, then all second ones, and so on."""
         return [list(row) for row in rows]
 
     def gather(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
-        """Return everybody's tensor (…), by rank, as (W, …). An exchange must have come right before it."""
+        """Return the tensors (…) of all processes as (W, …), by rank. An exchange must precede it."""
         return tensor[None] if into is None else into.copy_(tensor)
 
     def trade(self, parts: Tensor, into: Tensor) -> None:
-        """Give part i of (W, …) to process i, and put those that are given here into another tensor, by rank.
+        """Send part i of (W, …) to process i, and write the received parts into another tensor, by rank.
 
-        An exchange must have come right before it.
+        An exchange must precede it.
         """
         into.copy_(parts)
 
     def overlapping(self, model: nn.Module) -> DistributedDataParallel:
-        """Return the model with gradients that are added up over the processes in each backward pass.
+        """Return the model wrapped so that each backward pass sums gradients over the processes.
 
         Raises:
-            InputError: there is only one.
+            InputError: there is only one process.
         """
         raise InputError("there must be several processes for gradients to be added up")
 
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
-        """Put into the tensors what the first process has there."""
+        """Copy the values of the first process into these tensors."""
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell the other processes if the block fails here, so that they do not wait. All must be in one."""
+        """If the block fails, tell the other processes, so that they do not wait. All must be in a block."""
         yield
 
     @contextmanager
     def unannounced(self) -> Iterator[None]:
-        """Tell nobody if the block fails here: it transfers tensors, and is left when this process ends."""
+        """Tell no process if the block fails: it transfers tensors, and ends when this process ends."""
         yield
 
     def is_spokesman(self) -> bool:
-        """Return whether this is the process that says that one is gone: the first that asks."""
+        """Return whether this process reports that another one is gone: the first process that asks does."""
         return True
 
     def differing(self, what: Mapping[str, str]) -> tuple[int, str] | None:
-        """Return the first process that has another value than the first one, and of what; None: none has."""
+        """Return the first process that differs from process 0, and the name of the value, or None."""
         first = self.tell(lambda: dict(what))
         own = next((i for i, name in enumerate(first) if what.get(name) != first[name]), -1)
         answers = [int(row[0]) for row in self.agree([own])]
@@ -141,10 +141,10 @@ class World:
 
 
 class _Processes(World):
-    """A world of several processes, which a group of torch.distributed connects.
+    """A world of several processes, connected by a group of torch.distributed.
 
     Args:
-        group: carries tensors on the CPU, and on the device where the model is.
+        group: transfers tensors on the CPU and on the model's device.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
@@ -152,7 +152,7 @@ class _Processes(World):
         self.group = group
         self.rank, self.size = self._dist.get_rank(group), self._dist.get_world_size(group)
         self._wrapped: WeakSet[DistributedDataParallel] = WeakSet()
-        self._told: BaseException | None = None  # what the others know already
+        self._told: BaseException | None = None  # the error that the others know
         self._sent = torch.zeros(1 + _NUMBERS, dtype=torch.float64, device="cpu")
         self._received = torch.zeros((self.size, 1 + _NUMBERS), dtype=torch.float64, device="cpu")
 
@@ -179,15 +179,15 @@ class _Processes(World):
         own = torch.zeros((max(counts), width), dtype=torch.float64, device="cpu")
         if rows:
             own[: len(rows)] = torch.tensor([list(row) for row in rows], dtype=torch.float64, device="cpu")
-        found = self.gather(own).tolist()
-        return [found[rank][i] for i in range(max(counts)) for rank in range(self.size) if i < counts[rank]]
+        every = self.gather(own).tolist()
+        return [every[rank][i] for i in range(max(counts)) for rank in range(self.size) if i < counts[rank]]
 
     @override
     def gather(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
-        found = tensor.new_empty((self.size, *tensor.shape)) if into is None else into
+        every = tensor.new_empty((self.size, *tensor.shape)) if into is None else into
         with _reaching():
-            self._dist.all_gather_single(found.view(-1), tensor.contiguous().view(-1), group=self.group)
-        return found
+            self._dist.all_gather_single(every.view(-1), tensor.contiguous().view(-1), group=self.group)
+        return every
 
     @override
     def trade(self, parts: Tensor, into: Tensor) -> None:
@@ -218,16 +218,16 @@ class _Processes(World):
     def telling(self) -> Iterator[None]:
         try:
             yield
-        except (GeneratorExit, PeerError):  # whoever leaves a loop leaves it everywhere; all know already
+        except (GeneratorExit, PeerError):  # all processes leave a loop, or know the error already
             raise
         except BaseException as error:
             if error is self._told:
                 raise
             _failed.append(error)
             self._told = error
-            told = str(error) if isinstance(error, CharLMError) else f"{type(error).__name__}: {error}"
-            with suppress(PeerError, ValueError):  # one that is gone; connections that are closed
-                self._exchange((), told)
+            message = str(error) if isinstance(error, CharLMError) else f"{type(error).__name__}: {error}"
+            with suppress(PeerError, ValueError):  # a process is gone, or connections are closed
+                self._exchange((), message)
             raise
 
     @override
@@ -236,7 +236,7 @@ class _Processes(World):
         try:
             yield
         except BaseException as error:
-            self._told = error  # the others wait in a transfer: they learn of it when this process ends
+            self._told = error  # the others wait in a transfer until this process ends
             if isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_PEERS):
                 with _reaching():
                     raise
@@ -244,21 +244,21 @@ class _Processes(World):
 
     @override
     def is_spokesman(self) -> bool:
-        try:  # torchrun's own store outlives its processes
+        try:  # the store of torchrun outlives its processes
             store = self._dist.distributed_c10d._get_default_store()
             return bool(store.add("charlm/said", 1) == 1)
         except (RuntimeError, ValueError):
             return self.is_first
 
     def close(self) -> None:
-        """Forget the group, of which nothing may be left when it is destroyed."""
+        """Drop all references to the group before it is destroyed."""
         for wrapped in self._wrapped:
             for name in ("reducer", "logger", "process_group"):
                 setattr(wrapped, name, None)
         self.group = None
 
     def _exchange(self, numbers: Sequence[float], failure: str | None) -> list[list[float]]:
-        """Gather everybody's numbers, behind a 1 of those that have failed."""
+        """Gather the numbers of all processes; a row begins with 1 if its process has failed."""
         self._sent.zero_()
         self._sent[: 1 + len(numbers)] = torch.tensor([failure is not None, *numbers], dtype=torch.float64)
         with _reaching():
@@ -267,9 +267,9 @@ class _Processes(World):
         failed = next((rank for rank, row in enumerate(rows) if row[0]), None)
         if failed is not None:
             text = (failure or "").encode()[:_TEXT].ljust(_TEXT, b"\0")
-            said = self.gather(torch.frombuffer(bytearray(text), dtype=torch.uint8))[failed].numpy().tobytes()
+            texts = self.gather(torch.frombuffer(bytearray(text), dtype=torch.uint8))
             if failure is None:
-                reason = said.rstrip(b"\0").decode(errors="ignore")
+                reason = texts[failed].numpy().tobytes().rstrip(b"\0").decode(errors="ignore")
                 error = PeerError(
                     f"process {failed} of {self.size} has failed, so all stop. {reason}", rank=failed
                 )
@@ -280,7 +280,7 @@ class _Processes(World):
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Turn what torch says of a process that is gone into PeerError."""
+    """Turn torch's error about a process that is gone into PeerError."""
     try:
         yield
     except RuntimeError as error:
@@ -294,7 +294,7 @@ def _reaching() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let `join` return the world of this process alone inside the block: for trials."""
+    """Let `join` return the world of this process alone inside the block, for trials."""
     token = _alone.set(True)
     try:
         yield
@@ -303,18 +303,18 @@ def alone() -> Iterator[None]:
 
 
 _failed: list[BaseException] = []
-"""What has ended a training of several processes."""
+"""The errors that ended trainings of several processes."""
 _joined: dict[str, tuple[object, _Processes]] = {}
 """By the kind of collective: the default group at that time, and the world."""
 
 
 def join(backend: DeviceBackend) -> World:
-    """Return the world that this process is in: of all processes of torch.distributed, where it is in use.
+    """Return the world of this process: all processes of torch.distributed, if it is in use.
 
-    Under torchrun it is initialised here, which waits for all processes.
+    Under torchrun, torch.distributed is initialised here, which waits for all processes.
 
     Args:
-        backend: knows which collectives work on its device.
+        backend: names the collectives of its device.
 
     Raises:
         PeerError: some process has not come within `TIMEOUT`.
@@ -331,7 +331,7 @@ def join(backend: DeviceBackend) -> World:
             from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - only where it is used
 
             store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-            # torchrun keeps its store when it starts all again: what the dead wrote there must not be read.
+            # A restart by torchrun keeps the store, but the values of the dead processes must not be read.
             again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(f"charlm/{again}", store)
             dist.init_process_group(kind, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -340,19 +340,19 @@ def join(backend: DeviceBackend) -> World:
         _joined[kind] = dist.group.WORLD, _Processes(dist.group.WORLD)
     elif dist.get_world_size() == 1:
         return World()
-    known = _joined.get(kind)
-    if known is None or known[0] is not dist.group.WORLD:  # the caller's own group keeps its own timeout
+    joined = _joined.get(kind)
+    if joined is None or joined[0] is not dist.group.WORLD:  # the caller's own group keeps its own timeout
         group = dist.new_group(backend=kind, timeout=TIMEOUT)
-        known = dist.group.WORLD, _Processes(group)
-        _joined[kind] = known
-    return known[1]
+        joined = dist.group.WORLD, _Processes(group)
+        _joined[kind] = joined
+    return joined[1]
 
 
 def leave() -> None:
     """Leave the world, at the end of a program.
 
-    Gloo's threads should be gone before the process ends: with them it aborts now and then. Where another
-    process is gone, or has failed, to wait for it might take for ever: the end of this one closes all.
+    Gloo's threads must end before the process, which may abort otherwise. If another process is gone or has
+    failed, waiting for it might take for ever, so nothing is done: the end of this process closes everything.
     """
     if _failed:
         return

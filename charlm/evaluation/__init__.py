@@ -1,4 +1,4 @@
-"""How good a model is: exact losses over whole texts, and character by character."""
+"""Evaluation of models: exact losses on whole texts, and the surprisal of each character."""
 
 from charlm.evaluation.evaluate import EvalResult, evaluate
 from charlm.evaluation.page import surprisal_page

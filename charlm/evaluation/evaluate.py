@@ -1,15 +1,15 @@
-"""The loss of a model on a text: every target scored once, summed, and divided once at the end.
+"""The loss of a model on a text: every target is scored once; losses are summed, and divided once at the end.
 
-There is no sampling of batches here, so the figure has no error bar, and it is the same for any batch
-size. (nanoGPT's own figure is the mean over 200 random batches, which is not.) Evaluation runs in the
-precision of the parameters, draws no random number and leaves training flags as they were.
+No batches are sampled, so the result is exact and the same for any batch size. (nanoGPT reports the mean over
+200 random batches.) Evaluation runs in the precision of the parameters, draws no random number and restores
+training flags.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -26,6 +26,7 @@ from charlm.evaluation.markup import figure, table
 from charlm.models.base import LanguageModel
 from charlm.modes import evaluation_mode
 from charlm.plain import int_from
+from charlm.text.tokenizer import Unit
 
 __all__ = ["EvalResult", "default_batch_size", "evaluate", "evaluate_together", "predictions"]
 
@@ -35,7 +36,7 @@ _LOGITS_PER_BATCH = 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """How well a model predicts a text.
+    """The result of an evaluation. All figures are per character, or per byte with a `ByteTokenizer`.
 
     Example:
         >>> result = EvalResult(loss_nats=1.5, accuracy=0.5, n_chars=100)
@@ -44,15 +45,17 @@ class EvalResult:
     """
 
     loss_nats: float
-    """Mean negative log likelihood of a character, in nats; infinite if one was held impossible."""
+    """Mean negative log likelihood, in nats; infinite if the model gave probability 0 to a character."""
     accuracy: float
     """Share of characters that were the likeliest prediction."""
     n_chars: int
-    """How many characters were predicted."""
+    """Number of predicted characters."""
     n_bytes: int | None = None
-    """Their length in UTF-8, where the text is known."""
+    """Their length in UTF-8, if the text is known."""
     n_left_out: int = 0
-    """How many more there were that `max_chars` left out; 0: the result is exact."""
+    """Number of characters that `max_chars` left out; 0: the result is exact."""
+    unit: Unit = field(default="character", repr=False)
+    """The unit of the figures, "character" or "byte"."""
 
     @property
     def bits_per_char(self) -> float:
@@ -61,7 +64,7 @@ class EvalResult:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """The loss per byte of UTF-8, which compares tokenizers; None if the text is not known."""
+        """The loss per byte of UTF-8, which compares tokenizers; None if the text is unknown."""
         return None if self.n_bytes is None else self.bits_per_char * self.n_chars / self.n_bytes
 
     @property
@@ -70,22 +73,18 @@ class EvalResult:
         return math.inf if self.loss_nats >= 709 else math.exp(self.loss_nats)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return table(self._rows())
-
-    def _rows(self) -> list[list[str]]:
-        """Return the figures for a person to read: name, number and unit of each."""
+        """Return a table for a notebook."""
         left_out = f" of {self.n_chars + self.n_left_out:,}, spread over them" if self.n_left_out else ""
         rows = [
-            ["loss", figure(self.loss_nats), "nats per character"],
-            ["", figure(self.bits_per_char), "bits per character"],
-            ["perplexity", figure(self.perplexity), "per character"],
+            ["loss", figure(self.loss_nats), f"nats per {self.unit}"],
+            ["", figure(self.bits_per_char), f"bits per {self.unit}"],
+            ["perplexity", figure(self.perplexity), f"per {self.unit}"],
             ["accuracy", f"{100 * self.accuracy:.2f}", "% predicted as the likeliest"],
-            ["predicted", f"{self.n_chars:,}", f"characters{left_out}"],
+            ["predicted", f"{self.n_chars:,}", f"{self.unit}s{left_out}"],
         ]
-        if self.bits_per_byte is not None:
+        if self.bits_per_byte is not None and self.unit != "byte":
             rows.insert(2, ["", figure(self.bits_per_byte), "bits per byte of UTF-8"])
-        return rows
+        return table(rows)
 
 
 def evaluate(
@@ -96,22 +95,22 @@ def evaluate(
     backend: DeviceBackend | None = None,
     max_chars: int | None = None,
 ) -> EvalResult:
-    """Score every character of a text but its first, in windows of the data's block_size.
+    """Score every token of a text except its first, in windows of the data's block_size.
 
-    Windows do not overlap: a character is predicted from those before it in its own window, on average
-    half a window. The last window may be shorter.
+    Windows do not overlap: a token is predicted from those before it in its own window, on average half a
+    window. The last window may be shorter.
 
     Args:
-        model: `model(idx, targets)` gives logits (B, T, V) or (B T, V), and anything second.
+        model: `model(idx, targets)` returns logits (B, T, V) or (B T, V), and anything second.
         data: the text.
-        batch_size: windows in one forward pass; changes speed and memory only. None: about 16,000
-            characters, fewer with a large vocabulary.
-        backend: the device that the model is on; None: the CPU.
-        max_chars: score only so many, at least one window: windows that are spread evenly over the text,
-            always the same ones. None: all.
+        batch_size: windows in one forward pass; changes speed and memory only. None: about 16,000 tokens,
+            fewer with a large vocabulary.
+        backend: the device of the model; None: the CPU.
+        max_chars: score at most so many tokens, but at least one window. The windows are spread evenly over
+            the text, always the same ones. None: all.
 
     Returns:
-        The result over N - 1 characters (of documents, over all but the first of each), or fewer with
+        The result over N - 1 tokens (with documents, over all but the first of each), or fewer with
         `max_chars`.
 
     Raises:
@@ -138,9 +137,9 @@ def evaluate_together(
     backend: DeviceBackend | None = None,
     max_chars: int | None = None,
 ) -> EvalResult:
-    """Score a text as `evaluate` does, each process of a world every Wth batch; all get the same result.
+    """Compute `evaluate` with several processes, each of which scores every Wth batch.
 
-    Whole batches are shared out, and their sums are added in the order of the text: the figure is that of one
+    The sums of the batches are added in the order of the text, so the result of all processes is that of one
     process, bit for bit.
     """
     sums = []
@@ -160,7 +159,11 @@ def evaluate_together(
         total, hits, count = total + nats, hits + int(right), count + int(scored)
     left_out = data.n_targets - count
     return EvalResult(
-        loss_nats=max(total, 0.0) / count, accuracy=hits / count, n_chars=count, n_left_out=left_out
+        loss_nats=max(total, 0.0) / count,
+        accuracy=hits / count,
+        n_chars=count,
+        n_left_out=left_out,
+        unit=data.unit,
     )
 
 
@@ -173,10 +176,9 @@ def predictions(
     max_chars: int | None = None,
     turn: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what the model says of every character but the first, in their order, and what stands there.
+    """Yield the model's logits for every token but the first, in order, with the targets.
 
-    Arguments and errors are those of `evaluate`. With `turn` (r, W) only every Wth batch is
-    read, from batch r on.
+    Arguments and errors are those of `evaluate`. With `turn` (r, W), every Wth batch from batch r on is read.
 
     Yields:
         Logits (n, V), at least in float32, and targets (n,) int64, on the model's device.
@@ -197,7 +199,7 @@ def predictions(
 
 
 def _most_windows(data: BlockDataset, max_chars: int | None) -> int | None:
-    """Return how many windows are to be scored, so that at most `max_chars` characters are; None: all."""
+    """Return the number of windows that `max_chars` allows; None: all."""
     if max_chars is None:
         return None
     most = int_from(1, max_chars, "max_chars")
@@ -205,15 +207,16 @@ def _most_windows(data: BlockDataset, max_chars: int | None) -> int | None:
 
 
 def default_batch_size(block_size: int, vocab_size: int) -> int:
-    """Return how many windows `evaluate` scores at once, unless told otherwise.
+    """Return the number of windows that `evaluate` scores at once by default.
 
     Args:
-        block_size: T, characters in a window.
-        vocab_size: V; 0: not known. The logits of a batch take at most 64 MB, if one window's do.
+        block_size: T, tokens in a window.
+        vocab_size: V; 0: unknown. The logits of a batch take at most 64 MB, unless those of one window take
+            more.
 
     Example:
         >>> default_batch_size(64, 65), default_batch_size(64, 5_000), default_batch_size(10**6, 65)
         (256, 52, 1)
     """
-    characters = min(_CHARS_PER_BATCH, _LOGITS_PER_BATCH // max(1, vocab_size))
-    return max(1, characters // block_size)
+    tokens = min(_CHARS_PER_BATCH, _LOGITS_PER_BATCH // max(1, vocab_size))
+    return max(1, tokens // block_size)

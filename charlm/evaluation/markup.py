@@ -1,7 +1,7 @@
-"""How results look in a notebook, which asks them for HTML; elsewhere they are the text that `repr` gives.
+"""HTML of results for a notebook; elsewhere `repr` shows them.
 
-Everything that comes from a text or a model is escaped, and the style reaches no further than its own
-elements. Tables follow the notebook's theme; colours mean the same in each, and so stand on white.
+Everything from a text or a model is escaped, and the style affects its own elements only. Tables follow the
+notebook's theme; coloured texts have a white background, so that colours always mean the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from charlm.terminal import escaped
 
 __all__ = ["char_bits", "coloured_text", "figure", "table"]
 
-_LEVELS = (0.5, 1, 2, 3, 4, 6, 8, 12)  # bits at which the next colour begins, as on the page
+_LEVELS = (0.5, 1, 2, 3, 4, 6, 8, 12)  # least bits of each colour, as on the page
 _COLOURS = ("fff3d6", "ffe2a6", "fdc974", "f9a65c", "ee8051", "d95b50", "b02f5b", "6b1b5c")
 _DARK = 7  # from this level on, letters are white
 _MOST_SHOWN = 5_000  # characters
@@ -39,10 +39,10 @@ def table(
     """Return a table as HTML.
 
     Args:
-        rows: of cells, which are escaped here; the first of each is its name.
-        title: what stands above it.
+        rows: of cells, which are escaped here; the first cell is the name of the row.
+        title: the title above the table.
         head: names of the columns.
-        folded: the table is opened by a click on these words; empty: it is open.
+        folded: a click on these words opens the table; empty: it is open.
     """
     caption = f"<caption>{html.escape(title)}</caption>" if title else ""
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
@@ -60,28 +60,28 @@ def table(
 
 
 def figure(value: float) -> str:
-    """Return a number of a result as it is written for people."""
+    """Return a number of a result for people to read."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "NaN"
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def char_bits(text: str, bits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the bits of each character of a text, which has all those of its bytes if they are of these."""
+    """Return the bits of each character of a text; bits of bytes are summed over each character."""
     if len(bits) == len(text):
         return bits
     lengths = np.array([len(char.encode()) for char in text])
-    found: NDArray[np.float64] = np.add.reduceat(bits, lengths.cumsum() - lengths)
-    return found
+    sums: NDArray[np.float64] = np.add.reduceat(bits, lengths.cumsum() - lengths)
+    return sums
 
 
 def coloured_text(text: str, bits: NDArray[np.float64], ranks: NDArray[np.int64] | None = None) -> str:
-    """Return a text as HTML, each character on the colour of its surprisal, up to a sensible length.
+    """Return the beginning of a text as HTML, each character with the colour of its surprisal.
 
     Args:
         text: N characters.
-        bits: (N,) of each; NaN where it was not predicted.
-        ranks: (N,) the place of each among all; None: not known.
+        bits: (N,) surprisal of each; NaN if it was not predicted.
+        ranks: (N,) rank of each among all; None: unknown.
     """
     levels = "".join(
         f".charlm-text .l{level}{{background:#{colour};color:#{'fff' if level >= _DARK else '111'}}}"
@@ -125,7 +125,7 @@ def _lines(text: str, bits: NDArray[np.float64], ranks: NDArray[np.int64] | None
 
 
 def _signs(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each sign of a text begins and ends: a character, and marks that are joined to it."""
+    """Yield begin and end of each sign of a text: a character with the combining marks that follow it."""
     begin = 0
     for end in range(1, len(text) + 1):
         if end == len(text) or not (text[begin] != "\n" and unicodedata.category(text[end])[0] == "M"):

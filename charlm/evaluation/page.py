@@ -1,7 +1,7 @@
-"""A page that shows how surprised a model is by each character of a text: one HTML file, for any browser.
+"""A page that shows the surprisal of each character of a text: one HTML file for any browser.
 
-The page carries its own style and script, and forbids itself to load anything. Text and figures lie in it
-compressed, so nothing that a text holds is ever read as markup; page.html says how they are shown.
+The page has its own style and script, and loads nothing else. Text and figures are compressed inside it, so
+no part of a text is ever read as markup. page.html holds its layout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from charlm.text.tokenizer import Tokenizer, unit_of
 
 __all__ = ["surprisal_page"]
 
-_PER_BIT = 256  # figures in bits are kept in 256ths
+_PER_BIT = 256  # figures in bits are stored in 256ths
 _UNKNOWN, _INFINITE = 65_535, 65_534
 _SHARES = 65_535  # a probability of 1
 
@@ -32,14 +32,14 @@ _SHARES = 65_535  # a probability of 1
 def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: str = "Surprisal") -> str:
     """Return an HTML page on which each character of a text is coloured by its surprisal.
 
-    Hovering over a character, or moving there with the arrow keys, shows its figures and the likeliest
+    Hovering over a character, or moving to it with the arrow keys, shows its figures and the likeliest
     candidates, if `found` has any.
 
     Args:
         text: N characters, or N bytes of UTF-8 with a `ByteTokenizer`.
-        found: what `CharLM.surprisal` says of it.
-        tokenizer: the model's.
-        title: what stands above it; what no text holds, such as parts of a file's name, is escaped.
+        found: the result of `CharLM.surprisal`.
+        tokenizer: the tokenizer of the model.
+        title: the title of the page; lone surrogates, as in the name of a file, are escaped.
 
     Raises:
         InputError: text and figures differ in length.
@@ -101,14 +101,14 @@ def surprisal_page(text: str, found: Surprisal, tokenizer: Tokenizer, *, title: 
 
 
 def _bits(values: NDArray[np.float64]) -> bytes:
-    """Return figures in 256ths of a bit, with signs for unknown and infinite ones."""
+    """Return figures in 256ths of a bit, with codes for unknown and infinite ones."""
     scaled = np.minimum(np.rint(values * _PER_BIT), _INFINITE - 1)
     scaled = np.where(np.isinf(values), _INFINITE, np.where(np.isnan(values), _UNKNOWN, scaled))
     return scaled.astype("<u2").tobytes()
 
 
 def _shares(probs: NDArray[np.float64]) -> bytes:
-    """Return probabilities in 65,535ths, of which only an impossible one has none."""
+    """Return probabilities in 65,535ths; only a probability of 0 becomes 0."""
     return np.maximum(np.rint(probs * _SHARES), probs > 0).astype("<u2").tobytes()
 
 

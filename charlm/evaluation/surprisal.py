@@ -1,8 +1,8 @@
-"""Where in a text a model is surprised: the loss of `evaluate`, character by character.
+"""The surprisal of each character of a text: the loss of `evaluate` in detail.
 
-Windows and precision are those of `evaluate`, so the mean of `bits` is its loss. It knows ids alone:
+Windows and precision are those of `evaluate`, so the mean of `bits` is its loss. This module knows ids alone:
 `CharLM.surprisal` takes a text, and `charlm.evaluation.page` shows it.
-The word is Tribus's (Thermostatics and Thermodynamics, 1961), the measure Shannon's (1948).
+The term is from Tribus (Thermostatics and Thermodynamics, 1961), the measure from Shannon (1948).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = ["Surprisal", "surprisal"]
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Surprisal:
-    """How well a model predicts each character of a text, (N,) each; the first has nothing before it.
+    """Figures of each of the N characters of a text; the first one is not predicted.
 
-    With a `ByteTokenizer` all of it is per byte.
+    With a `ByteTokenizer`, the figures are those of bytes.
     """
 
     bits: NDArray[np.float64]
     """(N,) -log2 of the probability that the model gave to the character; NaN for the first."""
     entropy_bits: NDArray[np.float64]
-    """(N,) the surprisal that the model expected, of what might have stood there; NaN for the first."""
+    """(N,) entropy of the model's prediction, which is its expected surprisal; NaN for the first."""
     rank: NDArray[np.int64]
-    """(N,) place of the character among all, the likeliest being 1, ties by id; 0 for the first."""
+    """(N,) rank of the character among all, 1 for the likeliest, ties by id; 0 for the first."""
     context: NDArray[np.int64]
-    """(N,) how many characters before it, in its window, the model predicted it from; 0 for the first."""
+    """(N,) number of characters before it in its window, from which it was predicted; 0 for the first."""
     candidates: NDArray[np.int64]
-    """(N, top) ids that were the likeliest, best first; -1 for the first."""
+    """(N, top) the likeliest ids, best first; -1 for the first."""
     candidate_probs: NDArray[np.float64]
     """(N, top) their probabilities; NaN for the first."""
     block_size: int
@@ -50,17 +50,17 @@ class Surprisal:
     result: EvalResult
     """The evaluation of the whole text."""
     text: str | None = None
-    """The text itself, where it is known: `CharLM.surprisal` knows it. A notebook shows it in colours."""
+    """The text, if it is known (from `CharLM.surprisal`); a notebook shows it in colours."""
 
     def __repr__(self) -> str:
         return f"<Surprisal of {len(self.bits):,} ids in windows of {self.block_size:,}: {self.result!r}>"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
+        """Return a table and the coloured text for a notebook."""
         figures = self.result._repr_html_()
         if self.text is None:
             return figures
-        rank = self.rank if len(self.bits) == len(self.text) else None  # of bytes, not of characters
+        rank = self.rank if len(self.bits) == len(self.text) else None  # ranks of bytes are not shown
         return figures + coloured_text(self.text, char_bits(self.text, self.bits), rank)
 
 
@@ -72,14 +72,14 @@ def surprisal(
     batch_size: int | None = None,
     backend: DeviceBackend | None = None,
 ) -> Surprisal:
-    """Score every character of a text but its first, as `evaluate` does, and keep what it sums up.
+    """Score every token of a text except its first, as in `evaluate`, and return the figures of each.
 
     Args:
-        model: `model(idx, targets)` gives logits (B, T, V) or (B T, V), and anything second.
-        data: the text, N characters.
-        top: how many of the likeliest candidates to keep for each character; no more than V are kept.
+        model: `model(idx, targets)` returns logits (B, T, V) or (B T, V), and anything second.
+        data: the text, N tokens.
+        top: number of likeliest candidates for each token, at most V.
         batch_size: windows in one forward pass; changes speed and memory only. None: as in `evaluate`.
-        backend: the device that the model is on; None: the CPU.
+        backend: the device of the model; None: the CPU.
 
     Raises:
         InputError: `data` is no `BlockDataset`, or `top` no int of 0 or more.
@@ -103,7 +103,7 @@ def surprisal(
         here = slice(at, at + len(targets))
         nats = F.cross_entropy(logits, targets, reduction="none")  # (n,)
         p = logits.softmax(dim=-1)  # (n, V)
-        bits[here] = _array(nats.clamp(min=0) + 0.0) / math.log(2)  # what is certain has 0 bits, and not -0
+        bits[here] = _array(nats.clamp(min=0) + 0.0) / math.log(2)  # certainty is 0 bits, and not -0
         entropy[here] = _array(torch.special.entr(p).sum(dim=-1)) / math.log(2)
         own = logits.gather(1, targets[:, None])  # (n, 1)
         earlier = torch.arange(V, device=logits.device) < targets[:, None]  # (n, V)
@@ -125,7 +125,7 @@ def surprisal(
         candidates=np.concatenate([np.full((1, kept), -1), *candidates]),
         candidate_probs=np.concatenate([np.full((1, kept), np.nan), *probs]),
         block_size=T,
-        result=EvalResult(loss_nats=float(loss), accuracy=hits / (N - 1), n_chars=N - 1),
+        result=EvalResult(loss_nats=float(loss), accuracy=hits / (N - 1), n_chars=N - 1, unit=data.unit),
     )
 
 

@@ -113,8 +113,8 @@ class SamplingOptions:
     """The same seed gives the same text. None: drawn from torch's global generator (`charlm generate` takes a
     new one each time, which -v shows)."""
     use_cache: bool = True
-    """Keep keys and values of the tokens so far. Changes speed, never the result. False also switches the compiled
-    engine off."""
+    """Keep keys and values of the tokens so far. Changes speed, never the result. False also switches the
+    compiled engine off."""
     overflow: Overflow = "slide"
     """The context of a text that is longer than the block size. slide: exactly the last block, which moves on
     by one token. restart: whenever the block is full, continue from its last half, which is much faster."""

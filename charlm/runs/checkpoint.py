@@ -1,4 +1,4 @@
-"""Checkpoints: a model and all that training needs to go on, in one directory that appears at once.
+"""Checkpoints: a model and the whole training state, in one directory that appears at once.
 
     RUN/checkpoints/step-000000001200-5f3a9c1e/
         config.json  tokenizer.json  model.safetensors    a complete model (see models/saving.py)
@@ -7,8 +7,8 @@
         manifest.json                                     written last: size and sha256 of every file
 
 A checkpoint exists if and only if its name has this form and its manifest verifies. There is no "latest"
-file and no symlink, and modification times mean nothing. What is read is verified first, and parsed from
-the very bytes that were verified.
+file and no symlink, and modification times mean nothing. Files are verified before they are parsed, from the
+same bytes in memory.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "charlm.checkpoint", 1
 
 _NAME = re.compile(r"step-(\d{12})-([0-9a-f]{8})")
-_FILES = (*MODEL_FILES, TRAIN_FILE, STATE_FILE)  # in the order in which they are read
+_FILES = (*MODEL_FILES, TRAIN_FILE, STATE_FILE)  # in the order of reading
 _TENSORS = {WEIGHTS_FILE, TRAIN_FILE}
 _MOST_STATE = 256  # bytes of train.safetensors for each parameter; AdamW's moments take eight
-_MOST_BESIDE = 64 * 1024**2  # bytes of it for generators and the like
+_MOST_BESIDE = 64 * 1024**2  # bytes of train.safetensors for generators and the like
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class CheckpointInfo:
     path: Path
     """Its directory."""
     step: int
-    """How many steps were done."""
+    """Number of steps done."""
     run_id: str
-    """The run that it belongs to."""
+    """The id of its run."""
     save_id: str
-    """Names this one save."""
+    """The id of this save."""
     val_loss: float | None
-    """Validation loss in nats of an evaluation at this very step, if there was one."""
+    """Validation loss in nats at this step, if it was evaluated."""
     files: Mapping[str, FileDigest]
     """Size and sha256 of each file."""
 
@@ -90,21 +90,21 @@ class Checkpoint:
     """A checkpoint that was read and verified."""
 
     info: CheckpointInfo
-    """Where it lies and what it is."""
+    """Its manifest."""
     files: Mapping[str, bytearray]
-    """The contents of its files."""
+    """The contents of its files, by name."""
     state: Mapping[str, object]
-    """state.json."""
+    """The content of state.json."""
 
 
 @dataclass(frozen=True)
 class SaveIdentity:
-    """Names one save of one run; every part of it says so, and parts of two saves cannot be mixed."""
+    """Identifies one save of one run. Every file has this identity, so files of two saves cannot be mixed."""
 
     run_id: str
-    """The run."""
+    """The id of the run."""
     step: int
-    """How many steps are done."""
+    """Number of steps done."""
     save_id: str = field(default_factory=lambda: secrets.token_hex(4))
     """Random, so that a step can be saved twice."""
 
@@ -115,12 +115,12 @@ class SaveIdentity:
 
     @property
     def values(self) -> dict[str, str | int]:
-        """What JSON files say of it."""
+        """The identity in JSON files."""
         return {"run_id": self.run_id, "save_id": self.save_id, "step": self.step}
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What safetensors files say of it, whose metadata are strings."""
+        """The identity in the metadata of safetensors files, which are strings."""
         return {name: str(value) for name, value in self.values.items()}
 
 
@@ -135,19 +135,19 @@ def write_checkpoint(
     """Write a checkpoint. When this returns, it survives a loss of power.
 
     Args:
-        run: where.
-        identity: names this save.
-        files: contents of the model's files and of train.safetensors; the safetensors files carry
+        run: the run.
+        identity: of this save.
+        files: contents of the model's files and of train.safetensors; the safetensors files have
             `identity.metadata`.
-        state: what state.json holds; the identity is added.
-        val_loss: validation loss at this step, in nats, if known; finite.
+        state: the content of state.json; the identity is added.
+        val_loss: finite validation loss at this step in nats; None: unknown.
 
     Returns:
         The checkpoint's directory.
 
     Raises:
         CheckpointWriteError: it could not be written. Older checkpoints are intact.
-        InputError: the state is not JSON, or it or the tokenizer is larger than is read back.
+        InputError: the state is not JSON, or a file is too large to be read again.
     """
 
     def manifest(digests: Mapping[str, FileDigest]) -> tuple[str, bytes]:
@@ -175,10 +175,10 @@ def write_checkpoint(
 
 
 def encode_state(identity: SaveIdentity, state: Mapping[str, object]) -> bytes:
-    """Return the content of state.json; what could not be read back must not be written.
+    """Return the content of state.json, and check that it could be read again.
 
     Raises:
-        InputError: the state is not JSON, or more than is read back.
+        InputError: the state is not JSON, or too large.
     """
     try:
         data = strict_json.dumps({**identity.values, **state})
@@ -189,20 +189,20 @@ def encode_state(identity: SaveIdentity, state: Mapping[str, object]) -> bytes:
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Return whether a directory of that name can be a checkpoint."""
+    """Return whether this can be the name of a checkpoint."""
     return _NAME.fullmatch(name) is not None
 
 
 def checkpoint_names(run: RunDirectory) -> set[str]:
-    """Return the names of all directories that may be checkpoints; nothing in them is looked at."""
+    """Return the names of all directories that may be checkpoints, without reading them."""
     present = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
     return {path.name for path in present if _NAME.fullmatch(path.name)}
 
 
 def list_checkpoints(run: str | Path) -> list[CheckpointInfo]:
-    """Return the checkpoints whose manifest is whole, in order of their steps; contents are not read.
+    """Return the checkpoints with a whole manifest, in the order of their steps. Contents are not read.
 
-    Directories of other names, and damaged manifests, are passed over.
+    Directories with other names or damaged manifests are ignored.
 
     Args:
         run: its directory.
@@ -224,23 +224,23 @@ def list_checkpoints(run: str | Path) -> list[CheckpointInfo]:
 
 
 def scan_checkpoints(run: RunDirectory) -> tuple[list[CheckpointInfo], dict[Path, OSError]]:
-    """Return what `list_checkpoints` does, and what is wrong with each other manifest, by directory."""
+    """Return the checkpoints of `list_checkpoints`, and the error of each damaged manifest, by directory."""
     while True:
-        found: list[CheckpointInfo] = []
+        whole: list[CheckpointInfo] = []
         problems: dict[Path, OSError] = {}
         deleted = False
         for path in [run.checkpoints / name for name in sorted(checkpoint_names(run))]:
             try:
-                found.append(_read_manifest(path, run.run_id))
+                whole.append(_read_manifest(path, run.run_id))
             except OSError as error:
                 deleted = deleted or not os.path.lexists(path)
                 problems[path] = error
-        if not deleted:  # else a process that trains there has saved a newer one meanwhile: look again
-            return found, problems
+        if not deleted:  # else a process that trains there has saved a newer one: look again
+            return whole, problems
 
 
 def verify_checkpoint(path: str | Path) -> CheckpointInfo:
-    """Check every byte of a checkpoint and return what it is.
+    """Check every byte of a checkpoint and return its manifest.
 
     Args:
         path: its directory, such as `TrainResult.checkpoint`.
@@ -280,20 +280,20 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
             f"{quoted(str(path))} must hold exactly the files of its manifest; missing or too many: {names}"
         )
     files: dict[str, bytearray] = {}
-    for name in _FILES:  # not in the order of the manifest: config.json says how large others may be
+    for name in _FILES:  # in this order: config.json determines how large the others may be
         if name not in info.files:
             continue
-        wanted = info.files[name]
+        listed = info.files[name]
         try:
             data = read_file(
                 path / name,
-                max_bytes=_most_bytes(name, files, path, size=wanted.size),
-                exact_size=wanted.size,
+                max_bytes=_most_bytes(name, files, path, size=listed.size),
+                exact_size=listed.size,
                 larger_if_stored=name in _TENSORS,
             )
         except FileFormatError as error:
             raise CheckpointCorruptError(str(error)) from error
-        if hashlib.sha256(data).hexdigest() != wanted.sha256:
+        if hashlib.sha256(data).hexdigest() != listed.sha256:
             raise CheckpointCorruptError(f"{quoted(str(path / name))} has changed since it was saved")
         files[name] = data
     state = _parsed(files[STATE_FILE], path / STATE_FILE)
@@ -307,16 +307,16 @@ def read_checkpoint(path: Path, run_id: str | None = None) -> Checkpoint:
 
 
 def _most_bytes(name: str, files: Mapping[str, bytes | bytearray], path: Path, *, size: int) -> int:
-    """Return how large a file may be, whatever size the manifest says; one of tensors, if it has holes."""
+    """Return the largest accepted size of a file; files of tensors may exceed it if they have no holes."""
     if name == STATE_FILE:
         return strict_json.MAX_BYTES
-    if name in _TENSORS and size <= _MOST_BESIDE:  # without a look at the settings, which takes time
+    if name in _TENSORS and size <= _MOST_BESIDE:  # reading the settings would take time
         return _MOST_BESIDE
     try:
         if name == TRAIN_FILE:
             return _MOST_STATE * model_settings(files, path)[1].num_parameters() + _MOST_BESIDE
         return most_bytes(name, files, path)
-    except (KeyError, CharLMError):  # of a class that is not known here
+    except (KeyError, CharLMError):  # a model of an unknown class
         return _MOST_BESIDE
 
 
@@ -342,7 +342,7 @@ def _read_manifest(path: Path, run_id: str | None) -> CheckpointInfo:
     digest = values.pop("sha256", None)
     if digest != _own_digest(values) or data != strict_json.dumps({**values, "sha256": digest}):
         raise CheckpointCorruptError(f"{quoted(where)} has changed since it was saved")
-    # From here on the manifest is what a charlm wrote; it may still be another version, run or save.
+    # The manifest was written by a charlm; but its version, run or save may be another.
     try:
         strict_json.check_version(values, FORMAT, VERSION, path=where)
     except FileFormatError as error:

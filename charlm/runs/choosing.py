@@ -1,8 +1,7 @@
-"""Which checkpoint of a run is meant: the newest to go on from, the best to load.
+"""Chooses a checkpoint of a run: the newest one to resume, the best one to load.
 
-A damaged checkpoint is passed over with a warning, and the next one takes its place. A process that trains
-in the run meanwhile may delete one just before it is read; then there is a newer one, so the search begins
-again.
+A damaged checkpoint gives a warning, and the next one is used. A process that trains in the run may delete a
+checkpoint just before it is read; then there is a newer one, and the search starts again.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ __all__ = [
 ]
 
 MIXTURE_FOLDER = "mixture"
-"""Where in a run its result lies, if that is more than the GPT of its best checkpoint."""
+"""Folder in a run for its result, if that is a mixture and not the model of its best checkpoint."""
 
 
 def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
-    """Read the newest checkpoint that verifies; a damaged newer one is warned about.
+    """Read the newest checkpoint that verifies, and warn about damaged newer ones.
 
     Raises:
         CheckpointError: there is none, or a newer charlm wrote the newest.
@@ -55,22 +54,22 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
                 if not os.path.lexists(path):
                     break
                 if isinstance(error, CheckpointError) and not isinstance(error, CheckpointCorruptError):
-                    raise  # it is whole, and an older one is not what the caller means
+                    raise  # it is whole, so an older one must not replace it
                 problems[path] = error
                 continue
             _warn(problems, f"going on from step {checkpoint.info.step}")
             return checkpoint
         else:
-            anew = "in the same" if RunDirectory.is_free(run.path) else "in another"
+            which = "in the same" if RunDirectory.is_free(run.path) else "in another"
             raise _none_is_whole(
                 run,
                 problems,
-                f"none was saved. Begin anew, {anew} directory (Trainer(..., out_dir=...), or charlm train)",
+                f"none was saved. Begin anew, {which} directory (Trainer(..., out_dir=...), or charlm train)",
             )
 
 
 def best_whole_checkpoint(run: RunDirectory) -> Checkpoint:
-    """Read the checkpoint with the lowest validation loss, else the newest, that verifies.
+    """Read the checkpoint with the lowest validation loss, or without losses the newest, that verifies.
 
     Raises:
         CheckpointError: there is none.
@@ -94,7 +93,7 @@ def best_whole_checkpoint(run: RunDirectory) -> Checkpoint:
 
 
 def best_of(newest_first: Sequence[CheckpointInfo]) -> CheckpointInfo:
-    """Return the checkpoint with the lowest validation loss, the newest of equals; without losses the newest.
+    """Return the checkpoint with the lowest validation loss, of equals the newest; without losses the newest.
 
     Args:
         newest_first: at least one.
@@ -103,14 +102,14 @@ def best_of(newest_first: Sequence[CheckpointInfo]) -> CheckpointInfo:
 
 
 def model_files_at(directory: Path, *, mixture: bool) -> tuple[Mapping[str, bytearray], Path]:
-    """Read the model's files of a run, a checkpoint or a saved model, and return where they lie.
+    """Read the model's files of a run, a checkpoint or a saved model, and return them with their directory.
 
     Args:
         directory: one of the three.
-        mixture: of a run, take the mixture if there is one.
+        mixture: take the mixture of a run, if there is one.
 
     Raises:
-        CheckpointError: nothing that can be loaded lies there.
+        CheckpointError: there is nothing to load.
         FileFormatError: a file's content is refused.
     """
     if (directory / "run.json").exists():
@@ -119,19 +118,19 @@ def model_files_at(directory: Path, *, mixture: bool) -> tuple[Mapping[str, byte
         if mixture and (mixed := mixture_of(run, best.info)) is not None:
             return mixed, run.path / MIXTURE_FOLDER
         return best.files, best.info.path
-    if is_checkpoint_name(directory.name) and directory.exists():  # whole, or damaged; no saved model
+    if is_checkpoint_name(directory.name) and directory.exists():  # whole or damaged, but no saved model
         return read_checkpoint(directory).files, directory
     return read_model_files(directory), directory
 
 
 def made_of(info: CheckpointInfo) -> dict[str, str]:
-    """Return what the weights of a run's result say of the checkpoint that it was made of."""
+    """Return the metadata that connects the weights of a run's result with its checkpoint."""
     digest = info.files[WEIGHTS_FILE].sha256
     return {"run": info.run_id, "checkpoint": info.path.name, "sha256": digest}
 
 
 def mixture_of(run: RunDirectory, info: CheckpointInfo) -> dict[str, bytearray] | None:
-    """Read the run's result, if it was made of this checkpoint; None: the checkpoint itself is the result."""
+    """Read the run's mixture if it was made from this checkpoint, else return None."""
     folder = run.path / MIXTURE_FOLDER
     if not folder.exists() or WEIGHTS_FILE not in info.files:
         return None
@@ -150,5 +149,5 @@ def _warn(problems: Mapping[Path, OSError], instead: str) -> None:
 
 
 def _none_is_whole(run: RunDirectory, problems: Mapping[Path, OSError], none: str) -> CheckpointError:
-    found = "; ".join(map(str, problems.values())) or none
-    return CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {found}")
+    reason = "; ".join(map(str, problems.values())) or none
+    return CheckpointError(f"no whole checkpoint in {quoted(str(run.path))}: {reason}")

@@ -1,14 +1,14 @@
-"""A run's directory: run.json, the lock, and where the log and the checkpoints lie.
+"""A run's directory: run.json, the lock, and the places of the log and the checkpoints.
 
 RUN/run.json         run id, format, creation time; written once
-RUN/.lock            held while a process trains here; a courtesy, correctness never depends on it
+RUN/.lock            held while a process trains here; correctness never depends on it
 RUN/metrics.jsonl    see log.py
 RUN/checkpoints/     see checkpoint.py
-RUN/train.json       what `charlm train` was asked for; cli/rundir.py writes it
-RUN/ngram/           a saved model: the baseline that the command line counts
-RUN/tensorboard/, RUN/wandb/   what these loggers write; no part of the run's state
-RUN/mixture/         a saved model: the result of the command line, if not a checkpoint's; see choosing.py
-RUN/abandoned-*.jsonl   the log of a run that ended before its first checkpoint, and was begun anew
+RUN/train.json       the arguments of `charlm train`; cli/rundir.py writes it
+RUN/ngram/           a saved model: the n-gram baseline of the command line
+RUN/tensorboard/, RUN/wandb/   files of these loggers; not part of the run's state
+RUN/mixture/         a saved model: the mixture, if it is the result of the command line; see choosing.py
+RUN/abandoned-*.jsonl   the log of an earlier run that ended before its first checkpoint
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from charlm.files.reading import read_file, refusal
 
 try:
     import fcntl
-except ImportError:  # Windows has none; there, two trainers in one directory go unnoticed
+except ImportError:  # Windows has none: there, two trainers in one directory are not noticed
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["RunDirectory", "has_checkpoints", "is_leftover"]
@@ -60,7 +60,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        run_id: written into every part of every checkpoint, so that parts of two runs cannot be mixed.
+        run_id: part of every file of every checkpoint, so that files of two runs cannot be mixed.
     """
 
     def __init__(self, path: Path, run_id: str) -> None:
@@ -74,7 +74,7 @@ class RunDirectory:
     def is_free(path: Path) -> bool:
         """Return whether a new run may begin at `path`: it is missing or empty.
 
-        What a run leaves that ended before its first checkpoint, or while it was deleted, does not count.
+        The remains of a run without a checkpoint do not count.
         """
         if not path.is_dir():
             return not os.path.lexists(path)
@@ -84,10 +84,7 @@ class RunDirectory:
 
     @classmethod
     def abandoned(cls, path: Path) -> RunDirectory | None:
-        """Return the run that lies at `path`, if it has no checkpoint and nobody has put other files there.
-
-        There is nothing to go on with, so it is begun anew.
-        """
+        """Return the run at `path` if it has no checkpoint and no foreign files; it cannot be resumed."""
         try:
             run = cls.open(path)
         except (CheckpointError, FileFormatError):
@@ -108,7 +105,7 @@ class RunDirectory:
 
     @classmethod
     def refuse_if_training(cls, path: Path) -> None:
-        """Raise RunLockedError if a process or trainer trains at `path` now, as far as locks tell."""
+        """Raise RunLockedError if a process or trainer holds the lock of the run at `path`."""
         if (path / ".lock").is_file():
             run = cls(path, "")
             try:
@@ -123,7 +120,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> RunDirectory:
-        """Begin a new run, as `begin` does, and give the lock back."""
+        """Begin a new run, as `begin` does, and release the lock."""
         run = cls.new(path)
         try:
             run.begin()
@@ -132,14 +129,13 @@ class RunDirectory:
         return run
 
     def begin(self) -> None:
-        """Begin a new run in a directory that is missing or empty, or whose run ended before its first save.
+        """Begin a new run in a directory that is missing or empty, or whose run has no checkpoint.
 
-        The lock is taken then, and whatever is raised, it is for the caller to give it back. Taken again
-        later, it might be with another process just then, one that is about to find that the run has begun;
-        and neither of the two would train.
+        This takes the lock, and the caller releases it, also after an error. If it were released and taken
+        again here, another process might hold it just then to check the directory, and neither would train.
 
         Raises:
-            RunExistsError: it holds something, perhaps since a moment ago.
+            RunExistsError: the directory holds something, perhaps since a moment ago.
             RunLockedError: another process or trainer is beginning a run there.
             CheckpointWriteError: it could not be written.
         """
@@ -149,10 +145,10 @@ class RunDirectory:
         try:
             make_directory(self.path)
             self.lock()
-            self.refuse_if_taken(self.path)  # once more, now that nobody else can begin
+            self.refuse_if_taken(self.path)  # once more, now that no other process can begin
             abandoned = self.abandoned(self.path)
             if abandoned is not None:
-                if self._lock is None:  # then it may as well be one that is training, and has not saved yet
+                if self._lock is None:  # without locks, a process may be training that has not saved yet
                     raise RunExistsError(
                         f"{quoted(str(self.path))} holds a run without a checkpoint, and no lock tells here "
                         "whether a process still trains in it. Delete it, or choose another directory."
@@ -168,7 +164,7 @@ class RunDirectory:
             ) from error
 
     def _make_room(self) -> None:
-        """Take away what a run without a checkpoint has written; its log is kept under another name."""
+        """Delete the files of a run without a checkpoint; its log gets another name."""
         if self.metrics.is_file():
             rename_file(self.metrics, f"abandoned-{self.run_id}.jsonl")
         if (self.path / RECORD_FILE).is_file():
@@ -179,7 +175,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Open a run that exists.
+        """Open an existing run.
 
         Raises:
             CheckpointError: there is no run.
@@ -200,7 +196,7 @@ class RunDirectory:
         return cls(path, strict_json.take(values, "run_id", str, path=str(file)))
 
     def lock(self) -> None:
-        """Take the lock; the operating system gives it back if the process dies, whatever children it has.
+        """Take the lock; the operating system releases it when the process dies, even if children live on.
 
         Raises:
             RunLockedError: another process or trainer has it.
@@ -218,12 +214,12 @@ class RunDirectory:
             raise RunLockedError(
                 f"another process or trainer is training in {quoted(str(self.path))}"
             ) from error
-        except OSError:  # some network file systems have no locks; the lock is a courtesy
+        except OSError:  # some network file systems have no locks
             self.unlock()
 
     def unlock(self) -> None:
-        """Give the lock back."""
-        if fcntl is not None and self._lock is not None:  # also for a child that is being forked
+        """Release the lock."""
+        if fcntl is not None and self._lock is not None:  # LOCK_UN also works if a child is being forked
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._close_lock()
@@ -238,7 +234,7 @@ class RunDirectory:
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file of this name is what a killed process, or a run that was begun anew, has left."""
+    """Return whether this is the name of a remainder of a killed process or an abandoned run."""
     return is_left_behind(name) or _ABANDONED_LOG.fullmatch(name) is not None
 
 
@@ -249,11 +245,11 @@ def has_checkpoints(path: Path) -> bool:
 
 
 _locked: set[RunDirectory] = set()
-_forking = threading.RLock()  # held while a process is forked, and while a lock is opened or closed
+_forking = threading.RLock()  # held during a fork, and while a lock is opened or closed
 
 
 def _leave_locks_to_the_parent() -> None:
-    """Close in a forked process what would keep the locks of its parent when that is dead."""
+    """Close the lock files in a forked process, which would keep the locks when the parent is dead."""
     for run in list(_locked):
         run._close_lock()
     _forking.release()

@@ -1,7 +1,7 @@
-"""What a run's directory tells of its training, as columns of numbers: to be drawn, or looked at closely.
+"""The course of a training as columns of numbers, for plots and tables.
 
-From metrics.jsonl and, where `charlm train` began the run, from train.json. A run in training can be read,
-too: what it has logged so far.
+It is read from metrics.jsonl and, for a run of `charlm train`, from train.json. A run in training can be
+read, too, with the records so far.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 RECORD_BYTES = 8 * 1024 * 1024
-"""Size limit of train.json, which names every file that was trained on."""
+"""Size limit of train.json, which names every file of the training text."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,38 +42,39 @@ class RunHistory:
     """The course of a training. A number that was not finite, or was not logged, is NaN."""
 
     name: str
-    """What the run is called in titles."""
+    """The name of the run in titles."""
     unit: Literal["character", "byte"] = "character"
-    """What the tokenizer makes an id of, and losses are given for."""
+    """The unit of an id and of the losses."""
     steps: NDArray[np.int64]
     """(N,) the logged steps, counted from 1."""
     loss_nats: NDArray[np.float64]
-    """(N,) mean training loss of each one's batch, before its update."""
+    """(N,) mean training loss of the batch of each step, before its update."""
     learning_rate: NDArray[np.float64]
-    """(N,) of each step."""
+    """(N,) learning rate of each step."""
     chars_per_second: NDArray[np.float64]
-    """(N,) mean speed since the logged step before."""
+    """(N,) mean speed since the previous logged step."""
     eval_steps: NDArray[np.int64]
-    """(M,) after how many steps the validation text was scored."""
+    """(M,) the steps after which the validation text was scored."""
     eval_loss_nats: NDArray[np.float64]
-    """(M,) loss over the whole of it, or over `eval_part`."""
+    """(M,) loss on the whole validation text, or on `eval_part`."""
     skipped_steps: NDArray[np.int64]
     """(K,) steps that changed nothing, since their loss or gradient was not finite."""
     eval_part: tuple[int, int] | None = None
-    """How many characters each evaluation scored, and of how many; None: all of them."""
+    """Number of characters that each evaluation scored, and their total number; None: all were scored."""
     baseline_loss_nats: float | None = None
-    """Validation loss of the n-gram model that `charlm train` counted, if it did."""
+    """Validation loss of the n-gram model of `charlm train`, if there is one."""
     result: tuple[str, float] | None = None
-    """What `charlm train` made the result, and its validation loss, if that is not the trained model."""
+    """Kind and validation loss of the result of `charlm train`, if it is not the trained model."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the model and of the training, by names such as "model.n_layer" and "training.seed"; of a run
-    without a checkpoint none are known."""
+    """Fields of the model and of the training, by names such as "model.n_layer" and "training.seed"; empty
+    for a run without a checkpoint."""
     baseline_part: tuple[int, int] | None = None
-    """How many characters that model was scored on, and of how many; None: all of them, or not known."""
+    """Number of characters on which the n-gram model was scored, and their total number; None: all, or
+    unknown."""
 
     @property
     def best(self) -> int | None:
-        """Which evaluation has the lowest loss, the first of several; None: none has a finite one."""
+        """Index of the evaluation with the lowest loss, the first of equals; None: no loss is finite."""
         finite = np.flatnonzero(np.isfinite(self.eval_loss_nats))
         return int(finite[self.eval_loss_nats[finite].argmin()]) if len(finite) else None
 
@@ -129,10 +130,10 @@ def read_history(run: str | Path) -> RunHistory:
 
 
 def read_histories(runs: Iterable[str | Path]) -> list[RunHistory]:
-    """Read the courses of several runs, which get names that tell them apart.
+    """Read the courses of several runs, with distinct names.
 
     Args:
-        runs: their directories. Of two that have the same name, more of the path is the name.
+        runs: their directories. Runs whose directories have the same name get more of the path as names.
 
     Returns:
         One history for each, in their order.
@@ -158,9 +159,9 @@ def read_histories(runs: Iterable[str | Path]) -> list[RunHistory]:
 
 
 def _settings(run: RunDirectory) -> dict[str, object]:
-    """Return the settings of a run by its newest checkpoint that can be read."""
+    """Return the settings of a run from its newest readable checkpoint."""
     for name in sorted(checkpoint_names(run), reverse=True):
-        with contextlib.suppress(CharLMError, OSError):  # damaged, or deleted by the run that goes on
+        with contextlib.suppress(CharLMError, OSError):  # damaged, or deleted by the continuing run
             tables = {"training": _config(run.checkpoints / name / STATE_FILE)}
             if (run.checkpoints / name / CONFIG_FILE).exists():  # a foreign module's checkpoint has none
                 tables = {"model": _config(run.checkpoints / name / CONFIG_FILE), **tables}
@@ -171,14 +172,14 @@ def _settings(run: RunDirectory) -> dict[str, object]:
 
 
 def _config(path: Path) -> dict[str, object]:
-    """Return the settings in a file of a checkpoint; of a model its kind first."""
+    """Return the settings in a file of a checkpoint; those of a model begin with its kind."""
     values = strict_json.loads(read_file(path, max_bytes=strict_json.MAX_BYTES), path=str(path))
     config = strict_json.take(values, "config", dict, path=str(path))
     return {**({"kind": values["kind"]} if "kind" in values else {}), **config}
 
 
 def read_record_values(record: Path) -> dict[str, object]:
-    """Return what a run's train.json holds.
+    """Return the content of a run's train.json.
 
     Raises:
         FileFormatError: its content is refused.
@@ -193,14 +194,14 @@ def read_record_values(record: Path) -> dict[str, object]:
 def _of_command(
     record: Path,
 ) -> tuple[Literal["character", "byte"], float | None, tuple[int, int] | None, tuple[str, float] | None]:
-    """Return from what `charlm train` wrote the unit, the n-gram model's loss, its part, and the result."""
+    """Return from train.json the unit, the loss and part of the n-gram model, and the result."""
     try:
         values = read_record_values(record)
     except FileNotFoundError:
         return "character", None, None, None
     baseline = values.get("baseline")
-    known: dict[str, object] = baseline if isinstance(baseline, dict) else {}
-    loss, scored, left_out = (known.get(name) for name in ("loss_nats", "scored", "n_left_out"))
+    fields: dict[str, object] = baseline if isinstance(baseline, dict) else {}
+    loss, scored, left_out = (fields.get(name) for name in ("loss_nats", "scored", "n_left_out"))
     part = None
     if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
         part = scored, scored + left_out
@@ -209,8 +210,8 @@ def _of_command(
 
 
 def _result(values: object) -> tuple[str, float] | None:
-    known: dict[str, object] = values if isinstance(values, dict) else {}
-    kind, losses = known.get("kind"), known.get("loss_nats")
+    fields: dict[str, object] = values if isinstance(values, dict) else {}
+    kind, losses = fields.get("kind"), fields.get("loss_nats")
     loss = losses.get(kind) if isinstance(losses, dict) and isinstance(kind, str) else None
     return (kind, loss) if isinstance(kind, str) and isinstance(loss, float) and kind != "gpt" else None
 

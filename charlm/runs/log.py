@@ -1,9 +1,9 @@
 """metrics.jsonl: one line for each logged step, evaluation, sample and skipped step.
 
-A line is strict JSON with "kind" and "step". The kinds: "step", "eval", "sample", "end" where the clock has
-fixed the end of the run, and "skip" for a step that changed nothing; callbacks add kinds of their own, as
-`charlm train --from` does "old", the loss on the old validation text. JSON has no NaN, so a value that is not
-finite is null, and "nonfinite" names it. Readers ignore a torn last line; a resume cuts what lies past its
+A line is strict JSON with "kind" and "step". The kinds are "step", "eval", "sample", "end" (the clock has
+fixed the end of the run) and "skip" (the step changed nothing). Callbacks add other kinds: `charlm train
+--from` writes "old", the loss on the old validation text. JSON has no NaN, so a value that is not finite is
+null, and "nonfinite" names it. Readers ignore an incomplete last line. A resume cuts the log back to its
 checkpoint.
 """
 
@@ -27,7 +27,7 @@ class MetricsLog:
 
     Args:
         path: metrics.jsonl.
-        step: records past this step are cut off first; 0 for a new run.
+        step: later records are cut off first; 0 for a new run.
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
@@ -40,7 +40,7 @@ class MetricsLog:
         self._appender.append(strict_json.dumps_line({"kind": kind, "step": step, **finite(values)}))
 
     def flush(self) -> None:
-        """Make what was written durable."""
+        """Make the records so far durable."""
         self._appender.flush()
 
     def close(self) -> None:
@@ -49,14 +49,14 @@ class MetricsLog:
 
 
 def finite(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the values with NaN and infinities as None, and "nonfinite" saying what each was."""
+    """Return the values with None in place of NaN and infinities, and "nonfinite" with their names."""
     bad = {k: str(v) for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
     kept = {k: None if k in bad else v for k, v in values.items()}
     return {**kept, "nonfinite": bad} if bad else kept
 
 
 def eval_values(result: EvalResult) -> dict[str, object]:
-    """Return an evaluation as a record holds it."""
+    """Return an evaluation as the values of a record."""
     values: dict[str, object] = {
         "loss_nats": result.loss_nats,
         "bits_per_char": result.bits_per_char,
@@ -68,7 +68,7 @@ def eval_values(result: EvalResult) -> dict[str, object]:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, object]]:
-    """Yield the records of a log in order, without a torn last line; the run may go on meanwhile.
+    """Yield the records of a log in order, without an incomplete last line; the run may continue meanwhile.
 
     Raises:
         FileFormatError: a line is no record or longer than 256 KiB, or the log is no regular file or larger
@@ -84,5 +84,5 @@ def read_metrics(path: Path) -> Iterator[dict[str, object]]:
 def _step_of(line: bytes, path: Path) -> int:
     try:
         return strict_json.take(strict_json.loads(line, path=str(path)), "step", int, path=str(path))
-    except FileFormatError:  # what is no record belongs to no step, and goes with those that are cut
+    except FileFormatError:  # a line that is no record is cut off
         return 2**63

@@ -1,7 +1,7 @@
-"""Which checkpoints stay, and how the others go: once a newer one is durable, and never what is foreign.
+"""Deletes old checkpoints once a newer one is durable, and never the files of others.
 
-A checkpoint is renamed before it is deleted, so that no reader sees a part of one. What a killed save or an
-unfinished deletion leaves is deleted by the next trainer that has the run's lock.
+A checkpoint is renamed before it is deleted, so that no reader sees a part of one. The next trainer with the
+run's lock deletes the remains of a killed save or an unfinished deletion.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _TRASH = re.compile(r"\.trash-[0-9a-f]{8}")
 def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_best: int) -> None:
     """Delete all checkpoints but the newest and the best. Call it only after `newest` is durable.
 
-    Nothing but checkpoints of this run with a whole manifest is ever deleted, and none that somebody has put
-    other files into. `newest` always stays, and others of its step go. Those past its step are left alone
-    and do not count: they belong to what a resume has fallen back from, and may be damaged.
+    Only checkpoints of this run with a whole manifest and without other files are deleted. `newest` always
+    stays; other checkpoints of its step are deleted. Those of later steps are ignored: a resume has fallen
+    back from them, and they may be damaged.
 
     Args:
-        run: where.
+        run: the run.
         newest: the checkpoint that was just saved.
-        keep_last: how many of the newest stay, at least 1.
-        keep_best: how many of those with the lowest validation loss stay beside them.
+        keep_last: number of newest checkpoints to keep, at least 1.
+        keep_best: number of checkpoints with the lowest validation loss to keep, too.
 
     Raises:
-        OSError: one could not be deleted.
+        OSError: a checkpoint could not be deleted.
     """
     checkpoints = scan_checkpoints(run)[0]
     current = [info for info in checkpoints if info.path == newest]
@@ -53,16 +53,16 @@ def prune_checkpoints(run: RunDirectory, newest: Path, *, keep_last: int, keep_b
 
 
 def remove_leftovers(run: RunDirectory) -> None:
-    """Delete what killed saves and unfinished deletions left behind. Only while the run is locked.
+    """Delete the remains of killed saves and unfinished deletions. Call it only while the run is locked.
 
     Raises:
-        OSError: one could not be deleted.
+        OSError: something could not be deleted.
     """
     for path in run.checkpoints.iterdir():
         is_ours = is_left_behind(path.name) or _TRASH.fullmatch(path.name)
         if is_ours and stat.S_ISDIR(path.lstat().st_mode):
             remove_directory(path, path)
-    for path in run.path.iterdir():  # of the log, when a resume cuts it back, and of the n-gram model
+    for path in run.path.iterdir():  # remains of the log or of the n-gram model
         if is_left_behind(path.name) and stat.S_ISDIR(path.lstat().st_mode):
             remove_directory(path, path)
         elif is_left_behind(path.name):
@@ -70,7 +70,7 @@ def remove_leftovers(run: RunDirectory) -> None:
 
 
 def _holds_only_its_own(info: CheckpointInfo) -> bool:
-    """Return whether nobody has put anything into a checkpoint, or a link in its place."""
+    """Return whether a checkpoint holds no other files and is no link."""
     return not info.path.is_symlink() and {entry.name for entry in info.path.iterdir()} <= {
         *info.files,
         MANIFEST_FILE,

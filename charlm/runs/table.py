@@ -1,4 +1,4 @@
-"""Several runs as one table: columns of one length, which numpy and pandas take."""
+"""Several runs as one table: columns of one length, for numpy and pandas."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def history_table(histories: Sequence[RunHistory]) -> dict[str, NDArray[Any]]:
-    """Return several runs as one table: a row for each step of a run that was logged or evaluated.
+    """Return several runs as one table with a row for each logged or evaluated step of a run.
 
-    `pandas.DataFrame(table)` takes it, and so does numpy: `table["val_loss"][table["run"] == "one"]`.
+    Use it with pandas, `pandas.DataFrame(table)`, or with numpy, `table["val_loss"][table["run"] == "one"]`.
 
     Args:
-        histories: of the runs, such as `read_histories` gives them.
+        histories: of the runs, for example from `read_histories`.
 
     Returns:
         Columns of one length: `run` (its name), `step`, `train_loss` and `val_loss` in nats, `learning_rate`
-        and `chars_per_second`, NaN where a step has none; and a column for each setting in which the runs
+        and `chars_per_second`, with NaN for missing values; and a column for each setting in which the runs
         differ, such as `training.seed`.
 
     Example:
@@ -60,16 +60,16 @@ def history_table(histories: Sequence[RunHistory]) -> dict[str, NDArray[Any]]:
         columns["run"] += [history.name] * len(steps)
         columns["step"] += steps.tolist()
         for column, (at, values) in _COLUMNS.items():
-            found = np.full(len(steps), np.nan)
-            found[np.searchsorted(steps, getattr(history, at))] = getattr(history, values)
-            columns[column] += found.tolist()
+            cells = np.full(len(steps), np.nan)
+            cells[np.searchsorted(steps, getattr(history, at))] = getattr(history, values)
+            columns[column] += cells.tolist()
         for name in differing:
             columns[name] += [history.settings.get(name)] * len(steps)
     return {name: _column(values) for name, values in columns.items()}
 
 
 def _column(values: Sequence[Any]) -> NDArray[Any]:
-    """Return values as an array: of their own type if all have one that numpy knows, else of objects."""
+    """Return values as an array of their common type, or else of objects."""
     plain = all(isinstance(value, bool | int | float | str) for value in values)
     mixed = len({type(value) for value in values}) > 1
     if plain and not mixed:

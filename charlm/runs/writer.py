@@ -1,8 +1,7 @@
-"""`RunWriter`: everything of a run that goes to disk, and what happens when the disk refuses.
+"""`RunWriter`: writes a run to disk, and handles errors of the disk.
 
-It knows where and when to write, not what: whoever trains gathers that. Training does not end for a log
-line, an old checkpoint that cannot be deleted, or a save that fails once; it ends when saving fails three
-times in a row.
+The trainer gathers the content. Training does not end because of a log line, an old checkpoint that cannot be
+deleted, or a single save that fails; it ends when saving fails three times in a row.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _MOST_FAILED_SAVES = 3
 class RunWriter:
     """Writes the log and the checkpoints of one run.
 
-    A save is a block of `saving`, with `write` of what was gathered under its identity, and then `prune`.
+    A save is a block of `saving` with a call of `write`, and then of `prune`.
 
     Args:
-        directory: where. Made at the first need.
-        run: the run that lies there already, when it is resumed.
-        resumed_from: the checkpoint from which it is resumed.
-        known: names of the checkpoints that lay there before it was read.
+        directory: of the run; made when it is first needed.
+        run: the existing run, in a resume.
+        resumed_from: the checkpoint of the resume.
+        known: names of the checkpoints that were there before it was read.
 
     Attributes:
         saved_step: the step of the last checkpoint, or None.
@@ -59,7 +58,7 @@ class RunWriter:
         """Take the lock, clean up after killed saves, and open the log, cut back to `step`.
 
         Raises:
-            RunLockedError: another process or trainer trains there, or has since this one knew the run.
+            RunLockedError: another process or trainer trains there, or has continued the run since.
             CheckpointWriteError: the run is no longer there, or the log could not be cut back or opened.
         """
         with self._unlocked_on_error("go on"):
@@ -76,10 +75,10 @@ class RunWriter:
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[SaveIdentity]:
-        """Hold the lock inside the block, and yield what the save after so many steps is called.
+        """Hold the lock inside the block, and yield the identity of the save after `step` steps.
 
         Raises:
-            RunLockedError: another process or trainer trains there, or has since this one knew the run.
+            RunLockedError: another process or trainer trains there, or has continued the run since.
             CheckpointWriteError: the run is no longer there, or cannot be written to.
         """
         is_training = self._log is not None  # then it is locked anyway
@@ -99,7 +98,7 @@ class RunWriter:
         *,
         val_loss: float | None,
     ) -> Path:
-        """Make the log durable and write a checkpoint, as `write_checkpoint` does.
+        """Make the log durable, and write a checkpoint with `write_checkpoint`.
 
         Raises:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
@@ -107,19 +106,19 @@ class RunWriter:
         if self._log is not None:
             with _warning("cannot write metrics.jsonl"):
                 self._log.flush()
-        self._known.add(identity.name)  # a save may stand though its last fsync failed
+        self._known.add(identity.name)  # a checkpoint may exist although its last fsync failed
         checkpoint = write_checkpoint(self._open(), identity, files, state, val_loss=val_loss)
         self.saved_step = identity.step
         return checkpoint
 
     def prune(self, newest: Path, *, keep_last: int, keep_best: int) -> None:
-        """Delete what need not be kept, as `prune_checkpoints` does; that it fails is only warned of."""
+        """Delete old checkpoints with `prune_checkpoints`; a failure gives only a warning."""
         with _warning("cannot delete an old checkpoint (the new one is safe)"):
             prune_checkpoints(self._open(), newest, keep_last=keep_last, keep_best=keep_best)
 
     @contextlib.contextmanager
     def may_fail(self, *, must_succeed: bool) -> Iterator[None]:
-        """Turn a failed save inside the block into a warning, unless it must succeed or is one too many."""
+        """Turn a failed save in the block into a warning, unless it must succeed or is the third in a row."""
         try:
             yield
             self._failed_saves = 0
@@ -130,7 +129,7 @@ class RunWriter:
             warn(f"{error} Training goes on.")
 
     def end(self) -> None:
-        """Close the log and give the lock back."""
+        """Close the log and release the lock."""
         log, self._log = self._log, None
         try:
             if log is not None:
@@ -142,13 +141,13 @@ class RunWriter:
 
     @contextlib.contextmanager
     def _unlocked_on_error(self, what: str) -> Iterator[None]:
-        """Give the lock back if the block fails, and say where."""
+        """Release the lock if the block fails, and name the directory in the error."""
         try:
             yield
         except BaseException as error:
             if self._run is not None:
                 self._run.unlock()
-            if not isinstance(error, OSError) or isinstance(error, CharLMError):  # which says where
+            if not isinstance(error, OSError) or isinstance(error, CharLMError):  # it names the directory
                 raise
             rest = ". What was saved there is intact." if os.path.lexists(self._directory) else ""
             raise CheckpointWriteError(
@@ -161,13 +160,13 @@ class RunWriter:
             try:
                 run.begin()
                 self._run = run
-            except BaseException:  # as long as it is not kept here, nobody else could
+            except BaseException:  # `self._run` is not set yet, so only this place can release the lock
                 run.unlock()
                 raise
         return self._run
 
     def _locked(self) -> RunDirectory:
-        """Return the run, begun if need be, with its lock taken and nothing in it that others have saved."""
+        """Return the run with its lock taken, begun if necessary; raise if another trainer has saved there."""
         run = self._open()
         run.lock()
         foreign = checkpoint_names(run) - self._known
@@ -178,7 +177,7 @@ class RunWriter:
             )
         try:
             there = RunDirectory.open(run.path)
-        except CheckpointError as error:  # the run was deleted: nothing can be written to it
+        except CheckpointError as error:  # the run was deleted
             raise CheckpointWriteError(str(error)) from error
         if there.run_id != run.run_id:
             raise RunLockedError(

@@ -1,7 +1,7 @@
-"""What the processes of a training agree on: that they train the same, and what comes next after each step.
+"""The agreement of the processes of a training: the same training, and the same decision after each step.
 
-Everything that ends or changes a run reaches one process first: a signal, the clock, a callback. Each is told
-to all at a place where all of them come by, so that all do the same. In one process there is nobody to tell.
+A signal, the clock or a callback reaches one process first. It is shared with all processes at a place that
+all of them pass, so that all do the same. A single process has nothing to share.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _REASONS: tuple[StopReason, ...] = get_args(StopReason)
 
 
 class Asked(NamedTuple):
-    """What a run was asked for, in whichever process, up to a place where all of them come by."""
+    """The requests to a run, in any process, and its time."""
 
     interrupted: bool
-    """To save and stop."""
+    """Whether to save and stop."""
     save: bool
-    """To save."""
+    """Whether to save."""
     reason: StopReason | None
-    """To come to its end, and why."""
+    """Why to end the run; None: continue."""
     seconds: float
-    """The first process's time of the run."""
+    """Time of the run, in the first process."""
 
 
 def agree(world: World, own: Asked) -> Asked:
-    """Return what any process was asked for, and the first one's time.
+    """Return the requests to any process, and the time of the first one.
 
     Raises:
         PeerError: another process has failed, or is gone.
@@ -60,20 +60,20 @@ def agree(world: World, own: Asked) -> Asked:
 
 
 def meet(world: World, trainer: Trainer) -> dict[str, Tensor]:
-    """See to it that all processes train the same: refuse what differs, and copy the first one's weights.
+    """Check that all processes train the same, and copy the weights of the first one.
 
     Returns:
-        The model's buffers, for `check_buffers` after the first step; of one process none.
+        The model's buffers, for `check_buffers` after the first step; none in a single process.
 
     Raises:
         DataError: another process has another text.
-        InputError: it has other settings, another model, device or build.
+        InputError: another process has other settings, or another model, device or build.
         PeerError: another process has failed, or is gone.
     """
     if world.size == 1:
         return {}
     train, val = trainer.train_data, trainer.val_data
-    found = world.differing(
+    difference = world.differing(
         {
             "training text": fingerprint(train),
             "validation text": "" if val is None else fingerprint(val),
@@ -92,8 +92,8 @@ def meet(world: World, trainer: Trainer) -> dict[str, Tensor]:
             ),
         }
     )
-    if found is not None:
-        rank, what = found
+    if difference is not None:
+        rank, what = difference
         kind = DataError if "text" in what else InputError
         raise kind(
             f"all processes must train the same, but process {rank} has another {what} than process 0. Start "
@@ -104,11 +104,7 @@ def meet(world: World, trainer: Trainer) -> dict[str, Tensor]:
 
 
 def check_buffers(before: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Refuse a model that changes its buffers while it trains: each process sees a part of a step only.
-
-    Raises:
-        InputError: names the first one.
-    """
+    """Raise InputError if training changes a buffer, since each process sees only a part of a step."""
     for name, buffer in model.named_buffers():
         if name in before and before[name].shape == buffer.shape and not torch.equal(before[name], buffer):
             raise InputError(

@@ -1,8 +1,8 @@
-"""How many steps fit into a time or go through a text so many times.
+"""The number of steps that fit into a time, or that make some epochs.
 
-The first is an estimate, from a few steps of a copy of the model. A run with `minutes` needs none, as it
-looks at the clock throughout. This is for what must be known before: the end of a cosine, or whether a time
-is worth the start.
+The first is estimated from a few steps of a copy of the model. A run with `minutes` needs no estimate, since
+it watches the clock. Use one to know the end of a cosine schedule beforehand, or to judge a time before the
+start.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _MOST_SECONDS = 1e9
 
 @dataclass(frozen=True)
 class StepsEstimate:
-    """How many steps may fit into a time, each number at least 1."""
+    """Estimates of the number of steps that fit into a time, each at least 1."""
 
     steps: int
-    """By the median of the measurements."""
+    """From the median of the measurements."""
     fewest: int
-    """By the slowest of them."""
+    """From the slowest measurement."""
     most: int
-    """By the fastest."""
+    """From the fastest measurement."""
     step_seconds: float
-    """Of one step, the median."""
+    """Median time of a step."""
 
 
 def steps_for_epochs(epochs: float, train_data: BlockDataset, config: TrainerConfig) -> int:
-    """Return how many steps go through a text so many times: the `max_steps` of that many epochs.
+    """Return the number of steps of some epochs, for `max_steps`.
 
     Args:
         epochs: above 0, such as 0.5 or 3.
@@ -51,10 +51,10 @@ def steps_for_epochs(epochs: float, train_data: BlockDataset, config: TrainerCon
         config: of the training; batch_size and accumulate are used.
 
     Returns:
-        Steps, rounded up.
+        The number of steps, rounded up.
 
     Raises:
-        InputError: `epochs` is no such number, or more than a training can have.
+        InputError: `epochs` is not above 0, or gives too many steps.
 
     Example:
         >>> import torch
@@ -75,22 +75,21 @@ def steps_within(
     evaluations: int = 0,
     device: str | DeviceBackend = "auto",
 ) -> StepsEstimate:
-    """Estimate how many steps of training fit into a time on this machine, from three short measurements.
+    """Estimate the number of training steps that fit into a time on this machine, from three measurements.
 
-    The model, the data and torch's generators stay as they are; only a copy is trained.
+    A copy of the model is trained; the model, the data and torch's generators do not change.
 
     Args:
-        seconds: the time, evaluations included; what this measurement takes is subtracted.
-        model: what is to be trained.
-        train_data: where its batches come from.
+        seconds: the time, evaluations included; the time of this measurement is subtracted.
+        model: the model to be trained.
+        train_data: the training text.
         config: the settings; `max_steps`, `minutes` and `warmup_steps` are ignored.
         val_data: the validation text.
-        evaluations: how many evaluations over it the run will make.
-        device: where it will run.
+        evaluations: the number of evaluations that the run will make.
+        device: the device of the run.
 
     Returns:
-        The estimate, and how far the measurements lie apart. A machine that is about to do something else
-        keeps to neither.
+        The estimate and its range. Another load on the machine may change both.
 
     Raises:
         InputError: `seconds` is no positive number, or above 1e9.
@@ -106,7 +105,7 @@ def steps_within(
         raise InputError(f"seconds must be above 0 and at most {_MOST_SECONDS:.0e}, got {shown(seconds)}")
     evaluations = int_from(0, evaluations, "evaluations")
     began = time.perf_counter()
-    # A learning rate of 0 costs as much as any other, and cannot diverge.
+    # A learning rate of 0 takes as long as any other, and cannot diverge.
     trial = config.replace(
         max_steps=_WARM_UP + _MEASUREMENTS * _STEPS,
         minutes=None,

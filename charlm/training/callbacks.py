@@ -1,7 +1,7 @@
-"""`Callback`: what a caller may do at the turning points of a run.
+"""`Callback`: hooks for the caller's code in a run.
 
-Callbacks run in the order of the list, after the step is done, so that what they draw or print never
-changes the training. They act on a run by `trainer.finish()`, `trainer.evaluate()` and `trainer.save()`.
+Callbacks run in the order of the list, after the step is done, so their random numbers never change the
+training. They act on a run by `trainer.finish()`, `trainer.evaluate()` and `trainer.save()`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Callback"]
 class Callback:
     """Base of callbacks: every method does nothing until it is overridden.
 
-    The trainer calls the callbacks in the order of its list, with itself as the first argument. What a method
-    raises ends the run. A method may save and evaluate, but not wait for another thread that does: that one
-    waits for the end of the step. Of several processes the first one alone calls them, while the others wait;
-    what `trainer.evaluate()` scores there, it scores alone.
+    The trainer passes itself as the first argument. An exception of a method ends the run. A method may save
+    and evaluate. It must not wait for another thread that saves or evaluates, since that thread waits for the
+    end of the step. Of several processes, only the first one calls the callbacks, and the others wait; there
+    `trainer.evaluate()` runs in this process alone.
 
     Example:
         >>> class StopBelow(Callback):
@@ -40,31 +40,31 @@ class Callback:
 
         Args:
             trainer: `trainer.step` is the number of steps done.
-            record: what the step did. Asking for `record.loss` waits for the device.
+            record: of the step. Reading `record.loss` waits for the device.
         """
 
     def on_log(self, trainer: Trainer, record: Mapping[str, object]) -> None:
-        """Run for each record of metrics.jsonl as it is written, also of a run without a directory.
+        """Run for each record that is logged, also in a run without a directory.
 
         Args:
-            trainer: where it comes from. It may not be told to save or to evaluate here.
-            record: what the line holds, "kind" and "step" first; a number that is not finite stands in it as
-                it is. The loss of a step was read from the device.
+            trainer: do not save or evaluate here.
+            record: the values of the line in metrics.jsonl, "kind" and "step" first; NaN and infinities are
+                kept. The loss of a step was read from the device.
         """
 
     def on_evaluate(self, trainer: Trainer, evaluation: EvalRecord) -> None:
-        """Run after each evaluation: those of the schedule, and that of the last step before an end.
+        """Run after each scheduled evaluation and that of the last step.
 
         Args:
-            trainer: may be told to `finish()`, or to `save()`.
-            evaluation: the losses, and whether no others were as low.
+            trainer: `trainer.finish()` and `trainer.save()` may be called here.
+            evaluation: the losses, and whether they are the lowest so far.
         """
 
     def on_sample(self, trainer: Trainer, sample: SampleRecord) -> None:
         """Run after each sample of text.
 
         Args:
-            trainer: where it comes from.
+            trainer: the trainer.
             sample: the text.
         """
 
@@ -72,32 +72,32 @@ class Callback:
         """Run after each checkpoint is safely on disk.
 
         Args:
-            trainer: whose state it is.
-            checkpoint: its directory.
+            trainer: the trainer.
+            checkpoint: the directory of the checkpoint.
         """
 
     def on_train_end(self, trainer: Trainer, result: TrainResult) -> None:
-        """Run after the last step, when the run ends by itself.
+        """Run after the last step, if the run ends by itself.
 
         Args:
             trainer: its model holds the best weights, unless `restore_best` is False.
-            result: what `Trainer.fit` will return.
+            result: the result of `Trainer.fit`.
         """
 
     def on_close(self, trainer: Trainer) -> None:
-        """Run last, however the steps of this process end: also by an interrupt, an error or a `break`.
+        """Run last in this process, also after an interrupt, an error or a `break`.
 
         Args:
-            trainer: may be told to go on afterwards, and then begins with `on_train_start`.
+            trainer: it may continue later, which begins with `on_train_start`.
         """
 
     def state(self) -> Mapping[str, object]:
-        """Return what this callback must remember across a resume, as JSON has it."""
+        """Return the state that this callback needs after a resume, as values of JSON."""
         return {}
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Take back what `state` returned, before the first step of a resumed run.
+        """Restore the result of `state`, before the first step of a resumed run.
 
         Args:
-            state: read from the checkpoint, so that tuples have become lists.
+            state: from the checkpoint, so tuples have become lists.
         """

@@ -1,4 +1,4 @@
-"""What a `Trainer` refuses before it begins."""
+"""Checks of a `Trainer`'s arguments."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_arguments(
     if not any(parameter.requires_grad for parameter in tensors):
         raise InputError("model must have a parameter that requires a gradient, got none")
     if any(parameter.dtype in {torch.float16, torch.bfloat16} for parameter in tensors):
-        raise InputError("model must have float32 weights; precision= says what matrix products run in")
+        raise InputError("model must have float32 weights; precision= sets the type of matrix products")
     if saving:
         saved_tensors(model)
     if saving and isinstance(model, LanguageModel):
@@ -89,7 +89,7 @@ def check_arguments(
 
 
 def check_characters(tokenizer: Tokenizer | None, **data: BlockDataset | None) -> None:
-    """Raise DataError if the ids of two texts, as far as is known, stand for different characters.
+    """Raise DataError if texts are known to have different tokenizers.
 
     Args:
         tokenizer: of the run; None: that of the first text.

@@ -1,6 +1,6 @@
-"""Settings of a training run.
+"""Settings of a training run. No torch here.
 
-The docstring below a field is its meaning, its unit, and the command line's help. No torch here.
+The docstring below a field gives its meaning and unit, and is the command line's help.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from charlm.config import Config, Range
 __all__ = ["ABSENT", "MOST_STEPS", "TrainerConfig", "saved_config"]
 
 MOST_STEPS = 999_999_999_999
-"""The most steps that a run can have: as good as no limit."""
+"""The most steps of a run, which is as good as no limit."""
 
 _SEED = Range(-(2**63), 2**63 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Config):
-    """Settings of a `Trainer`: the run, its optimizer and learning rate, and what is kept of it.
+    """Settings of a `Trainer`: its length, optimizer, learning rate, evaluations and checkpoints.
 
     The defaults are the recipe for a minute on two cores, `RECIPES["cpu-1min"]`.
 
     Raises:
-        ConfigError: lists every field that is unknown or out of its limits.
+        ConfigError: lists every field that is unknown or out of range.
 
     Example:
         >>> config = TrainerConfig(max_steps=500, learning_rate=3e-4)
@@ -66,77 +66,77 @@ class TrainerConfig(Config):
     }
 
     max_steps: Annotated[int, Range(1, MOST_STEPS)] = 1_200
-    """Optimizer steps of the whole run; the schedule ends there. With minutes: the most that are made (in
+    """Optimizer steps of the whole run; the schedule ends there. With minutes: the most steps (in
     `charlm train` no limit, unless it is given)."""
     minutes: Annotated[float, Range(above=0, maximum=1e6)] | None = None
-    """Time for the whole run in minutes, evaluations and checkpoints included: as many steps as fit into it
-    (but max_steps at most), and a learning rate that has fallen by then. None: max_steps alone ends it."""
+    """Time of the whole run in minutes, evaluations and checkpoints included. The run makes as many steps as
+    fit, at most max_steps, and the learning rate falls by its end. None: the run ends after max_steps."""
     batch_size: Annotated[int, Range(1, 1_048_576)] = 16
     """B, blocks in one forward pass."""
     accumulate: Annotated[int, Range(1, 65_536)] = 1
-    """V, forward passes whose gradients are averaged for one step. Several processes share them out."""
+    """V, forward passes whose gradients are averaged for one step. Several processes share these passes."""
     reduce: Literal["exact", "fast"] = "exact"
-    """How several processes add gradients up. exact: in one order, so that any number of them trains alike,
-    bit for bit. fast: while they are still computed; close, not equal."""
+    """How several processes sum gradients. exact: in a fixed order, so that any number of processes gives the
+    same bits. fast: during the backward pass; the result is close, not equal."""
     seed: Annotated[int, _SEED] = 1337
-    """Seed of batches, dropout and samples. (`charlm train` also seeds the first weights with it.)"""
+    """Seed of batches, dropout and samples. (`charlm train` also seeds the initial weights with it.)"""
     replacement: bool = False
-    """Draw blocks with replacement, as in the lecture; no: in epochs, each part of the text once in each."""
+    """Draw blocks with replacement, as in the lecture. no: in epochs, each of which shows the text once."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the matrices inside the blocks, AdamW for the rest. adamw: AdamW for all."""
     learning_rate: Annotated[float, Range(0, 1_000)] = 0.007
-    """Learning rate at the top of the schedule."""
+    """The largest learning rate of the schedule."""
     weight_decay: Annotated[float, Range(0, 1_000)] = 0.1
-    """Decoupled weight decay. adamw: of all matrices and embeddings; muon: of what Muon moves, only."""
+    """Decoupled weight decay. adamw: of all matrices and embeddings; muon: of Muon's matrices only."""
     betas: tuple[Annotated[float, Range(0, below=1)], Annotated[float, Range(0, below=1)]] = (0.8, 0.95)
     """AdamW's decay rates of the two moments."""
     momentum: Annotated[float, Range(0, below=1)] = 0.85
     """Muon's momentum."""
     grad_clip: Annotated[float, Range(above=0, maximum=1e6)] | None = None
-    """Largest global norm of the gradient; a larger one is scaled down. None: as it comes."""
+    """Largest global norm of the gradient; a larger gradient is scaled down. None: no limit."""
     nonfinite: Literal["raise", "skip"] = "raise"
-    """A step whose loss or gradient is not finite never changes a weight. raise: the run ends there, with an
-    error. skip: it goes on with the next step, unless ten in a row were left out."""
+    """A step whose loss or gradient is not finite never changes a weight. raise: the run ends with an error.
+    skip: the run continues with the next step, unless ten steps in a row were skipped."""
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     """Shape of the learning rate after the warm-up. wsd: constant, then linear down."""
     warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 20
-    """Steps of linear rise at the start; at most half of all steps, in a short run."""
+    """Steps of linear rise at the start; in a short run at most half of all steps."""
     cooldown: Annotated[float, Range(0, 1)] = 0.6
     """wsd: share of all steps in which the learning rate falls."""
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.0
-    """The learning rate's end, as a share of its top."""
+    """Final learning rate, as a share of the largest one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What matrix products run in; auto asks the device. Weights and moments stay float32."""
+    """Type of matrix products; auto lets the device choose. Weights and moments stay float32."""
     compile: bool = False
-    """Let torch.compile work on the model. Costs half a minute and more before the first step."""
+    """Compile the model with torch.compile, which takes at least half a minute before the first step."""
     eval_interval: Annotated[int, Range(1, MOST_STEPS)] | None = 250
-    """Steps between evaluations on the validation text; the last step is evaluated too. None: by the clock,
-    each fifth of the minutes or each two minutes, whichever is shorter; without minutes, the last step
-    alone. (`charlm train --minutes` goes by the clock unless this is given.) Within minutes, evaluations
-    that would take more than a tenth of the time are left out."""
+    """Steps between evaluations on the validation text; the last step is evaluated, too. None, with minutes:
+    after each fifth of the time, and at least every two minutes (the default of `charlm train --minutes`).
+    None, without minutes: after the last step alone. With minutes, evaluations take at most a tenth of the
+    time; others are left out."""
     eval_chars: Annotated[int, Range(1, MOST_STEPS)] | None = None
-    """The most characters of the validation text that an evaluation scores, spread evenly over it. None: all;
-    within minutes, as many as the time allows."""
+    """The most characters of the validation text that an evaluation scores, spread evenly over it. None: all,
+    or with minutes as many as the time allows."""
     log_interval: Annotated[int, Range(1, MOST_STEPS)] = 10
     """Steps between records in metrics.jsonl."""
     save_interval: Annotated[int, Range(1, MOST_STEPS)] | None = None
-    """Steps between checkpoints. None: as often as evaluations. A new best evaluation and the last step are
-    saved, too."""
+    """Steps between checkpoints. None: one after each evaluation. A new best evaluation and the last step are
+    always saved."""
     sample_interval: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Steps between samples of text; needs a tokenizer. None: no samples."""
     sample_chars: Annotated[int, Range(1, 10_000)] = 200
-    """Characters in such a sample."""
+    """Characters of a sample."""
     keep_last: Annotated[int, Range(1, 1_000_000)] = 1
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     keep_best: Annotated[int, Range(0, 1_000_000)] = 1
-    """How many of those with the lowest validation loss stay beside them."""
+    """Number of checkpoints with the lowest validation loss to keep, too."""
     patience: Annotated[int, Range(1, 1_000_000)] | None = None
-    """Stop after this many evaluations without a new lowest loss. None: go on."""
+    """Stop after this many evaluations without a new lowest loss. None: do not stop."""
     restore_best: bool = True
     """At the end, put the weights with the lowest validation loss into the model."""
     max_seconds: Annotated[float, Range(above=0, maximum=1e9)] | None = None
-    """Stop after this time in seconds, counted from the first step of this process; it moves no schedule.
-    None: no limit."""
+    """Stop after this time in seconds, counted from the first step of this process. The schedule does not
+    change. None: no limit."""
 
 
 ABSENT: Mapping[str, object] = MappingProxyType(
@@ -174,12 +174,12 @@ ABSENT: Mapping[str, object] = MappingProxyType(
         "max_seconds": None,
     }
 )
-"""What a file means that lacks a field. Frozen with the format of the files: a new field comes with the value
-that stands for what was done without it, and a new default changes nothing here."""
+"""The value of a field that a file lacks. It is frozen with the format of the files: a new field is added
+with the value that means what was done before it existed, and a new default changes nothing here."""
 
 
 def saved_config(values: Mapping[str, object]) -> TrainerConfig:
-    """Return the settings that a file of a run holds. A field that it lacks is what it was at the time.
+    """Return the settings in a file of a run. A missing field has its value of the time of writing.
 
     Args:
         values: fields by name.
@@ -195,7 +195,7 @@ def saved_config(values: Mapping[str, object]) -> TrainerConfig:
 
 
 def with_end(config: TrainerConfig, max_steps: int) -> TrainerConfig:
-    """Return the settings with a new end, which is one of steps and not of time.
+    """Return the settings with a new end in steps; an end in time is removed.
 
     Raises:
         ConfigError: there is no such number of steps.

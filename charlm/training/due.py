@@ -1,4 +1,4 @@
-"""What is due after a step: a pure table of the step and the settings."""
+"""The actions that are due after a step, as a pure function of the step and the settings."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ __all__ = ["Due", "due_after"]
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What a trainer does after a step, in the order of the fields."""
+    """The actions of a trainer after a step, in the order of the fields."""
 
     log: bool
     """Write the step into metrics.jsonl."""
     sample: bool
-    """Let the model write a text."""
+    """Generate a sample of text."""
     evaluate: bool
-    """Score the validation text, where there is one."""
+    """Score the validation text, if there is one."""
     save: bool
     """Write a checkpoint. (A new best evaluation is saved, too.)"""
 
 
 def due_after(step: int, config: TrainerConfig, *, scheduled: bool, ending: bool) -> Due:
-    """Return what is due.
+    """Return the actions that are due.
 
     Args:
-        step: how many steps are done, at least 1.
+        step: number of steps done, at least 1.
         config: its intervals are used.
         scheduled: whether an evaluation is due by the interval or the clock (`Timekeeper.is_evaluation_due`).
-        ending: whether the run ends with this step; then it is logged, evaluated and saved in any case.
+        ending: whether the run ends with this step, which is then always logged, evaluated and saved.
 
     Example:
         >>> config = TrainerConfig(log_interval=10, save_interval=25)

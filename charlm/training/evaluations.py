@@ -1,4 +1,4 @@
-"""`Evaluations`: what a run's evaluations came to, and the weights of the best, to come back at the end."""
+"""`Evaluations`: the evaluations of a run, and the weights of the best one for its end."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Evaluations:
 
     Attributes:
         history: the evaluations of this process, in order.
-        best_weights: those of the best evaluation, on the model's device; None: none are kept.
-        best_in_model: the model holds the best weights, and those of the last step wait here.
+        best_weights: those of the best evaluation, on the model's device; None: none are stored.
+        best_in_model: whether the model holds the best weights; those of the last step are then stored here.
     """
 
     history: list[EvalRecord]
@@ -57,9 +57,9 @@ class Evaluations:
         self.history = []
 
     def plan(self, state: RunState, keeper: Timekeeper) -> float:
-        """Return how long an evaluation takes: the last one, or a trial; 0 without a validation text.
+        """Return the time of an evaluation, from the last one or a trial; 0 without a validation text.
 
-        A run within minutes that has scored nothing yet chooses here how much of the text it scores.
+        A run with minutes that has not evaluated yet chooses here how much of the text it evaluates.
         """
         chars = keeper.timetable.eval_chars
         if self._data is None:
@@ -78,7 +78,7 @@ class Evaluations:
         """Score the validation text, in all processes together.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no validation text.
         """
         if self._data is None:
             raise DataError("there is nothing to evaluate: give the trainer val_data")
@@ -87,22 +87,22 @@ class Evaluations:
         )
 
     def is_missing(self, state: RunState) -> bool:
-        """Return whether the last step was not evaluated, as after a stop between two steps."""
+        """Return whether the last step was not evaluated, for example after a stop between two steps."""
         return self._data is not None and (state.last is None or state.last.step != state.step)
 
     def add(self, state: RunState, result: EvalResult, *, seconds: float, counted: bool) -> EvalRecord:
-        """Keep in the state what an evaluation came to, and the weights if it is the best.
+        """Record an evaluation in the state, and store the weights if it is the best.
 
         Args:
             state: of the run; its step was just done.
             result: of the evaluation.
-            seconds: what it took.
-            counted: the interval or the clock asked for it. Others come with stops; they do not count for
-                `patience`, and so do not bring the end of a run nearer.
+            seconds: its time.
+            counted: whether it was due by the interval or the clock. Evaluations at stops do not count for
+                `patience`.
         """
         lowest = math.inf if state.best is None else state.best.result.loss_nats
-        is_best = result.loss_nats < lowest  # never if it is not finite
-        if is_best and self._config.restore_best:  # first: an interrupt leaves the best before
+        is_best = result.loss_nats < lowest  # False for NaN and infinity
+        if is_best and self._config.restore_best:  # first, so that an interrupt leaves the previous best
             self.best_weights = Contents.of(self._model)
         state.last = EvalRecord(state.step, result, is_best, seconds)
         self.history.append(state.last)
@@ -113,9 +113,9 @@ class Evaluations:
         return state.last
 
     def put_best_back(self, state: RunState) -> None:
-        """Put the best weights into the model, if they are others than those of the last step.
+        """Put the best weights into the model, unless they are those of the last step.
 
-        An interrupt at any place of it leaves the last ones to be found by `put_last_back`.
+        After an interrupt at any place, `put_last_back` restores the last ones.
         """
         if self.best_weights is not None and state.best is not None and state.best.step != state.step:
             self._last_weights = Contents.of(self._model)

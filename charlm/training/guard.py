@@ -1,8 +1,8 @@
-"""The guard against steps whose loss or gradient is not finite: they move nothing, and in a row end the run.
+"""The guard against steps whose loss or gradient is not finite: they change nothing, and some end the run.
 
-It has two forms. `WaitingGuard` reads each answer at once, which on a CPU costs nothing. `MaskedGuard` leaves
-the answers on a device that works on its own: there a bad step is masked out of the update, and so are all
-steps after the one at which the run is to end, until somebody asks.
+It has two forms. `WaitingGuard` reads each result at once, which costs nothing on a CPU. `MaskedGuard` leaves
+the results on an asynchronous device: there a bad step is masked out of the update, and so are all steps
+after the one that ends the run, until the results are read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from charlm.training.config import TrainerConfig
 __all__ = ["Guard", "MaskedGuard", "SkippedStep", "Verdict", "WaitingGuard", "guard_for"]
 
 Verdict = Literal["move", "skip", "end"]
-"""What becomes of a step: the optimizers move, none of them does, or the run ends before it."""
+"""The verdict on a step: update, skip the update, or end the run before it."""
 
-# After so many steps in a row that were not finite a run ends: then it is not the batch.
+# So many bad steps in a row end the run, since a single bad batch cannot be the cause.
 _MOST_IN_A_ROW = {"raise": 1, "skip": 10}
 
 
@@ -34,18 +34,18 @@ class SkippedStep(NamedTuple):
     """A step that changed nothing."""
 
     step: int
-    """Which, counted from 1, as in the log."""
+    """Its number, counted from 1, as in the log."""
     loss: float
-    """In nats."""
+    """Its loss in nats."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of its gradient before clipping."""
 
 
 class Guard(ABC):
-    """Decides whether a step may move the weights.
+    """Decides whether a step may change the weights.
 
     Args:
-        limit: how many steps in a row that are not finite end the run.
+        limit: so many bad steps in a row end the run.
     """
 
     def __init__(self, limit: int) -> None:
@@ -54,32 +54,32 @@ class Guard(ABC):
 
     @abstractmethod
     def judge(self, step: int, loss: Tensor, norm: Tensor, active: Sequence[Optimizer]) -> Verdict:
-        """Say what becomes of a step, before its update.
+        """Return the verdict on a step, before its update.
 
         Args:
             step: counted from 0.
             loss: a scalar on the device.
-            norm: of the gradient, unscaled; a scalar on the device.
-            active: the optimizers that are about to move.
+            norm: of the unscaled gradient; a scalar on the device.
+            active: the optimizers that will update.
         """
 
     def ended_at(self) -> int | None:
-        """Return the step, counted from 0, at which the run is to end, where `judge` could not say so."""
+        """Return the step, counted from 0, that ends the run, if `judge` could not tell; else None."""
         return None
 
     @abstractmethod
     def in_a_row(self) -> int:
-        """Return how many steps up to now, the last one included, were not finite; waits for the device."""
+        """Wait for the device, and return the number of bad steps in a row up to the last step."""
 
     @abstractmethod
     def begin(self, in_a_row: int = 0) -> None:
-        """Begin to count, anew or where a resumed run had come to."""
+        """Begin to count bad steps in a row, from 0 or from the number of a resumed run."""
 
     def skipped(self, done: int) -> list[SkippedStep]:
-        """Return the steps that were left out since the last call; waits for the device.
+        """Wait for the device, and return the steps that were skipped since the last call.
 
         Args:
-            done: how many steps are done; later ones are to be taken again, and do not count.
+            done: number of steps done; later steps will be repeated, and do not count.
         """
         noted, self._maybe_skipped = self._maybe_skipped, []
         if not noted:
@@ -90,13 +90,13 @@ class Guard(ABC):
 
 
 class WaitingGuard(Guard):
-    """Reads from the device whether a step is finite.
+    """Waits for the device in each step.
 
-    In fp16 gradients overflow now and then: no optimizer moves then, and the scaler lowers its factor. Such a
-    step does not count, unless the factor is below 1 and there is nothing left to lower.
+    In fp16, gradients overflow now and then. Then no optimizer updates, and the scaler lowers its factor.
+    Such a step is not bad, unless the factor is below 1.
 
     Args:
-        limit: how many steps in a row that are not finite end the run.
+        limit: as for `Guard`.
         scaler: of the gradients, in fp16; else None.
     """
 
@@ -128,17 +128,16 @@ class WaitingGuard(Guard):
 
 
 class MaskedGuard(Guard):
-    """Tells the optimizers on the device whether they may move, and reads nothing until it is asked.
+    """Tells the optimizers on the device whether they may update, and does not wait.
 
-    So `judge` always says "move"; what was not to move is found by `ended_at` and `skipped` later.
-
-    Torch's own optimizers take the number for it, `found_inf`, from the gradient scaler's protocol: where it
-    is not 0 they leave weights and moments as they are.
+    `judge` always returns "move"; `ended_at` and `skipped` find the bad steps later. Torch's own optimizers
+    read the number `found_inf`, from the protocol of the gradient scaler: if it is not 0, they leave weights
+    and moments unchanged.
     """
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
-        # On the device: bad steps in a row; 1 once the run is to end; the step at which it was to.
+        # On the device: bad steps in a row; 1 if the run must end; the step that ends it.
         self._noted: tuple[Tensor, Tensor, Tensor] | None = None
         self._began_with = 0
 
@@ -182,10 +181,10 @@ def guard_for(
     optimizers: Sequence[Optimizer],
     must_wait: bool = False,
 ) -> Guard:
-    """Return the guard of a run: one that waits, unless the device works on its own and can do without.
+    """Return the guard of a run: `MaskedGuard` on an asynchronous device if possible, else `WaitingGuard`.
 
-    In fp16 the scaler skips steps of its own, and an optimizer of the caller's may know nothing of
-    `found_inf`: these wait. So do several processes (`must_wait`), which are to end at the same step.
+    fp16 must wait, since the scaler skips steps by itself. So must a caller's optimizer that ignores
+    `found_inf`, and several processes (`must_wait`), which must end at the same step.
     """
     limit = _MOST_IN_A_ROW[config.nonfinite]
     masks = all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)

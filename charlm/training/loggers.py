@@ -1,9 +1,9 @@
-"""`Logger`: base of callbacks that tell another program of a run, without the run ever waiting for it.
+"""`Logger`: base of callbacks that send the log of a run to another program, while the run does not wait.
 
-What they are told are the records of metrics.jsonl, under names that such programs know. It goes through a
-queue to a thread of their own: a logger that raises, hangs or is not installed is warned of once and left
-alone. Begun anew in a directory, it is told all that metrics.jsonl holds, so both hold the same, also after a
-kill. It draws no random number.
+A logger gets the records of metrics.jsonl, with the tags that such programs use. They go through a queue to a
+thread of its own. If a logger raises, hangs or is not installed, the run warns once and continues without it.
+A resumed run sends all records of metrics.jsonl again, so that both hold the same, also after a kill. No
+random number is drawn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Logger"]
 
 _MOST_WAITING = 10_000  # records
-_LAST_WAIT = 30.0  # seconds, at the end, for what is still to be written
+_LAST_WAIT = 30.0  # seconds, at the end, for the records that are still to be written
 
 _TAGS: Mapping[str, Mapping[str, str]] = {
     "step": {
@@ -45,11 +45,11 @@ _TAGS: Mapping[str, Mapping[str, str]] = {
 
 
 class Logger(Callback):
-    """Tells another program what a run logs. Override `open`, `write` and `close`.
+    """Sends the log of a run to another program. Override `open`, `write` and `close`.
 
-    They are called one after the other in a thread of their own. The run does not wait for them, but at its
-    end, for half a minute at most. The first exception ends the logger, with a warning, and not the run. Of
-    several processes the first one alone logs.
+    These are called one after the other in a thread of their own. The run waits for them only at its end, for
+    half a minute at most. The first exception ends the logger with a warning: it is closed, and the run
+    continues. Of several processes, only the first one logs.
 
     Example:
         >>> class Printer(Logger):
@@ -65,30 +65,30 @@ class Logger(Callback):
     """
 
     _worker: _Worker | None = None
-    _early: Sequence[Mapping[str, object]] = ()  # what callbacks before this one log when a run begins
+    _early: Sequence[Mapping[str, object]] = ()  # records of earlier callbacks at the beginning of a run
 
     def open(self, directory: Path | None, settings: Mapping[str, Mapping[str, object]], step: int) -> None:
-        """Begin, or go on: a training begins its steps in this process.
+        """Begin or continue: a training begins its steps in this process.
 
         Args:
             directory: the run's, or None.
             settings: fields of the model and of the training, in the tables "model" and "training".
-            step: what `write` is told lies behind it. What was written of later steps is void: those are made
-                again. 0 where all of the run is told, as it is in a run with a directory.
+            step: `write` gets the records after this step; delete older records of later steps, which are
+                repeated. A run with a directory sends all its records, and then this is 0.
         """
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Take what was logged after a step.
+        """Take the values that were logged after a step.
 
         Args:
-            step: how many steps were done.
+            step: number of steps done.
             values: by tag. Numbers: `train/loss` and `val/loss` in nats, `val/bits_per_char`,
-                `learning_rate`, `grad_norm`, `chars_per_second`; of a training with `charlm train --from`
-                also `old/loss` and `old/bits_per_char`. A text: `sample`.
+                `learning_rate`, `grad_norm`, `chars_per_second`; with `charlm train --from` also `old/loss`
+                and `old/bits_per_char`. A text: `sample`.
         """
 
     def close(self) -> None:
-        """Write what is still waiting: the steps of this process are over."""
+        """Finish writing: the steps of this process are over, or an exception has ended the logger."""
 
     @override
     def on_train_start(self, trainer: Trainer) -> None:
@@ -102,7 +102,7 @@ class Logger(Callback):
 
     @override
     def on_log(self, trainer: Trainer, record: Mapping[str, object]) -> None:
-        """Hand the record over."""
+        """Put the record into the queue."""
         if self._worker is None:
             self._early = [*self._early, record]
         else:
@@ -110,25 +110,25 @@ class Logger(Callback):
 
     @override
     def on_close(self, trainer: Trainer) -> None:
-        """Wait a while for what is still to be written."""
+        """Wait a while for the records that are still to be written."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.end()
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the thread to the original."""
+        """Leave out the thread."""
         return {**self.__dict__, "_worker": None}
 
 
 class _Worker:
-    """The thread of a logger, and what it is still to be told.
+    """The thread of a logger, with its queue.
 
     Args:
-        logger: whose methods are called there.
+        logger: its methods are called in the thread.
         directory: for `Logger.open`.
         settings: for `Logger.open`.
-        step: how many steps are done.
-        log: whose records are told first; None: there are none.
+        step: number of steps done.
+        log: the log whose records come first; None: there are none.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class _Worker:
         self._thread.start()
 
     def tell(self, record: Mapping[str, object]) -> None:
-        """Put a record into the queue; warn if the logger has failed, or takes none any more."""
+        """Put a record into the queue; warn if the logger has failed or the queue is full."""
         if self._is_given_up or self._has_failed():
             return
         try:
@@ -159,8 +159,8 @@ class _Worker:
             self._give_up("does not answer")
 
     def end(self) -> None:
-        """Let the logger come to its end, and wait for it as long as it may just be slow."""
-        with contextlib.suppress(queue.Full):  # if there is no room for the end, it hangs
+        """Let the logger finish, and wait for it unless it hangs."""
+        with contextlib.suppress(queue.Full):  # a full queue means that it hangs
             self._waiting.put_nowait(None)
         until = min(time.monotonic(), self._busy_since) + _LAST_WAIT
         self._thread.join(max(until - time.monotonic(), 0.0))
@@ -180,19 +180,27 @@ class _Worker:
     def _run(self, directory: Path | None, settings: Mapping[str, Mapping[str, object]]) -> None:
         try:
             self._logger.open(directory, settings, self._step if self._log is None else 0)
-            for record in self._records():
-                if self._is_given_up:  # it had been hanging
-                    return
-                self._busy_since = time.monotonic()
-                if values := _tagged(record):
-                    self._logger.write(cast("int", record["step"]), values)
+            try:
+                self._write_all()
+            except Exception:
+                with contextlib.suppress(Exception):  # the first exception is reported
+                    self._logger.close()
+                raise
             self._logger.close()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
-            said = str(error).strip() or type(error).__name__
-            self._problem = f"has stopped: {said.splitlines()[0]}"
+        except Exception as error:  # noqa: BLE001 - the run continues after any exception
+            message = str(error).strip() or type(error).__name__
+            self._problem = f"has stopped: {message.splitlines()[0]}"
+
+    def _write_all(self) -> None:
+        for record in self._records():
+            if self._is_given_up:  # it hung for too long
+                return
+            self._busy_since = time.monotonic()
+            if values := _tagged(record):
+                self._logger.write(cast("int", record["step"]), values)
 
     def _records(self) -> Iterator[Mapping[str, object]]:
-        """Yield the records of the log, and then those that come; some of these stand in the log already."""
+        """Yield the records of the log, and then those of the queue that are not in the log."""
         told = set()
         for logged in () if self._log is None else read_metrics(self._log):
             if cast("int", logged["step"]) >= self._step:
@@ -208,7 +216,7 @@ class _Worker:
 
 
 def _tagged(record: Mapping[str, object]) -> dict[str, float | str]:
-    """Return what a record holds of interest, by tag; a number that JSON has not is in `nonfinite`."""
+    """Return the values of a record by tag; NaN and infinities come from its field `nonfinite`."""
     nonfinite = cast("Mapping[str, str]", record.get("nonfinite", {}))
     values = {
         tag: float(nonfinite[name]) if name in nonfinite else record[name]

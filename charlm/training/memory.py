@@ -1,8 +1,8 @@
-"""Whether a training fits into the device's memory, asked before anything of it is allocated.
+"""Checks that a training fits into the device's memory before anything is allocated.
 
-A machine that runs out of memory ends the process without a word; a GPU does so in the first step. The
-estimate adds up weights, gradients and the optimizer's moments, the activations of a GPT, the copy of the
-best weights, and the evaluation. Of other models only the parameters and the logits are known.
+A machine that runs out of memory kills the process without a message; a GPU fails in the first step. The
+estimate adds weights, gradients and moments, the activations of a GPT, the copy of the best weights, and the
+evaluation. For other models, only parameters and logits are counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from charlm.training.reduction import copies_kept
 __all__ = ["activation_bytes", "check_memory", "training_bytes"]
 
 _MARGIN = 1.25
-"""Only an estimate of more than so many times the free memory is refused: it may be too high."""
+"""A training is refused if its estimate is more than so many times the free memory: it may be too high."""
 
 
 def check_memory(
@@ -40,17 +40,17 @@ def check_memory(
 ) -> None:
     """Raise unless a training fits into the device's free memory, by the estimate of `training_bytes`.
 
-    The estimate is not exact, so what it holds to take up to 1.25 times the free memory is let through: too
-    much once in a while, where to refuse what fits would be worse. Everything is let through where the
-    device does not tell its memory. The processes that torchrun starts on a machine share its memory evenly.
+    The estimate is not exact, so up to 1.25 times the free memory is accepted: refusing a training that fits
+    would be worse. If the device does not report its memory, every training is accepted. The processes of
+    torchrun on a machine share its memory evenly.
 
     Args:
-        model: what is to be trained, or the settings of a GPT that is still to be built.
+        model: the model, or the settings of a GPT that is not built yet.
         config: the settings of the run.
         block_size: T of the data.
-        backend: where it is to be trained.
-        evaluates: there is a validation text.
-        own_optimizer: the optimizer is not the one that the config names; its moments are not known.
+        backend: the device.
+        evaluates: whether there is a validation text.
+        own_optimizer: whether the optimizer is the caller's; its moments are unknown.
 
     Raises:
         NotEnoughMemoryError: it does not fit; the message says which batch size would.
@@ -60,7 +60,7 @@ def check_memory(
         return
     sharing = processes_here() if backend.is_host else 1
     free = memory.free // sharing
-    if isinstance(model, nn.Module):  # weights that lie there already are no longer free, but are estimated
+    if isinstance(model, nn.Module):  # the estimate includes weights that are already on the device
         free += sum(p.nbytes for p in model.parameters() if p.device.type == backend.device.type)
 
     def estimate(batch_size: int) -> int:
@@ -77,7 +77,7 @@ def check_memory(
     if needed <= _MARGIN * free:
         return
     fitting = 2 ** (config.batch_size.bit_length() - 1)  # the largest power of two that is no larger
-    while fitting and estimate(fitting) > free / _MARGIN:  # it may also be so much too low
+    while fitting and estimate(fitting) > free / _MARGIN:  # the estimate may also be too low by this factor
         fitting //= 2
     if fitting:
         accumulate = -(-config.batch_size * config.accumulate // fitting)
@@ -104,22 +104,22 @@ def training_bytes(
     evaluates: bool = True,
     own_optimizer: bool = False,
 ) -> int:
-    """Estimate the most memory that a training takes at once, weights included.
+    """Estimate the peak memory of a training, weights included.
 
-    The micro-batches of `accumulate` follow one another, so one of them counts; their sum, in a tree,
-    takes a few copies of the gradients.
+    The micro-batches of `accumulate` follow one another, so one of them counts; their sum in a tree takes a
+    few copies of the gradients.
 
     Args:
-        model: what is to be trained, or the settings of a GPT that is still to be built.
+        model: the model, or the settings of a GPT that is not built yet.
         config: the settings of the run; batch_size, accumulate, precision, optimizer and restore_best are
             used. None: the defaults.
         block_size: T of the data; None: the model's.
         device: a name for `get_backend`, or a backend.
-        evaluates: there is a validation text.
-        own_optimizer: the optimizer is not the one that the config names; its moments are not known.
+        evaluates: whether there is a validation text.
+        own_optimizer: whether the optimizer is the caller's; its moments are unknown.
 
     Returns:
-        Bytes. For a GPT on a CPU the estimate was within 15 % of what trainings of 0.3 to 1.5 GB took.
+        Bytes. For a GPT on a CPU, the estimate was within 15 % of the measured 0.3 to 1.5 GB.
 
     Raises:
         BackendError: the device is absent.
@@ -153,17 +153,17 @@ def training_bytes(
         parameters = moved = model.num_parameters()
         V = model.vocab_size
     step = 12 * B * T * V  # logits, their softmax and their gradient
-    pass_over_text = 3 * V  # floats a character
+    pass_over_text = 3 * V  # floats per token
     if gpt is not None:
         gpt = gpt.replace(block_size=min(T, gpt.block_size))
-        # A CPU uses the fused attention for long blocks only, and not with dropout.
+        # A CPU uses fused attention for long blocks only, and not with dropout.
         fused = not on_cpu or T > LONGEST_PLAIN
         step = activation_bytes(
             gpt, B, fused_attention=fused and not (on_cpu and gpt.dropout), half_precision=precision != "fp32"
         )
-        # One layer at a time: nothing is kept for a backward pass.
+        # One layer at a time: there is no backward pass.
         pass_over_text += 12 * gpt.n_embd + 2 * gpt.effective_mlp_width + (0 if fused else 3 * gpt.n_head * T)
-    # Gradients and moments. AdamW has two; Muon one, but works on a few copies of the matrices at a time.
+    # Gradients and moments. AdamW has two moments; Muon has one, and some copies of the matrices in a step.
     state, moving = {"adamw": (12, 0), "muon": (8, 16)}[config.optimizer]
     if own_optimizer:
         state, moving = 4, 0
@@ -176,24 +176,23 @@ def training_bytes(
 def activation_bytes(
     config: GPTConfig, batch_size: int, *, fused_attention: bool, half_precision: bool
 ) -> int:
-    """Estimate what a step of a GPT takes beside weights, gradients and moments.
+    """Estimate the memory of the activations of a step of a GPT, with those of its backward pass.
 
-    These are the activations that the backward pass reads, and what it makes on its way. The factors are
-    fitted to the growth of the resident memory in trainings on a CPU, of all presets, fp32 and bf16, that
-    took 0.3 to 1.5 GB: with weights and the rest, the estimate is between 0.85 and 1.15 of what was measured.
+    The factors are fitted to the resident memory of trainings on a CPU, of all presets, fp32 and bf16, which
+    took 0.3 to 1.5 GB in all. The estimated total is between 0.85 and 1.15 of the measured one.
 
     Args:
         config: of the model; its block_size is the length of the blocks.
         batch_size: B, blocks in one forward pass.
-        fused_attention: the attention weights are not kept.
-        half_precision: matrix products run in bf16 or fp16, weights stay float32.
+        fused_attention: whether attention does not store its weights.
+        half_precision: whether matrix products run in bf16 or fp16; weights stay float32.
     """
     B, T, C, V = batch_size, config.block_size, config.n_embd, config.vocab_size
     F, H = config.effective_mlp_width, config.n_head
     hidden = 4 * F if config.activation == "swiglu" else 2 * F  # each product of the feed-forward network
     norms, rotary = 2 * C, config.position == "rotary"
     if fused_attention or config.effective_attention_dropout:
-        # As torch has them: norms and rotations in several operations.
+        # torch computes norms and rotations in several operations.
         norms += 2 * C * (config.norm == "rmsnorm")
         turned = 4 * C * config.qk_norm + 2 * C * rotary
         # With dropout there are scores, softmax and mask.

@@ -1,14 +1,14 @@
-"""Optimizers: AdamW, Muon, and which parameter goes to which.
+"""The optimizers AdamW and Muon, and the assignment of parameters to them.
 
-AdamW is torch's fused kernel, called without what torch's class loads around it.
+AdamW calls torch's fused kernel, without the imports of torch's class.
 
 Muon replaces the update of a weight matrix by the nearest orthogonal matrix (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/), found by a Newton–Schulz iteration. This one works on all
-matrices of one shape at once, and scales the update so that its entries are as large as AdamW's
-(arXiv:2502.16982), so that one learning rate serves both.
+https://kellerjordan.github.io/posts/muon/), found by a Newton–Schulz iteration. This one processes all
+matrices of one shape at once. It scales the update so that its entries are as large as AdamW's
+(arXiv:2502.16982), and one learning rate serves both.
 
-Both follow the protocol of torch's fused optimizers: while their attribute `found_inf` is a tensor that is
-not 0, a step changes nothing, and no one has to wait for the device to know it.
+Both follow the protocol of torch's fused optimizers: if the tensor `found_inf` is not 0, a step changes
+nothing, without waiting for the device.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 OptimizerFactory = Callable[[Iterator[tuple[str, nn.Parameter]]], Optimizer]
-"""What `Trainer(optimizer=...)` takes: named parameters to an optimizer. Its learning rate is set at each
-step: the schedule's, times the group's own "lr_scale" if it has one. Where none has one and the groups' rates
-differ, each is a share of the largest."""
+"""Argument `optimizer` of `Trainer`: makes an optimizer from named parameters. Each step sets the learning
+rate of a group to that of the schedule, times the group's "lr_scale" if it has one. If no group has one and
+their rates differ, each rate counts as a share of the largest."""
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -52,7 +52,7 @@ def build_optimizers(model: nn.Module, config: TrainerConfig, backend: DeviceBac
     Args:
         model: parameters that need no gradient are left out.
         config: optimizer, learning_rate, weight_decay, betas, momentum and precision are used.
-        backend: knows which implementation of AdamW is fastest, and what "auto" precision is.
+        backend: chooses the fastest implementation of AdamW, and the "auto" precision.
 
     Raises:
         BackendError: the device cannot do the config's precision.
@@ -101,14 +101,14 @@ def build_optimizers(model: nn.Module, config: TrainerConfig, backend: DeviceBac
 
 
 def made_by(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimizer, bool]:
-    """Return what a factory of the caller's makes, and whether its groups' learning rates became shares.
+    """Return the optimizer of a caller's factory, and whether its groups' learning rates became shares.
 
-    Where no group has an "lr_scale" and their learning rates differ, each group gets one: its rate as a share
-    of the largest, so that the schedule moves all of them together.
+    If no group has an "lr_scale" and their learning rates differ, each group gets one: its rate as a share of
+    the largest. So the schedule changes all rates together.
 
     Raises:
-        InputError: it is no optimizer, it has other parameters than the model's or none that is trained, or
-            it cannot take the steps of a `Trainer`.
+        InputError: it is no optimizer, it has parameters of another model or none that is trained, or it
+            cannot be used by a `Trainer`.
 
     Example:
         >>> def factory(named):
@@ -152,14 +152,14 @@ def made_by(factory: OptimizerFactory, model: nn.Module) -> tuple[Optimizer, boo
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, int]:
-    """Return the names of the matrices that Muon is for, and of how many matrices each is a stack.
+    """Return the names of the matrices for Muon, each with the number of matrices that it stacks.
 
-    These are the weights of linear layers, but not the output's: the layer called "lm_head" or "head", or
-    whose weight is also an embedding's. A layer called "c_attn" makes queries, keys and values at once: its
-    weight is three matrices, and each is to be orthogonal by itself.
+    These are the weights of all linear layers except the output layer: a layer with the name "lm_head" or
+    "head", or with the weight of an embedding. The layer "c_attn" makes queries, keys and values at once, so
+    its weight stacks three matrices, each of which is made orthogonal by itself.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    found = {}
+    parts = {}
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
         if (
@@ -168,16 +168,16 @@ def hidden_matrices(model: nn.Module) -> dict[str, int]:
             and id(module.weight) not in embeddings
         ):
             is_triple = name == "c_attn" and module.out_features % 3 == 0
-            found[f"{path}.weight" if path else "weight"] = 3 if is_triple else 1
-    return found
+            parts[f"{path}.weight" if path else "weight"] = 3 if is_triple else 1
+    return parts
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return matrices with (about) the same singular vectors and all singular values near 1.
+    """Return matrices with about the same singular vectors and with all singular values near 1.
 
     Args:
         matrices: (N, rows, columns), any scale.
-        steps: Newton–Schulz iterations; five bring singular values into about [0.7, 1.2].
+        steps: Newton–Schulz iterations; after five, singular values lie in about [0.7, 1.2].
 
     Returns:
         (N, rows, columns), in the type of `matrices`. bfloat16 is enough.
@@ -194,16 +194,37 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class _LeanOptimizer(Optimizer):
-    """torch's base class, without the 1.2 seconds of imports that its first parameter group costs."""
+    """torch's base class, without the imports of 1.2 seconds for its first parameter group."""
 
     _step_supports_amp_scaling: bool = True
     found_inf: Tensor | None = None
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own."""
-        decorated = Optimizer.add_param_group  # the decorator imports torch._dynamo, to keep it away
+        """Add a group of parameters with its own settings."""
+        decorated = Optimizer.add_param_group  # the decorator would import torch._dynamo
         getattr(decorated, "__wrapped__", decorated)(self, param_group)
+
+    @override
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss again, with gradients, and returns it; None: the gradients are ready.
+
+        Returns:
+            The result of the closure.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        raise NotImplementedError
 
 
 class AdamW(_LeanOptimizer):
@@ -214,7 +235,7 @@ class AdamW(_LeanOptimizer):
         lr: learning rate.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
-        weight_decay: share of a parameter, times lr, taken off at each step.
+        weight_decay: share of a parameter, times lr, that is subtracted in each step.
 
     Example:
         >>> weight = nn.Parameter(torch.zeros(3))
@@ -236,17 +257,7 @@ class AdamW(_LeanOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @override
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient.
-
-        Args:
-            closure: computes the loss anew, with gradients, and returns it; None: the gradients are there.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = _loss_of(closure)
+    def _update(self) -> None:
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             if not moving:
@@ -254,7 +265,7 @@ class AdamW(_LeanOptimizer):
             for parameter in moving:
                 state = self.state[parameter]
                 if not state:
-                    state.update(  # in one go: an interrupt finds all of it or nothing
+                    state.update(  # in one call, so that an interrupt leaves all of it or nothing
                         step=torch.zeros((), dtype=torch.float32, device=parameter.device),
                         exp_avg=torch.zeros_like(parameter),
                         exp_avg_sq=torch.zeros_like(parameter),
@@ -281,25 +292,24 @@ class AdamW(_LeanOptimizer):
             )
             if self.found_inf is not None:
                 torch._foreach_sub_(steps, [self.found_inf] * len(steps))
-        return loss
 
 
 class Muon(_LeanOptimizer):
-    """Momentum, orthogonalised: for the weight matrices between embedding and output layer.
+    """Orthogonalised momentum, for the weight matrices between the embedding and the output layer.
 
-    Each matrix W (rows, columns) with gradient G moves as Nesterov momentum does, but along the nearest
-    orthogonal matrix, scaled by `0.2 sqrt(max(rows, columns))`; weight decay is decoupled.
+    The update of a matrix (rows, columns) is Nesterov momentum, replaced by the nearest orthogonal matrix and
+    scaled by `0.2 sqrt(max(rows, columns))`. Weight decay is decoupled.
 
     Args:
-        params: matrices, or groups of them. A group's "parts" says of how many equal matrices, one above
-            the other, each of its parameters is a stack.
+        params: matrices, or groups of them. "parts" of a group is the number of equal matrices that each of
+            its parameters stacks.
         lr: learning rate, the same as AdamW's.
         momentum: share of the old momentum that is kept.
-        weight_decay: share of W, times lr, taken off at each step.
-        dtype: what the Newton–Schulz products run in.
+        weight_decay: share of a matrix, times lr, that is subtracted in each step.
+        dtype: type of the Newton–Schulz products.
 
     Raises:
-        InputError: a parameter is no matrix, or no stack of as many as its group says.
+        InputError: a parameter is no matrix, or no stack of that many.
 
     Source:
         Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the scale: arXiv:2502.16982.
@@ -309,7 +319,7 @@ class Muon(_LeanOptimizer):
         >>> optimizer = Muon([weight], lr=1.0)
         >>> weight.grad = torch.tensor([[100.0, 0.0], [0.0, 10.0]])
         >>> _ = optimizer.step()
-        >>> weight.data.round(decimals=1)  # as far in both directions
+        >>> weight.data.round(decimals=1)  # equally far in both directions
         tensor([[-0.2000,  0.0000],
                 [ 0.0000, -0.2000]])
     """
@@ -334,18 +344,8 @@ class Muon(_LeanOptimizer):
                     )
 
     @override
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every matrix that has a gradient.
-
-        Args:
-            closure: computes the loss anew, with gradients, and returns it; None: the gradients are there.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = _loss_of(closure)
-        # What has the same settings is orthogonalised in one batch, a tall matrix lying on its side.
+    def _update(self) -> None:
+        # Matrices with the same settings are orthogonalised in one batch; tall ones are transposed.
         batches: dict[tuple[object, ...], list[tuple[Tensor, int]]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -355,12 +355,11 @@ class Muon(_LeanOptimizer):
                     batches[(*key, parameter.device)].append((parameter, group["parts"]))
         for (_, wide, lr, momentum, weight_decay, _), alike in batches.items():
             self._move(alike, lr, momentum, weight_decay, 0.2 * math.sqrt(wide))  # type: ignore[arg-type]
-        return loss
 
     def _move(
         self, alike: list[tuple[Tensor, int]], lr: float, momentum: float, weight_decay: float, scale: float
     ) -> None:
-        """Move parameters, each a stack of as many matrices as its number says, all of one size."""
+        """Update parameters of one size, each with the number of matrices that it stacks."""
         parameters = [parameter for parameter, _ in alike]
         gradients = [p.grad for p in parameters if p.grad is not None]
         for parameter in parameters:
@@ -385,13 +384,6 @@ class Muon(_LeanOptimizer):
 
 
 def _lying(stack: Tensor, parts: int) -> Tensor:
-    """Return a view of a stack of matrices, (parts, rows, columns), none of them taller than wide."""
+    """Return a view of a stack of matrices, (parts, rows, columns), transposed if they are tall."""
     matrices = stack.view(parts, -1, stack.size(-1))
     return matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
-
-
-def _loss_of(closure: Callable[[], float] | None) -> float | None:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()

@@ -1,8 +1,8 @@
-"""`ProgressBar`: what a training shows while it runs, in a terminal, a notebook or a file.
+"""`ProgressBar`: shows the progress of a training in a terminal, a notebook or a file.
 
-Where a bar can move there is one, tqdm's, if tqdm is installed; and in any case a line for each evaluation.
-Losses are read from the device only where the trainer logs them, and a few times per second for the bar, so
-that showing them costs nothing. The command line shows the same, and overrides where it goes.
+It writes a line for each evaluation. In a terminal or notebook with tqdm, it also shows a bar. Losses are
+read from the device only when the trainer logs them, and a few times per second for the bar, so showing them
+costs nothing. The command line shows the same, and overrides where it goes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["BITS", "ProgressBar", "clock", "scored_part", "speed"]
 
 BITS: Mapping[Unit, str] = {"character": "bits/char", "byte": "bits/byte"}
-"""How a loss in bits is written."""
+"""The unit of a loss in bits."""
 
-_BAR_SECONDS = 0.25  # between two losses beside the bar
-_PACE_SECONDS = 1.0  # of steps, before their number is told
+_BAR_SECONDS = 0.25  # between two updates of the bar
+_PACE_SECONDS = 1.0  # of steps, before their number is estimated
 _COUNTS = "{n_fmt}/{total_fmt} {elapsed}<{remaining}"
 
 
@@ -52,17 +52,17 @@ def speed(per_second: float, unit: Unit) -> str:
 
 
 def scored_part(result: EvalResult, unit: Unit) -> str:
-    """Return on how much of a text a loss was measured, in words; empty: on all of it."""
+    """Return the part of a text on which a loss was measured, in words; empty: the whole text."""
     if not result.n_left_out:
         return ""
     return f" on {result.n_chars:,} of {result.n_chars + result.n_left_out:,} {unit}s"
 
 
 class ProgressBar(Callback):
-    """Shows a training while it runs: speed and losses beside a bar, and a line for each evaluation.
+    """Shows the progress of a training: a bar with speed and losses, and a line for each evaluation.
 
-    It goes to standard error; in a notebook below the cell. Without tqdm, or where no bar can move, there are
-    the lines alone.
+    It writes to standard error, or below the cell of a notebook. Without tqdm, and where a bar cannot move,
+    it writes the lines alone.
 
     Example:
         >>> import torch
@@ -113,13 +113,13 @@ class ProgressBar(Callback):
 
     @override
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
-        """Collect the loss where it is logged; move the bar."""
+        """Collect the loss if it is logged, and move the bar."""
         config, bar, unit = trainer.config, self._bar, trainer.train_data.unit
         now = time.monotonic()
         self._last = record
         interval = config.eval_interval
         due = interval is not None and record.step % interval == 0
-        if record.step % config.log_interval == 0 or (due and not self._losses):  # or the line's only loss
+        if record.step % config.log_interval == 0 or (due and not self._losses):  # a line needs one loss
             self._losses.append(record.loss)
         if bar is not None:
             if now - self._drawn_at >= _BAR_SECONDS or record.step == bar.total:
@@ -153,7 +153,7 @@ class ProgressBar(Callback):
         )
 
     def _beside(self) -> str:
-        """Return what else stands in the line of an evaluation."""
+        """Return an addition to the line of an evaluation."""
         return ""
 
     @override
@@ -164,27 +164,27 @@ class ProgressBar(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, result: TrainResult) -> None:
-        """Write the last line, where no evaluation did."""
+        """Write the last line, unless an evaluation did."""
         if trainer.val_data is None and self._shown != trainer.step:
             self._line(trainer, trainer.step, "")
 
     @override
     def on_close(self, trainer: Trainer) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar away, if there is one."""
+        """Remove the bar, if there is one."""
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the bar to the original."""
+        """Leave out the bar."""
         return {**self.__dict__, "_bar": None}
 
     def _new_bar(self, trainer: Trainer) -> Any:
-        """Return tqdm's bar, or None where there is to be none."""
+        """Return tqdm's bar, or None if there is none."""
         tqdm = bar_class() if in_notebook() or wants_bar() else None
         if tqdm is None:
             return None
@@ -192,16 +192,15 @@ class ProgressBar(Callback):
             initial=trainer.step,
             total=trainer.expected_steps,
             unit="step",
-            ascii=True,  # consoles of all kinds
+            ascii=True,  # for consoles of all kinds
             dynamic_ncols=True,
             leave=False,
             file=sys.stdout if in_notebook() else sys.stderr,
-            bar_format=_COUNTS
-            + "{postfix} |{bar}|",  # the bar last: in a narrow terminal it is the first to go
+            bar_format=_COUNTS + "{postfix} |{bar}|",  # in a narrow terminal, the bar disappears first
         )
 
     def _tell_pace(self, trainer: Trainer, minutes: float) -> None:
-        """Say once, as soon as it can be told, how many steps will be made."""
+        """Write once, as soon as it can be estimated, the number of steps."""
         steps, early = trainer.expected_steps, trainer.seconds - self._started < _PACE_SECONDS
         timetable = trainer.timetable
         if self._told_pace or steps is None or early or timetable is None or timetable.end is not None:
@@ -216,7 +215,7 @@ class ProgressBar(Callback):
             self._judge_pace(steps, minutes)
 
     def _judge_pace(self, steps: int, minutes: float) -> None:
-        """Say what a program thinks of so many steps."""
+        """Comment on the number of steps; for subclasses."""
 
     def _line(self, trainer: Trainer, step: int, validation: str) -> None:
         chars, seconds = trainer.chars_seen - self._seen[0], trainer.seconds - self._seen[1]
@@ -234,15 +233,15 @@ class ProgressBar(Callback):
 
 
 def _rounded(steps: int) -> int:
-    """Return an estimate with two digits that count."""
+    """Return an estimate with two significant digits."""
     return int(float(f"{steps:.2g}"))
 
 
 def _fitting(bar: Any, facts: Sequence[str]) -> str:
-    """Return as many facts, from the first on, as fit into the line: half a number would mislead."""
-    known = bar.format_dict
-    if not isinstance(known["ncols"], int):  # not known, or a notebook's
+    """Return the first facts, as many as fit into the line: half a number would mislead."""
+    values = bar.format_dict
+    if not isinstance(values["ncols"], int):  # unknown, or in a notebook
         return ", ".join(facts)
-    room = known["ncols"] - len(bar.format_meter(**{**known, "bar_format": _COUNTS}))
+    room = values["ncols"] - len(bar.format_meter(**{**values, "bar_format": _COUNTS}))
     fits = [n for n in range(len(facts) + 1) if len(", ".join(["", *facts[:n]])) <= room]
     return ", ".join(facts[: max(fits, default=0)])

@@ -1,7 +1,7 @@
-"""How to train each preset, and which preset a machine, a text and a time call for.
+"""Recipes for training each preset, and the choice of a preset for a machine, a text and a time. No torch.
 
-The recipes were found on Tiny Shakespeare and confirmed on another text; docs/experiments.md has what was
-tried, and docs/benchmarks.md what each of them reaches. No torch here.
+The recipes were found on Tiny Shakespeare and confirmed on another text. docs/experiments.md lists the
+experiments, and docs/benchmarks.md the results.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["RECIPES", "Recommendation", "recommend"]
 
 @dataclass(frozen=True)
 class _Preset:
-    """What is known of a preset's training."""
+    """Recipe and limits of a preset."""
 
     recipe: TrainerConfig
     minutes: float | None = None
-    """From how many minutes on two cores it is the one to take; None: it is never recommended."""
+    """Least minutes on two cores for which it is recommended; None: it is never recommended."""
     chars: int = 0
-    """From how many characters to train on it is worth its time."""
+    """Least characters to train on for which it is recommended."""
     epochs: int = 0
-    """How often a text may be read before it is only learnt by heart."""
+    """The most epochs before a model only memorises the text."""
     budget: float | None = None
     """Minutes on two cores that the recipe takes; None: it was not tried with a convolution."""
 
@@ -79,30 +79,31 @@ _PRESETS: Mapping[PresetName, _Preset] = {
         epochs=8,
     ),
 }
-"""Every preset; those with minutes from the smallest to the largest."""
+"""All presets; those with minutes in increasing order."""
 
 RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
     {name: preset.recipe for name, preset in _PRESETS.items()}
 )
-"""How to train each preset of `charlm.models.config.PRESETS`; `RECIPES[name].replace(...)` changes fields."""
+"""The settings for training each preset of `charlm.models.config.PRESETS`. `RECIPES[name].replace(...)`
+changes fields."""
 
-_CONV_WIDTH, _CONV_EPOCHS = 5, 3  # a convolution pays in a text that is read no more often than this
+_CONV_WIDTH, _CONV_EPOCHS = 5, 3  # a convolution helps if the text is read at most so many times
 
-_GPU_SPEED = 20  # how much further a minute goes on a GPU than on two cores, roughly
+_GPU_SPEED = 20  # rough speed of a GPU, relative to two cores
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A preset, and what a text changes in it."""
+    """A preset and the changes to it that a text needs."""
 
     preset: PresetName
-    """Where to begin."""
+    """The name of the preset."""
     changes: Mapping[str, object]
     """Fields of the preset to replace."""
     most_chars: int
-    """Characters to train on, repetitions included, beyond which a text is only learnt by heart."""
+    """Training on more characters than this, repetitions included, only memorises the text."""
     reasons: tuple[str, ...]
-    """Why, each a clause for a person to read."""
+    """The reasons, each a clause for a person to read."""
 
 
 def recommend(
@@ -113,21 +114,21 @@ def recommend(
     on_gpu: bool = False,
     unit: Unit = "character",
 ) -> Recommendation:
-    """Choose a preset for a text and a time, and fit it to a short text.
+    """Choose a preset for a text and a time, and adapt it to a short text.
 
     Args:
         train_chars: characters to train on.
         val_chars: characters for validation; None: there are none.
-        minutes: how long the training may take; None: about one.
-        on_gpu: whether it will run on one. The presets were measured on two cores; a GPU gets the one for
-            twenty times the time.
-        unit: what the numbers count, for the reasons.
+        minutes: time for the training; None: about one minute.
+        on_gpu: whether it will run on a GPU. The presets were measured on two cores; for a GPU, the preset
+            for twenty times the time is chosen.
+        unit: the unit of the numbers, for the reasons.
 
     Returns:
-        The preset, and which of its fields to change.
+        The preset and its changes.
 
     Raises:
-        InputError: `minutes` is not above 0, or a number of characters below 0.
+        InputError: `minutes` is not above 0, or a number of characters is below 0.
 
     Example:
         >>> recommend(1_000_000, 100_000, minutes=5).preset
@@ -151,10 +152,10 @@ def recommend(
         reasons = [f"as the text is short ({train_chars:,} {unit}s to train on)"]
 
     changes: dict[str, object] = {}
-    known, fields = _PRESETS[preset], PRESETS[preset]
-    if known.budget is not None:
-        read = known.recipe.max_steps * known.recipe.batch_size * fields["block_size"]
-        pays = max(1.0, time * speed / known.budget) * read <= _CONV_EPOCHS * train_chars
+    chosen, fields = _PRESETS[preset], PRESETS[preset]
+    if chosen.budget is not None:
+        read = chosen.recipe.max_steps * chosen.recipe.batch_size * fields["block_size"]
+        pays = max(1.0, time * speed / chosen.budget) * read <= _CONV_EPOCHS * train_chars
         if pays != (fields["conv_width"] > 1):
             changes["conv_width"] = _CONV_WIDTH if pays else 1
             reasons.append(
@@ -166,4 +167,4 @@ def recommend(
     if fields["block_size"] > longest > 0:
         changes["block_size"] = 2 ** (longest.bit_length() - 1)
         reasons.append("with blocks that fit into the shorter part of the text")
-    return Recommendation(preset, changes, known.epochs * train_chars, tuple(reasons))
+    return Recommendation(preset, changes, chosen.epochs * train_chars, tuple(reasons))

@@ -1,7 +1,7 @@
-"""What training tells: a record for each step, evaluation and sample, and a result at the end.
+"""Records of steps, evaluations and samples of a run, and its result.
 
-A record says what happened at a step of a run; a result is what a function returns (`EvalResult` of
-`evaluate`, `TrainResult` of `fit`).
+A record describes an event at a step of a run. A result is returned by a function: `EvalResult` by
+`evaluate`, `TrainResult` by `fit`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from charlm.evaluation.evaluate import EvalResult
 from charlm.evaluation.markup import figure, table
+from charlm.text.tokenizer import Unit
 
 __all__ = ["EvalRecord", "SampleRecord", "StepRecord", "StopReason", "TrainResult"]
 
 StopReason = Literal["max_steps", "minutes", "max_seconds", "patience", "callback", "interrupted"]
-"""Why a run ended: all steps done, its minutes used, max_seconds over, no better evaluation, a callback; or
-it was left before that."""
+"""The reason of a run's end: all steps are done, its minutes or max_seconds are over, no evaluation was
+better, a callback ended it, or it was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -30,43 +31,43 @@ class StepRecord:
     """One step of training."""
 
     step: int
-    """How many steps are done, this one included."""
+    """Number of steps done, this one included."""
     learning_rate: float
-    """Of this step."""
+    """Learning rate of this step."""
     chars: int
-    """Characters that were predicted in this step."""
+    """Number of tokens that were predicted in this step."""
     seconds: float
-    """What the step took, without evaluation, saving and callbacks. On a device that works on its own, what
-    it took to hand the step over."""
+    """Time of the step, without evaluation, saving and callbacks. On an asynchronous device, the time to
+    submit the step."""
     loss_tensor: Tensor = field(repr=False)
-    """The same as `loss`, a scalar on the device: not waited for until it is read."""
+    """The same as `loss`, a scalar on the device; reading it waits for the device."""
     grad_norm_tensor: Tensor = field(repr=False)
     """The same as `grad_norm`, on the device."""
 
     @cached_property
     def loss(self) -> float:
-        """Mean loss of the step's batch in nats, before the update. Read from the device when asked."""
+        """Mean loss of the step's batch in nats, before the update. Reading it waits for the device."""
         return self.loss_tensor.item()
 
     @cached_property
     def grad_norm(self) -> float:
-        """Global norm of the gradient before clipping. Read from the device when asked."""
+        """Global norm of the gradient before clipping. Reading it waits for the device."""
         return self.grad_norm_tensor.item()
 
     @property
     def skipped(self) -> bool:
-        """Whether nothing was updated, since the loss or the gradient was not finite. Asks the device."""
+        """Whether nothing was updated, since loss or gradient was not finite. Reading it waits."""
         return not math.isfinite(self.loss + self.grad_norm)
 
     @property
     def chars_per_second(self) -> float:
-        """Speed of this step, by its `seconds`."""
+        """Speed of this step, from `chars` and `seconds`."""
         return self.chars / self.seconds
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One evaluation over the validation text, or over what `eval_chars` leaves of it."""
+    """One evaluation on the validation text, or on the `eval_chars` of it."""
 
     step: int
     """How many steps were done."""
@@ -110,14 +111,16 @@ class TrainResult:
     """Why it ended."""
     checkpoint: Path | None
     """The last checkpoint, or None without a directory."""
+    unit: Unit = field(default="character", repr=False)
+    """The unit of losses and of `chars_seen`, "character" or "byte"."""
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        rows = [["characters", f"{self.chars_seen:,}", "predicted in training"]]
+        """Return tables for a notebook."""
+        rows = [[f"{self.unit}s", f"{self.chars_seen:,}", "predicted in training"]]
         for name, result in (("best", self.best), ("final", self.final)):
             if result is not None:
                 step = self.best_step if name == "best" else self.steps
-                bits = f"nats = {figure(result.bits_per_char)} bits per character, at step {step:,}"
+                bits = f"nats = {figure(result.bits_per_char)} bits per {self.unit}, at step {step:,}"
                 rows.append([f"{name} loss", figure(result.loss_nats), bits])
         if self.checkpoint is not None:
             rows.append(["checkpoint", "", str(self.checkpoint)])

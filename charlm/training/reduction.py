@@ -1,12 +1,12 @@
-"""How the gradients of a step's micro-batches come together, in a process and over processes.
+"""Sums the gradients of a step's micro-batches, in one process and over several.
 
-`TreeSum` adds them in a fixed binary tree over all V micro-batches, whoever computed them: it halves their
-row while it can, and adds what is left over in order. W processes, W a power of two that divides V, own one
-node of that tree each, so the sum is the same for each W, bit for bit. Between processes each one adds up
-its Wth part of all numbers and gives it to all, which moves as much as the usual all-reduce does (a
-reduce-scatter and a gather), but leaves no choice of an order to the library below.
-`Overlapped` hands the sum to torch's DistributedDataParallel (arXiv:2006.15704), which begins it while the
-backward pass still runs: quicker where a link is slow, close and not equal.
+`TreeSum` adds them in a fixed binary tree over all V micro-batches: it halves their row as long as that is
+possible, and adds the rest in order. Each of W processes, W a power of two that divides V, owns one node of
+the tree, so the sum has the same bits for every W. Between processes, each one adds its Wth part of all
+numbers and sends the result to all. That moves as much data as an all-reduce (a reduce-scatter and a gather),
+but fixes the order of the sum.
+`Overlapped` leaves the sum to torch's DistributedDataParallel (arXiv:2006.15704), which begins it during the
+backward pass. It is faster over a slow link; the result is close, not equal.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from charlm.training.config import TrainerConfig
 __all__ = ["Backward", "Overlapped", "Reduction", "TreeSum", "check_world", "copies_kept", "reduction_for"]
 
 Backward = Callable[[nn.Module, int, int], Tensor]
-"""Runs a model forward and backward on a micro-batch, its loss divided by a number, and returns that loss."""
+"""Runs a model forward and backward on a micro-batch, its loss divided by a number; returns that loss."""
 
 
 class Reduction(ABC):
-    """Brings the gradients of a step together.
+    """Sums the gradients of a step.
 
     Args:
-        model: whose parameters they are.
-        parameters: those that an optimizer moves.
+        model: the model.
+        parameters: those that an optimizer updates.
         count: V, micro-batches in a step.
         world: the processes that share them.
     """
@@ -46,16 +46,16 @@ class Reduction(ABC):
 
     @abstractmethod
     def run(self, backward: Backward) -> Tensor:
-        """Leave the mean gradient of all micro-batches in the parameters, and return their mean loss."""
+        """Compute the mean gradient of all micro-batches in the parameters, and return their mean loss."""
 
     def _make_dense(self) -> None:
-        for parameter in self._parameters:  # what an embedding with sparse=True makes has no norm
+        for parameter in self._parameters:  # the gradient of an embedding with sparse=True has no norm
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
 
 
 class TreeSum(Reduction):
-    """Adds in the tree; W > 1 takes two more copies of the gradients than that keeps."""
+    """Adds in the tree; several processes need two more copies of the gradients."""
 
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], count: int, world: World
@@ -78,18 +78,18 @@ class TreeSum(Reduction):
         if world.size == 1:
             return loss
         here = [parameter.grad is not None for parameter in self._parameters]
-        if any(row[0] for row in world.agree([not all(here)])):  # nor does anybody fail who has come so far
+        if any(row[0] for row in world.agree([not all(here)])):  # also shows that no process has failed
             anywhere = world.gather(torch.tensor(here, device="cpu")).any(0).tolist()
             for parameter, is_wanted in zip(self._parameters, anywhere, strict=True):
-                if is_wanted and parameter.grad is None:  # x + -0.0 is x, also where x is 0.0 or -0.0
+                if is_wanted and parameter.grad is None:  # x + -0.0 is x, also for 0.0 and -0.0
                     parameter.grad = torch.full_like(parameter, -0.0)
         for row in self._rows:
             row.add_up()
         return _added(world.gather(loss))
 
     def _node(self, backward: Backward, first: int, count: int) -> Tensor:
-        """Leave the sum over some micro-batches in the parameters, and return that of their losses."""
-        if count % 2 or count == 2:  # in their order, as autograd adds
+        """Sum the gradients of some micro-batches in the parameters, and return the sum of their losses."""
+        if count % 2 or count == 2:  # in order, as autograd adds
             loss = backward(self._model, first, self._count)
             for micro in range(first + 1, first + count):
                 loss = loss + backward(self._model, micro, self._count)
@@ -108,7 +108,7 @@ class TreeSum(Reduction):
 
 
 class _Row:
-    """The gradients of parameters of one type in one row of n numbers, cut into a part for each process."""
+    """The gradients of all parameters of one type in a row of numbers, with a part for each process."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: World) -> None:
         self._parameters, self._world = parameters, world
@@ -122,31 +122,31 @@ class _Row:
         ]
 
     def add_up(self) -> None:
-        """Put into each parameter's gradient its sum over all processes."""
-        found = [
+        """Replace each parameter's gradient by its sum over all processes."""
+        pairs = [
             (p.grad, view)
             for p, view in zip(self._parameters, self._views, strict=True)
             if p.grad is not None
         ]
-        if not found:
+        if not pairs:
             return
-        grads, views = [grad for grad, _ in found], [view for _, view in found]
+        grads, views = [grad for grad, _ in pairs], [view for _, view in pairs]
         torch._foreach_copy_(views, grads)
-        self._world.trade(self._row, self._traded)  # now row i is what process i has for this one's part
+        self._world.trade(self._row, self._traded)  # row i is now process i's share of this one's part
         self._world.gather(_added(self._traded), self._row)
-        # Back into tensors of their own, as in one process: some kernels look at where memory begins.
+        # Back into separate tensors, as in one process: some kernels depend on the alignment of memory.
         torch._foreach_copy_(grads, views)
 
 
 def _added(rows: Tensor) -> Tensor:
-    """Return the sum of (W, …) over processes, neighbours first, as the tree's upper levels; in place."""
+    """Return the sum of (W, …) over processes, neighbours first, as in the tree's upper levels; in place."""
     while len(rows) > 1:
         rows = rows[::2].add_(rows[1::2])
     return rows[0]
 
 
 class Overlapped(Reduction):
-    """Lets DistributedDataParallel add gradients while the backward pass still runs."""
+    """Lets DistributedDataParallel add gradients during the backward pass."""
 
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], count: int, world: World
@@ -161,7 +161,7 @@ class Overlapped(Reduction):
         losses = []
         with self._world.unannounced():
             for micro in range(first, first + each):
-                # Around both passes: the forward pass prepares what the backward one adds.
+                # Around both passes: the forward pass prepares the sum of the backward pass.
                 with nullcontext() if micro == first + each - 1 else self._wrapped.no_sync():
                     losses.append(backward(self._wrapped, micro, each))
         self._make_dense()
@@ -170,7 +170,7 @@ class Overlapped(Reduction):
 
 
 def copies_kept(count: int) -> int:
-    """Return how many copies of the gradients the tree keeps at most, beside those of the parameters.
+    """Return the most copies of the gradients that the tree stores, beside those of the parameters.
 
     Example:
         >>> [copies_kept(count) for count in (1, 2, 3, 4, 6, 8)]
@@ -182,16 +182,15 @@ def copies_kept(count: int) -> int:
 def reduction_for(
     model: nn.Module, parameters: Sequence[nn.Parameter], config: TrainerConfig, world: World
 ) -> Reduction:
-    """Return the way that a config names; in one process there is only the tree."""
+    """Return the reduction of a config; in one process it is always the tree."""
     kind = Overlapped if config.reduce == "fast" and world.size > 1 else TreeSum
     return kind(model, parameters, config.accumulate, world)
 
 
 def check_world(config: TrainerConfig, size: int) -> None:
-    """Refuse a number of processes that the micro-batches cannot be shared out to.
+    """Raise ConfigError unless the micro-batches can be divided among the processes.
 
-    Raises:
-        ConfigError: names what would do, with steps of as many blocks.
+    The message names settings that can, with as many blocks in a step.
     """
     V, blocks = config.accumulate, config.accumulate * config.batch_size
     if config.reduce == "exact" and size & (size - 1):

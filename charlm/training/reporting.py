@@ -1,6 +1,6 @@
-"""`Reporter`: what a run tells, to its log and to its callbacks. It decides nothing.
+"""`Reporter`: writes the log of a run and calls its callbacks. It decides nothing.
 
-Of several processes the first one alone has a log and calls its callbacks.
+Of several processes, only the first one has a log and calls callbacks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Reporter:
     """Writes records into metrics.jsonl and calls the callbacks, in their order.
 
     Args:
-        trainer: has the callbacks, and is passed to them; its step and seconds stand in each record.
+        trainer: is passed to its callbacks; its step and seconds are part of each record.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -40,17 +40,17 @@ class Reporter:
             self._readers.clear()
 
     def began(self) -> None:
-        """Tell that the first step of this process is next."""
+        """Report that the first step of this process is next."""
         self._logged_at = (self._trainer.chars_seen, self._trainer.seconds)
         self._logged_step = 0
         self._call(lambda callback: callback.on_train_start(self._trainer))
 
     def stepped(self, record: StepRecord) -> None:
-        """Tell of a step."""
+        """Report a step."""
         self._call(lambda callback: callback.on_step_end(self._trainer, record))
 
     def log_step(self, record: StepRecord) -> None:
-        """Log a step, once; where nobody reads it the device is not asked for its loss."""
+        """Log a step, once. Without a log or reader, the loss is not read from the device."""
         is_read = self._trainer._writer is not None or self._readers
         if not is_read or self._logged_step == record.step:
             return
@@ -69,7 +69,7 @@ class Reporter:
         )
 
     def log(self, kind: str, values: Mapping[str, object]) -> None:
-        """Log a record of a callback's own; see `Trainer.log`."""
+        """Log a callback's own record; see `Trainer.log`."""
         if kind in _OWN_KINDS:
             raise InputError(f"kind must be a name of your own, got {shown(kind)}, which is the trainer's")
         self._log(kind, values)
@@ -79,29 +79,29 @@ class Reporter:
         self._log("end", {"end": end})
 
     def evaluated(self, record: EvalRecord) -> None:
-        """Log an evaluation and tell of it."""
+        """Log and report an evaluation."""
         self._log("eval", eval_values(record.result))
         self._call(lambda callback: callback.on_evaluate(self._trainer, record))
 
     def sampled(self, record: SampleRecord) -> None:
-        """Log a sample and tell of it."""
+        """Log and report a sample."""
         self._log("sample", {"text": record.text})
         self._call(lambda callback: callback.on_sample(self._trainer, record))
 
     def saved(self, checkpoint: Path) -> None:
-        """Tell of a checkpoint."""
+        """Report a checkpoint."""
         self._call(lambda callback: callback.on_save(self._trainer, checkpoint))
 
     def ended(self) -> None:
-        """Tell that the run has ended by itself."""
+        """Report that the run has ended by itself."""
         self._call(lambda callback: callback.on_train_end(self._trainer, self._trainer.result()))
 
     def closed(self) -> None:
-        """Tell that this process makes no more steps for now."""
+        """Report that this process makes no more steps for now."""
         self._call(lambda callback: callback.on_close(self._trainer))
 
     def skipped(self, steps: Sequence[SkippedStep]) -> None:
-        """Log and warn of steps that were left out."""
+        """Log and warn of skipped steps."""
         for bad in steps:
             self._log("skip", {"loss": bad.loss, "grad_norm": bad.grad_norm}, step=bad.step)
             if self._is_silent:
@@ -112,7 +112,7 @@ class Reporter:
             )
 
     def failed(self, error: NonFiniteError) -> None:
-        """Log the step that ends the run with an error; the trainer stands before it."""
+        """Log the step that ends the run with an error; the trainer is in the state before it."""
         step = self._trainer.step + 1
         self._log("step", {"loss": error.loss, "grad_norm": error.grad_norm}, step=step)
 

@@ -1,7 +1,7 @@
-"""From a run's newest whole checkpoint to a trainer that goes on: read, check, apply.
+"""Resumes a run from its newest whole checkpoint: read, check, apply.
 
-All of a checkpoint is read and checked before the first live object changes: a resume succeeds whole, or
-leaves everything as it was.
+The whole checkpoint is read and checked before the first live object changes. So a resume either succeeds or
+changes nothing.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ TrainerT = TypeVar("TrainerT", bound="Trainer")
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """The newest whole checkpoint of a run, and the parts of its state.json, each of the right kind."""
+    """The newest whole checkpoint of a run, with the parts of its state.json, whose types are checked."""
 
     run: RunDirectory
     names: frozenset[str]
-    """The checkpoints that lay there before this one was read."""
+    """The checkpoints that were there before this one was read."""
     checkpoint: Checkpoint
     where: str
     """Path of state.json, for messages."""
@@ -97,11 +97,11 @@ class _Saved:
     asleep: Sequence[object]
     """Names of the model's parts that were in evaluation mode."""
     rates_are_shares: bool
-    """Else every group of the caller's optimizer had the schedule's learning rate."""
+    """Whether the groups of the caller's optimizer had shares of the schedule's learning rate."""
     callbacks: Sequence[Mapping[str, object]]
     data: Mapping[str, object]
     characters: object
-    """Fingerprint of the characters that the ids stand for; None: it is not known."""
+    """Fingerprint of the tokenizer's characters; None: unknown."""
     block_size: Mapping[str, object]
     environment: Mapping[str, object]
     generators: Mapping[str, object]
@@ -109,11 +109,11 @@ class _Saved:
 
 
 def _read(out_dir: Path) -> _Saved:
-    """Read the newest whole checkpoint; changes nothing.
+    """Read the newest whole checkpoint.
 
     Raises:
         CheckpointError: there is no run, or no whole checkpoint in it.
-        FileFormatError: state.json holds something else than it should.
+        FileFormatError: state.json has wrong content.
     """
     run = RunDirectory.open(out_dir)
     names = frozenset(checkpoint_names(run))
@@ -150,23 +150,23 @@ def _read(out_dir: Path) -> _Saved:
 
 
 def _characters_of(checkpoint: Checkpoint) -> object:
-    """Return the fingerprint of a run's characters, if it is known; older checkpoints hold the file alone."""
+    """Return the fingerprint of a run's characters; an older checkpoint has it only in its tokenizer file."""
     if "characters" in checkpoint.state or TOKENIZER_FILE not in checkpoint.files:
         return checkpoint.state.get("characters")
     return characters_fingerprint(build_tokenizer(checkpoint.files, checkpoint.info.path))
 
 
 def read_timetable(run: str | Path) -> Timetable:
-    """Return what the clock decided in a run with `minutes`, to repeat it with `Trainer(..., timetable=...)`.
+    """Return the decisions of the clock in a run with `minutes`, for `Trainer(..., timetable=...)`.
 
-    With the same model, data and settings the repetition gives the same bits.
+    With the same model, data and settings, the repetition gives the same bits.
 
     Args:
         run: its directory.
 
     Raises:
-        CheckpointError: there is no run, no whole checkpoint in it, it had no `minutes`, or it has not
-            ended yet.
+        CheckpointError: there is no run or no whole checkpoint in it, the run had no `minutes`, or it has
+            not ended yet.
 
     Example:
         >>> import tempfile
@@ -187,14 +187,14 @@ def read_timetable(run: str | Path) -> Timetable:
         )
     last = config.max_steps if timetable.end is None else min(timetable.end, config.max_steps)
     if saved.state.step < last and not saved.state.has_lost(config.patience):
-        raise CheckpointError(f"the run in {name} has not come to its end yet: go on with it first")
+        raise CheckpointError(f"the run in {name} has not ended yet: resume it first")
     return timetable
 
 
 def warn_if_different(
     run: str | Path, train_data: BlockDataset, val_data: BlockDataset | None, backend: DeviceBackend
 ) -> None:
-    """Warn where a repetition of a run has another text, or goes on where bits are not the same.
+    """Warn if a repetition of a run has another text, or another build or device.
 
     Raises:
         CheckpointError: there is no run, or no whole checkpoint in it.
@@ -219,7 +219,7 @@ def resume(
     max_steps: int | None,
     minutes: float | None,
 ) -> TrainerT:
-    """Build the trainer that goes on from the newest whole checkpoint; see `Trainer.resume`."""
+    """Build the trainer that continues from the newest whole checkpoint; see `Trainer.resume`."""
     saved = _read(out_dir)
     config, timetable = saved.config, saved.timetable
     if max_steps is not None and minutes is not None:
@@ -252,7 +252,7 @@ def resume(
     _load_scaler(saved, trainer)
     _warn_if_elsewhere(saved, trainer.backend, "the run goes on")
 
-    # All is read and checked: from here on live objects change, first those that may refuse.
+    # Everything is read and checked. From here on live objects change; those that may refuse come first.
     place = next(model.parameters()).device
     with restored_generators(saved.generators, tensors, saved.where):
         if len(saved.callbacks) == len(trainer.callbacks):
@@ -266,7 +266,7 @@ def resume(
     for parameter, own_optimizer, own_state in moments:
         own_optimizer.state[parameter] = own_state
     if trainer._stepper.rates_are_shares and not saved.rates_are_shares:
-        for group in trainer.optimizers[0].param_groups:  # as it was when the run began
+        for group in trainer.optimizers[0].param_groups:  # as at the beginning of the run
             del group["lr_scale"]
         trainer._stepper.rates_are_shares = False
     trainer._restore(
@@ -281,17 +281,17 @@ def resume(
 
 
 def _with_another_end(saved: _Saved, max_steps: int) -> TrainerConfig:
-    """Return the run's settings with a new end, which is one of steps and not of time."""
+    """Return the run's settings with a new end in steps."""
     done = saved.state.step
     if 0 < (as_int(max_steps) or 0) < done:
         raise ConfigError(f"max_steps must be at least the {done} steps done, got {max_steps}")
     config = with_end(saved.config, max_steps)
-    # From here on the clock decides nothing; what it chose to score stays.
+    # The clock decides nothing from here on; its choice of the scored part stays.
     return config if saved.timetable is None else config.replace(eval_chars=saved.timetable.eval_chars)
 
 
 def _with_more_time(saved: _Saved, minutes: float) -> tuple[TrainerConfig, Timetable]:
-    """Return the run's settings with another time, and what the clock has decided that stays."""
+    """Return the run's settings with another time, and the decisions of the clock that stay."""
     config = saved.config.replace(minutes=minutes)
     used = saved.state.seconds / 60
     if used >= (config.minutes or 0.0):
@@ -307,7 +307,7 @@ def _with_more_time(saved: _Saved, minutes: float) -> tuple[TrainerConfig, Timet
 
 
 def _model(saved: _Saved, given: nn.Module | None) -> nn.Module:
-    """Return the model that was given, if it can take the weights, or build the one that was saved."""
+    """Return the given model if it fits the weights, or build the saved one."""
     files, path = saved.checkpoint.files, saved.checkpoint.info.path
     if given is None:
         if CONFIG_FILE not in files:
@@ -338,7 +338,7 @@ def _weights(checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
 def _moments(
     saved: _Saved, trainer: Trainer, tensors: Mapping[str, Tensor], *, own: bool
 ) -> list[tuple[nn.Parameter, Optimizer, dict[str, Tensor]]]:
-    """Return what each optimizer kept for each parameter."""
+    """Return the optimizer state of each parameter."""
     names = optimizer_names(trainer.optimizers)
     if saved.optimizers != names:
         raise CheckpointMismatchError(
@@ -350,7 +350,7 @@ def _moments(
 
 
 def _load_scaler(saved: _Saved, trainer: Trainer) -> None:
-    """Give the gradient scaler of a new trainer its state back."""
+    """Restore the state of the gradient scaler."""
     if trainer.scaler is None or saved.scaler is None:
         return
     try:
@@ -360,7 +360,7 @@ def _load_scaler(saved: _Saved, trainer: Trainer) -> None:
 
 
 def _check_callbacks(saved: _Saved, callbacks: Sequence[Callback]) -> None:
-    """Refuse callbacks that cannot get their states back; those that remember nothing may stay away."""
+    """Raise unless the states of the run's callbacks can be restored; if none had a state, any will do."""
     if len(saved.callbacks) != len(callbacks) and any(saved.callbacks):
         raise CheckpointMismatchError(
             f"the run was saved with {len(saved.callbacks)} callbacks, got {len(callbacks)}; pass the same"
@@ -368,14 +368,14 @@ def _check_callbacks(saved: _Saved, callbacks: Sequence[Callback]) -> None:
 
 
 def _best_weights(saved: _Saved, model: nn.Module) -> Contents | None:
-    """Return the weights of the best evaluation so far, on the model's device, if they were kept."""
+    """Return the weights of the best evaluation so far, on the model's device, if they are on disk."""
     best, current = saved.state.best, saved.checkpoint
     if best is None:
         return None
     kept = current if best.step == current.info.step else None
     for info in scan_checkpoints(saved.run)[0]:
         if kept is None and info.step == best.step:
-            with contextlib.suppress(OSError):  # damaged, or deleted by a process that trains there
+            with contextlib.suppress(OSError):  # damaged, or deleted by another process
                 kept = read_checkpoint(info.path, saved.run.run_id)
     if kept is None:
         warn(
@@ -392,7 +392,7 @@ def _best_weights(saved: _Saved, model: nn.Module) -> Contents | None:
 
 
 def _is_text(saved: _Saved, name: str, data: BlockDataset | None) -> bool:
-    """Return whether data is the run's text of that name: the same ids, for the same characters."""
+    """Return whether data is the run's text of that name: the same ids with the same characters."""
     if data is None or data.tokenizer is None or saved.characters is None:
         return is_same_text(saved.data.get(name), data)
     same_characters = characters_fingerprint(data.tokenizer) == saved.characters

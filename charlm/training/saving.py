@@ -1,9 +1,9 @@
-"""What a trainer puts into a checkpoint (`gather`), and how optimizers and generators take their parts back.
+"""The content of a checkpoint (`gather`), and how optimizers and generators restore their parts of it.
 
-Everything that the next step depends on is here: weights (the model's files), buffers that these leave out,
-optimizer state by parameter name, the gradient scaler, the `RunState`. Batches and dropout need nothing, they
-have addresses. The states of torch's, numpy's and Python's own generators are kept for callbacks that draw
-from them.
+A checkpoint holds everything that the next step depends on: weights (the model's files), non-persistent
+buffers, optimizer state by parameter name, the gradient scaler, and the `RunState`. Batches and dropout need
+no state, since they have addresses. The states of torch's, numpy's and Python's own generators are saved for
+callbacks that draw from them.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ __all__ = [
 
 
 def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content], dict[str, object]]:
-    """Return the contents of a checkpoint's files, and what state.json holds beside the identity.
+    """Return the contents of a checkpoint's files, and the content of state.json except the identity.
 
     Args:
         trainer: between two steps.
         identity: of the save.
 
     Returns:
-        The model's files and train.safetensors, which are views of live tensors and so are to be written
-        before the next step; and values that JSON has.
+        The model's files and train.safetensors, which are views of live tensors and must be written before
+        the next step; and values of JSON.
 
     Raises:
-        InputError: an optimizer of the caller's keeps something other than tensors for a parameter.
+        InputError: the state of a caller's optimizer for a parameter holds something else than tensors.
     """
     files = _model_files(trainer, identity.metadata)
     tensors = {
@@ -99,7 +99,7 @@ def gather(trainer: Trainer, identity: SaveIdentity) -> tuple[dict[str, Content]
 
 
 def asleep_parts(model: nn.Module) -> list[str]:
-    """Return which parts of a model are in evaluation mode while it trains; none if it is so itself."""
+    """Return the parts of a training model that are in evaluation mode; none if the model itself is."""
     return [name for name, part in model.named_modules() if model.training and not part.training]
 
 
@@ -114,7 +114,7 @@ def _model_files(trainer: Trainer, metadata: Mapping[str, str]) -> dict[str, Con
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Return what the optimizers keep for each parameter, as "optimizer.KEY.PARAMETER"."""
+    """Return the optimizers' state for each parameter, as "optimizer.KEY.PARAMETER"."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for optimizer in optimizers:
@@ -130,24 +130,24 @@ def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dic
 
 
 def optimizer_names(optimizers: Sequence[Optimizer]) -> list[str]:
-    """Return the classes of the optimizers, by which a resume knows them again."""
+    """Return the class names of the optimizers, which a resume compares."""
     return [type(optimizer).__name__ for optimizer in optimizers]
 
 
 def optimizer_state(
     tensors: Mapping[str, Tensor], model: nn.Module, optimizers: Sequence[Optimizer], path: str, *, own: bool
 ) -> list[tuple[nn.Parameter, Optimizer, dict[str, Tensor]]]:
-    """Return each parameter with its optimizer and what that kept for it, on the parameter's device.
+    """Return each parameter with its optimizer and its optimizer state, on the parameter's device.
 
     Args:
         tensors: of train.safetensors.
-        model: whose parameters they belong to.
+        model: the model.
         optimizers: each parameter is in one of them.
         path: names the file in messages.
-        own: the optimizer is the caller's and may keep tensors of any shape; else shapes are checked.
+        own: whether the optimizer is the caller's, whose state may have any shape; else shapes are checked.
 
     Raises:
-        CheckpointMismatchError: they do not belong to this model.
+        CheckpointMismatchError: the tensors do not belong to this model.
     """
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -171,7 +171,7 @@ def optimizer_state(
             raise CheckpointMismatchError(f"{quoted(path)}: the optimizer state of {name} does not fit")
         optimizer, counts_on_device = owners[id(parameter)]
         moved = {
-            # A scalar is a step counter, which torch keeps on the CPU unless the optimizer is fused.
+            # A scalar is a step counter, which stays on the CPU unless the optimizer is fused.
             key: (tensor.to(parameter.device) if tensor.dim() or counts_on_device else tensor).clone()
             for key, tensor in saved.items()
         }
@@ -184,7 +184,7 @@ def optimizer_state(
 
 
 def _buffer_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that the model's files leave out, as "buffer.NAME" or "complex.NAME"."""
+    """Return the non-persistent buffers, as "buffer.NAME" or "complex.NAME"."""
     tensors = {}
     for name, buffer in passing_buffers(model).items():
         if buffer.is_complex():
@@ -195,31 +195,31 @@ def _buffer_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def saved_buffers(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return what `gather` kept of the buffers that the model's files leave out, by name, on a device."""
-    found = {}
+    """Return the non-persistent buffers that `gather` saved, by name, on a device."""
+    buffers = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "buffer":
-            found[rest] = tensor.to(device)
+            buffers[rest] = tensor.to(device)
         elif kind == "complex":
-            found[rest] = torch.view_as_complex(tensor.contiguous()).to(device)
-    return found
+            buffers[rest] = torch.view_as_complex(tensor.contiguous()).to(device)
+    return buffers
 
 
 _FINGERPRINTS: WeakKeyDictionary[BlockDataset, str] = WeakKeyDictionary()
 
 
 def fingerprint(data: BlockDataset) -> str:
-    """Return what stands for the ids: of a text on disk, what follows from the hashes of its files."""
+    """Return a hash that identifies the ids; for a text on disk, it follows from the hashes of the files."""
     ids = data.row.fingerprint if isinstance(data.row, StoredRow) else _hashed(data)
     return _with_documents(ids, data)
 
 
 def is_same_text(saved: object, data: BlockDataset | None) -> bool:
-    """Return whether data has the ids that a fingerprint stands for.
+    """Return whether data has the ids of a saved fingerprint.
 
-    A text that was in memory then may be on disk now: it is hashed, in pieces. The other way round it is not
-    known, and so not the same.
+    A text that was in memory may be on disk now: then it is hashed, in pieces. A text that was on disk must
+    be on disk again.
     """
     if data is None or not isinstance(saved, str):
         return saved is None and data is None
@@ -231,12 +231,12 @@ def _with_documents(ids: str, data: BlockDataset) -> str:
 
 
 def is_of_prepared(saved: object) -> bool:
-    """Return whether a fingerprint is that of a text on disk."""
+    """Return whether a fingerprint belongs to a text on disk."""
     return isinstance(saved, str) and saved.startswith(PREPARED)
 
 
 def _hashed(data: BlockDataset) -> str:
-    """Return the sha256 of the ids, whatever integer type they are kept in; computed once for a data set."""
+    """Return the sha256 of the ids, independent of their integer type; computed once per data set."""
     if data not in _FINGERPRINTS:
         digest = hashlib.sha256()
         for start in range(0, data.n_ids, 1 << 20):
@@ -246,7 +246,7 @@ def _hashed(data: BlockDataset) -> str:
 
 
 def characters_fingerprint(tokenizer: Tokenizer | None) -> str | None:
-    """Return the sha256 of what a tokenizer's ids stand for; None: it is not known."""
+    """Return the sha256 of the characters of a tokenizer's ids; None without a tokenizer."""
     if tokenizer is None:
         return None
     values = {key: value for key, value in tokenizer.to_dict().items() if key != "unknown"}
@@ -254,7 +254,7 @@ def characters_fingerprint(tokenizer: Tokenizer | None) -> str | None:
 
 
 def environment(backend: DeviceBackend, config: TrainerConfig) -> dict[str, object]:
-    """Return what must be the same for a resumed run to be equal bit for bit."""
+    """Return the facts that must be the same for a resumed run to be equal bit for bit."""
     return {
         **({"processes": join(backend).size} if config.reduce == "fast" else {}),
         "torch": str(torch.__version__),
@@ -288,7 +288,7 @@ def _generator_scalars() -> dict[str, object]:
 def restored_generators(
     scalars: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str
 ) -> Iterator[None]:
-    """Set the global generators to the states that `gather` kept; if they or the block fail, leave them all.
+    """Set the global generators to the states of `gather`; after an error here or in the block, undo it.
 
     Raises:
         CheckpointCorruptError: they are no such states; `path` names the file.
@@ -311,7 +311,7 @@ def restored_generators(
 def _set_generators(scalars: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     position, has_gauss, gauss = scalars["numpy"]
     version, gauss_next = scalars["python"]
-    if type(position) is not int or not 0 <= position <= 624:  # numpy would read beyond its keys
+    if type(position) is not int or not 0 <= position <= 624:  # else numpy would read beyond its keys
         raise ValueError(position)
     keys = tensors["rng.numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002 - the caller's own

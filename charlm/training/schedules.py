@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, and how many steps an epoch is. No state, no torch."""
+"""The learning rate as a pure function of the step, and the steps of an epoch. No state, no torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def learning_rate_at(
 ) -> float:
     """Return the learning rate of one step.
 
-    It rises linearly over `warmup_steps` (but at most half of all steps), reaching the top at the last of
-    them. Then "constant" stays; "linear" and "cosine" fall over all that is left; "wsd" (warm-up, stable,
-    decay: arXiv:2404.06395) stays until the last `cooldown` share of all steps and falls linearly over
-    those. A falling rate reaches `min_lr_ratio` of the top one step after the last, so that no step is
-    wasted at zero.
+    The rate rises linearly over `warmup_steps`, at most half of all steps, and reaches its top at the last of
+    them. Then "constant" stays there. "linear" and "cosine" fall over all remaining steps. "wsd" (warm-up,
+    stable, decay: arXiv:2404.06395) stays there and falls linearly over the last `cooldown` share of all
+    steps. A falling rate reaches `min_lr_ratio` of the top one step after the last, so that no step is wasted
+    at zero.
 
-    In a run within a time (see `Timetable`) the end of "wsd" is not known beforehand. There the warm-up does
-    not depend on the end, and each recorded end makes the rate fall from where it stands.
+    In a run with `minutes` (see `Timetable`) the end of "wsd" is not known beforehand. Then the warm-up does
+    not depend on the end, and from each recorded decision on the rate falls from its present value.
 
     Args:
         step: from 0 to `max_steps - 1`.
         config: learning_rate, schedule, warmup_steps, cooldown, min_lr_ratio and max_steps are used.
-        ends: what the clock decided, pairs of a step and the end that was fixed after so many steps; empty:
-            nothing yet. None: the end is `max_steps`, known from the start.
+        ends: the decisions of the clock, pairs of a step and the end that was fixed there; empty: none yet.
+            None: the end is `max_steps`, known from the start.
 
     Example:
         >>> config = TrainerConfig(max_steps=10, warmup_steps=2, cooldown=0.5, learning_rate=1.0)
@@ -44,7 +44,7 @@ def learning_rate_at(
     top, total = config.learning_rate, config.max_steps
     warmup = min(config.warmup_steps, total // 2)
     if step < warmup:
-        return top * ((step + 1) / warmup)  # so that the last is exactly the top
+        return top * ((step + 1) / warmup)  # in this order, the last one is exactly the top
     if config.schedule == "constant":
         return top
     start = max(warmup, total - round(config.cooldown * total)) if config.schedule == "wsd" else warmup
@@ -57,7 +57,7 @@ def learning_rate_at(
 
 
 def _within_a_time(step: int, config: TrainerConfig, ends: Sequence[tuple[int, int]]) -> float:
-    """Return the learning rate where each of the ends was fixed after some steps, in their order."""
+    """Return the learning rate of a run whose ends were fixed one after the other."""
     top, lowest = config.learning_rate, config.learning_rate * config.min_lr_ratio
     decided = [pair for pair in ends if pair[0] <= step] if config.schedule == "wsd" else []
     flat_until = decided[0][0] if decided else step
@@ -70,7 +70,7 @@ def _within_a_time(step: int, config: TrainerConfig, ends: Sequence[tuple[int, i
 
 
 def epoch_steps(epochs: float, n_ids: int, block_size: int, config: TrainerConfig) -> int:
-    """Return what `steps_for_epochs` does, of a text by its length."""
+    """Compute `steps_for_epochs` from the length of a text."""
     times = as_float(epochs)
     each = blocks_in_epoch(n_ids, block_size) / (config.batch_size * config.accumulate)
     if times is None or not 0 < times * each <= MOST_STEPS:

@@ -1,6 +1,6 @@
-"""`TensorBoard` and `WandB`: a run in programs that many people watch trainings with.
+"""`TensorBoard` and `WandB`: loggers for two common programs.
 
-Each needs a package of its own, an extra, which is imported when a run begins and not before.
+Each needs its own package, an extra, which is imported when a run begins.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _FLUSH_SECONDS = 10
 
 
 class TensorBoard(Logger):
-    """Writes what a run logs into event files, for `tensorboard --logdir runs`.
+    """Writes the log of a run into event files, for `tensorboard --logdir runs`.
 
     Args:
-        directory: where; None: "tensorboard" in the run's directory.
+        directory: of the files; None: "tensorboard" in the run's directory.
 
     Example:
         >>> import torch
@@ -51,7 +51,7 @@ class TensorBoard(Logger):
         folder = self._given or (None if directory is None else directory / _TENSORBOARD)
         if folder is None:
             raise CharLMError("it needs a place: TensorBoard('logs/one'), or a Trainer with out_dir")
-        purge_step = step + 1 if step else 0  # also what a run left there that was begun anew
+        purge_step = step + 1 if step else 0  # removes later records, also those of an earlier run
         self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
         if step == 0:
             self._writer.add_text("settings", _as_code(json.dumps(settings, indent=2)), 0)
@@ -70,19 +70,19 @@ class TensorBoard(Logger):
 
     @override
     def __getstate__(self) -> dict[str, object]:
-        """Leave the files to the original."""
+        """Leave out the open files."""
         return {name: value for name, value in super().__getstate__().items() if name != "_writer"}
 
 
 class WandB(Logger):
-    """Tells Weights & Biases what a run logs.
+    """Sends the log of a run to Weights & Biases.
 
-    A resumed run goes on there as the same one: its id is that of the run's directory, or the `id` given
-    here, which the checkpoints keep.
+    A resumed run continues there as the same run. Its id is that of the run's directory, or the `id` given
+    here, which checkpoints store.
 
     Args:
-        options: of `wandb.init`, which win over what is chosen here: project (from WANDB_PROJECT, else
-            "charlm"), name and dir (the run's directory), config (its settings).
+        options: of `wandb.init`. They override the defaults of project (WANDB_PROJECT, else "charlm"), name
+            and dir (the run's directory) and config (its settings).
 
     Example:
         >>> import torch
@@ -106,7 +106,7 @@ class WandB(Logger):
             "config": settings,
             "resume": "allow",
             "reinit": "create_new",  # a sweep has several runs in one process
-            "settings": {"console": "off"},  # or it would put itself between a program and its terminal
+            "settings": {"console": "off"},  # else it would capture the program's output
         }
         if directory is not None:
             options |= {"name": directory.resolve().name, "dir": str(directory)}
@@ -119,7 +119,7 @@ class WandB(Logger):
             raise CharLMError("it knows no account here: wandb login, or WANDB_MODE=offline")
         self._html = wandb.Html
         self._run: Any = wandb.init(**options)
-        self._next = int(self._run.step)  # what it has of an earlier process
+        self._next = int(self._run.step)  # steps before it were sent by an earlier process
 
     @override
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
@@ -136,22 +136,22 @@ class WandB(Logger):
 
     @override
     def state(self) -> Mapping[str, object]:
-        """Return the id that was given, if one was."""
+        """Return the given id, if there is one."""
         return {} if self._id is None else {"id": self._id}
 
     @override
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Go on under the id that was given."""
+        """Continue under the given id."""
         self._id = self._id or str(state["id"]) if "id" in state else self._id
 
     @override
     def __getstate__(self) -> dict[str, object]:
-        """Leave the connection to the original."""
+        """Leave out the connection."""
         return {
             name: value for name, value in super().__getstate__().items() if name not in {"_run", "_html"}
         }
 
 
 def _as_code(text: str) -> str:
-    """Return a text as Markdown shows it unchanged."""
+    """Return a text as a Markdown code block, which shows it unchanged."""
     return "".join(f"    {line}" for line in text.splitlines(keepends=True))

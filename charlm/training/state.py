@@ -1,4 +1,4 @@
-"""`RunState`: the numbers of a run that must survive, as the trainer holds them and as state.json does."""
+"""`RunState`: the numbers of a run that a resume needs, in the trainer and in state.json."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MOST_SECONDS = 1e12
 
 @dataclass(kw_only=True)
 class RunState:
-    """How far a run has come.
+    """The progress of a run.
 
-    Tensors are not here: weights and moments have a life of their own. Nor is what has an address: batches
-    and dropout follow from the seed and the step.
+    Weights and moments are stored elsewhere. Batches and dropout need no state: they follow from the seed and
+    the step.
     """
 
     step: int = 0
-    """How many steps are done."""
+    """Number of steps done."""
     chars_seen: int = 0
-    """Characters predicted in training."""
+    """Number of tokens predicted in training."""
     seconds: float = 0.0
-    """Time spent in the run."""
+    """Time of the run so far."""
     evaluations_since_best: int = 0
     """Scheduled evaluations since the one with the lowest loss."""
     best: EvalRecord | None = None
@@ -39,21 +39,21 @@ class RunState:
     last: EvalRecord | None = None
     """The last evaluation."""
     skipped_in_a_row: int = 0
-    """Steps up to the last one that were not finite and changed nothing."""
+    """Number of skipped steps in a row, up to the last step."""
 
     def has_lost(self, patience: int | None) -> bool:
-        """Return whether so many scheduled evaluations in a row were no better."""
+        """Return whether `patience` scheduled evaluations in a row were no better."""
         return patience is not None and self.evaluations_since_best >= patience
 
     @property
     def val_loss(self) -> float | None:
-        """Validation loss at this very step, in nats, by which a checkpoint is ranked; None: not known."""
+        """Validation loss at this step in nats, which ranks its checkpoint; None: unknown."""
         if self.last is None or self.last.step != self.step or not math.isfinite(self.last.result.loss_nats):
             return None
         return self.last.result.loss_nats
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as values that JSON has; `skipped_in_a_row` only if there are any."""
+        """Return the fields as values of JSON; `skipped_in_a_row` only if it is not 0."""
         values: dict[str, object] = {
             "step": self.step,
             "chars_seen": self.chars_seen,
@@ -66,10 +66,10 @@ class RunState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], *, path: str) -> Self:
-        """Make a state from what `to_dict` returned.
+        """Make a state from the values of `to_dict`.
 
         Raises:
-            FileFormatError: it holds something else; `path` names the file.
+            FileFormatError: the file `path` holds something else.
         """
         return cls(
             step=take(values, "step", int, path=path),
@@ -90,6 +90,7 @@ def _record_values(record: EvalRecord | None) -> dict[str, object] | None:
         "is_best": record.is_best,
         "seconds": record.seconds,
         **finite(eval_values(record.result)),
+        **({} if record.result.unit == "character" else {"unit": record.result.unit}),
     }
 
 
@@ -111,6 +112,7 @@ def _read_record(values: Mapping[str, object], name: str, path: str) -> EvalReco
             accuracy=take(saved, "accuracy", float, path=path),
             n_chars=take(saved, "n_chars", int, path=path),
             n_left_out=take({"n_left_out": 0, **saved}, "n_left_out", int, path=path),
+            unit="byte" if saved.get("unit") == "byte" else "character",
         ),
         is_best=take(saved, "is_best", bool, path=path),
         seconds=_seconds(saved, path),

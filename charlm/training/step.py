@@ -1,8 +1,8 @@
 """One step of gradient descent: forward, backward, update.
 
-It knows a model, its batches and its optimizers, and nothing of runs, logs or checkpoints. Everything
-random in a step is drawn at the step's own address, so a step needs no memory of those before it but the
-weights and the optimizers' state. Whether a step may move the weights, guard.py decides.
+It knows a model, its batches and its optimizers, and no runs, logs or checkpoints. All random numbers of a
+step come from the step's own address, so a step depends on earlier ones only through the weights and the
+optimizers' state. guard.py decides whether a step may move the weights.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class Stepper:
 
     Args:
         model: on the backend's device.
-        data: where batches come from.
+        data: the training text.
         config: the settings of the run.
         backend: the device.
-        precision: what matrix products run in.
-        optimizer: makes the optimizer; None: what the config names.
-        learning_rate: of a step, counted from 0.
+        precision: the type of matrix products.
+        optimizer: makes the optimizer; None: the one that the config names.
+        learning_rate: gives the learning rate of a step, counted from 0.
         world: the processes that share a step's micro-batches.
 
     Attributes:
         optimizers: each trained parameter is in exactly one of them.
         scaler: of the gradients, in fp16; else None.
-        guard: keeps steps that are not finite from moving anything.
-        chars_per_step: characters predicted in one step.
-        rates_are_shares: the caller's optimizer has groups with learning rates of their own, which
-            `made_by` has made shares of the schedule's.
-        is_moving: the weights move, or have moved in a step that is not counted; an interrupt leaves it so.
+        guard: prevents updates by steps that are not finite.
+        chars_per_step: tokens predicted in one step.
+        rates_are_shares: whether `made_by` has turned the learning rates of the caller's groups into shares.
+        is_moving: whether the weights have changed in a step that is not counted yet; an interrupt may
+            leave it so.
     """
 
     optimizers: list[Optimizer]
@@ -102,13 +102,13 @@ class Stepper:
         self._reduction = reduction_for(model, self._parameters, config, world)
 
     def take(self, step: int) -> StepRecord:
-        """Move the parameters once.
+        """Take one step.
 
         Args:
-            step: which step of the run, from 0.
+            step: its number, from 0.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite, and the run is to end; nothing has moved.
+            NonFiniteError: the loss or a gradient is not finite, and the run must end; no weight has changed.
         """
         began = time.perf_counter()
         config = self._config
@@ -140,33 +140,33 @@ class Stepper:
         )
 
     def check(self) -> None:
-        """Ask the device whether the run is to end because of a step so far; waits for it.
+        """Wait for the device, and raise if the run must end because of an earlier step.
 
         Raises:
-            NonFiniteError: it is; nothing has moved since that step, and its number is in the error.
+            NonFiniteError: it names the step; no weight has changed since.
         """
         step = self.guard.ended_at()
         if step is None:
             return
-        # Every step has an address, and the weights are still those before it: take it again, to look.
+        # The weights are still those before that step: compute it again to see its numbers.
         loss = self._accumulate_gradients(step)
         self._refuse(step, loss, self._gradient_norm(), self._learning_rate(step))
 
     def _drop_gradients(self) -> None:
-        for parameter in self._all_parameters:  # model.zero_grad would look for them again, in each step
+        for parameter in self._all_parameters:  # model.zero_grad would collect them in each step
             parameter.grad = None
 
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
 
     @torch.inference_mode(False)
-    @torch.enable_grad()  # a Ctrl-C inside one of torch's own blocks may have left either as it was there
+    @torch.enable_grad()  # a Ctrl-C inside torch may have left either mode changed
     def _accumulate_gradients(self, step: int) -> Tensor:
-        """Leave the mean gradient of all micro-batches, and return their mean loss, on the device."""
+        """Compute the mean gradient of all micro-batches, and return their mean loss, on the device."""
         return self._reduction.run(partial(self._backward, step))
 
     def _backward(self, step: int, model: nn.Module, micro: int, count: int) -> Tensor:
-        """Add a micro-batch's gradient to those that are there, and return its share of the mean loss."""
+        """Add the gradient of a micro-batch, and return its part of the mean loss."""
         config, backend = self._config, self._backend
         if self._order is None:
             self._generator.manual_seed(derive_seed(config.seed, "data", step, micro))
@@ -183,7 +183,7 @@ class Stepper:
 
     @contextmanager
     def _unscaled(self, active: Sequence[Optimizer]) -> Iterator[None]:
-        """Divide the gradients by the scaler's factor, and let it choose the next one after the block."""
+        """Divide the gradients by the scaler's factor; after the block, the scaler updates the factor."""
         if self.scaler is None or not active:
             yield
             return
@@ -219,7 +219,7 @@ class Stepper:
 
 
 def _loss_of(output: object) -> Tensor:
-    """Return the loss of what a model gave back."""
+    """Return the loss from the output of a model."""
     match output:
         case (_, Tensor() as loss) if loss.dim() == 0:
             return loss

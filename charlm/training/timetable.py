@@ -1,9 +1,9 @@
-"""When a run within a time cools down, ends and is evaluated: decided by the clock, recorded, repeatable.
+"""The decisions of the clock in a run with minutes: cool-down, end, evaluations; recorded and repeatable.
 
 The flat part of the schedule does not depend on the end. So the end is fixed as late as possible, when the
-cool-down must begin, and corrected a few times while the learning rate falls. What the clock decided is a
-`Timetable`, a short list of numbers of steps: with it a repetition gives the same bits, whatever the machine
-does meanwhile. Decaying from any point of a flat learning rate: arXiv:2405.18392. No torch here.
+cool-down must begin, and corrected a few times while the learning rate falls. A `Timetable` records these
+decisions as numbers of steps; with it, a repetition gives the same bits on a machine of any speed. A decay
+from any point of a flat learning rate is described in arXiv:2405.18392. No torch here.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ __all__ = [
 ]
 
 EVALUATION_SHARE = 0.1
-"""The most of a run's time that its evaluations take, with the checkpoints that come with them."""
+"""Largest share of a run's time for its evaluations, with the checkpoints after them."""
 
 LONGEST_EVALUATION = 0.4 * EVALUATION_SHARE
-"""The most of a run's time that one of them takes, where the text is too long to be scored whole."""
+"""Largest share of a run's time for one evaluation; of a longer text, only a part is scored."""
 
-_FIFTH, _MOST_SECONDS = 0.2, 120.0  # between evaluations: a share of the time, and no more than this
-_MEMORY, _STEPS = 0.03, 4  # how far back the speed of steps is looked at: share of the time, least steps
-_EARLY = 1.25  # times the cool-down of the config: while the end is open, too early costs less than too late
-_SMALL = 0.02  # a change of the end by less than this share of all steps is no reason for a correction
-_FAR = 0.3  # a change by more than this share of the steps that are left is corrected at once
-_LAST = 0.02  # of the time: what the steps up to a fixed end may take beyond it
+_FIFTH, _MOST_SECONDS = 0.2, 120.0  # between evaluations: a share of the time, and the most seconds
+_MEMORY, _STEPS = 0.03, 4  # the speed is averaged over this share of the time, and at least so many steps
+_EARLY = 1.25  # times the config's cool-down: before the end is fixed, too early costs less than too late
+_SMALL = 0.02  # a change of the end by less than this share of all steps is not corrected
+_FAR = 0.3  # a change by more than this share of the remaining steps is corrected at once
+_LAST = 0.02  # the steps up to a fixed end may exceed the time by this share of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timetable:
-    """What the clock decided in a run, in numbers of steps.
+    """The decisions of the clock in a run, as numbers of steps.
 
     Raises:
-        InputError: the numbers are no such record.
+        InputError: the numbers are not possible.
 
     Example:
         >>> timetable = Timetable(ends=((400, 1_000), (700, 900)), evaluations=(300, 600, 900))
@@ -53,12 +53,12 @@ class Timetable:
     """
 
     ends: tuple[tuple[int, int], ...] = ()
-    """After how many steps an end was fixed, and the end: first where the cool-down began, then each
-    correction. Empty: the run has not come so far."""
+    """Pairs of the step after which an end was fixed, and the end: first at the beginning of the cool-down,
+    then at each correction. Empty: no end is fixed yet."""
     evaluations: tuple[int, ...] = ()
-    """After how many steps the validation text was scored."""
+    """The steps after which the validation text was scored."""
     unscheduled: tuple[int, ...] = ()
-    """Those of them that came with a stop, and that `patience` does not count."""
+    """Those evaluations that came with a stop; `patience` does not count them."""
     eval_chars: int | None = None
     """The most characters of the validation text that each evaluation scored, see `evaluate`; None: all."""
 
@@ -86,11 +86,11 @@ class Timetable:
 
     @property
     def end(self) -> int | None:
-        """The last step; None: not fixed yet."""
+        """The last step; None: it is not fixed yet."""
         return self.ends[-1][1] if self.ends else None
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as values that JSON has."""
+        """Return the fields as values of JSON."""
         return {
             "ends": [list(pair) for pair in self.ends],
             "evaluations": list(self.evaluations),
@@ -100,10 +100,10 @@ class Timetable:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], *, path: str) -> Timetable:
-        """Make a timetable from what `to_dict` returned.
+        """Make a timetable from the values of `to_dict`.
 
         Raises:
-            FileFormatError: it holds something else; `path` names the file.
+            FileFormatError: the file `path` holds something else.
         """
         ends, evaluations, unscheduled = (
             take(values, name, list, path=path) for name in ("ends", "evaluations", "unscheduled")
@@ -122,34 +122,34 @@ class Timetable:
 
 
 def _row(value: object) -> tuple[int, ...] | None:
-    """Return a tuple of integers as Python's; None: it is something else."""
+    """Return a tuple of Python's integers, or None if the value is something else."""
     parts = [as_int(part) for part in value] if isinstance(value, tuple) else [None]
     row = tuple(part for part in parts if part is not None)
     return row if len(row) == len(parts) else None
 
 
 def evaluation_interval_seconds(seconds: float) -> float:
-    """Return how far apart evaluations are in a run within a time that has no interval in steps."""
+    """Return the time between evaluations in a run with minutes and without an interval in steps."""
     return min(_FIFTH * seconds, _MOST_SECONDS)
 
 
 def planned_end(config: TrainerConfig) -> bool:
-    """Return whether the learning rate is that of a run of `max_steps`, and no clock moves it."""
+    """Return whether the schedule ends at `max_steps`, so that the clock does not move it."""
     return config.minutes is None or config.schedule in {"cosine", "linear"}
 
 
 class Timekeeper:
     """Decides for one run which steps are evaluated and which is the last one.
 
-    It is told what time it is, and reads no clock itself. Without a time in the config, the config decides
-    all; with a timetable to repeat, that one does.
+    It is told the time, and reads no clock itself. Without `minutes`, the config decides everything; in a
+    repetition, the given timetable does.
 
     Args:
         config: the settings of the run.
-        repeat: the timetable of a run that is to be repeated.
+        repeat: the timetable of a run that is repeated.
 
     Attributes:
-        timetable: what was decided up to now; of a repetition, all of it.
+        timetable: the decisions so far; in a repetition, all of them.
         repeats: whether this is a repetition.
     """
 
@@ -161,42 +161,42 @@ class Timekeeper:
         self._seconds = None if config.minutes is None or repeat is not None else 60.0 * config.minutes
         self.repeats = repeat is not None
         self.timetable = Timetable(eval_chars=config.eval_chars) if repeat is None else repeat
-        self._now = 0.0  # seconds of the run used
-        self._timed_from = 0.0  # when the step under way began
-        self._timed = 0  # steps of this process
-        self._weight = self._weighted = 0.0  # steps and their seconds, the older the less
-        self._evaluation_seconds = 0.0  # of the last one, with its checkpoint
-        self._step_seconds_then = 0.0  # of a step at that time; 0: not known
-        self._evaluating_seconds = 0.0  # of all up to now
+        self._now = 0.0  # seconds of the run so far
+        self._timed_from = 0.0  # begin of the current step
+        self._timed = 0  # number of timed steps in this process
+        self._weight = self._weighted = 0.0  # weighted number of steps and of seconds; older steps weigh less
+        self._evaluation_seconds = 0.0  # of the last evaluation, with its checkpoint
+        self._step_seconds_then = 0.0  # of a step at that time; 0: unknown
+        self._evaluating_seconds = 0.0  # of all evaluations so far
         self._evaluated_at = 0.0
-        self._correct_at = 0  # the step at which the end is looked at again
+        self._correct_at = 0  # the step after which the end is checked again
 
     @property
     def learning_rate_ends(self) -> tuple[tuple[int, int], ...] | None:
-        """The ends as `learning_rate_at` wants them."""
+        """Argument `ends` of `learning_rate_at`."""
         return None if planned_end(self._config) else self.timetable.ends
 
     @property
     def end(self) -> int:
-        """The last step of the run, as far as it is fixed."""
+        """The last step of the run as fixed so far."""
         end = self.timetable.end
         return self._config.max_steps if end is None else min(end, self._config.max_steps)
 
     def to_dict(self) -> dict[str, object]:
-        """Return what a checkpoint keeps."""
+        """Return the values for a checkpoint."""
         return {**self.timetable.to_dict(), "repeats": self.repeats}
 
     def choose_eval_chars(self, chars: int | None) -> None:
-        """Write down how much of the validation text each evaluation scores; None: all."""
+        """Record how many characters each evaluation scores; None: all."""
         self.timetable = replace(self.timetable, eval_chars=chars)
 
     def start(self, step: int, now: float, evaluation_seconds: float) -> None:
-        """Begin to measure, or begin again after a resume.
+        """Begin to measure, also after a resume.
 
         Args:
-            step: how many steps are done.
-            now: seconds of the run that are used.
-            evaluation_seconds: what an evaluation takes; 0: there are none.
+            step: number of steps done.
+            now: seconds of the run so far.
+            evaluation_seconds: time of an evaluation; 0: there are none.
         """
         self._now = self._evaluated_at = now
         self._timed_from, self._timed, self._weight, self._weighted = now, 0, 0.0, 0.0
@@ -206,11 +206,7 @@ class Timekeeper:
             self._correct_at = step + max(1, (self.timetable.end - step) // 2)
 
     def expected_steps(self, step: int) -> int | None:
-        """Return how many steps the run will have made at its end, as far as is known; None: nothing is.
-
-        Args:
-            step: how many are done.
-        """
+        """Return the expected number of steps of the run after `step` steps; None: unknown."""
         if self._seconds is None:
             return self.end
         if self._timed < 2:
@@ -219,11 +215,11 @@ class Timekeeper:
         return min(step + max(0, round(left / self._step_seconds)), self._config.max_steps)
 
     def after_step(self, step: int, now: float) -> bool:
-        """Take the time after a step, fix or correct the end where that is due, and say if it is reached.
+        """Take the time after a step, fix or correct the end if that is due, and return if it is reached.
 
         Args:
-            step: how many steps are done.
-            now: seconds of the run that are used.
+            step: number of steps done.
+            now: seconds of the run so far.
         """
         elapsed = now - self._timed_from
         self._now = self._timed_from = now
@@ -234,7 +230,7 @@ class Timekeeper:
         return step >= self.end
 
     def is_evaluation_due(self, step: int) -> bool:
-        """Return whether the validation text is to be scored after a step."""
+        """Return whether an evaluation is due after a step."""
         interval = self._config.eval_interval
         if self.repeats:
             return step in self.timetable.evaluations
@@ -242,7 +238,7 @@ class Timekeeper:
             return interval is not None and step % interval == 0
         each = self._next_evaluation_seconds
         spent, share = self._evaluating_seconds + each, EVALUATION_SHARE
-        if spent > share * self._now or spent + each > share * self._seconds:  # the last one has its place
+        if spent > share * self._now or spent + each > share * self._seconds:  # leaves room for the last one
             return False
         if interval is not None:
             return step % interval == 0
@@ -250,22 +246,22 @@ class Timekeeper:
         return self._now < self._seconds and self._now // every > self._evaluated_at // every
 
     def is_counted(self, step: int) -> bool:
-        """Return whether `patience` counts the evaluation after a step, if it is due there."""
+        """Return whether `patience` counts the evaluation after a step."""
         return step not in self.timetable.unscheduled
 
     def record_evaluation(self, step: int, *, scheduled: bool) -> None:
-        """Write down that the validation text is scored after a step."""
-        known = self.timetable
-        if self._seconds is not None and step > 0 and step not in known.evaluations:
-            unscheduled = known.unscheduled if scheduled else (*known.unscheduled, step)
-            self.timetable = replace(known, evaluations=(*known.evaluations, step), unscheduled=unscheduled)
+        """Record that the validation text is scored after a step."""
+        old = self.timetable
+        if self._seconds is not None and step > 0 and step not in old.evaluations:
+            unscheduled = old.unscheduled if scheduled else (*old.unscheduled, step)
+            self.timetable = replace(old, evaluations=(*old.evaluations, step), unscheduled=unscheduled)
 
     def after_pause(self, now: float, *, evaluated: bool) -> None:
-        """Take the time after whatever was done between two steps.
+        """Take the time after the actions between two steps.
 
         Args:
-            now: seconds of the run that are used.
-            evaluated: whether the validation text was scored; what else was done counts as part of the step.
+            now: seconds of the run so far.
+            evaluated: whether the validation text was scored; all other actions count as part of the step.
         """
         if evaluated:
             self._evaluation_seconds, self._step_seconds_then = now - self._now, self._step_seconds
@@ -275,21 +271,21 @@ class Timekeeper:
 
     @property
     def _step_seconds(self) -> float:
-        """What a step takes at present; 0: none was timed."""
+        """Present time of a step; 0: none was timed."""
         return self._weighted / self._weight if self._weight else 0.0
 
     @property
     def _next_evaluation_seconds(self) -> float:
-        """What an evaluation would take now: the last one's time, at the speed of the steps then and now.
+        """Expected time of the next evaluation: that of the last one, scaled by the time of steps since.
 
-        The machine may have changed just at the last one, so no more than twice its time is believed.
+        It is at most twice the time of the last one, since the speed may have changed during that one.
         """
         if self._timed < 2 or not self._step_seconds_then:
             return self._evaluation_seconds
         return self._evaluation_seconds * min(self._step_seconds / self._step_seconds_then, 2.0)
 
     def _time_step(self, elapsed: float, seconds: float) -> None:
-        # The first step of a process takes longer than any other: the second takes its place.
+        # The first step of a process is the slowest, so the second one replaces it.
         kept = max(1.0 - 1 / _STEPS, 1.0 - elapsed / (_MEMORY * seconds)) if self._timed > 1 else 0.0
         self._weight, self._weighted = kept * self._weight + 1, kept * self._weighted + elapsed
         self._timed += 1
@@ -297,7 +293,7 @@ class Timekeeper:
             self._step_seconds_then = self._step_seconds
 
     def _reserved_seconds(self, seconds: float) -> float:
-        """Return what evaluations take from now on, the last one included."""
+        """Return the time of all evaluations to come, the last one included."""
         each = self._next_evaluation_seconds
         if self._config.eval_interval is None:
             every = evaluation_interval_seconds(seconds)
@@ -333,7 +329,7 @@ class Timekeeper:
         config = self._config
         if end < config.max_steps:
             return end - round(min(_EARLY * config.cooldown, 1.0) * end)
-        # The end is known: the run is the one that it would be without a clock.
+        # The end is max_steps: the run is the same as without a clock.
         return max(end - round(config.cooldown * end), min(config.warmup_steps, end // 2))
 
     def _fix(self, step: int, end: int) -> None:

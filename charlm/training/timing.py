@@ -1,4 +1,4 @@
-"""How long an evaluation takes, and on how much of a text it fits into a time."""
+"""The time that an evaluation takes, and the part of a text that can be evaluated within a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from charlm.evaluation.evaluate import evaluate
 
 __all__ = ["chars_within", "evaluation_seconds"]
 
-_LEAST_SECONDS = 0.05  # of a trial: less is noise
+_LEAST_SECONDS = 0.05  # of a trial; a shorter one is noise
 
 
 def evaluation_seconds(
     model: nn.Module, data: BlockDataset, *, backend: DeviceBackend, max_chars: int | None = None
 ) -> float:
-    """Return how long `evaluate` will take, from trials on small parts of the text.
+    """Return the time that `evaluate` will take, from trials on small parts of the text.
 
     Args:
         model: on the backend's device.
@@ -44,7 +44,7 @@ def evaluation_seconds(
 def chars_within(
     seconds: float, model: nn.Module, data: BlockDataset, *, backend: DeviceBackend
 ) -> tuple[int | None, float]:
-    """Return on how many characters an evaluation fits into a time, and how long it takes on them.
+    """Return the number of characters that can be evaluated within a time, and the time that they take.
 
     Args:
         seconds: the time.
@@ -53,7 +53,7 @@ def chars_within(
         backend: the device.
 
     Returns:
-        What `evaluate` is to get as `max_chars`, None for all, and its seconds.
+        `max_chars` for `evaluate`, None for all, and the seconds.
     """
     whole = evaluation_seconds(model, data, backend=backend)
     if whole <= seconds:

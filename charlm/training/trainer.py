@@ -1,12 +1,12 @@
-"""`Trainer`: the loop, to read from top to bottom.
+"""`Trainer`: the training loop, to read from top to bottom.
 
-`fit` is a for-loop over `steps`; a step is arithmetic (step.py), and then whatever is due (due.py):
-evaluation, a sample, a checkpoint (`_after_step`). What must survive is a `RunState` and what saving.py
-gathers; runs/ writes it. Where a run has a time, timetable.py decides which steps are evaluated and which is
-the last. What is random has an address (see `charlm.randomness`), so nothing here depends on what ran
-before: a resumed run, a run with other intervals and a run with noisy callbacks train alike, bit for bit.
-Of several processes each runs this loop; agreement.py tells them of what one of them alone can know, and the
-first one alone writes and calls callbacks. The trainer prints nothing.
+`fit` is a for-loop over `steps`. A step computes and updates (step.py), and then does whatever is due
+(due.py, `_after_step`): an evaluation, a sample, a checkpoint. saving.py gathers the `RunState` and all
+tensors, and runs/ writes them. In a run with minutes, timetable.py decides which steps are evaluated and
+which is the last. All random numbers have an address (see `charlm.randomness`), so a resumed run, a run with
+other intervals and a run with callbacks train alike, bit for bit. Each of several processes runs this loop;
+agreement.py shares what only one of them knows, and only the first one writes and calls callbacks. The
+trainer prints nothing.
 """
 
 from __future__ import annotations
@@ -63,32 +63,32 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains a model on blocks of text; under torchrun, or in a process group, together with other processes.
+    """Trains a model on blocks of text; under torchrun or in a process group, together with other processes.
 
     Args:
-        model: anything whose `forward(idx, targets)` gives (logits, mean loss in nats). Moved to the
-            device in place. All its buffers and its extra state go with the best weights and through a
-            resume; a part that was put to sleep with `eval()` stays asleep.
-        train_data: the blocks to draw batches from.
+        model: any module whose `forward(idx, targets)` returns (logits, mean loss in nats). It is moved to
+            the device in place. All its buffers and its extra state are kept with the best weights and by a
+            resume; a part that is in evaluation mode (`eval()`) stays so.
+        train_data: the training text.
         config: the settings; None: the defaults.
-        val_data: a text for evaluation; None: no evaluations, no best weights.
-        tokenizer: is saved beside the model, and turns samples into text.
+        val_data: the validation text; None: no evaluations, no best weights.
+        tokenizer: saved with the model, and used for samples.
         out_dir: directory for checkpoints and the log, missing or empty; None: nothing is written. A run
-            there that ended before its first checkpoint is begun anew.
+            there without a checkpoint is started again.
         device: a name for `get_backend`, or a backend.
-        callbacks: run in this order.
-        optimizer: makes the optimizer from named parameters; None: the one that the config names. Its
-            learning rate is set at each step, to the schedule's.
-        timetable: of a run with `minutes` that is to be repeated, see `read_timetable`; it takes the place
-            of the clock.
+        callbacks: they run in this order.
+        optimizer: makes the optimizer from named parameters; None: the one that the config names. Each step
+            sets its learning rate to that of the schedule.
+        timetable: that of a run with `minutes`, see `read_timetable`; it replaces the clock, so that the run
+            is repeated.
 
     Raises:
-        DataError: the data has ids that the model lacks, or longer blocks than it sees.
-        InputError: an argument is of the wrong kind, or the tokenizer does not fit the model.
+        DataError: the data has ids that the model lacks, or longer blocks than the model sees.
+        InputError: an argument has a wrong type, or the tokenizer does not fit the model.
         RunExistsError: `out_dir` holds a run with checkpoints, or other files.
-        BackendError: the device is absent or cannot do what the config asks.
-        NotEnoughMemoryError: the training would take more memory than is free; says what would fit.
-        ConfigError: the micro-batches of a step cannot be shared out to so many processes.
+        BackendError: the device is absent, or does not support the config.
+        NotEnoughMemoryError: the training needs more than the free memory; the message says what would fit.
+        ConfigError: the micro-batches of a step cannot be divided among the processes.
 
     Example:
         >>> from charlm import BigramLM, BlockDataset, CharTokenizer, Trainer, TrainerConfig
@@ -176,11 +176,11 @@ class Trainer:
         self._writer = RunWriter(self.out_dir) if self.out_dir is not None and self._world.is_first else None
         self._reporter = Reporter(self)
         self._reason: StopReason | None = None
-        self._wish: StopReason | None = None  # a reason that other processes do not know yet
+        self._wish: StopReason | None = None  # a reason that the other processes do not know yet
         self._interrupted = False
         self._save_requested = False
         self._turns = Turns()
-        # The last that `steps` returned; a strong reference would keep the loop of a `for` after its `break`.
+        # The last result of `steps`; a strong reference would keep the loop of a `for` after its `break`.
         self._loop: weakref.ref[Generator[StepRecord, None, None]] | None = None
         self._is_telling_of_a_save = False
         self._is_fitting = False
@@ -188,7 +188,7 @@ class Trainer:
         self._buffers: dict[str, torch.Tensor] = {}
         self._has_unsaved_end = False  # a resume or the clock has moved the end
         self._began_at = 0.0  # when this process began its steps
-        self._counted_at = 0.0  # up to when `seconds` counts
+        self._counted_at = 0.0  # `seconds` counts up to here
 
     @classmethod
     def resume(
@@ -204,32 +204,32 @@ class Trainer:
         max_steps: int | None = None,
         minutes: float | None = None,
     ) -> Self:
-        """Return a trainer that goes on where the newest whole checkpoint of a run ends.
+        """Return a trainer that continues from the newest whole checkpoint of a run.
 
-        Settings come from the checkpoint. On the same build, device and number of threads every later step
-        is bit for bit what it would have been without the stop, unless its end is moved. A run with
-        `minutes` goes on with the time that it has left; the clock decides anew what it had not decided.
+        The settings come from the checkpoint. On the same build, device and number of threads, every later
+        step is bit for bit the same as without the stop, unless the end is moved. A run with `minutes`
+        continues with its remaining time; the clock makes the decisions that it had not made yet.
 
         Args:
             out_dir: the run's directory.
             train_data: the same data; another text is refused.
-            model: needed only if the run trained something other than a `LanguageModel`; its weights
-                are replaced.
+            model: needed only if the run trained another module than a `LanguageModel`; its weights are
+                replaced.
             val_data: the same validation text, or None if the run had none.
             optimizer: the same factory as before, if there was one.
-            callbacks: the same kinds in the same order, so that each gets its own state back.
-                Where none of the run's callbacks had a state, any will do.
-            device: may differ from before; results are then close, not equal.
-            max_steps: a new end for the run. It moves the schedule of the learning rate, which rises again
-                where it had fallen, and takes the place of `minutes`.
+            callbacks: of the same kinds in the same order, so that each gets its own state. If no callback of
+                the run had a state, any will do.
+            device: may differ from before; then results are close, not equal.
+            max_steps: a new end in steps, which replaces `minutes`. The schedule of the learning rate moves
+                with it; a rate that had fallen rises again.
             minutes: a new end in time, for the whole run. A learning rate that falls by the clock rises to
-                its top, and falls again by then. Not with `max_steps`, nor where the schedule needs the end
-                beforehand (cosine, linear).
+                its top, and falls again by the new end. It cannot be given with `max_steps`, or with a
+                schedule that needs the end beforehand (cosine, linear).
 
         Raises:
             CheckpointError: there is no run, or no whole checkpoint in it.
             CheckpointMismatchError: the data, the tokenizer or the model differ.
-            ConfigError: the end lies before what is done, or cannot be moved so.
+            ConfigError: the new end lies before the steps done, or this run cannot have it.
 
         Example:
             >>> import tempfile
@@ -262,16 +262,15 @@ class Trainer:
         """Train to the end.
 
         Returns:
-            What the run came to. With `restore_best` the model now holds the weights of the best
-            evaluation.
+            The result. With `restore_best`, the model now holds the weights of the best evaluation.
 
         Raises:
-            TrainingInterrupted: `interrupt` was called; the step under way is done and saved.
+            TrainingInterrupted: `interrupt` was called; the current step is done and saved.
             NonFiniteError: the loss or a gradient is not finite (with `nonfinite="skip"`: ten times in a
                 row); the weights are those before that step.
-            CheckpointWriteError: saving failed three times in a row, or at the end; `result()` says
-                what the run came to.
-            RunLockedError: another process or trainer trains there, or has since this one knew it.
+            CheckpointWriteError: saving failed three times in a row, or at the end; `result()` returns the
+                result.
+            RunLockedError: another process or trainer trains there, or has continued the run since.
             PeerError: another process of the same training failed, or is gone.
         """
         loop = self.steps()
@@ -284,17 +283,17 @@ class Trainer:
         return self.result()
 
     def steps(self) -> Generator[StepRecord, None, None]:
-        """Train, yielding after each step, when its evaluation, sample and checkpoint are done.
+        """Train, and yield after each step with its evaluation, sample and checkpoint.
 
-        Leaving the loop early is allowed: what is saved stays. The run is locked until the iterator is closed
-        or forgotten, or until the next call of `steps`, `fit` or `close`, which ends the loop before it.
+        The loop may be left early. The run is locked until the iterator is closed or deleted, or until the
+        next call of `steps`, `fit` or `close`, which ends the loop.
 
         Yields:
-            What the step did; its loss, in nats, is read from the device when it is asked for.
+            The record of the step. Reading its loss waits for the device.
 
         Raises:
-            InputError: this trainer is in the middle of a step: a callback or another thread calls.
-            CharLMError: what `fit` raises.
+            InputError: a callback or another thread calls in the middle of a step.
+            CharLMError: as in `fit`.
 
         Example:
             >>> from charlm import BigramLM, CharTokenizer
@@ -309,10 +308,10 @@ class Trainer:
         return loop
 
     def close(self) -> None:
-        """End a loop over `steps` that was left in the middle, so that the run is not locked any more.
+        """End a loop over `steps` that was left early, and release the lock of the run.
 
-        The trainer can go on afterwards. There is nothing to do where the loop's iterator is forgotten, as in
-        `for record in trainer.steps()`; an iterator with a name, or an error's traceback, keeps it.
+        The trainer can continue afterwards. This call is not needed if the iterator is deleted, as in
+        `for record in trainer.steps()`; a variable or an error's traceback may keep it.
 
         Raises:
             InputError: the loop is that of `fit`, or in the middle of a step.
@@ -325,7 +324,7 @@ class Trainer:
             raise InputError(running)
         try:
             loop.close()
-        except ValueError as error:  # what Python says of a generator that is executing
+        except ValueError as error:  # the generator is executing
             raise InputError(running) from error
 
     def _steps(self) -> Generator[StepRecord, None, None]:
@@ -335,34 +334,34 @@ class Trainer:
                 self._turns.step(self._begin)
                 while self._reason is None:
                     yield self._turns.step(self._take_step)
-                    self._counted_at = time.perf_counter()  # the caller's own time is not the run's
+                    self._counted_at = time.perf_counter()  # the caller's time does not count
                     if not self._is_fitting:
-                        self._turns.step(self._agree)  # who steps may have called finish()
+                        self._turns.step(self._agree)  # the caller may have called finish()
                 self._turns.step(self._finish)
         finally:
             self._turns.step(lambda: self._end(awake))
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """Number of steps done."""
         return self._state.step
 
     @property
     def chars_seen(self) -> int:
-        """Characters predicted in training."""
+        """Number of tokens predicted in training."""
         return self._state.chars_seen
 
     @property
     def seconds(self) -> float:
-        """Time spent in the run so far. What a program adds for reading its text counts towards `minutes`."""
+        """Time of the run so far. A program may add its own time, which then counts towards `minutes`."""
         return self._state.seconds
 
     @seconds.setter
     def seconds(self, seconds: float) -> None:
-        kept = as_float(seconds)
-        if kept is None or not 0 <= kept < math.inf:
+        value = as_float(seconds)
+        if value is None or not 0 <= value < math.inf:
             raise InputError(f"seconds must be a finite number, 0 or more, got {shown(seconds)}")
-        self._state.seconds = kept
+        self._state.seconds = value
 
     @property
     def best(self) -> EvalRecord | None:
@@ -381,31 +380,31 @@ class Trainer:
 
     @property
     def expected_steps(self) -> int | None:
-        """How many steps the run will come to; within `minutes` an estimate, None before there is any."""
+        """Number of steps of the whole run; with `minutes` an estimate, None before there is one."""
         return self._timekeeper.expected_steps(self.step)
 
     @property
     def timetable(self) -> Timetable | None:
-        """What the clock has decided so far, or what is repeated; None: nothing depends on the clock."""
+        """The decisions of the clock so far, or those that are repeated; None: the clock decides nothing."""
         if self.config.minutes is None and not self._timekeeper.repeats:
             return None
         return self._timekeeper.timetable
 
     def evaluate(self, data: BlockDataset | None = None, *, max_chars: int | None = None) -> EvalResult:
-        """Score a whole text exactly, with the weights as they are. Changes nothing in the run.
+        """Evaluate a text with the present weights. The run does not change.
 
-        Another thread than the one that steps waits for the end of the step.
+        A call from another thread waits for the end of the step.
 
         Args:
             data: the text; None: the validation text.
-            max_chars: score only so many characters, spread over the text, as `evaluate` does; None: all.
+            max_chars: score at most so many tokens, spread over the text, as in `evaluate`; None: all.
 
         Returns:
-            Losses and accuracy over N - 1 characters.
+            Loss and accuracy.
 
         Raises:
-            DataError: there is no validation text, or the ids of `data` stand for other characters.
-            InputError: the thread that steps calls in the middle of a step, as a signal handler does.
+            DataError: there is no validation text, or `data` has another tokenizer.
+            InputError: the training thread calls in the middle of a step, for example from a signal handler.
         """
         data = self.val_data if data is None else data
         if data is None:
@@ -415,23 +414,23 @@ class Trainer:
         return self._turns.visit("evaluate", score)
 
     def save(self) -> Path:
-        """Write a checkpoint now; when this returns, it survives a loss of power.
+        """Write a checkpoint now; when this returns, the checkpoint survives a loss of power.
 
-        A checkpoint is of a step's end. Another thread than the one that steps waits for it. A signal handler
-        cannot wait, and calls `request_save`.
+        A checkpoint belongs to the end of a step. A call from another thread waits for it. A signal handler
+        cannot wait: there call `request_save`.
 
-        After a run that put the best weights back there is nothing new to save, nor is there in `on_save`:
-        the last checkpoint is returned.
+        After a run that restored the best weights, and in `on_save`, there is nothing new to save, and the
+        last checkpoint is returned.
 
         Returns:
             The checkpoint's directory.
 
         Raises:
             CheckpointWriteError: it could not be written; older checkpoints are intact.
-            NonFiniteError: a device that works on its own tells only now that the run is to end.
+            NonFiniteError: an asynchronous device reports only now that the run must end.
             RunExistsError: another run has begun in `out_dir` since.
-            RunLockedError: another process or trainer trains or begins one there.
-            InputError: the trainer has no `out_dir`; or the thread that steps calls in the middle of a step.
+            RunLockedError: another process or trainer trains there.
+            InputError: the trainer has no `out_dir`, or the training thread calls in the middle of a step.
         """
         writer = self._writer_for("save")
 
@@ -445,10 +444,10 @@ class Trainer:
         return self._turns.visit("save", save, ": call request_save() there, and the step's end saves")
 
     def request_save(self) -> None:
-        """Ask for a checkpoint at the end of the step under way, or of the next one.
+        """Ask for a checkpoint at the end of the current or next step.
 
-        Sets a flag and returns, so a signal handler or another thread may call it. Of a save that fails there
-        is a warning, as of those by the interval.
+        This sets a flag and returns, so a signal handler or another thread may call it. A failing save gives
+        a warning, like the saves by the interval.
 
         Raises:
             InputError: the trainer has no `out_dir`.
@@ -465,35 +464,35 @@ class Trainer:
         return self._writer
 
     def log(self, kind: str, values: Mapping[str, object]) -> None:
-        """Write a record of a callback's own into metrics.jsonl, with the step and the seconds.
+        """Write a callback's own record into metrics.jsonl, with the step and the seconds.
 
-        Without `out_dir`, and in any process but the first, nothing is written.
+        Without `out_dir`, and in all processes but the first, nothing is written.
 
         Args:
-            kind: its name; "step", "eval", "sample", "end" and "skip" are the trainer's own.
-            values: as JSON has them; NaN and infinities become null, and are named.
+            kind: its name; "step", "eval", "sample", "end" and "skip" are reserved.
+            values: values of JSON; NaN and infinities become null, and are named.
 
         Raises:
-            InputError: the kind is one of the trainer's own.
+            InputError: the kind is reserved.
         """
         self._reporter.log(kind, values)
 
     def finish(self) -> None:
-        """Let the run come to its end after the step under way: evaluated, saved, without an error.
+        """End the run after the current step: it is evaluated and saved, and no error is raised.
 
-        For callbacks, and between two steps of `steps`: a run that has not begun yet does not remember it.
+        Call it from a callback, or between two steps of `steps`. A call before the run begins has no effect.
         """
         self._wish = self._wish or "callback"
 
     def interrupt(self) -> None:
-        """Ask the run to save after the step under way, and to raise TrainingInterrupted.
+        """Ask the run to save after the current step and to raise TrainingInterrupted.
 
-        Sets a flag and returns, so a signal handler or another thread may call it.
+        This sets a flag and returns, so a signal handler or another thread may call it.
         """
         self._interrupted = True
 
     def result(self) -> TrainResult:
-        """Return what the run has come to so far."""
+        """Return the result of the run so far."""
         return TrainResult(
             steps=self.step,
             seconds=self.seconds,
@@ -504,6 +503,7 @@ class Trainer:
             history=tuple(self.history),
             reason=self._reason or self._wish or "interrupted",
             checkpoint=self.checkpoint,
+            unit=self.train_data.unit,
         )
 
     if not TYPE_CHECKING:
@@ -512,7 +512,7 @@ class Trainer:
             raise renamed("Trainer", name, {"stop": "finish", "request_stop": "interrupt"})
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave a loop that was left to the original: a copy has none."""
+        """Leave out the loop, which a copy does not have."""
         return {**self.__dict__, "_loop": None}
 
     def _restore(
@@ -525,7 +525,7 @@ class Trainer:
         best_weights: Contents | None,
         moved_end: bool,
     ) -> None:
-        """Stand where a checkpoint was saved; weights, moments and generators are restored already."""
+        """Take on the state of a checkpoint; weights, moments and generators are restored already."""
         self._state, self._has_unsaved_end = state, moved_end
         self._writer = writer if self._world.is_first else None
         self.checkpoint, self.out_dir = checkpoint, checkpoint.parent.parent
@@ -542,32 +542,32 @@ class Trainer:
         self._evaluations.put_last_back()
         if self._stepper.is_moving:
             warn(
-                f"step {self.step + 1} was cut short while the weights moved: it is taken again, and what "
-                "follows is not bit for bit what it would have been"
+                f"step {self.step + 1} was cut short while the weights moved: it is taken again, and the "
+                "steps from there on are not bit for bit what they would have been"
             )
             self._stepper.is_moving = False
-        if not self.model.training:  # as `load` returns it; what sleeps inside a training model stays asleep
+        if not self.model.training:  # as returned by `load`; parts in evaluation mode inside stay so
             self.model.train()
-        self.model.zero_grad(set_to_none=True)  # whatever the caller or an interrupted step left
+        self.model.zero_grad(set_to_none=True)  # of the caller or an interrupted step
         self._reason = self._wish = None
         self._began_at = self._counted_at = time.perf_counter()
         self._start_timekeeper()
         if self._state.has_lost(self.config.patience):
-            self._reason = self._reason or "patience"  # what has ended stays ended
+            self._reason = self._reason or "patience"  # a run that has ended stays ended
         self._reporter.began()
         self._rehearse_save()
-        if self._has_unsaved_end:  # or it would be forgotten by a kill before the next checkpoint
+        if self._has_unsaved_end:  # else a kill before the next checkpoint would lose it
             self._save_if_possible()
             self._has_unsaved_end = False
         if self.step > 0 and self._timekeeper.is_evaluation_due(self.step):
-            self._catch_up()  # an interrupted run saves before the evaluation of its last step
+            self._catch_up()  # an interrupted run has saved its last step without the evaluation
         self._agree()
 
     def _start_timekeeper(self) -> None:
-        """Tell the timekeeper what an evaluation takes, and let it see whether the run has ended already."""
+        """Tell the timekeeper the time of an evaluation, and ask it whether the run has ended already."""
         keeper, evaluation = self._timekeeper, 0.0
         if self.timetable is not None and not keeper.repeats:
-            if self.out_dir is not None:  # for a long text it takes seconds, which no evaluation is to pay
+            if self.out_dir is not None:  # before timing: for a long text it takes seconds
                 fingerprint(self.train_data)
             evaluation, chars = self._world.tell(
                 lambda: (self._evaluations.plan(self._state, keeper), keeper.timetable.eval_chars)
@@ -592,9 +592,9 @@ class Trainer:
         return record
 
     def _check_steps(self) -> None:
-        """Raise if the run is to end because of a step so far, and tell of steps that were left out.
+        """Raise if the run must end because of an earlier step, and report skipped steps.
 
-        On a device that works on its own this is known only when it is asked for; nothing moved since.
+        An asynchronous device reports this only when it is asked; no weight has changed since.
         """
         with self._before_a_bad_step():
             self._stepper.check()
@@ -602,46 +602,46 @@ class Trainer:
 
     @contextmanager
     def _before_a_bad_step(self) -> Iterator[None]:
-        """If the block ends the run because of a step, stand before that step, and log it."""
+        """If a step in the block ends the run, set the state to that before the step, and log it."""
         try:
             yield
         except NonFiniteError as error:
             done, stepper = (error.step or self.step + 1) - 1, self._stepper
             self._state.chars_seen -= (self.step - done) * stepper.chars_per_step
             self._state.step, self._reason, self._wish = done, None, None
-            stepper.guard.begin()  # whoever goes on begins a new row
+            stepper.guard.begin()  # a continued run counts from 0
             self._reporter.skipped(stepper.guard.skipped(done))
             self._reporter.failed(error)
             raise
 
     def _after_step(self, record: StepRecord) -> None:
-        """Log, tell the callbacks, sample, evaluate and save: whatever is due after a step."""
+        """Do whatever is due after a step: log, call the callbacks, sample, evaluate and save."""
         config = self.config
         if config.minutes is not None and self.backend.asynchronous:
-            self.backend.synchronize()  # or the clock would time how steps are handed over
+            self.backend.synchronize()  # else the clock would time the submission of steps
         self._agree()
         if not self._has_rehearsed:
             check_buffers(self._buffers, self.model)
-            self._rehearse_save()  # now the optimizer has a state
+            self._rehearse_save()  # once more, since the optimizer has a state now
             self._has_rehearsed = True
         self._ask_timekeeper()
         spent = self._counted_at - self._began_at
         if config.max_seconds is not None and spent >= config.max_seconds and self._world.is_first:
             self._wish = self._wish or "max_seconds"
         scheduled = self._timekeeper.is_evaluation_due(self.step)
-        self._log_if_due(record)  # before a callback saves, or a resume from there would lack the line
+        self._log_if_due(record)  # before a callback saves, so that a resume from there has the line
         self._reporter.stepped(record)
-        self._log_if_due(record)  # a callback may have ended the run
+        self._log_if_due(record)  # again, since a callback may have ended the run
         asked = self._agree()
         ending = self._reason is not None
         due = due_after(self.step, config, scheduled=scheduled, ending=ending)
         if due.sample:
             self._sample()
         evaluated = self.val_data is not None and due.evaluate and (ending or not asked.interrupted)
-        if evaluated:  # last, since after a stop it is the first that is made up for
+        if evaluated:  # last, since a resume makes up for it first
             self._evaluate(scheduled=scheduled)
         if due.sample or evaluated:
-            asked = self._agree()  # what comes later is for the next step
+            asked = self._agree()  # later requests belong to the next step
         is_best = evaluated and self.last is not None and self.last.is_best and config.keep_best > 0
         stopping = asked.interrupted or self._reason is not None
         if asked.save:
@@ -650,7 +650,7 @@ class Trainer:
             self._check_steps()
         if due.save or is_best or stopping or asked.save:
             self._save_if_possible(must_succeed=stopping)
-            self._agree()  # nobody ends before it is written
+            self._agree()  # no process ends before the checkpoint is written
         self._timekeeper.after_pause(self.seconds, evaluated=evaluated or scheduled)
         if asked.interrupted and self._reason is None:
             where = f"; the state is saved in {self.checkpoint}" if self.checkpoint else ""
@@ -666,7 +666,7 @@ class Trainer:
             self._reporter.log_step(record)
 
     def _ask_timekeeper(self) -> None:
-        """Let the timekeeper decide after a step, log the end if it has fixed one, and note if it is here."""
+        """Ask the timekeeper after a step, log a new end, and set the reason if the end is reached."""
         before = self._timekeeper.timetable.ends
         is_last = self._timekeeper.after_step(self.step, self.seconds)
         if self._timekeeper.timetable.ends != before:
@@ -680,7 +680,7 @@ class Trainer:
         self._counted_at = now
 
     def _agree(self) -> Asked:
-        """Tell all processes the time and what this one was asked for, and take on what they say."""
+        """Share the time and the requests to this process with all processes, and adopt the common result."""
         self._count_seconds()
         own = Asked(self._interrupted, self._save_requested, self._reason or self._wish, self.seconds)
         asked = agree(self._world, own)
@@ -731,8 +731,8 @@ class Trainer:
         """Gather the run's state, write it as a checkpoint, and prune older ones."""
         if self._stepper.is_moving:
             raise InputError(
-                f"step {self.step + 1} was cut short while the weights moved: they are those of no step. Go "
-                "on from the last checkpoint (Trainer.resume), or train on: fit() takes the step again"
+                f"step {self.step + 1} was cut short while the weights moved: they are those of no step. "
+                "Resume from the last checkpoint (Trainer.resume), or train on: fit() takes the step again"
             )
         self._check_steps()
         self._state.skipped_in_a_row = self._stepper.guard.in_a_row()
@@ -744,20 +744,20 @@ class Trainer:
         return self.checkpoint
 
     def _rehearse_save(self) -> None:
-        """Find what cannot be saved while little is lost: types, states of callbacks and of the optimizer."""
+        """Find early what cannot be saved: wrong types, states of callbacks or of the optimizer."""
         if self._writer is not None:
             identity = SaveIdentity("", self.step)
             encode_state(identity, gather(self, identity)[1])
 
     def _tell_of_save(self, checkpoint: Path) -> None:
-        self._is_telling_of_a_save = True  # a callback that saves has nothing new to save
+        self._is_telling_of_a_save = True  # so that a callback's own save writes nothing new
         try:
             self._reporter.saved(checkpoint)
         finally:
             self._is_telling_of_a_save = False
 
     def _catch_up(self) -> None:
-        """Evaluate and save the last step where that was not done, as after a stop between two steps."""
+        """Evaluate and save the last step if that is missing, for example after a stop between two steps."""
         missing = self._evaluations.is_missing(self._state)
         if missing:
             self._evaluate(scheduled=self._timekeeper.is_evaluation_due(self.step))
@@ -767,14 +767,14 @@ class Trainer:
         self._timekeeper.after_pause(self.seconds, evaluated=missing)
 
     def _finish(self) -> None:
-        """Put the best weights back, and tell the callbacks that the run has ended by itself."""
+        """Restore the best weights, and tell the callbacks that the run has ended by itself."""
         self._catch_up()
         self._evaluations.put_best_back(self._state)
         self._reporter.ended()
-        self._agree()  # or one would have ended well, and another not
+        self._agree()  # so that all processes end well, or none
 
     def _end(self, awake: Sequence[nn.Module]) -> None:
-        """Give the lock back, and the model its flags, with these modules in training mode."""
+        """Release the lock, and restore the training flags of these modules."""
         self.model.eval()
         for module in awake:
             module.training = True

@@ -1,11 +1,11 @@
-"""`Turns`: whose turn it is to touch a run, the thread that steps or one that saves.
+"""`Turns`: at any time one thread works on a run, the training thread or one that saves or evaluates.
 
-A checkpoint is of a step's end, whoever asks for it. So the thread that steps holds the run from the
-beginning of a step to its end, and whoever else wants to save or to score waits until then. A signal handler
-runs in the middle of whatever its thread was doing: in a thread that steps it cannot wait, and is refused.
+A checkpoint belongs to the end of a step. So the training thread holds the run during each step, and other
+threads that want to save or evaluate wait for its end. A signal handler runs inside a thread: in the training
+thread it cannot wait, so its call is refused.
 
-An interrupt may come at any line. So a turn is held by a lock of C, which a `with` always gives back, and a
-note of whose it is counts only while that lock is held.
+An interrupt may come at any line. So a turn is held by a lock of C, which a `with` always releases, and
+`_holder` counts only while that lock is held.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """One thread at a time touches a run.
+    """Lets one thread at a time work on a run.
 
     Example:
         >>> turns = Turns()
@@ -41,18 +41,18 @@ class Turns:
         _all.add(self)
 
     def _renew(self) -> None:
-        self._queue = threading.RLock()  # who visits holds it, too, so that the next step waits
+        self._queue = threading.RLock()  # a visitor holds it, too, so that the next step waits
         self._lock = threading.Lock()
         self._holder: int | None = None
-        self._is_between = False  # the holder has nothing half done
+        self._is_between = False  # whether the holder is between two steps
 
     def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
         """Copy and pickle as new ones."""
         return Turns, ()
 
     def step(self, work: Callable[[], T]) -> T:
-        """Do a part of a run, after those that wait to visit."""
-        if self._is_mine():  # the garbage collector ends an abandoned loop wherever it likes
+        """Do a part of a run, after the waiting visitors."""
+        if self._is_mine():  # the garbage collector may end an abandoned loop at any place
             return work()
         with self._queue:
             pass
@@ -62,7 +62,7 @@ class Turns:
 
     @contextmanager
     def between(self) -> Iterator[None]:
-        """Let the holder itself visit inside the block, where the step's arithmetic is done."""
+        """Let the holder itself visit inside the block, when the step's update is done."""
         before, self._is_between = self._is_between, True
         try:
             yield
@@ -70,15 +70,15 @@ class Turns:
             self._is_between = before
 
     def visit(self, what: str, work: Callable[[], T], instead: str = "") -> T:
-        """Touch the run at the end of a step: wait for it, or be refused.
+        """Work on the run at the end of a step: wait for it, or be refused.
 
         Args:
             what: the method that was called, for the message.
-            work: what is done.
-            instead: advice for who cannot wait.
+            work: the function to call.
+            instead: advice for a caller that cannot wait.
 
         Raises:
-            InputError: this very thread is in the middle of a step.
+            InputError: this thread is in the middle of a step.
         """
         if self._is_mine():
             if not self._is_between:
@@ -103,7 +103,7 @@ _all: WeakSet[Turns] = WeakSet()
 
 
 def _renew_all() -> None:
-    """Open in a forked process what a thread holds that it does not have."""
+    """Renew the locks in a forked process, which does not have the threads that hold them."""
     for turns in list(_all):
         turns._renew()
 

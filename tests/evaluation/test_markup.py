@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from charlm import BigramLM, ByteTokenizer, CharLM, CharTokenizer
+from charlm import BigramLM, BlockDataset, ByteTokenizer, CharLM, CharTokenizer, Trainer, TrainerConfig
 from charlm.evaluation import EvalResult
 from charlm.evaluation.markup import coloured_text, figure, table
 from charlm.training import EvalRecord, TrainResult
@@ -159,3 +159,19 @@ def test_results_are_tables_of_their_figures() -> None:
         checkpoint=None,
     )
     assert "loss" not in " ".join(read(bare._repr_html_()).text)
+
+
+def test_a_model_of_bytes_has_its_figures_per_byte() -> None:
+    lm = CharLM(BigramLM(256), ByteTokenizer())
+    text = " ".join(read(lm.evaluate("née")._repr_html_()).text)
+    assert "nats per byte" in text
+    assert "3 bytes" in text
+    assert "char" not in text
+    assert "nats per byte" in " ".join(read(lm.surprisal("née")._repr_html_()).text)
+    data = BlockDataset.from_text("née " * 9, ByteTokenizer(), block_size=4)
+    config = TrainerConfig(max_steps=2, precision="fp32")
+    trained = Trainer(BigramLM(256), data, config, val_data=data, device="cpu").fit()
+    text = " ".join(read(trained._repr_html_()).text)
+    assert "bits per byte" in text
+    assert "bytes" in text
+    assert "character" not in text

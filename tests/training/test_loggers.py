@@ -238,6 +238,23 @@ def test_a_logger_that_raises_is_warned_of_once_and_changes_nothing(tmp_path: Pa
     assert same_tensors(tensors_of(trainer), reference())
 
 
+def test_a_logger_that_fails_while_it_writes_is_closed() -> None:
+    class Failing(Listener):
+        @override
+        def write(self, step: int, values: Mapping[str, float | str]) -> None:
+            raise OSError("the disk is full")
+
+        @override
+        def close(self) -> None:
+            super().close()
+            raise ValueError("nor can it be closed")
+
+    failing = Failing()
+    with pytest.warns(RuntimeWarning, match="Failing has stopped: the disk is full"):
+        trainer_with(failing).fit()
+    assert failing.closed == 1
+
+
 @pytest.mark.parametrize("room", [3, 1_000])
 def test_a_logger_that_hangs_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int

@@ -323,7 +323,7 @@ def test_max_steps_may_come_first() -> None:
 def test_a_run_that_has_not_ended_cannot_be_repeated(tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
         trainer(SlowDevice(), tmp_path / "run", callbacks=[StopAt(50)]).fit()
-    with pytest.raises(CheckpointError, match="has not come to its end yet"):
+    with pytest.raises(CheckpointError, match="has not ended yet"):
         read_timetable(tmp_path / "run")
 
 

@@ -57,6 +57,12 @@ def test_a_loss_of_this_step_is_its_rank_and_of_another_step_is_not() -> None:
     assert RunState(step=5, last=last).val_loss is None
 
 
+def test_the_unit_of_an_evaluation_survives() -> None:
+    result = EvalResult(loss_nats=1.5, accuracy=0.5, n_chars=10, unit="byte")
+    state = RunState(step=4, best=EvalRecord(step=4, result=result, is_best=True, seconds=0.1))
+    assert RunState.from_dict(state.to_dict(), path="state.json") == state
+
+
 @pytest.mark.parametrize("name", ["step", "chars_seen", "seconds", "evaluations_since_best"])
 @pytest.mark.parametrize("bad", [None, "1", True, [], {}])
 def test_a_value_of_another_kind_is_refused_by_name(name: str, bad: object) -> None:
