@@ -166,7 +166,7 @@ class RunWriter:
         return self._run
 
     def _locked(self) -> RunDirectory:
-        """Return the run with its lock taken, begun if necessary; raise if another trainer has saved there."""
+        """Return the run with its lock taken, begun if necessary; raise if another trainer saved there."""
         run = self._open()
         run.lock()
         foreign = checkpoint_names(run) - self._known
