@@ -1,8 +1,8 @@
-"""`charlm`: reads the command line, runs one subcommand, and turns what goes wrong into one line.
+"""`charlm`: reads the command line, runs one subcommand, and turns an error into one line.
 
-Exit codes: 0; 1 for a failure; 2 for a wrong command line; 130 after Ctrl-C; 143 after SIGTERM. A reader
-that closes the pipe early ends the command quietly. The subcommands are imported when they run, because
-torch takes seconds.
+Exit codes: 0; 1 for a failure; 2 for a wrong command line; 130 after Ctrl-C; 143 after SIGTERM. A reader that
+closes the pipe early ends the command quietly. A subcommand is imported when it runs, because torch takes
+seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["main"]
 
 
 _LEAST_ADDRESSES = 1_000_000_000  # bytes: with 0.85 GB and less torch was seen to abort
-# As torch, the system's loader and its threads say it.
+# In messages of torch, the system's loader and threads.
 _OUT_OF_MEMORY = (
     *("allocate memory", "enough memory", "out of memory", "bad_alloc", "failed to map segment"),
     *("can't start new thread", "Resource temporarily unavailable"),
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals = Signals()
     with signals, product_and_messages(), console.warnings_shown():
         code = _guarded(words, console, signals, began)
-    if argv is None:  # a program of its own, and all is done: a signal could only disturb Python's own end
+    if argv is None:  # the program is done, and a signal could only disturb the end of Python
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        if is_under_torchrun():  # gloo's threads make one end in some ten abort, when C++ tidies up
+        if is_under_torchrun():  # gloo's threads abort about one in ten normal exits
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(words: Sequence[str], console: Console, signals: Signals, began: float) -> int:
-    """Run the command, and turn whatever ends it early into its exit code and at most one line."""
+    """Run the command, and turn an early end into an exit code and at most one line."""
     try:
         with signals.raising():
             return _run(words, console, signals, began)
@@ -68,8 +68,8 @@ def _guarded(words: Sequence[str], console: Console, signals: Signals, began: fl
         command = next((word for word in words if word in COMMANDS), "")
         console.complain(f"error: {error}\nTry: {' '.join(['charlm', command]).strip()} --help")
         return 2
-    except Exception as error:  # noqa: BLE001 - one line instead of a traceback, whatever it is
-        if signals.received is not None:  # an import that was interrupted may end in any error
+    except Exception as error:  # noqa: BLE001 - one line instead of a traceback
+        if signals.received is not None:  # an interrupted import may raise any error
             return signals.exit_code
         if os.environ.get("CHARLM_DEBUG") == "1" or "--debug" in words:
             traceback.print_exc()
@@ -98,7 +98,7 @@ def _run(words: Sequence[str], console: Console, signals: Signals, began: float)
 
 
 def _check_address_space() -> None:
-    """Refuse a limit within which torch, while it is loaded, would end the process without a word."""
+    """Raise if the limit of memory is so low that loading torch would kill the process without a message."""
     try:
         import resource  # noqa: PLC0415 - Windows has none
     except ImportError:

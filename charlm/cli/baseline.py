@@ -1,7 +1,7 @@
-"""The n-gram model that a training is compared with: counted from the same text, without a gradient.
+"""The n-gram baseline of a training, counted from the same text. It is saved in RUN/ngram.
 
-It lies in RUN/ngram as a saved model. What it takes is bounded for a text of any size, and it draws no random
-number, so the training itself does not change by one bit.
+Its time and memory are bounded for a text of any size. It draws no random number, so it does not change the
+training by one bit.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ __all__ = [
 
 BASELINE_FOLDER = "ngram"
 _MOST_COUNTED = 4_000_000  # characters: 2 s and 0.4 GB for a text, 7 s and 1.2 GB for pure noise
-_LONG = 100_000_000  # characters: of so long a text half as many are counted, as memory may be short
+_LONG = 100_000_000  # characters: of a text of this length only half as many are counted, to save memory
 _MOST_SCORED = 50_000_000  # probabilities, V for each character
 _LEAST_SCORED = 20_000  # characters
-_TRIAL = 200_000  # characters, counted to see how long it takes: 0.1 s
-_MORE = 1.5  # how much longer each further character takes, at most
-_HARDLY = 0.85  # of the entropy of single characters: no better a loss is hardly a prediction
-_MUCH = 1.1  # times the loss on pieces from the midst of the counted text
+_TRIAL = 200_000  # characters of a trial that measures the speed: 0.1 s
+_MORE = 1.5  # the largest time of a further character, relative to the trial
+_HARDLY = 0.85  # a loss above this share of the entropy of single characters is hardly a prediction
+_MUCH = 1.1  # a text is unlike if its loss is above this multiple of the loss on pieces of the counted text
 _AT_ONCE, _MOST_PIECES = 2**22, 64  # ids that are counted together, and how often at most
-_PIECE, _EACH = 100, 10  # characters in such a piece; each tenth is taken out
+_PIECE, _EACH = 100, 10  # characters of such a piece; every tenth piece is taken
 
 
 @dataclass(frozen=True)
@@ -54,32 +54,32 @@ class Counted:
 
     model: NGramLM
     chars: int
-    """How many characters were counted."""
+    """Number of counted characters."""
     seconds: float
-    """What it took."""
+    """Time of the counting."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A counted model and how well it does."""
+    """A counted model and its loss."""
 
     lm: CharLM
     unlike: bool
-    """Whether the end of the text is unlike its beginning, as in a list that is sorted."""
+    """Whether the end of the text is unlike its beginning, as in a sorted list."""
     line: str
-    """What it is and how well it does, for a person to read."""
+    """A description for a person to read."""
     values: dict[str, object]
-    """What train.json keeps: order, loss_nats or None, how many characters were counted and scored, and
-    entropy_nats, the loss of one who knows how often each character occurs in the validation text."""
+    """The values in train.json: order, loss_nats or None, the numbers of counted and scored characters, and
+    entropy_nats, the entropy of single characters in the validation text."""
 
     def show(self, console: Console) -> None:
-        """Say what it is, and warn of a text on which every loss will mislead."""
+        """Describe it, and warn about a text on which every loss will mislead."""
         console.say(self.line)
         if self.unlike:
             console.complain(UNLIKE)
 
     def save(self, run: Path, console: Console) -> None:
-        """Write it into a run; the training does not end if that fails."""
+        """Save it in a run; a failure gives only a warning."""
         try:
             self.lm.save(run / BASELINE_FOLDER)
         except CharLMError as error:
@@ -87,7 +87,7 @@ class Baseline:
 
 
 def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = None) -> Counted:
-    """Count the end of a text, as much as fits into a time; None: as much as is sensible."""
+    """Count as much of the end of a text as fits into a time; None: as much as is sensible."""
     began = time.perf_counter()
     most = min(train.n_ids, _MOST_COUNTED if train.n_ids < _LONG else _MOST_COUNTED // 2)
     chars = most if seconds is None else min(most, _TRIAL)
@@ -102,7 +102,7 @@ def count_within(train: BlockDataset, vocab_size: int, seconds: float | None = N
 
 
 def count_end(train: BlockDataset, vocab_size: int, chars: int) -> NGramLM:
-    """Count so many of the last characters of a text."""
+    """Count the last `chars` characters of a text."""
     return NGramLM(vocab_size).fit(BlockDataset(train.ids_between(train.n_ids - chars, train.n_ids), 1))
 
 
@@ -120,8 +120,7 @@ def score_baseline(
         train: the training text.
         val: the validation text, if there is one.
         tokenizer: of both.
-        eval_chars: how much of the validation text the training's evaluations score: so much is scored here,
-            too. None: all of it, and here no more than is sensible.
+        eval_chars: score as many characters as the training's evaluations. None: as many as is sensible.
     """
     began = time.perf_counter()
     result, entropy, loss = None, None, ""
@@ -149,9 +148,9 @@ def score_baseline(
 
 
 def _is_unlike(train: BlockDataset, val: BlockDataset, tokenizer: Tokenizer, result: EvalResult) -> bool:
-    """Return whether the training text tells hardly anything of the validation text, and much of itself.
+    """Return whether the training text predicts itself well, but hardly predicts the validation text.
 
-    The first alone holds for noise, too; the second for a text of many parts, such as source code.
+    Noise predicts neither, and a text of many parts, such as source code, may predict other parts worse.
     """
     if result.loss_nats < _HARDLY * entropy_nats(val):
         return False
@@ -167,23 +166,23 @@ def _is_unlike(train: BlockDataset, val: BlockDataset, tokenizer: Tokenizer, res
 
 
 def entropy_nats(data: BlockDataset) -> float:
-    """Return the entropy of single characters in a text, in nats; of a long one, in pieces spread over it."""
+    """Return the entropy of single characters in nats; of a long text, from pieces spread over it."""
     counts = np.zeros(data.max_id + 1, dtype=np.int64)
     step = max(_AT_ONCE, data.n_ids // _MOST_PIECES)
-    for start in range(0, data.n_ids, step):  # numpy's count makes eight bytes of each id
+    for start in range(0, data.n_ids, step):  # bincount takes eight bytes per id
         counts += np.bincount(data.ids_between(start, start + _AT_ONCE).numpy(), minlength=len(counts))
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
 def compared(values: object, result: EvalResult, unit: Unit) -> str | None:
-    """Return whether a model with this result beats the baseline of train.json, if there is one."""
-    known: dict[str, Any] = values if isinstance(values, dict) else {}
-    baseline = known.get("loss_nats")
+    """Return the comparison of a result with the baseline of train.json, if there is one."""
+    fields: dict[str, Any] = values if isinstance(values, dict) else {}
+    baseline = fields.get("loss_nats")
     if not isinstance(baseline, float):
         return None
     ahead = baseline - result.loss_nats
     verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"not beaten, {-ahead:.4f} better than the GPT"
-    scored = known.get("scored")
+    scored = fields.get("scored")
     others = isinstance(scored, int) and abs(scored - result.n_chars) > 1
     return f"baseline {baseline:.4f} nats{f' on {scored:,} {unit}s' if others else ''}, {verdict}"

@@ -1,6 +1,6 @@
-"""What a run says of itself that was begun in Python, so that the command can go on with it.
+"""The record of a run that was begun in Python, so that the command can resume it.
 
-It has no train.json, and nobody knows where its text lies; the rest stands in its checkpoints.
+Such a run has no train.json, and the place of its text is unknown. Its checkpoints hold the rest.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["values_from_python"]
 
 
 def values_from_python(run: RunDirectory) -> dict[str, object] | None:
-    """Return what train.json would hold of a run that a `Trainer` began, but for its sources.
+    """Return the content of train.json, without sources, for a run that a `Trainer` began.
 
-    None: its newest checkpoint is of no language model with a tokenizer, or older than what it must say.
+    None: its newest checkpoint has no language model or no tokenizer, or is too old.
 
     Raises:
         FileFormatError: a file's content is refused.

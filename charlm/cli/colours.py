@@ -1,7 +1,7 @@
-"""A text on a terminal, each character on the colour of its surprisal; without colours, its bits below it.
+"""A text on a terminal, each character with the colour of its surprisal, or with its bits below it.
 
-Colours are the 256 of most terminals. `NO_COLOR` (no-color.org) switches them off, `FORCE_COLOR` on; without
-either, a terminal has them unless it is dumb.
+The colours are the 256 of most terminals. `NO_COLOR` (no-color.org) switches them off and `FORCE_COLOR` on.
+Without either, a terminal has them unless it is dumb.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from charlm.terminal import escaped
 
 __all__ = ["annotated", "coloured", "wants_colour"]
 
-_LEVELS = (0.5, 1, 2, 3, 4, 6, 8, 12)  # bits at which the next colour begins, as on the page
+_LEVELS = (0.5, 1, 2, 3, 4, 6, 8, 12)  # least bits of each colour, as on the page
 _ON_LIGHT, _ON_DARK = "30;48;5;{}".format, "97;48;5;{}".format
 _COLOURS = ("", *map(_ON_LIGHT, (230, 223, 221, 215, 209, 167)), *map(_ON_DARK, (125, 53)))
 _RESET = "\x1b[0m"
@@ -32,11 +32,11 @@ def wants_colour(stream: TextIO, environment: Mapping[str, str] = os.environ) ->
 
 
 def coloured(cells: Sequence[tuple[str, float]], newline: str) -> Iterator[str]:
-    """Yield the lines of a text in colours, and first what they mean.
+    """Yield a legend, and then the lines of a text in colours.
 
     Args:
-        cells: characters, and bits of each; NaN where it was not predicted.
-        newline: a sign for the end of a line, which has a surprisal too.
+        cells: characters with their bits; NaN for one that was not predicted.
+        newline: a sign for the end of a line, which has a surprisal, too.
     """
     steps = ["0", *(f"{least:g}" for least in _LEVELS)]
     scale = "".join(_painted(f" {step} ", level) for level, step in enumerate(steps))
@@ -57,12 +57,12 @@ def coloured(cells: Sequence[tuple[str, float]], newline: str) -> Iterator[str]:
 
 
 def annotated(cells: Sequence[tuple[str, float]], newline: str, width: int) -> Iterator[str]:
-    """Yield the lines of a text, each with the bits of its characters below it, and first what they mean.
+    """Yield a legend, and then the lines of a text, each with the bits of its characters below it.
 
     Args:
         cells: as in `coloured`.
         newline: as in `coloured`.
-        width: of a line, in columns; longer ones are broken.
+        width: the most columns of a line; longer lines are broken.
     """
     yield "below each character its bits, rounded; + from 9.5 on, - where it was not predicted\n\n"
     text: list[str] = []
@@ -99,7 +99,7 @@ def _digit(bits: float) -> str:
 
 
 def _columns(char: str) -> int:
-    """Return how many columns of a terminal a character takes, beside the one that it is joined to."""
+    """Return the number of columns of a character on a terminal; combining characters take none."""
     if unicodedata.combining(char) or unicodedata.category(char) in {"Cf", "Me", "Mn"}:
         return 0
     if "\u1160" <= char <= "\u11ff" or "\ud7b0" <= char <= "\ud7ff":  # vowels and finals of Hangul in NFD

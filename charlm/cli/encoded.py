@@ -1,7 +1,7 @@
-"""A text as the ids that are trained on: in memory, or prepared on disk where it is large.
+"""The ids of a training text: in memory, or prepared on disk if the text is large. No torch here.
 
-A text in memory is read and encoded in one go, so that it need not stay. One that takes more than a share of
-the free memory is prepared into the cache folder, under the hash of its content. No torch here.
+A text in memory is not kept after it is encoded. A text that takes more than a share of the free memory is
+prepared in the cache folder, under the hash of its content.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ from charlm.text.corpus import corpus_pieces, load_corpus
 from charlm.text.inspection import remarks
 from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
-__all__ = ["Encoded", "corpus_of", "encode_corpus", "is_large"]
+__all__ = ["Encoded", "characters_of", "corpus_of", "encode_corpus", "is_large"]
 
-_MOST_OF_FREE = 16  # a text may take one part in so many of the free memory: what is made of it takes more
-_PACKED = 5  # how many times larger than a compressed file its text may be
+_MOST_OF_FREE = 16  # a text in memory may take a sixteenth of the free memory, since encoding takes more
+_PACKED = 5  # expected size of a text, relative to its compressed file
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a text, and what they were made with."""
+    """The ids of a text, with their tokenizer."""
 
     encoding: str
-    """Of the files."""
+    """Encoding of the files."""
     kind: str
-    """Of the tokenizer: "char" or "byte"."""
+    """Kind of the tokenizer: "char" or "byte"."""
     tokenizer: Tokenizer
     ids: NDArray[np.unsignedinteger[Any]] | PreparedCorpus
-    """(N,) in the smallest type that holds them; or where they are on disk."""
+    """(N,) in the smallest type that holds them; or the corpus on disk."""
     n_chars: int
-    """Length of the text."""
+    """Length of the text in characters."""
     remarks: Sequence[str]
-    """What a person should know of the text."""
+    """Notes for the user on the text."""
     documents: Documents | None = None
-    """Where those end that are not one text."""
+    """The documents; None: the ids are one text."""
 
     @property
     def n_ids(self) -> int:
@@ -71,7 +71,7 @@ class Encoded:
 
     @property
     def recorded_split(self) -> tuple[float, float]:
-        """Where a prepared corpus says that validation begins: the share for that, and the one to cut at."""
+        """The share for validation of a prepared corpus, and the share at which to cut it."""
         if not isinstance(self.ids, PreparedCorpus):
             return VAL_FRACTION, 1 - VAL_FRACTION
         N, train_ids = self.n_ids, self.ids.index.train_ids
@@ -91,14 +91,14 @@ def encode_corpus(
     """Read texts, make the tokenizer, and encode them.
 
     Args:
-        sources: as `load_corpus` takes them; or one prepared corpus.
+        sources: as for `load_corpus`; or one prepared corpus.
         reading: how they are read.
-        console: where it is said that a text is prepared.
-        prepared: whether the ids are to be on disk. None: where the text is large.
+        console: shows that a text is prepared.
+        prepared: whether the ids must be on disk. None: only those of a large text.
 
     Raises:
-        UsageError: a prepared corpus was given beside something else, or with other settings than its own.
-        CharLMError: what `load_corpus`, `prepare_corpus` and the tokenizer raise.
+        UsageError: a prepared corpus was given with another source, or with other settings than its own.
+        CharLMError: as in `load_corpus`, `prepare_corpus` and the tokenizer.
     """
     corpus = _stored(sources, reading, console, prepared)
     if corpus is not None:
@@ -113,11 +113,11 @@ def encode_corpus(
         return Encoded(reading.encoding, kind, corpus.tokenizer, corpus, n_chars, [], documents)
     texts = [load_corpus(source, encoding=reading.encoding) for source in sources]
     text = "".join(texts)
-    known, on_unknown = reading.tokenizer, reading.on_unknown
+    old, on_unknown = reading.tokenizer, reading.on_unknown
     tokenizer = reading.made(text)
-    notes = [] if known is None else unknown_notes(text, known, on_unknown)
-    if isinstance(known, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
-        new = tokenizer.vocab[known.vocab_size :]
+    notes = [] if old is None else unknown_notes(text, old, on_unknown)
+    if isinstance(old, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
+        new = tokenizer.vocab[old.vocab_size :]
         notes += [f"new to the model: {named(new)}"] if new else []
     documents = None
     if reading.apart:
@@ -128,7 +128,7 @@ def encode_corpus(
     else:
         ids = tokenizer.encode_array(text, on_unknown=on_unknown)
         notes += joined_notes(sources, texts, reading.val_fraction)
-    end = 0.0 if reading.apart else reading.val_fraction  # of the text: documents have each their own
+    end = 0.0 if reading.apart else reading.val_fraction  # documents have each their own end
     notes += remarks(text, tokenizer.vocab_size, val_fraction=end)
     return Encoded(reading.encoding, _kind(tokenizer), tokenizer, ids, len(text), notes, documents)
 
@@ -152,7 +152,7 @@ def _kind(tokenizer: CharTokenizer | ByteTokenizer) -> str:
 def _stored(
     sources: Sequence[str], reading: Reading, console: Console, wanted: bool | None
 ) -> PreparedCorpus | None:
-    """Return the prepared corpus of texts, if it is named or they are large; else None."""
+    """Return the prepared corpus, if it is named or the texts are large; else None."""
     tokenizer = reading.tokenizer
     is_named = any(map(is_prepared, sources))
     wanted = is_large(sources) if wanted is None else wanted
@@ -182,14 +182,14 @@ def corpus_of(
     console: Console,
     wanted: bool | None = None,
 ) -> PreparedCorpus | None:
-    """Return the prepared corpus that is named, or one of the texts if they are large; else None.
+    """Return the named prepared corpus, or one that is made from large texts; else None.
 
     Args:
-        sources: as `load_corpus` takes them; or one prepared corpus.
+        sources: as for `load_corpus`; or one prepared corpus.
         encoding: of the files among them.
-        tokenizer: "char", "byte", or one that is there already.
-        console: where it is said that a text is prepared.
-        wanted: whether the ids are to be on disk. None: where the text is large.
+        tokenizer: "char", "byte", or an existing tokenizer.
+        console: shows that a text is prepared.
+        wanted: whether the ids must be on disk. None: only those of a large text.
     """
     folders = [source for source in sources if is_prepared(source)]
     if folders:
@@ -210,8 +210,15 @@ def corpus_of(
     return PreparedCorpus(folder)
 
 
+def characters_of(corpus: PreparedCorpus) -> Tokenizer:
+    """Return the tokenizer of a prepared corpus, or raise CorpusError if it is unknown."""
+    if corpus.tokenizer is None:
+        raise CorpusError(f"{quoted(str(corpus.path))} does not know the characters of its ids")
+    return corpus.tokenizer
+
+
 def is_large(sources: Sequence[str]) -> bool:
-    """Return whether files, which can be prepared, take more than a share of the free memory."""
+    """Return whether the sources are files, and take more than a share of the free memory."""
     files = [Path(source) for source in sources]
     if not all(file.is_file() for file in files):  # standard input, or the name of a corpus
         return False
@@ -225,7 +232,7 @@ def _text_size(file: Path) -> int:
 def _content_key(
     files: Sequence[Path], encoding: str, tokenizer: Literal["char", "byte"] | CharTokenizer | ByteTokenizer
 ) -> str:
-    """Return what stands for the content of files, and how it is encoded."""
+    """Return a key of the content of files and their encoding."""
     hashes = [OpenFile(file.resolve(), file.stat().st_size).sha256() for file in files]
     kind = tokenizer if isinstance(tokenizer, str) else tokenizer.to_dict()
     return hashlib.sha256(json.dumps([hashes, encoding, kind]).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""`charlm eval`: how well a model predicts a text, as a whole and character by character."""
+"""`charlm eval`: the loss of a model on a text, as a whole and for each character."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from charlm.text.tokenizer import unit_of
 
 __all__ = ["run"]
 
-_LEAST_PACKED, _MOST_PACKED = 1_000, 16_000_000  # bytes; the most take ten seconds
-_CANDIDATES = 5  # likeliest characters that the page shows beside each
+_LEAST_PACKED, _MOST_PACKED = 1_000, 16_000_000  # bytes for xz; the most take ten seconds
+_CANDIDATES = 5  # likeliest characters that the page shows for each
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write the figures as a table or as JSON, and the text with its surprisal where that is asked for."""
+    """Write the figures as a table or as JSON, and on request the text with its surprisal."""
     if args.html is not None and Path(args.html).suffix.lower() not in {".html", ".htm"}:
         raise UsageError(f"--html must name a file that ends in .html, got {quoted(args.html)}")
     if args.show and args.json:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
         if found is not None and args.html is not None:
             _write_page(args, text, found, lm)
             console.say(f"page    {args.html}")
-    finally:  # what was computed is told, whatever became of the page
+    finally:  # the figures are written even if the page fails
         if found is not None and args.show:
             for line in _shown(text, found):
                 emit(line, flush=False, painted=True)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _scored_on_disk(args: argparse.Namespace, lm: CharLM, console: Console) -> int:
-    """Score a prepared corpus, or a text too large for memory: no more than a part that is spread over it."""
+    """Score a part, spread over the text, of a prepared corpus or a text that is too large for memory."""
     data = stored_text(args.files, args.encoding, lm, console)
     result = score_stored(lm, data)
     baseline = _baseline(Path(args.run), lambda ngram: score_stored(ngram, data), console)
@@ -99,12 +99,12 @@ def _write_page(args: argparse.Namespace, text: str, found: Surprisal, lm: CharL
 
 
 def _xz_bits_per_byte(text: str) -> float | None:
-    """Return what `xz -9e` makes of a text; None: its frame would weigh too much, or it would take long."""
+    """Return the bits per byte of `xz -9e`; None: the text is too short or too long for it."""
     data = text.encode()
     if lzma is None or not _LEAST_PACKED <= len(data) <= _MOST_PACKED:
         return None
     best = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": max(4096, len(data))}
-    return 8 * len(lzma.compress(data, filters=[best])) / len(data)  # a larger dictionary costs memory alone
+    return 8 * len(lzma.compress(data, filters=[best])) / len(data)
 
 
 def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str, xz: float | None) -> str:
@@ -121,7 +121,7 @@ def _json(result: EvalResult, baseline: EvalResult | None, unit: str, kind: str,
         "baseline_loss_nats": None if baseline is None else baseline.loss_nats,
         "xz_bits_per_byte": xz,
     }
-    # JSON has no infinity, which the loss is if the model held a character of the text impossible.
+    # JSON has no infinity, which is the loss if the model gave a character the probability 0.
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(finite) + "\n"
 
@@ -155,7 +155,7 @@ def _shown(text: str, found: Surprisal) -> Iterator[str]:
     """Yield the lines of the text, with the surprisal of each character."""
     bits = char_bits(text, found.bits)
     encoding, chars, newline = sys.stdout.encoding, {c: c for c in text}, "\u21b5"
-    for char in {*chars, newline}:  # what the stream would escape is as wide as its escape
+    for char in {*chars, newline}:  # a character that the stream escapes is as wide as its escape
         chars[char] = char.encode(encoding, "backslashreplace").decode(encoding)
     newline = newline if chars[newline] == newline else "\\n"
     cells = [(chars[char], b) for char, b in zip(text, bits.tolist(), strict=True)]

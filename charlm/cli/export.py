@@ -19,12 +19,15 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write the folder, say what it is and who reads it, and write its name to standard output."""
+    """Write the folder, describe it, and write its name to standard output."""
     check_output(args.out, directory=True)
     lm = load(args.run, device="cpu", mixture=False)
     mixed = (Path(args.run) / MIXTURE_FOLDER).exists()
-    if isinstance(lm.model, MixtureLM):
-        lm, mixed = _gpt_of(lm.model, lm), True
+    if isinstance(lm.model, MixtureLM):  # a saved one
+        gpt = next((member for member in lm.model.members if isinstance(member, GPT)), None)
+        if gpt is None:
+            raise InputError("only a GPT can be exported, and there is none in this mixture")
+        lm, mixed = CharLM(gpt, lm.tokenizer), True
     what, reader = "GPT", f"onnxruntime.InferenceSession({str(Path(args.out, 'model.onnx'))!r})"
     if args.to == "transformers":
         what = to_transformers(lm, args.out, overwrite=args.overwrite)
@@ -40,10 +43,3 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     console.say(f"next    {escaped(reader)}")
     emit(f"{args.out}\n")
     return 0
-
-
-def _gpt_of(mixture: MixtureLM, lm: CharLM) -> CharLM:
-    for member in mixture.members:
-        if isinstance(member, GPT):
-            return CharLM(member, lm.tokenizer)
-    raise InputError("only a GPT can be exported, and there is none in this mixture")

@@ -1,7 +1,7 @@
-"""Fields of settings classes, as the command line sees them: name, type, choices and help.
+"""The fields of settings classes for the command line: name, type, choices and help. No torch here.
 
-The help of an option is the docstring below its field, read from the source. No torch here: the class of the
-sampling options needs it, so that one's fields are read from the source alone.
+The help of an option is the docstring below its field, read from the source. The class of the sampling
+options needs torch, so its fields are read from the source alone.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ __all__ = ["Field", "field_docs", "fields_of", "flag_of", "sampling_fields"]
 
 @dataclass(frozen=True)
 class Field:
-    """One setting, as the command line sees it."""
+    """One setting."""
 
     name: str
-    """Of the field in its class."""
+    """Name of the field in its class."""
     table: str
     """"model", "training" or "sampling"."""
     kind: type
     """int, float, bool, str or tuple."""
     choices: tuple[str, ...]
-    """What a str may be."""
+    """The possible values of a str."""
     optional: bool
-    """Whether "none" stands for None."""
+    """Whether "none" means None."""
     doc: str
     """The docstring below the field, in one line."""
 
 
 def flag_of(name: str) -> str:
-    """Return how a field is called on the command line."""
+    """Return the flag of a field."""
     return "--" + name.replace("_", "-")
 
 
 def fields_of(cls: type, table: str) -> dict[str, Field]:
-    """Return the fields of a dataclass by name; `table` is what they belong to."""
-    found = {}
+    """Return the fields of a dataclass by name; `table` is their table."""
+    fields = {}
     docs, hints = field_docs(cls), get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint, optional = hints[field.name], False
@@ -55,12 +55,12 @@ def fields_of(cls: type, table: str) -> dict[str, Field]:
         origin = get_origin(hint)
         choices = get_args(hint) if origin is Literal else ()
         kind = str if origin is Literal else origin or hint
-        found[field.name] = Field(field.name, table, kind, choices, optional, docs.get(field.name, ""))
-    return found
+        fields[field.name] = Field(field.name, table, kind, choices, optional, docs.get(field.name, ""))
+    return fields
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a class, in one line; none where the source is missing."""
+    """Return the docstring below each field of a class, in one line; empty if the source is missing."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
     except (OSError, TypeError):
@@ -69,7 +69,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def sampling_fields() -> dict[str, Field]:
-    """Return the fields of `SamplingOptions` by name; with torch only where the source is missing."""
+    """Return the fields of `SamplingOptions` by name; torch is imported only if the source is missing."""
     try:
         source = pkgutil.get_data("charlm", "generation/options.py") or b""
     except OSError:
@@ -83,16 +83,16 @@ def sampling_fields() -> dict[str, Field]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     kinds = {"int": int, "float": float, "bool": bool}
-    found = {}
+    fields = {}
     for name, (hint, doc) in _in_source(tree, "SamplingOptions").items():
         kind, _, none = hint.partition(" | ")
         choices = tuple(map(str, literals.get(kind, ())))
-        found[name] = Field(name, "sampling", kinds.get(kind, str), choices, bool(none), doc)
-    return found
+        fields[name] = Field(name, "sampling", kinds.get(kind, str), choices, bool(none), doc)
+    return fields
 
 
 def _in_source(tree: ast.Module, name: str) -> dict[str, tuple[str, str]]:
-    """Return the type, as it is written, and the docstring in one line of each field of a class."""
+    """Return the annotation and the docstring, in one line, of each field of a class."""
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     return {
         field.target.id: (ast.unparse(field.annotation), " ".join(doc.value.value.split()))

@@ -1,7 +1,7 @@
-"""The training itself: text, model, device and time put together, and then trained.
+"""The training of `charlm train`: it joins text, model, device and time, and trains.
 
-What it is going to be is for `charlm.cli.plan` to say, and what is said about it stands in
-`charlm.cli.report`. Being a program, it may do what the library never does: seed torch's global generator.
+`charlm.cli.plan` makes the plan, and `charlm.cli.report` the lines for the user. A program may seed torch's
+global generator, which the library never does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from charlm.backends.world import World, join
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
-from charlm.cli.output import Console
+from charlm.cli.output import Console, Session
 from charlm.cli.parent import OldText, Parent, old_text
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
@@ -46,7 +46,6 @@ from charlm.cli.report import (
 )
 from charlm.cli.rundir import Origin, delete_run, lasting, write_record
 from charlm.cli.settings import Settings
-from charlm.cli.signals import Signals
 from charlm.cli.stored import MOST_EVALUATED
 from charlm.data.blocks import BlockDataset
 from charlm.data.prepared import PreparedCorpus
@@ -54,6 +53,7 @@ from charlm.data.rows import StoredRow
 from charlm.errors import CheckpointWriteError, DataError, TrainingInterrupted
 from charlm.models.gpt import GPT
 from charlm.plain import as_float, as_int
+from charlm.runs.directory import SERVICE_FOLDERS
 from charlm.text.tokenizer import unit_of
 from charlm.training.budget import steps_within
 from charlm.training.callbacks import Callback
@@ -71,7 +71,7 @@ __all__ = ["begin", "resume"]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a training is made of."""
+    """The parts of a training."""
 
     plan: Plan
     model: GPT
@@ -82,35 +82,34 @@ class _Prepared:
 
 def begin(
     args: argparse.Namespace,
+    session: Session,
     settings: Settings,
     encoded: Encoded,
     *,
     reading: Reading,
     val_fraction: float,
     train_share: float,
-    console: Console,
-    signals: Signals,
-    began: float,
     kept: bool,
     parent: Parent | None = None,
 ) -> int:
-    """Train a new model, or one that is there, on a text.
+    """Train a new model, or a copy of an existing one, on a text.
 
-    `reading` is how it was encoded; `train_share` is where it is cut, 1 - `val_fraction` or as a run did;
-    `kept` says that the settings are those of an earlier run, and nothing is chosen; `parent` is the model to
-    begin with.
+    Args:
+        args: the options.
+        session: of the command.
+        settings: of the model and the training.
+        encoded: the text.
+        reading: how the text was encoded.
+        val_fraction: share of the text for validation.
+        train_share: share of the text at which it is cut: 1 - `val_fraction`, or that of an earlier run.
+        kept: whether the settings are those of an earlier run, so that nothing is chosen.
+        parent: the model to begin with; None: a new one.
     """
+    console = session.console
     repeats = args.repeat is not None
     timetable = read_timetable(args.repeat) if repeats and settings.training.minutes is not None else None
     run = _prepare(
-        args,
-        settings,
-        encoded,
-        val_fraction=val_fraction,
-        train_share=train_share,
-        console=console,
-        kept=kept,
-        parent=parent,
+        args, settings, encoded, val_fraction, train_share, console=console, kept=kept, parent=parent
     )
     old = None if parent is None else _old_text(parent.values, run.texts, console)
     baseline: Baseline | None = None
@@ -122,9 +121,10 @@ def begin(
         )
         if old is not None and timetable is None and training.minutes is not None:
             concluding += old.seconds(run.model, training.eval_chars, run.texts.val, run.backend)
-        signals.check()
+        session.signals.check()
         if timetable is None and training.minutes is not None:
-            training = _within_minutes(training, run, training.minutes, began - concluding, console)
+            began = session.began - concluding
+            training = _within_minutes(training, run, training.minutes, began, console)
         return training.to_dict(), aside_chars, concluding
 
     measured, aside_chars, concluding = run.world.tell(measure)  # one process looks at the clock
@@ -143,7 +143,7 @@ def begin(
         if baseline is not None:
             baseline.save(path, console)
 
-    progress = Progress(console, signals, on_start, old)
+    progress = Progress(console, session.signals, on_start, old)
     trainer = Trainer(
         run.model,
         run.texts.train,
@@ -156,34 +156,23 @@ def begin(
         timetable=timetable,
     )
     enough = most_steps is not None and training.max_steps == most_steps
-    trainer.seconds += concluding  # what comes after the last step is part of the minutes, too
+    trainer.seconds += concluding  # the time after the last step is part of the minutes, too
     values = None if baseline is None else baseline.values
-    return _fit(
-        trainer,
-        progress,
-        args.out,
-        console,
-        signals,
-        texts=run.texts,
-        baseline=values,
-        began=began,
-        enough=enough,
-        anew=parent is None,
-    )
+    anew = parent is None
+    return _fit(session, trainer, progress, args.out, run.texts, baseline=values, enough=enough, anew=anew)
 
 
 def resume(
     args: argparse.Namespace,
+    session: Session,
     origin: Origin,
     encoded: Encoded,
     *,
     sources: Sequence[str],
     end: Mapping[str, object],
-    console: Console,
-    signals: Signals,
-    began: float,
 ) -> int:
-    """Go on with a run."""
+    """Resume a run; `end` is its new end, if there is one."""
+    console = session.console
     texts = _cut(encoded, origin.block_size, origin.train_share(encoded.n_ids), origin.aside)
     log_to = origin.log_to if args.log_to is None else args.log_to
 
@@ -201,7 +190,7 @@ def resume(
         write_record(path, {**origin.values, **changed})
 
     old = None if origin.parent is None else _old_text(origin.parent, texts, console)
-    progress = Progress(console, signals, on_start, old)
+    progress = Progress(console, session.signals, on_start, old)
     trainer = Trainer.resume(
         args.out,
         texts.train,
@@ -221,54 +210,43 @@ def resume(
     console.say(done_line(trainer, end=last))
     if is_over:
         if world.is_first and not is_concluded(args.out, texts, origin.values):  # it was killed just before
-            _conclude(trainer, args.out, texts, console, signals)
+            _conclude(session, trainer, args.out, texts)
         return 0
-    signals.check()
-    found = origin.values.get("baseline")
-    return _fit(
-        trainer,
-        progress,
-        args.out,
-        console,
-        signals,
-        texts=texts,
-        baseline=found,
-        began=began,
-        anew=origin.parent is None,
-    )
+    session.signals.check()
+    values = origin.values.get("baseline")
+    return _fit(session, trainer, progress, args.out, texts, baseline=values, anew=origin.parent is None)
 
 
 def _loggers(names: Sequence[str]) -> list[Callback]:
-    """Return what a run is told to, by the names of --log-to. Their state is that of the run's directory."""
-    made: Mapping[str, Callable[[], Callback]] = {"tensorboard": TensorBoard, "wandb": WandB}
+    """Return the loggers that --log-to names; they write into the run's directory."""
+    made = dict(zip(SERVICE_FOLDERS, (TensorBoard, WandB), strict=True))
     return [made[name]() for name in names if name in made]
 
 
 def _fit(
+    session: Session,
     trainer: Trainer,
     progress: Progress,
     out: str,
-    console: Console,
-    signals: Signals,
-    *,
     texts: Texts,
+    *,
     baseline: object,
-    began: float,
     enough: bool = False,
     anew: bool,
 ) -> int:
-    """Train, say what came, and return the exit code."""
+    """Train, show the result, and return the exit code."""
+    console, signals, began = session
     world = join(trainer.backend)
-    if not world.is_first:  # callbacks, and with them `progress`, are the first process's
+    if not world.is_first:  # `progress` is called in the first process alone
         signals.stop_gently(trainer.interrupt, lambda: None)
-    trainer.seconds += time.perf_counter() - began  # what came before the first step is part of the minutes
+    trainer.seconds += time.perf_counter() - began  # the time before the first step is part of the minutes
     try:
         trainer.fit()
     except TrainingInterrupted as stopped:
         progress.close()
         console.complain(stopped_lines(trainer, stopped.step, out))
         return signals.exit_code
-    except CheckpointWriteError:  # what the run came to is told all the same
+    except CheckpointWriteError:  # the result is shown all the same
         progress.close()
         if trainer.step:
             console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
@@ -278,30 +256,30 @@ def _fit(
     if not world.is_first:
         return 0
     console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
-    _conclude(trainer, out, texts, console, signals)
+    _conclude(session, trainer, out, texts)
     console.say(next_lines(out))
     return 0
 
 
-def _conclude(trainer: Trainer, out: str, texts: Texts, console: Console, signals: Signals) -> None:
-    with signals.ending_at_once():  # --resume does it again
-        line = conclude(out, texts, backend=trainer.backend, console=console)
+def _conclude(session: Session, trainer: Trainer, out: str, texts: Texts) -> None:
+    with session.signals.ending_at_once():  # --resume does it again
+        line = conclude(out, texts, backend=trainer.backend, console=session.console)
     if line is not None:
-        console.say(f"result  {line}")
+        session.console.say(f"result  {line}")
 
 
 def _prepare(
     args: argparse.Namespace,
     settings: Settings,
     encoded: Encoded,
-    *,
     val_fraction: float,
     train_share: float,
+    *,
     console: Console,
     kept: bool,
     parent: Parent | None,
 ) -> _Prepared:
-    """Plan the training, cut the text, build the model, and say what all of it is."""
+    """Plan the training, cut the text, build the model, and describe them."""
     backend, tokenizer = get_backend(args.device or "auto"), encoded.tokenizer
     plan = plan_training(
         settings,
@@ -365,19 +343,18 @@ def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> T
 def _measure(
     run: _Prepared, console: Console, *, counts: bool, times: bool, kept: bool
 ) -> tuple[TrainerConfig, Baseline | None, int | None, float]:
-    """Measure what decides how a training is evaluated, and what it is compared with.
+    """Count and score the n-gram model, and time the evaluations.
 
     Args:
-        run: what is trained.
-        console: where the n-gram model is shown.
+        run: the parts of the training.
+        console: shows the n-gram model.
         counts: whether an n-gram model is counted.
-        times: whether evaluations are timed; else a run that is repeated has decided how long they are.
-        kept: whether another run has decided how much of the text they score, where they are not timed.
+        times: whether evaluations are timed; not in a repetition.
+        kept: whether another run has decided how much of the text is scored, if evaluations are not timed.
 
     Returns:
-        The settings of the training, with how much of the validation text each evaluation scores, the n-gram
-        model, and where there is a limit of time, how much of what is set aside will be read (None: all), and
-        how many seconds it will take to decide the result.
+        The settings of the training with its `eval_chars`; the n-gram model; how many characters of the
+        pieces that are set aside will be read (None: all); and the seconds to decide the result.
     """
     counted, training, texts = None, run.plan.training, run.texts
     aside_chars, concluding = run.plan.aside_chars, 0.0
@@ -397,7 +374,7 @@ def _measure(
 
 
 def _eval_chars(run: _Prepared, counted: Counted | None, *, kept: bool) -> int | None:
-    """Return how much of the validation text is scored in each evaluation, by both models; None: all."""
+    """Return how many validation characters each evaluation scores, for both models; None: all."""
     limits, val = run.plan.scoring_seconds, run.texts.val
     if limits is None or val is None:
         asked = run.plan.training.eval_chars
@@ -413,7 +390,7 @@ def _eval_chars(run: _Prepared, counted: Counted | None, *, kept: bool) -> int |
 def _within_minutes(
     training: TrainerConfig, run: _Prepared, minutes: float, began: float, console: Console
 ) -> TrainerConfig:
-    """Refuse a time that is over, and give a schedule that needs its end beforehand an estimate of it."""
+    """Raise if the time is over; give a schedule that needs its end beforehand an estimate of it."""
     spent = time.perf_counter() - began
     left = 60 * minutes - spent
     if left <= 0:
@@ -442,7 +419,7 @@ def _record(
     training: TrainerConfig,
     baseline: Baseline | None,
 ) -> dict[str, object]:
-    """Return what train.json keeps."""
+    """Return the content of train.json."""
     return {
         "sources": [lasting(source) for source in args.files],
         "encoding": encoded.encoding,

@@ -1,4 +1,4 @@
-"""`charlm generate`: a trained model continues a text, on standard output as it comes."""
+"""`charlm generate`: a trained model continues a text, on standard output as it is generated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FLUSH_SECONDS = 0.05
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write one sample as it is made, or several, or all as JSON."""
+    """Write one sample as it is generated, or several, or all as JSON."""
     stop: list[str] = args.stop
     if args.interactive:
         interactive.refuse_others(args)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _known(texts: list[str], tokenizer: Tokenizer, on_unknown: OnUnknown, console: Console) -> list[str]:
-    """Return texts in which unknown characters are left out or replaced, and say which these are."""
+    """Return texts with unknown characters left out or replaced, and write notes on them."""
     for note in unknown_notes("".join(texts), tokenizer, on_unknown):
         console.complain(f"note: {note}")
     return [known_text(text, tokenizer, on_unknown)[0] for text in texts]
@@ -105,7 +105,7 @@ def _rank(lm: CharLM, prompt: str, lines: list[str], args: argparse.Namespace) -
 
 
 def _tell_verbatim(found: Verbatim, source: str, console: Console) -> None:
-    """Say what of a text stands in the training text, too."""
+    """Show how much of a generated text the source contains."""
     longest = f"; the longest, of {len(found.longest)}: {quoted(found.longest, 200)}" if found.longest else ""
     part = f"{found.n_shared:,} of {found.n_chars:,} characters"
     console.say(f"verbatim {part} stand in {quoted(source)} in runs of 50 or more{longest}")

@@ -1,7 +1,7 @@
-"""What a training on a text may come to: measured where that is quick, and a range where it is not.
+"""Estimates the result of a training on a text.
 
-Measured on the spot: the n-gram model's loss on the validation text, and how long a step takes. The loss of
-the model that would be trained is a guess: where it ended beside its n-gram model on other texts.
+The loss of the n-gram model on the validation text and the time of a step are measured. The loss of the
+trained model is a guess: other trainings of the preset have ended so far below or above their n-gram models.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ import torch
 from charlm.backends.base import DeviceBackend
 from charlm.backends.registry import get_backend
 from charlm.cli.baseline import count_within, score_baseline
+from charlm.cli.encoded import characters_of
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.settings import gather
 from charlm.cli.verdict import FEW_STEPS
 from charlm.data.blocks import BlockDataset
 from charlm.data.prepared import PreparedCorpus
 from charlm.data.rows import StoredRow
-from charlm.errors import CorpusError, quoted
 from charlm.models.config import PresetName
 from charlm.models.gpt import GPT
-from charlm.text.tokenizer import CharTokenizer, Tokenizer
+from charlm.text.tokenizer import CharTokenizer
 from charlm.training.budget import steps_within
 from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Guess", "guess"]
 
 _HOUR = 3600.0
-_MINUTES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # to recommend
-_MANY_STEPS = 0.75  # of those of the measured runs: with fewer, a training does not come to what they came to
-_ALIKE = 3.5  # texts are of about the same length if neither is longer than this many of the other
-_AS_MANY = 1.7  # and runs make about as many steps
+_MINUTES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # candidates of a recommendation
+_MANY_STEPS = 0.75  # a training with a smaller share of the measured runs' steps does not reach their results
+_ALIKE = 3.5  # texts are alike if their lengths differ by at most this factor
+_AS_MANY = 1.7  # runs are alike if their steps differ by at most this factor
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """A run of a preset, and how far its validation loss ended below its n-gram model's, in nats."""
+    """A run of a preset, with the nats by which its validation loss ended below that of its n-gram model."""
 
     preset: PresetName
     train_chars: int
@@ -79,53 +79,52 @@ _MEASURED: Sequence[_Measured] = (
     _Measured("cpu-5min", 1_003_854, 2_000, 0.0145),
     _Measured("cpu-5min", 1_003_854, 2_000, 0.0179),
 )
-_SPREAD = 0.02  # nats: what another seed changes
+_SPREAD = 0.02  # nats: the effect of another seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What `charlm train` would do with a text, and how that may end."""
+    """The training that `charlm train` would do with a text, and its estimated result."""
 
     preset: PresetName
     """The preset that `recommend` chooses."""
     reasons: tuple[str, ...]
-    """Why."""
+    """The reasons for it."""
     device: str
-    """Where the steps were timed."""
+    """The device on which steps were timed."""
     step_seconds: float
-    """Of one step, the median of twelve."""
+    """Time of a step, the median of twelve."""
     evaluation_seconds: float
-    """Of one evaluation over all of the validation text, from that of a part; 0 without one."""
+    """Time of an evaluation on the whole validation text, estimated from a part; 0 without one."""
     steps: int
-    """How many would be made."""
+    """Number of steps."""
     seconds: float
-    """How long they and the evaluations take, with the start of the command."""
+    """Time of the steps and the evaluations, with the start of the command."""
     text_is_short: bool
     """Whether the text, and not the time, limits the steps."""
     is_limited: bool
     """Whether a given max_steps limits the steps, and neither the text nor the time."""
     ngram_loss_nats: float | None
-    """Measured on the validation text, or a part of it; None without one."""
+    """Measured on the validation text or a part of it; None without one."""
     ngram_order: int
-    """Characters in its longest n-grams."""
+    """Length of its longest n-grams."""
     ngram_counted: int
-    """Characters of the training text, its last ones, that the n-gram model was counted from."""
+    """Number of characters at the end of the training text from which it was counted."""
     ngram_scored: int
-    """Characters of the validation text that it was scored on."""
+    """Number of characters of the validation text on which it was scored."""
     ahead_nats: tuple[float, float] | None
-    """How far the model may end below the n-gram model (above it, if negative): the least and the most that
-    was measured, widened by what a seed changes. None where nothing comparable was measured."""
+    """The least and the most by which the model may end below the n-gram model (above it, if negative): the
+    range of the measured runs, widened by the effect of a seed. None: no run is comparable."""
     usual_steps: int | None
-    """The fewest steps of the runs that this comes from."""
+    """The fewest steps of these runs."""
     unlike: bool
-    """Whether the end of the text is unlike its beginning, as in a sorted list: a loss on it misleads."""
+    """Whether the end of the text is unlike its beginning, as in a sorted list: then its loss misleads."""
     enough_minutes: float | None
-    """In how many minutes the preset makes enough steps to come to something, those asked for if possible;
-    None: not within an hour."""
+    """Minutes in which the preset makes enough steps: the given ones if possible; None: more than an hour."""
 
     @property
     def loss_nats(self) -> tuple[float, float] | None:
-        """The best and the worst validation loss to be expected; None without a ground for a guess."""
+        """The best and the worst expected validation loss; None: unknown."""
         if self.ngram_loss_nats is None or self.ahead_nats is None:
             return None
         least, most = self.ahead_nats
@@ -133,27 +132,28 @@ class Guess:
 
     @property
     def too_few(self) -> bool:
-        """Whether fewer steps would be made than those that the guess comes from."""
+        """Whether there are fewer steps than in the runs of the guess."""
         return not self.text_is_short and self.steps < _MANY_STEPS * (self.usual_steps or 0)
 
     @property
     def loses(self) -> bool:
-        """Whether the n-gram model should stay better."""
+        """Whether the n-gram model is expected to stay better."""
         expected = self.loss_nats
         return expected is not None and expected[0] > (self.ngram_loss_nats or 0.0)
 
 
 def guess(text: str | PreparedCorpus, *, val_fraction: float, minutes: float, began: float) -> Guess:
-    """Measure and guess what `charlm train --minutes` would do.
+    """Measure and estimate the training of `charlm train --minutes`.
 
     Args:
-        text: long enough for a split into two parts of two characters or more; or where it is on disk.
-        val_fraction: the share of the end that is kept for validation; 0: none.
-        minutes: what `--minutes` would be.
-        began: `time.perf_counter()` at the start of the command; what was done since, a training does, too.
+        text: long enough for a split into two parts of two characters or more; or the corpus on disk.
+        val_fraction: share of the text, at its end, for validation; 0: none.
+        minutes: the value of `--minutes`.
+        began: `time.perf_counter()` at the start of the command; a training needs the time since then, too.
     """
     settings = gather(None, file=None, environment=os.environ, flags={"minutes": repr(minutes)})
-    backend, tokenizer = get_backend("auto"), _tokenizer_of(text)
+    backend = get_backend("auto")
+    tokenizer = characters_of(text) if isinstance(text, PreparedCorpus) else CharTokenizer.from_text(text)
     n_chars = text.index.n_ids if isinstance(text, PreparedCorpus) else len(text)
     plan = plan_training(
         settings,
@@ -202,18 +202,10 @@ def guess(text: str | PreparedCorpus, *, val_fraction: float, minutes: float, be
     )
 
 
-def _tokenizer_of(text: str | PreparedCorpus) -> Tokenizer:
-    if not isinstance(text, PreparedCorpus):
-        return CharTokenizer.from_text(text)
-    if text.tokenizer is None:
-        raise CorpusError(f"{quoted(str(text.path))} does not know the characters of its ids")
-    return text.tokenizer
-
-
 def _timed(
     plan: Plan, train: BlockDataset, val: BlockDataset | None, backend: DeviceBackend
 ) -> tuple[float, float]:
-    """Return how long a step of the planned training takes, and an evaluation over all of the text."""
+    """Return the time of a step of the planned training, and that of an evaluation on the whole text."""
     torch.manual_seed(plan.training.seed)
     model = GPT(plan.model)
     step = steps_within(_HOUR, model, train, plan.training, device=backend).step_seconds
@@ -221,7 +213,7 @@ def _timed(
 
 
 def _alike(preset: PresetName, train_chars: int, steps: int) -> Sequence[_Measured]:
-    """Return a preset's runs on texts of about this length, those of about so many steps if there are any."""
+    """Return a preset's runs on texts of about this length, if possible those with about as many steps."""
     runs = [
         run
         for run in _MEASURED
@@ -231,6 +223,6 @@ def _alike(preset: PresetName, train_chars: int, steps: int) -> Sequence[_Measur
 
 
 def _enough_minutes(minutes: float, steps: int, step_seconds: float, spent: float) -> float | None:
-    """Return the least of some times, from `minutes` on, in which so many steps fit."""
+    """Return the first candidate of at least `minutes` in which so many steps fit."""
     times = [minutes, *(time for time in _MINUTES if time > minutes)]
     return next((time for time in times if spent + steps * step_seconds <= 60 * time), None)

@@ -12,6 +12,7 @@ from charlm.errors import CheckpointError, InputError, RunExistsError, quoted
 from charlm.interchange import from_transformers
 from charlm.interchange.nanogpt import from_either
 from charlm.lm import CharLM
+from charlm.models.saving import MODEL_FILES
 from charlm.text.corpus import load_corpus
 from charlm.text.tokenizer import CharTokenizer, Tokenizer
 
@@ -19,16 +20,21 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Read, check, save, say what it is, and write the name of the folder to standard output."""
+    """Read, check and save the model, describe it, and write the name of the folder to standard output."""
     out = Path(args.out)
     check_output(out, directory=True)
-    if out.is_dir() and any(out.iterdir()) and not args.overwrite:
-        raise RunExistsError(
-            f"{quoted(args.out)} is not empty. Replace the model there (--overwrite), or choose another "
-            "directory."
-        )
     if any(Path(path).exists() and out.exists() and out.samefile(path) for path in args.paths):
         raise UsageError("-o DIR must be another directory than PATH")
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if foreign := names.difference(MODEL_FILES):
+        raise RunExistsError(
+            f"{quoted(args.out)} holds files that are no part of a saved model "
+            f"({quoted(min(foreign), 80)}), so --overwrite replaces nothing. Choose another directory."
+        )
+    if names and not args.overwrite:
+        raise RunExistsError(
+            f"{quoted(args.out)} holds a saved model. Replace it (--overwrite), or choose another directory."
+        )
     lm, source = _read(args.paths[0], args.paths[1:], args.n_head)
     lm.save(out)
     console.say(
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _read(source: str, rest: Sequence[str], n_head: int | None) -> tuple[CharLM, str]:
-    """Return the model, and the library that it comes from."""
+    """Return the model and the name of its library."""
     path = Path(source)
     if not path.exists():
         raise CheckpointError(f"{quoted(source)} does not exist")

@@ -1,7 +1,6 @@
-"""`charlm info`: what lies in a directory, read without building a model.
+"""`charlm info`: describes a run, a checkpoint or a saved model, without building a model.
 
-A run, a checkpoint or a saved model. Nothing is trusted: what is damaged is shown as damaged, and what a file
-says is written with its control characters escaped.
+Nothing is trusted: damaged files are shown as damaged, and control characters from a file are escaped.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from charlm.runs.checkpoint import (
 )
 from charlm.runs.choosing import MIXTURE_FOLDER, best_of
 from charlm.runs.directory import RunDirectory
+from charlm.runs.history import baseline_of
 from charlm.text.tokenizer import CharTokenizer, unit_of
 from charlm.training.config import ABSENT
 from charlm.training.progress import clock
@@ -51,7 +51,7 @@ class _Model:
     parameters: int
     settings: Mapping[str, object]
     flops_per_char: int | None
-    """None: not known for this kind."""
+    """None: unknown for this kind."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Tokenizer:
 
 @dataclass(frozen=True)
 class _Training:
-    """How far a training was when it wrote a checkpoint."""
+    """The state of a training in a checkpoint."""
 
     step: int
     chars_seen: int
@@ -72,9 +72,9 @@ class _Training:
     best: Mapping[str, object] | None
     settings: Mapping[str, object]
     length: str
-    """Its settings' max_steps or minutes, in words."""
+    """Its max_steps or minutes, in words."""
     part: str
-    """On how much of the validation text its losses were measured, in words; empty: on all."""
+    """The part of the validation text on which its losses were measured, in words; empty: all."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Checkpoint:
     newest: bool
     damaged: bool
     problem: str | None
-    """Why it cannot be read."""
+    """The reason why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,22 @@ class _Baseline:
     settings: Mapping[str, object] | None = None
     loss_nats: float | None = None
     part: tuple[int, int] | None = None
-    """How many characters the loss was measured on, and of how many; None: of all."""
+    """Number of characters on which the loss was measured, and their total number; None: all."""
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What `charlm train` made of a run: the model that `load` takes."""
+    """The result of `charlm train`: the model that `load` returns."""
 
     kind: str
     """"gpt", "ngram" or "mixture"."""
     loss_nats: float | None
-    """On the validation text, where there is one."""
+    """On the validation text, if there is one."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What lies in a directory."""
+    """The content of a directory."""
 
     path: str
     kind: str
@@ -128,10 +128,10 @@ class _Found:
     baseline: _Baseline | None = None
     result: _Result | None = None
     parent: Mapping[str, object] | None = None
-    """The model that the training began with: path, checkpoint, sha256; None: it began anew."""
+    """The model that the training began with: path, checkpoint, sha256; None: a new one."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return what `--json` writes: without what there is not, and without sentences."""
+        """Return the values for `--json`: without missing ones, and without texts for people."""
         values = asdict(self)
         for part in (values, values["model"] or {}, values["tokenizer"] or {}):
             for name in [name for name, value in part.items() if value is None]:
@@ -142,7 +142,7 @@ class _Found:
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write what is known as text or as JSON; 1 if a file cannot be read, or `--verify` finds damage."""
+    """Write the description as text or JSON; return 1 if a file cannot be read or `--verify` finds damage."""
     path = Path(args.run)
     if (path / "run.json").exists():
         found, problems = _run(path, verify=args.verify)
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
-    """Return what is known of a run, and what is wrong with it."""
+    """Return the description of a run, and its problems."""
     run = RunDirectory.open(path)
     while True:
         whole, others = scan_checkpoints(run)
@@ -171,7 +171,7 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
         )
         if all(os.path.lexists(info.path) for info in whole):
             break
-        # else the run, still in training, has deleted one of them: look again
+        # else the run, which is training, has deleted one of them: look again
     baseline, wrong = _baseline(path, verify=verify)
     problems += wrong
     result, wrong = _result(path, best, verify=verify)
@@ -185,7 +185,7 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
 def _contents(
     best: Path | None, newest: Path | None
 ) -> tuple[_Model | None, _Tokenizer | None, _Training | None, list[str]]:
-    """Return what the checkpoints of a run say of its model and its training, and what cannot be read."""
+    """Return model, tokenizer and training from the checkpoints of a run, and the problems of reading."""
     model, tokenizer, training, unreadable = None, None, None, []
     try:
         if best is not None and (best / CONFIG_FILE).exists():  # a foreign module's checkpoint has none
@@ -202,17 +202,17 @@ def _contents(
 def _checkpoints(
     whole: Sequence[CheckpointInfo], others: Collection[Path], best: CheckpointInfo | None, *, verify: bool
 ) -> tuple[list[_Checkpoint], list[str]]:
-    """Return the checkpoints of a run, those that cannot be read too, and what is wrong with them."""
+    """Return the checkpoints of a run, unreadable ones included, and their problems."""
     infos = {info.path: info for info in whole}
-    found, problems = [], []
+    checkpoints, problems = [], []
     for path in sorted([*infos, *others]):
         info = infos.get(path)
         problem = _problem(path) if info is None or verify else None
         if problem is not None:
             if not os.path.lexists(path):
-                continue  # the run, still in training, has deleted it
+                continue  # the run, which is training, has deleted it
             problems.append(str(problem))
-        found.append(
+        checkpoints.append(
             _Checkpoint(
                 name=path.name,
                 step=int(path.name.split("-")[1]),
@@ -224,11 +224,11 @@ def _checkpoints(
                 problem=None if problem is None else str(problem),
             )
         )
-    return found, problems
+    return checkpoints, problems
 
 
 def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, list[str]]:
-    """Return what is known of a run's n-gram model, if it has one, and what is wrong with it."""
+    """Return the n-gram model of a run, if it has one, and its problems."""
     folder = path / BASELINE_FOLDER
     if not folder.exists():
         return None, []
@@ -243,25 +243,21 @@ def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, list[str]]
         problems.append(str(error))
     if found.settings is None:
         return found, problems
-    try:  # what the model came to is known from elsewhere, and it may be whole without that
-        values = read_record(path).values.get("baseline")
-        known: dict[str, object] = values if isinstance(values, dict) else {}
-        loss, scored, left_out = known.get("loss_nats"), known.get("scored"), known.get("n_left_out")
-        found = replace(found, loss_nats=loss if isinstance(loss, float) else None)
-        if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
-            found = replace(found, part=(scored, scored + left_out))
+    try:  # its loss is recorded elsewhere, and the model may be whole without that
+        loss, part = baseline_of(read_record(path).values)
+        found = replace(found, loss_nats=loss, part=part)
     except (CharLMError, OSError) as error:
         problems.append(str(error))
     return found, problems
 
 
 def _result(path: Path, best: CheckpointInfo | None, *, verify: bool) -> tuple[_Result | None, list[str]]:
-    """Return what a run came to, if that is decided for its best checkpoint, and what is wrong with it."""
+    """Return the result of a run, if it was decided for the best checkpoint, and its problems."""
     try:
         values = read_record(path).values.get("result")
-        known: dict[str, object] = values if isinstance(values, dict) else {}
-        kind, losses = known.get("kind"), known.get("loss_nats")
-        if best is None or known.get("checkpoint") != best.path.name or not isinstance(kind, str):
+        fields: dict[str, object] = values if isinstance(values, dict) else {}
+        kind, losses = fields.get("kind"), fields.get("loss_nats")
+        if best is None or fields.get("checkpoint") != best.path.name or not isinstance(kind, str):
             return None, []
         if verify and kind != "gpt":
             load(path / MIXTURE_FOLDER, device="cpu")
@@ -279,7 +275,7 @@ def _parent(path: Path) -> Mapping[str, object] | None:
 
 
 def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
-    """Return what is known of a saved model, and what is wrong with it."""
+    """Return the description of a saved model, and its problems."""
     try:
         found = _Found(str(path), "model", None, *_model_files(path))
     except CheckpointError as error:
@@ -287,7 +283,7 @@ def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
             f"{quoted(str(path))} is no run, no checkpoint and no saved model: it has neither run.json nor "
             f"{CONFIG_FILE}"
         ) from error
-    if verify:  # a saved model has no checksums; what can be seen is whether every part fits
+    if verify:  # a saved model has no checksums, so only the fit of its parts is checked
         try:
             load(path, device="cpu")
         except (CharLMError, OSError) as error:
@@ -296,7 +292,7 @@ def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
 
 
 def _model_files(path: Path) -> tuple[_Model, _Tokenizer | None]:
-    """Return what config.json and tokenizer.json say."""
+    """Return the content of config.json and tokenizer.json."""
     files = read_model_files(path, weights=False)
     cls, config = model_settings(files, path)
     flops = config.flops_per_char() if isinstance(config, GPTConfig) else None
@@ -309,14 +305,14 @@ def _model_files(path: Path) -> tuple[_Model, _Tokenizer | None]:
 
 
 def _training(path: Path) -> _Training:
-    """Return how far a training was when it wrote a checkpoint."""
+    """Return the state of the training in a checkpoint."""
     where = str(path / STATE_FILE)
     state = strict_json.loads(read_file(where, max_bytes=strict_json.MAX_BYTES), path=where)
     settings = strict_json.take(state, "config", dict, path=where)
-    known = {**ABSENT, **settings}  # a newer charlm may have settings of its own
-    length = f" of {strict_json.take(known, 'max_steps', int, path=where):,} steps"
-    if known["minutes"] is not None:
-        length = f" steps within {strict_json.take(known, 'minutes', float, path=where):g} min"
+    values = {**ABSENT, **settings}  # a newer charlm may have further settings
+    length = f" of {strict_json.take(values, 'max_steps', int, path=where):,} steps"
+    if values["minutes"] is not None:
+        length = f" steps within {strict_json.take(values, 'minutes', float, path=where):g} min"
     best, part = state.get("best"), ""
     if isinstance(best, dict) and "n_left_out" in best:
         left_out = strict_json.take(best, "n_left_out", int, path=where)
@@ -342,7 +338,7 @@ def _problem(path: Path) -> Exception | None:
 
 
 def _text(found: _Found) -> str:
-    """Return all that was found as lines to read."""
+    """Return the description as lines of text."""
     lines = [f"{found.kind}: {found.path}\n"]
     model, tokenizer, training = found.model, found.tokenizer, found.training
     unit = "character" if tokenizer is None else tokenizer.kind
@@ -389,7 +385,7 @@ def _settings(settings: Mapping[str, object]) -> str:
 
 
 def _one_by_one(settings: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield the settings, those of a mixture's members each by itself."""
+    """Yield the settings; those of a mixture's members are separate."""
     for name, value in settings.items():
         parts = value if isinstance(value, list) else []
         if not parts or not all(isinstance(part, dict) for part in parts):
@@ -400,7 +396,7 @@ def _one_by_one(settings: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def _shown(value: object) -> str:
-    """Return a setting as JSON has it, a string without its quotation marks."""
+    """Return a setting as JSON, a string without quotation marks."""
     return quoted(value, 80)[1:-1] if isinstance(value, str) else json.dumps(value)
 
 

@@ -1,7 +1,7 @@
-"""`charlm inspect`: what a person should know of a text before training on it.
+"""`charlm inspect`: facts about a text that a person should know before training on it.
 
-The text is counted by `charlm.text.inspection`, without torch; what a training may come to is for
-`charlm.cli.guess` to say. Whatever a text holds, it is written with its control characters escaped.
+`charlm.text.inspection` counts, without torch; `charlm.cli.guess` estimates the result of a training. Control
+characters of a text are escaped.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charlm.cli.encoded import corpus_of
+from charlm.cli.encoded import characters_of, corpus_of
 from charlm.cli.output import Console, as_word, emit, refuse, shell_word
+from charlm.cli.reading import VAL_FRACTION, wrong_val_fraction
 from charlm.cli.signals import Signals
 from charlm.data.prepared import PreparedCorpus
-from charlm.errors import CorpusError, quoted
+from charlm.errors import quoted
 from charlm.plain import share_of
 from charlm.text.corpus import load_corpus
 from charlm.text.inspection import RARE_BELOW, SHARED_WIDTH, TextReport, inspect_text, remarks
@@ -29,26 +30,23 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_VAL_FRACTION = 0.1
 _LISTED = 5, 100  # characters named, in text and in JSON
 _EXCERPT = 60, 1_000  # characters shown of the longest shared run
 _TRAINING = (
     *("preset", "reasons", "device", "steps", "seconds", "step_seconds", "evaluation_seconds"),
     *("text_is_short", "ahead_nats", "loss_nats", "usual_steps", "unlike", "enough_minutes"),
 )
-"""What the JSON has of a `Guess`, beside the n-gram model."""
+"""The fields of a `Guess` in the JSON, without the n-gram model."""
 
 _SAMPLE = 10_000_000  # characters of a text on disk that are counted
-_SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little of other texts
+_SHORT_VALIDATION = 10_000  # characters: with fewer, a loss says little about other texts
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Write what was counted, measured and guessed as text or as JSON."""
+    """Write counts, measurements and estimates as text or as JSON."""
     wrong = TrainerConfig.check({"minutes": args.minutes})
     problems = [f"--{problem}".replace(", or None,", ",") for problem in wrong]
-    if not 0 <= args.val_fraction < 1:
-        problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
-    refuse(problems)
+    refuse(problems + wrong_val_fraction(args.val_fraction))
     corpus = corpus_of(args.files, args.encoding, "char", console=console)
     val_fraction = args.val_fraction
     if corpus is None:
@@ -91,9 +89,8 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 def _sample(corpus: PreparedCorpus, val_fraction: float) -> tuple[str, float]:
     """Return the beginnings of both parts of a text on disk, and the share of the second among them."""
-    cut, N, tokenizer = share_of(corpus.index.n_ids, 1 - val_fraction), corpus.index.n_ids, corpus.tokenizer
-    if tokenizer is None:
-        raise CorpusError(f"{quoted(str(corpus.path))} does not know the characters of its ids")
+    N, tokenizer = corpus.index.n_ids, characters_of(corpus)
+    cut = share_of(N, 1 - val_fraction)
     most = int(_SAMPLE * (1 - val_fraction)), int(_SAMPLE * val_fraction)
     pieces = [(0, min(cut, most[0])), (cut, min(N, cut + most[1]))]
     train, val = (tokenizer.decode(corpus.read(*piece)).strip("\ufffd") for piece in pieces)
@@ -147,12 +144,12 @@ def _shared(report: TextReport) -> str:
 
 def _line_ends(report: TextReport) -> str:
     kinds = {r"\n": report.lf, r"\r\n": report.crlf, r"\r alone": report.cr}
-    found = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
-    return (", ".join(found) or "none") + ("; mixed" if len(found) > 1 else "")
+    parts = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+    return (", ".join(parts) or "none") + ("; mixed" if len(parts) > 1 else "")
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    """Return characters with their code points and counts, not too many."""
+    """Return the first characters with their code points and counts."""
     most = _LISTED[0]
     named = [f"{quoted(c)} U+{ord(c):04X} ({n:,})" for c, n in list(counts.items())[:most]]
     return ", ".join([*named, f"and {len(counts) - most:,} more"] if len(counts) > most else named) or "none"
@@ -220,7 +217,7 @@ def _loss(report: TextReport, guessed: Guess) -> Iterator[tuple[str, str]]:
 
 
 def _beside(least: float, most: float) -> str:
-    """Return how far below something a value ends, in words."""
+    """Return the distance below something in words."""
     if most <= 0:
         return f"{-most:.2f} to {-least:.2f} above"
     return f"{least:.2f} to {most:.2f} below" if least >= 0 else f"{-least:.2f} above to {most:.2f} below"
@@ -239,7 +236,7 @@ def _two_digits(value: float) -> float:
 
 
 def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
-    """Return the `charlm train` that may come to something, or None."""
+    """Return a `charlm train` that is worth its time, or None."""
     if guessed.unlike or guessed.enough_minutes is None:
         return None
     name = "mine" if args.files[0] == "-" else Path(args.files[0]).name.partition(".")[0] or "mine"
@@ -248,7 +245,7 @@ def _command(args: argparse.Namespace, guessed: Guess) -> str | None:
         words += ["--preset", guessed.preset]
     if args.encoding != "utf-8":
         words += ["--encoding", args.encoding]
-    if args.val_fraction != _VAL_FRACTION:
+    if args.val_fraction != VAL_FRACTION:
         words += ["--val-fraction", repr(args.val_fraction).removesuffix(".0")]
     return " ".join(["charlm train", *map(as_word, args.files), *map(shell_word, words)])
 
@@ -257,7 +254,8 @@ def _recommended(command: str | None, guessed: Guess, minutes: float) -> Iterato
     if guessed.unlike:
         yield "command", "none for this text as it is: shuffle its lines first (shuf FILE > shuffled.txt)"
     elif command is None:
-        yield "command", "none: an hour is too short for this model here; try --preset cpu-10s"
+        smaller = "" if guessed.preset == "cpu-10s" else "; try --preset cpu-10s"
+        yield "command", f"none: an hour is too short for this model here{smaller}"
     else:
         yield "command", command
         if guessed.enough_minutes != minutes:

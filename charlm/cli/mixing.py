@@ -1,8 +1,8 @@
 """The result of a run: its GPT, its n-gram model, or the mixture of both, whichever predicts best.
 
-What is set aside of the training text decides: the GPT has not learnt from it, and an n-gram model is counted
-without it just for this. The validation text only measures. If it is not the GPT, the result lies in
-RUN/mixture as a saved model that names the checkpoint it was made of; `load` takes it while that is the best.
+The pieces that are set aside of the training text decide: the GPT has not seen them, and an n-gram model is
+counted without them for this purpose. The validation text only measures. A result other than the GPT is saved
+in RUN/mixture, with the name of its checkpoint; `load` uses it as long as that checkpoint is the best.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from charlm.training.timing import evaluation_seconds
 
 __all__ = ["Texts", "conclude", "is_concluded", "time_to_conclude"]
 
-_GAIN = 0.0002  # nats by which a mixture must be better than the better of the two, as it has been fitted
-_SHARE = 0.05  # of a run's minutes, for reading what is set aside
-_SAVING = 0.5  # seconds, to read a checkpoint and to write a result
-_FITTING = 4e-6  # seconds that finding the weights takes for each character
+_GAIN = 0.0002  # nats by which a mixture must be better than the better member, since its weights are fitted
+_SHARE = 0.05  # share of a run's minutes for reading the pieces that are set aside
+_SAVING = 0.5  # seconds to read a checkpoint and to write a result
+_FITTING = 4e-6  # seconds per character to find the weights
 _NAMES = {"gpt": "the GPT", "ngram": "the n-gram model", "mixture": "the mixture of both"}
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What a run trains on, decides by, and measures with."""
+    """The texts of a run: for training, for the choice of the result, and for validation."""
 
     whole: BlockDataset
-    """All of the training text."""
+    """The whole training text."""
     train: BlockDataset
-    """The same without what is set aside."""
+    """The training text without the pieces that are set aside."""
     aside: BlockDataset | None
-    """What is set aside; None: nothing, and the GPT is the result."""
+    """These pieces; None: there are none, and the GPT is the result."""
     val: BlockDataset | None
     """The validation text."""
     tokenizer: Tokenizer
-    """Of all."""
+    """The tokenizer of all."""
 
 
 def time_to_conclude(
@@ -104,16 +104,16 @@ def is_concluded(out: str, texts: Texts, values: Mapping[str, object]) -> bool:
 
 
 def conclude(out: str, texts: Texts, *, backend: DeviceBackend, console: Console) -> str | None:
-    """Decide what a trained run comes to, keep it, and say so.
+    """Choose the result of a trained run, and save it.
 
     Args:
         out: the run's directory; it has a checkpoint and an n-gram model.
         texts: of the run.
-        backend: where models are asked.
-        console: for what goes wrong; the run and its GPT are whole all the same.
+        backend: the device.
+        console: for errors, which leave the run and its GPT intact.
 
     Returns:
-        A line for a person to read; None: there is nothing to decide.
+        A line for a person to read; None: there is nothing to choose.
     """
     run = RunDirectory.open(Path(out))
     if texts.aside is None or not (run.path / BASELINE_FOLDER).exists():
@@ -133,11 +133,11 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     gpt = build_model(best.files, best.info.path, LanguageModel)
     ngram = NGramLM.load(run.path / BASELINE_FOLDER)
     values = read_record(run.path).values
-    known: Any = values
-    part = count_end(texts.train, ngram.vocab_size, min(known["baseline"]["counted"], texts.train.n_ids))
+    record: Any = values
+    part = count_end(texts.train, ngram.vocab_size, min(record["baseline"]["counted"], texts.train.n_ids))
     mixture = MixtureLM([gpt, part])
     backend.prepare(mixture)
-    deciding, most = _in_windows(aside, ngram.vocab_size), known.get("aside_chars")
+    deciding, most = _in_windows(aside, ngram.vocab_size), record.get("aside_chars")
     mixture.fit(deciding, max_chars=most)
     decisive = dict(zip(_NAMES, mixture.losses(deciding, max_chars=most), strict=True))
     kept = min(("gpt", "ngram"), key=lambda name: decisive[name])
@@ -157,7 +157,7 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
     line = ""
     if texts.val is not None:
         val = _in_windows(texts.val, ngram.vocab_size)
-        N, most = val.n_targets, known["training"]["eval_chars"]
+        N, most = val.n_targets, record["training"]["eval_chars"]
         losses = dict(zip(_NAMES, whole.losses(val, max_chars=most), strict=True))
         loss, window = losses[kept], f"in windows of {val.block_size:,} {val.unit}s"
         line = f": {loss:.4f} nats ({loss / math.log(2):.4f} {BITS[val.unit]}) {window}"
@@ -170,6 +170,6 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
 
 
 def _in_windows(data: BlockDataset, vocab_size: int) -> BlockDataset:
-    """Return a text in the windows in which a model without a limit is evaluated."""
+    """Return a text in the windows of a model without a limit."""
     window = min(unlimited_window(vocab_size), data.n_ids - 1)
     return data.in_blocks_of(window)

@@ -1,8 +1,9 @@
-"""What the command writes: the product on standard output, everything else on standard error.
+"""Output of the command: the product on standard output, everything else on standard error.
 
-A console that cannot show a character gets its backslash escape, and so does every message and every terminal
-for what would move its cursor, whoever wrote it: a model, a text, the name of a file. A pipe gets the product
-exactly. Losing standard error (a closed pipe, a full disk) never ends the work; losing standard output does.
+A character that a console cannot show is written as a backslash escape. So are characters that would move the
+cursor of a terminal, in every message and in the product; they may come from a model, a text or the name of a
+file. A pipe gets the product exactly. Losing standard error (a closed pipe, a full disk) never ends the work;
+losing standard output does.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from charlm.errors import CharLMError, quoted
 
+if TYPE_CHECKING:
+    from charlm.cli.signals import Signals
+
 __all__ = [
     "Console",
+    "Session",
     "UsageError",
     "aligned",
     "as_word",
@@ -33,19 +38,9 @@ __all__ = [
     "writing",
 ]
 
-# Control characters but "\n" and "\t", ends of lines and paragraphs, and what turns the direction of writing.
-_MOVING = {
-    code: chr(code).encode("unicode_escape").decode()
-    for code in (
-        *range(32),
-        *range(0x7F, 0xA0),
-        0x2028,
-        0x2029,
-        *range(0x202A, 0x202F),
-        *range(0x2066, 0x206A),
-    )
-    if chr(code) not in "\n\t"
-}
+# Control characters but "\n" and "\t", line and paragraph separators, and marks of the writing direction.
+_CODES = (*range(32), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_MOVING = {code: chr(code).encode("unicode_escape").decode() for code in _CODES if chr(code) not in "\n\t"}
 
 
 class UsageError(CharLMError):
@@ -59,14 +54,14 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 class Console:
-    """Standard error, as loud as the user wants it.
+    """Standard error, with the level of detail that the user wants.
 
     Args:
         quiet: errors and warnings only.
-        verbose: details too.
+        verbose: details, too.
 
     Attributes:
-        bar: the progress bar that text must be written above of, if one is shown.
+        bar: the progress bar, if one is shown; text is written above it.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -103,7 +98,7 @@ class Console:
 
     @contextmanager
     def warnings_shown(self) -> Iterator[None]:
-        """Show the library's warnings as lines of their own inside the block."""
+        """Show the library's warnings as lines inside the block."""
 
         def show(  # noqa: PLR0917 - the signature is that of warnings.showwarning
             message: Warning | str,
@@ -120,6 +115,15 @@ class Console:
             warnings.simplefilter("default")
             warnings.showwarning = show
             yield
+
+
+class Session(NamedTuple):
+    """The surroundings of a training: where it writes, how it is stopped, and when the command began."""
+
+    console: Console
+    signals: Signals
+    began: float
+    """`time.perf_counter()` at the start of the command."""
 
 
 @contextmanager
@@ -145,15 +149,15 @@ def product_and_messages() -> Iterator[None]:
 
 
 def emit(text: str, *, flush: bool = True, painted: bool = False) -> None:
-    """Write a part of the product to standard output; a terminal gets escapes for what would move its cursor.
+    """Write a part of the product to standard output; on a terminal, cursor movements are escaped.
 
     Args:
         text: any text.
-        flush: write what is buffered, too.
-        painted: the text has colours, and its own escapes.
+        flush: flush the buffer, too.
+        painted: whether the text has colours, and is escaped already.
 
     Raises:
-        BrokenPipeError: nobody reads it any more; standard output is discarded from now on.
+        BrokenPipeError: the reader is gone; standard output is discarded from now on.
         OSError: it cannot be written, for example because a disk is full.
     """
     try:
@@ -168,11 +172,11 @@ def emit(text: str, *, flush: bool = True, painted: bool = False) -> None:
 
 
 def check_output(path: str | Path, *, directory: bool = False) -> None:
-    """Refuse a target that cannot be written, before the work whose result goes there.
+    """Raise CharLMError before the work if its result could not be written.
 
     Args:
-        path: a file in a directory that exists.
-        directory: it is a directory, which is made where it is missing.
+        path: a file in an existing directory.
+        directory: whether it is a directory, which is made if it is missing.
 
     Raises:
         CharLMError: it cannot be written.
@@ -185,7 +189,7 @@ def check_output(path: str | Path, *, directory: bool = False) -> None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Name the file that is written inside the block, where the system's error names a temporary one.
+    """Name the target in errors of writing inside the block, since the system names a temporary file.
 
     Raises:
         CharLMError: it cannot be written.
@@ -197,7 +201,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:
-    """Return rows of cells as lines whose columns stand below each other, two spaces apart."""
+    """Return rows of cells as lines with aligned columns, two spaces apart."""
     table = [list(row) for row in rows]
     widths = [
         max(len(row[i]) for row in table if i < len(row)) for i in range(max(map(len, table), default=0))
@@ -211,7 +215,7 @@ def aligned(rows: Iterable[Sequence[str]], *, indent: str = "") -> str:
 
 
 def as_word(path: str) -> str:
-    """Return a path as a word of a command line that somebody may paste.
+    """Return a path as a word of a command line that can be pasted.
 
     Example:
         >>> print(as_word("my text"), as_word("-o"), as_word("-"))
@@ -230,7 +234,7 @@ def shell_word(word: str) -> str:
 
 
 def _discard(stream: Any) -> None:
-    """Send what is still to come, and what is still buffered, nowhere: the reader is gone."""
+    """Discard the buffered and all later output of a stream whose reader is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

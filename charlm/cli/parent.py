@@ -1,6 +1,6 @@
-"""`charlm train --from`: a training that begins with a model that is there, and what it does to the old text.
+"""`charlm train --from`: a training that begins with an existing model, and the loss on its old text.
 
-The parent is read, checked and recorded here; `charlm.models.extending` gives its copy the new characters.
+The parent is read, checked and recorded here. `charlm.models.extending` adds new characters to its copy.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OldText", "Parent", "old_text", "read_parent"]
 
-_SLOWER = 10  # a learnt model is moved by so small a part of a recipe's learning rate
-_CHANGEABLE = {"block_size", "dropout", "attention_dropout"}  # without another parameter
+_SLOWER = 10  # a trained model gets a tenth of the recipe's learning rate
+_CHANGEABLE = {"block_size", "dropout", "attention_dropout"}  # these change no other parameter
 
 
 @dataclass(frozen=True)
@@ -55,39 +55,39 @@ class Parent:
     model: GPT
     tokenizer: CharTokenizer | ByteTokenizer
     preset: PresetName
-    """Whose recipe it was trained with, as far as is known."""
+    """The preset of its recipe, or the default one if it is unknown."""
     values: Mapping[str, object]
-    """What the run's record keeps: path, checkpoint and sha256 of the weights."""
+    """The values for the run's record: path, checkpoint and sha256 of the weights."""
 
     def copy(self, config: GPTConfig) -> GPT:
-        """Return a copy of the model with the vocabulary, the window and the dropout of other settings."""
+        """Return a copy of the model with vocabulary, window and dropout of other settings."""
         changes = {name: getattr(config, name) for name in _CHANGEABLE}
-        return extended(self.model.float(), config.vocab_size, **changes)  # it may be saved in half precision
+        return extended(self.model.float(), config.vocab_size, **changes)  # the saved type may be another
 
     def settings(self, given: Settings) -> Settings:
-        """Return the settings of a training: the model's own, and of the recipe a tenth of its learning rate.
+        """Return the settings of a training: those of the model, and a tenth of the recipe's learning rate.
 
         Raises:
-            UsageError: something was set that would change the model's shape.
+            UsageError: a given setting would change the model's shape.
         """
-        known = {name: value for name, value in self.model.config.to_dict().items() if name != "vocab_size"}
+        own = {name: value for name, value in self.model.config.to_dict().items() if name != "vocab_size"}
         asked = {**given.below, **given.flags}
-        other = [name for name in asked if name in known.keys() - _CHANGEABLE and asked[name] != known[name]]
+        other = [name for name in asked if name in own.keys() - _CHANGEABLE and asked[name] != own[name]]
         if other:
             raise UsageError(
                 f"--from keeps the model's shape, so {', '.join(map(flag_of, other))} cannot be given; "
                 f"{', '.join(map(flag_of, sorted(_CHANGEABLE)))} can"
             )
         rate = RECIPES[given.preset].learning_rate / _SLOWER
-        return given.over(given.preset, {**known, "learning_rate": rate})
+        return given.over(given.preset, {**own, "learning_rate": rate})
 
 
 def read_parent(path: str, sha256: object = None) -> Parent:
     """Read the GPT of a run, a checkpoint or a saved model.
 
     Args:
-        path: where it lies.
-        sha256: what its weights must have, where they have been used before.
+        path: of one of these.
+        sha256: the sha256 of its weights if they were used before; None: any.
 
     Raises:
         CheckpointMismatchError: the weights have changed since.
@@ -102,11 +102,11 @@ def read_parent(path: str, sha256: object = None) -> Parent:
             f"--from needs a GPT, which can be trained further, and {quoted(path)} holds a "
             f"{type(model).__name__}"
         )
-    found = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
-    if sha256 is not None and sha256 != found:
+    present = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
+    if sha256 is not None and sha256 != present:
         raise CheckpointMismatchError(
             f"the training began with the model in {quoted(path)}, whose weights are others now: their "
-            f"sha256 was {quoted(str(sha256), 80)}, is {found}"
+            f"sha256 was {quoted(str(sha256), 80)}, is {present}"
         )
     origin = _origin(Path(path))
     preset = None if origin is None else origin.values.get("preset")
@@ -117,13 +117,13 @@ def read_parent(path: str, sha256: object = None) -> Parent:
         {
             "path": str(Path(path).absolute()),
             "checkpoint": where.name if is_checkpoint_name(where.name) else None,
-            "sha256": found,
+            "sha256": present,
         },
     )
 
 
 def _origin(path: Path) -> Origin | None:
-    """Return the record of the run that a model comes from; None: it comes from none of `charlm train`."""
+    """Return the record of the run of a model; None: there is no such run of `charlm train`."""
     try:
         return read_record(path.parent.parent if is_checkpoint_name(path.name) else path)
     except (CharLMError, OSError):
@@ -133,12 +133,12 @@ def _origin(path: Path) -> Origin | None:
 def old_text(
     parent: Mapping[str, object], tokenizer: Tokenizer, block_size: int, console: Console
 ) -> BlockDataset | None:
-    """Return the validation text of a parent's run; None, and a note, where it is not there.
+    """Return the validation text of a parent's run; None with a note if it is not available.
 
     Args:
-        parent: what the record keeps of it.
-        tokenizer: of the training, which knows the parent's characters by their ids.
-        block_size: of the windows in which it is scored.
+        parent: its values in the record.
+        tokenizer: of the training, which has the parent's characters with the same ids.
+        block_size: of the windows of its evaluation.
         console: for the note.
     """
     path = str(parent.get("path"))
@@ -148,9 +148,11 @@ def old_text(
             why = "its run was begun in Python, which does not say where its text lies"
         elif origin is not None and origin.lost_sources():
             why = f"{quoted(origin.lost_sources()[0])} is not there now"
+        elif origin is not None and not _has_weights(path, parent.get("sha256")):
+            why = "the model there is another one now"
         elif origin is not None:
-            wanted = origin.is_prepared or None
-            encoded = encode_corpus(origin.sources, origin.reading(), console=console, prepared=wanted)
+            on_disk = origin.is_prepared or None
+            encoded = encode_corpus(origin.sources, origin.reading(), console=console, prepared=on_disk)
             val = _validation(encoded, origin, tokenizer, block_size)
             if val is not None:
                 return val
@@ -159,6 +161,12 @@ def old_text(
         why = str(error)
     console.say(f"note    the loss on the old text of {quoted(path)} cannot be told: {why}")
     return None
+
+
+def _has_weights(path: str, sha256: object) -> bool:
+    """Return whether the model at a path still has the weights with which a training began."""
+    files, _ = model_files_at(Path(path), mixture=False)
+    return sha256 == hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
 
 
 def _validation(
@@ -174,14 +182,14 @@ def _validation(
 
 
 class OldText(Callback):
-    """Scores the parent's validation text wherever the new one is scored, and logs it as "old".
+    """Scores the parent's validation text after each evaluation, and logs the loss as "old".
 
-    It scores no more characters than that.
+    It scores at most as many characters as of the new text.
 
     Args:
         data: the text.
         path: of the parent.
-        console: where the loss before the first step is said.
+        console: shows the loss before the first step.
     """
 
     loss_nats: float | None
@@ -192,7 +200,7 @@ class OldText(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer) -> None:
-        """Score it before the first step: so good the parent is."""
+        """Score it before the first step, which is the loss of the parent."""
         if trainer.step == 0:
             self._score(trainer)
             self._console.say(
@@ -208,7 +216,7 @@ class OldText(Callback):
     def seconds(
         self, model: GPT, eval_chars: int | None, new: BlockDataset | None, backend: DeviceBackend
     ) -> float:
-        """Return how long it takes to score it once."""
+        """Return the time of one evaluation."""
         most = _most(eval_chars, new)
         return evaluation_seconds(backend.prepare(model), self._data, backend=backend, max_chars=most)
 
@@ -221,5 +229,5 @@ class OldText(Callback):
 
 
 def _most(eval_chars: int | None, new: BlockDataset | None) -> int | None:
-    """Return how many characters are scored: as many as of the new text."""
+    """Return the most characters to score: as many as of the new text."""
     return eval_chars if eval_chars is not None or new is None else new.n_ids

@@ -22,11 +22,10 @@ from charlm.cli.output import UsageError, as_word, refuse, shell_word
 from charlm.cli.settings import DEFAULT_PRESET, FIELDS, nearest_name, preset_values
 from charlm.errors import nearest, quoted
 from charlm.models.config import PresetName
+from charlm.runs.directory import SERVICE_FOLDERS
 
-__all__ = ["COMMANDS", "LOGGERS", "parse", "text_argument"]
+__all__ = ["COMMANDS", "parse", "text_argument"]
 
-LOGGERS = ("tensorboard", "wandb")
-"""What --log-to knows."""
 _PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 # What other programs call --from.
@@ -111,9 +110,9 @@ def _resume_word(word: str) -> str | bool:
 
 def _loggers(word: str) -> tuple[str, ...]:
     names = () if word == "none" else tuple(dict.fromkeys(word.split(",")))
-    if unknown := [name for name in names if name not in LOGGERS]:
+    if unknown := [name for name in names if name not in SERVICE_FOLDERS]:
         raise argparse.ArgumentTypeError(
-            f"must be of {', '.join(LOGGERS)}, got {quoted(unknown[0], _LONGEST)}"
+            f"must be of {', '.join(SERVICE_FOLDERS)}, got {quoted(unknown[0], _LONGEST)}"
         )
     return names
 
@@ -590,8 +589,8 @@ _COMMANDS = {
         "FILE...",
         "show what to know of a text before training",
         "Show what to know of a text before training on it: its characters, its line ends, how well the last "
-        "one or two characters tell the next, whether validation repeats what is trained on, and what a "
-        "training may come to.",
+        "one or two characters predict the next, whether validation repeats the training text, and the loss "
+        "that a training may reach. Several files are joined; there is no --by-file here.",
         _declare_inspect,
     ),
     "prepare": _Command(
@@ -627,7 +626,7 @@ _COMMANDS = {
         "RUN FILE...",
         "measure how well a model predicts a text",
         "Score a text exactly: every character but the first is predicted once, and no random number is "
-        "drawn.",
+        "drawn. Several files are joined; there is no --by-file here.",
         _declare_eval,
     ),
     "plot": _Command(

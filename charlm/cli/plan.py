@@ -1,7 +1,6 @@
-"""What a training is going to be: worked out once, for `charlm train` to do and `charlm inspect` to tell.
+"""The plan of a training, which `charlm train` follows and `charlm inspect` shows. No torch here.
 
-It is pure: it reads no file and no clock, writes nothing, and knows neither the text itself nor the device.
-No torch here.
+It is a pure function: it reads no file and no clock, and knows neither the text itself nor the device.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "plan_training"]
 
 _MICRO_BATCHES = 8  # of a step that several processes may share
-_COUNTING_SHARE = 0.06  # of a run's minutes, for counting the n-gram model
-_SCORING_SHARE = 0.02  # of a run's minutes, for scoring with it
-_ASIDE_SHARE, _MOST_ASIDE = 0.025, 50_000  # of the training text, for the decision: a share, and the most
-_MOST_ASIDE_SHARE, _LEAST_ASIDE = 0.1, 2_000  # of a short text more
+_COUNTING_SHARE = 0.06  # share of a run's minutes for counting the n-gram model
+_SCORING_SHARE = 0.02  # share of a run's minutes for scoring with it
+_ASIDE_SHARE, _MOST_ASIDE = 0.025, 50_000  # set aside of the training text: a share, and the most characters
+_MOST_ASIDE_SHARE, _LEAST_ASIDE = 0.1, 2_000  # of a short text: the largest share, and the least characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,31 +34,31 @@ class Plan:
     """A training before its first step."""
 
     preset: PresetName
-    """Where model and recipe come from."""
+    """The preset of model and recipe."""
     reasons: tuple[str, ...]
-    """Why this preset, each a clause for a person to read; empty: it was asked for."""
+    """The reasons for the preset, each a clause for a person to read; empty: it was given."""
     model: GPTConfig
     """The model."""
     training: TrainerConfig
-    """The recipe, with as many steps as the text and the time are good for."""
+    """The recipe, with the steps that the text and the time allow."""
     val_fraction: float
-    """Share of the text, at its end, that is kept for validation; 0: none."""
+    """Share of the text, at its end, for validation; 0: none."""
     train_chars: int
-    """Characters to train on (bytes, with a byte tokenizer), from the beginning of the text."""
+    """Characters to train on (bytes, with a byte tokenizer), at the beginning of the text."""
     val_chars: int
-    """Characters for validation, from its end."""
+    """Characters for validation, at its end."""
     aside: int
-    """How many of the characters to train on are not trained on, but decide the result; 0: none."""
+    """Characters of the training text that are set aside to choose the result; 0: none."""
     aside_chars: int | None
-    """How many of those are read for it; None: all, or as many as the time allows."""
+    """How many of these are read for the choice; None: all, or as many as the time allows."""
     shared_out: bool
     """Whether a step was cut into micro-batches for several processes."""
     most_steps: int | None
-    """With more steps the text would only be learnt by heart; None: a person has decided."""
+    """More steps than this would only memorise the text; None: a person has decided."""
 
     @property
     def seconds(self) -> float | None:
-        """The time for the whole run; None: its steps end it."""
+        """The time of the whole run; None: its steps end it."""
         return None if self.training.minutes is None else 60 * self.training.minutes
 
     @property
@@ -69,16 +68,16 @@ class Plan:
 
     @property
     def scoring_seconds(self) -> tuple[float, float] | None:
-        """The most time of an evaluation, by the model and by the n-gram model.
+        """The longest time of an evaluation, for the model and for the n-gram model.
 
-        None: the whole validation text is scored, or a number of characters that a person has given.
+        None: the whole validation text is scored, or a given number of characters.
         """
         if self.seconds is None or not self.val_chars or self.training.eval_chars is not None:
             return None
         return LONGEST_EVALUATION * self.seconds, _SCORING_SHARE * self.seconds
 
     def evaluating_seconds(self, each: float) -> float:
-        """Return the time of all evaluations by the clock, of which one takes `each` seconds."""
+        """Return the time of all evaluations by the clock, if each takes `each` seconds."""
         if self.seconds is None:
             return 0.0
         number = self.seconds / evaluation_interval_seconds(self.seconds)
@@ -100,26 +99,26 @@ def plan_training(
     limits: bool = False,
     epochs: float | None = None,
 ) -> Plan:
-    """Work out what a training of a text is going to be.
+    """Plan the training of a text.
 
     Args:
-        settings: what was set.
+        settings: the given settings.
         n_chars: length of the text (in bytes, with a byte tokenizer).
         vocab_size: V of its tokenizer.
-        val_fraction: share of the text, at its end, that is kept for validation; 0: none.
-        choose: whether text, time and device choose the preset. Else it is that of the settings.
-        on_gpu: whether the training runs on one.
-        unit: what the length counts.
-        aside: how many characters decide the result. None: as many as a text of this length can spare.
-        aside_chars: how many of them are read, if that is known already.
-        shares_out: whether several processes may train, so that a step whose micro-batches nobody has chosen
-            is cut into eight, or as many as its blocks allow.
-        limits: whether a short text limits the steps, where its preset is not chosen.
-        epochs: how often the text is gone through; None: the settings say how many steps are made.
+        val_fraction: share of the text, at its end, for validation; 0: none.
+        choose: whether text, time and device choose the preset; else it is that of the settings.
+        on_gpu: whether the training runs on a GPU.
+        unit: the unit of the length.
+        aside: number of characters to set aside. None: as many as a text of this length can spare.
+        aside_chars: how many of them are read, if that is known.
+        shares_out: whether several processes may train. Then a step whose micro-batches were not given is cut
+            into eight, or as many as its blocks allow.
+        limits: whether a short text limits the steps although the preset is not chosen.
+        epochs: number of epochs; None: the settings give the number of steps.
 
     Raises:
-        UsageError: a flag does not go together with the chosen preset.
-        ConfigError: the rest does not.
+        UsageError: a flag is in conflict with the chosen preset.
+        ConfigError: another setting is.
     """
     train_chars = share_of(n_chars, 1 - val_fraction)
     val_chars = n_chars - train_chars
@@ -166,16 +165,16 @@ def plan_training(
 
 
 def _aside(train_chars: int, block_size: int) -> int:
-    """Return how many characters a training can spare for the decision what its result is."""
+    """Return how many characters a training can set aside to choose its result."""
     least = min(_LEAST_ASIDE, int(_MOST_ASIDE_SHARE * train_chars))
     aside = min(max(int(_ASIDE_SHARE * train_chars), least), _MOST_ASIDE)
     if aside > UNLIMITED_WINDOW:
-        aside -= aside % UNLIMITED_WINDOW  # pieces of this length, each read by itself
+        aside -= aside % UNLIMITED_WINDOW  # in pieces of this length, each read by itself
     return aside if block_size < aside < train_chars - block_size else 0
 
 
 def _ends(settings: Settings, most_steps: int | None) -> dict[str, object]:
-    """Return what differs from the recipe, so that text and time decide what nobody has set."""
+    """Return changes to the recipe, so that text and time decide the settings that were not given."""
     if settings.training.minutes is None:
         return {} if most_steps is None else {"max_steps": min(settings.training.max_steps, most_steps)}
     by_time = {"max_steps": most_steps or MOST_STEPS, "eval_interval": None}

@@ -1,4 +1,4 @@
-"""`charlm plot`: a picture of a training, or of what its model does."""
+"""`charlm plot`: a picture of a training, or of its model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 
 
 def _target(args: argparse.Namespace) -> Path:
-    """Return where the picture goes."""
+    """Return the path of the picture."""
     if args.attention == "":
         raise UsageError("--attention must be at least one character, got none")
     if len(args.runs) > 1 and (args.bigram or args.attention is not None):
@@ -61,7 +61,7 @@ def _target(args: argparse.Namespace) -> Path:
 
 
 def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
-    """Return the picture, and what it shows."""
+    """Return the picture and its description."""
     if len(args.runs) > 1:
         histories = read_histories(args.runs)
         return plot_runs(histories), f"the trainings of {', '.join(quoted(h.name) for h in histories)}"
@@ -72,9 +72,8 @@ def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
         return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
     lm = load(run, device="cpu", mixture=False)
     if args.bigram:
-        return plot_bigram(
-            lm.model, lm.tokenizer
-        ), f"what the model expects after each {unit_of(lm.tokenizer)}"
+        shows = f"what the model expects after each {unit_of(lm.tokenizer)}"
+        return plot_bigram(lm.model, lm.tokenizer), shows
     if not isinstance(lm.model, GPT):
         raise InputError(f"--attention needs a GPT, got a model of the kind {lm.model.kind!r}. Try --bigram.")
     ids = lm.tokenizer.encode(args.attention)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from charlm.cli.output import Console, as_word, check_output, emit, refuse
 from charlm.cli.preparing import Bar
+from charlm.cli.reading import wrong_val_fraction
 from charlm.cli.signals import Interrupted, Signals
 from charlm.data.prepare import prepare_corpus
 from charlm.terminal import escaped
@@ -16,11 +17,8 @@ __all__ = ["run"]
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Prepare, say what came of it, and write the name of the folder to standard output."""
-    problems = []
-    if not 0 <= args.val_fraction < 1:
-        problems += [f"--val-fraction must be at least 0 and below 1, got {args.val_fraction:g}"]
-    refuse(problems)
+    """Prepare the text, describe the result, and write the name of the folder to standard output."""
+    refuse(wrong_val_fraction(args.val_fraction))
     out = Path(args.out)
     check_output(out, directory=True)
     try:

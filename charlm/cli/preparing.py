@@ -1,4 +1,4 @@
-"""How far a preparation or a compression is: a bar where a terminal shows one, else lines."""
+"""The progress of a preparation or a compression: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ _What = Literal["reading", "writing", "compressing", "decompressing"]
 
 
 class Bar:
-    """Tells how far a preparation is.
-
-    Args:
-        console: where to.
-    """
+    """Shows the progress on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -35,7 +31,7 @@ class Bar:
         self._close()
 
     def tell(self, what: _What, done: int, total: int) -> None:
-        """Show how much is done of a pass."""
+        """Show the amount done of a pass."""
         if what != self._what:
             self._close()
             self._what = what
@@ -46,7 +42,7 @@ class Bar:
             bar.update(done - bar.n)
         elif time.monotonic() - self._told_at >= _SECONDS:
             self._told_at = time.monotonic()
-            digits = 2 if what.endswith("compressing") else 0  # which is slower
+            digits = 2 if what.endswith("compressing") else 0  # it is slower
             self._console.say(
                 f"{_LABELS[what]:<7} {done / 1e6:,.{digits}f} of {total / 1e6:,.{digits}f} million"
             )

@@ -1,6 +1,6 @@
-"""What the command shows of a training: what `ProgressBar` shows everywhere, as loud as the user wants it.
+"""The progress of a training on the console: a `ProgressBar` that respects --quiet and --verbose.
 
-It also hands the signals over, and says when the run's directory is there.
+It also hands the signals over to the training, and reports when the run's directory exists.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Progress(ProgressBar):
     """Shows a training on the console, and hands the signals over to it.
 
     Args:
-        console: where to.
-        signals: from the first step on, they stop the training gently.
+        console: the console.
+        signals: from the first step on, they stop the training after a step.
         on_start: called with the run's directory, once it exists.
-        old: scores another text, whose loss is shown beside the new one.
+        old: scores the old text, whose loss is shown with the new one.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Progress(ProgressBar):
 
     @override
     def on_step_end(self, trainer: Trainer, record: StepRecord) -> None:
-        """Tell more of it where that is wanted; move the bar."""
+        """Write details if the console is verbose, and move the bar."""
         if self._console.verbose and record.step % trainer.config.log_interval == 0:
             self._console.detail(
                 f"step {record.step:,}  train loss {record.loss:.4f}  learning rate "
@@ -76,7 +76,7 @@ class Progress(ProgressBar):
 
     @override
     def close(self) -> None:
-        """Leave the terminal as it was, and signals to the command."""
+        """Remove the bar, and leave signals to the command."""
         self._signals.raise_again()
         self._console.bar = None
         super().close()
@@ -88,9 +88,9 @@ class Progress(ProgressBar):
         return self._console.bar
 
     @override
-    def _judge_pace(self, steps: int, minutes: float) -> None:
+    def _judge_pace(self, trainer: Trainer, steps: int, minutes: float) -> None:
         if steps < FEW_STEPS:
-            self._console.complain(f"warning: {few_steps(steps, minutes)}")
+            self._console.complain(f"warning: {few_steps(steps, minutes, trainer.model)}")
 
     def _announce_stop(self) -> None:
         self._console.say("stopping after this step, and saving; Ctrl-C ends at once")

@@ -1,6 +1,6 @@
-"""How texts become ids and documents, what a person is told of it, and what a run's record keeps. No torch.
+"""How texts become ids and documents, with notes for the user and values for a run's record. No torch.
 
-What reads and encodes is `charlm.cli.encoded`.
+`charlm.cli.encoded` reads and encodes.
 """
 
 from __future__ import annotations
@@ -24,35 +24,41 @@ __all__ = [
     "named",
     "pieces_of",
     "unknown_notes",
+    "wrong_val_fraction",
 ]
 
 VAL_FRACTION = 0.1
-"""The share for validation where nobody has said another."""
+"""Default share of the text for validation."""
 _MOST_NAMED = 4  # characters in a note
+
+
+def wrong_val_fraction(share: float) -> list[str]:
+    """Return the problem with a value of --val-fraction, or an empty list."""
+    return [] if 0 <= share < 1 else [f"--val-fraction must be at least 0 and below 1, got {share:g}"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How texts become ids. What a run's record keeps of it lets a resume read them again."""
+    """How texts become ids. A run's record stores it, so that a resume reads the texts in the same way."""
 
     encoding: str = "utf-8"
-    """Of the files."""
+    """Encoding of the files."""
     kind: str | None = None
-    """Of the tokenizer, "char" or "byte"; None: that of the tokenizer, else "char"."""
+    """Kind of the tokenizer, "char" or "byte"; None: that of `tokenizer`, else "char"."""
     tokenizer: CharTokenizer | ByteTokenizer | None = None
-    """One that is there already; None: it is made from the text."""
+    """An existing tokenizer; None: it is made from the text."""
     extends: bool = False
-    """Whether characters that this one lacks are added to it."""
+    """Whether unknown characters are added to this tokenizer."""
     on_unknown: OnUnknown = "error"
-    """What else is done with them."""
+    """How unknown characters are treated otherwise."""
     val_fraction: float = VAL_FRACTION
-    """Share of the text, at its end, that is kept for validation."""
+    """Share of the text, at its end, for validation."""
     by_file: bool = False
-    """Whether each file is a document, over whose end no block reaches."""
+    """Whether each file is a document, whose end no block crosses."""
     separator: str | None = None
-    """What ends a document in a file."""
+    """The string that ends a document in a file."""
     weights: Sequence[float] | None = None
-    """Of each file, how often it is seen; None: all alike."""
+    """How often each file is seen; None: all alike."""
 
     @property
     def apart(self) -> bool:
@@ -60,7 +66,7 @@ class Reading:
         return self.by_file or self.separator is not None or self.weights is not None
 
     def record(self) -> dict[str, object]:
-        """Return what a run's record keeps beside the encoding, the kind and the share for validation."""
+        """Return the values for a run's record, without encoding, kind and share for validation."""
         values: dict[str, object] = {}
         if self.apart:
             values |= {"by_file": True, "separator": self.separator, "weights": self.weights}
@@ -99,7 +105,7 @@ def pieces_of(
 
 
 def joined_notes(sources: Sequence[str], texts: Sequence[str], val_fraction: float) -> list[str]:
-    """Return what a person should know of several files that are made one text."""
+    """Return notes for the user on several files that are joined to one text."""
     if len(texts) < 2:
         return []
     notes = [f"{said}, so validation may repeat what is trained on" for said in _repeated(sources, texts)]
@@ -114,7 +120,7 @@ def joined_notes(sources: Sequence[str], texts: Sequence[str], val_fraction: flo
 
 
 def _repeated(sources: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """Return the files of one content, with their number."""
+    """Return the files whose content occurs more than once, with the number."""
     counts = Counter(texts)
     return [
         f"{quoted(sources[texts.index(text)])} is there {count} times"
@@ -124,17 +130,17 @@ def _repeated(sources: Sequence[str], texts: Sequence[str]) -> list[str]:
 
 
 def known_text(text: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> tuple[str, list[str]]:
-    """Return a text in which unknown characters are left out or replaced, and what is to be said of it.
+    """Return a text with unknown characters left out or replaced, and the notes on it.
 
     Raises:
-        UsageError: there is no character that stands for unknown ones.
+        UsageError: the tokenizer has no character for unknown ones.
     """
     notes = unknown_notes(text, tokenizer, on_unknown)
     return tokenizer.decode(tokenizer.encode_array(text, on_unknown=on_unknown)) if notes else text, notes
 
 
 def unknown_notes(text: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> list[str]:
-    """Return which characters of a text are left out or replaced, in a sentence; none: an empty list."""
+    """Return a note on the characters of a text that are left out or replaced, or an empty list."""
     if on_unknown == "error":
         return []
     if on_unknown == "replace" and isinstance(tokenizer, CharTokenizer) and tokenizer.unknown is None:
@@ -150,14 +156,14 @@ def unknown_notes(text: str, tokenizer: Tokenizer, on_unknown: OnUnknown) -> lis
 
 
 def named(characters: Sequence[str]) -> str:
-    """Return some characters, the first of them by name."""
+    """Return characters as text, the first ones with their code points."""
     named = ", ".join(f"{quoted(c)} U+{ord(c):04X}" for c in characters[:_MOST_NAMED])
     more = len(characters) - _MOST_NAMED
     return f"{named} and {more:,} more" if more > 0 else named
 
 
 def begins_with(tokenizer: Tokenizer | None, other: Tokenizer | None) -> bool:
-    """Return whether the ids of another tokenizer stand for the same characters in this one."""
+    """Return whether the ids of another tokenizer mean the same characters in this one."""
     if isinstance(tokenizer, CharTokenizer) and isinstance(other, CharTokenizer):
         return tokenizer.vocab[: other.vocab_size] == other.vocab
     return isinstance(tokenizer, ByteTokenizer) and isinstance(other, ByteTokenizer)

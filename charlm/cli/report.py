@@ -1,4 +1,4 @@
-"""What a training says before its first step and after its last: one label and one sentence a line."""
+"""The lines that a training writes before its first step and after its last, each with a label."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _REASONS = {"max_seconds": ", as max_seconds is over", "patience": ", as the val
 
 
 def text_line(sources: Sequence[str], encoded: Encoded, texts: Texts) -> str:
-    """Return what is trained on."""
+    """Return the line about the text."""
     names = escaped(", ".join("standard input" if s == "-" else s for s in sources[:3]))
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
     train, aside, val = texts.train, texts.aside, texts.val
@@ -60,7 +60,7 @@ def text_line(sources: Sequence[str], encoded: Encoded, texts: Texts) -> str:
 
 
 def recipe_line(plan: Plan, parent: Parent | None) -> str:
-    """Return the preset, and why it is this one; or what a training begins with."""
+    """Return the preset with its reasons, or the model that a training begins with."""
     if parent is not None:
         return (
             f"from    {escaped(str(parent.values['path']))}, with the recipe of {plan.preset} and a learning "
@@ -79,7 +79,7 @@ def model_line(model: GPT) -> str:
 
 
 def device_line(backend: DeviceBackend, training: TrainerConfig, processes: int = 1) -> str:
-    """Return where the training runs, in which precision, and in how many processes."""
+    """Return device, precision and number of processes."""
     count = torch.get_num_threads()
     threads = f" with {count} thread{'s' * (count > 1)}" if backend.name == "cpu" else ""
     where = (
@@ -91,13 +91,13 @@ def device_line(backend: DeviceBackend, training: TrainerConfig, processes: int 
 
 
 def steps_line(training: TrainerConfig, train: BlockDataset, most_steps: int | None, *, repeats: bool) -> str:
-    """Return how many steps are going to be made, of how much text each.
+    """Return the number of steps and the size of each.
 
     Args:
         training: the settings of the run.
-        train: what it is trained on.
-        most_steps: as many as the text is good for; None: not asked.
-        repeats: whether another run has decided it.
+        train: the training text.
+        most_steps: the most useful steps for the text; None: unknown.
+        repeats: whether an earlier run has decided the number.
     """
     blocks = training.batch_size * training.accumulate
     each = f"; each {blocks} blocks of {train.block_size} {train.unit}s"
@@ -112,7 +112,7 @@ def steps_line(training: TrainerConfig, train: BlockDataset, most_steps: int | N
 
 
 def shares_line(training: TrainerConfig) -> str:
-    """Return into how many micro-batches a step is cut, and how one process trains alike."""
+    """Return the micro-batches of a step, and the options of the same training in one process."""
     B, V = training.batch_size, training.accumulate
     return (
         f"shares  each step is {V} micro-batches of {B} blocks, for 1, 2, 4, … up to {V} processes; "
@@ -121,7 +121,7 @@ def shares_line(training: TrainerConfig) -> str:
 
 
 def moved_line(trainer: Trainer, run: Path) -> str:
-    """Return what becomes of the learning rate where a resume has moved the end."""
+    """Return the effect on the learning rate if a resume has moved the end."""
     config, step, before = trainer.config, trainer.step, ""
     with contextlib.suppress(CharLMError):  # nothing may be logged yet
         history = read_history(run)
@@ -138,7 +138,7 @@ def moved_line(trainer: Trainer, run: Path) -> str:
 
 
 def done_line(trainer: Trainer, *, end: int | None) -> str:
-    """Return how much of its training a resumed run has done; `end` is its last step, where that is known."""
+    """Return the progress of a resumed run; `end` is its last step, if it is known."""
     if end is not None and trainer.step >= end:
         return (
             f"steps   all {end:,} are done; --max-steps N with a larger N goes on, with a learning rate that "
@@ -151,7 +151,7 @@ def done_line(trainer: Trainer, *, end: int | None) -> str:
 
 
 def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
-    """Return what to say of a run that a signal has stopped after a step."""
+    """Return the message for a run that a signal has stopped after a step."""
     expected, timetable = trainer.expected_steps, trainer.timetable
     about = "about " if timetable is not None and timetable.end != expected else ""
     of = "" if expected is None else f" of {about}{expected:,}"
@@ -162,14 +162,14 @@ def stopped_lines(trainer: Trainer, step: int, out: str) -> str:
 
 
 def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool, anew: bool) -> str:
-    """Return what a training came to, and what comes next.
+    """Return the result of a training.
 
     Args:
         trainer: after its run.
         out: its directory.
-        baseline: what train.json holds of the n-gram model.
-        enough: whether its last step is the last that the text is good for.
-        anew: whether its model had learnt nothing before.
+        baseline: the values of the n-gram model in train.json.
+        enough: whether more steps would not be useful for the text.
+        anew: whether its model was new.
     """
     result = trainer.result()
     why = _REASONS.get(result.reason, "")
@@ -180,12 +180,12 @@ def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool, 
     if best is not None and final is not None:
         loss = f"best {best.loss_nats:.4f} nats ({best.bits_per_char:.4f} {BITS[unit]}) at step "
         loss += f"{result.best_step:,}, final {final.loss_nats:.4f}{scored_part(best, unit)}"
-        said = [("loss", loss), ("n-gram", compared(baseline, best, unit))]
-        said.append(("note", judged(trainer, result, baseline, anew=anew)))
-        rows += [(label, value) for label, value in said if value is not None]
+        lines = [("loss", loss), ("n-gram", compared(baseline, best, unit))]
+        lines.append(("note", judged(trainer, result, baseline, anew=anew)))
+        rows += [(label, value) for label, value in lines if value is not None]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")
 
 
 def next_lines(out: str) -> str:
-    """Return where a run lies, and what comes next."""
+    """Return the run's directory and the next command."""
     return f"run     {escaped(out)}\nnext    charlm generate {as_word(out)}"

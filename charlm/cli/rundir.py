@@ -1,7 +1,7 @@
-"""RUN/train.json, which lets `charlm train --resume` find the text again, and deleting a run.
+"""RUN/train.json, from which `charlm train --resume` finds the text again; and the deletion of a run.
 
-train.json holds what the checkpoints do not: where the text came from and how it was cut, and, for the
-reader, all settings, versions and the command lines that made the run. No torch here.
+train.json holds what the checkpoints lack: the sources of the text and its cut, and for a reader all
+settings, versions and command lines of the run. No torch here.
 """
 
 from __future__ import annotations
@@ -38,44 +38,44 @@ from charlm.training.config import MOST_STEPS, saved_config, with_end
 
 __all__ = ["Origin", "check_free", "check_sources", "delete_run", "lasting", "read_record", "write_record"]
 
-# Deleted in this order, so that a deletion that is cut short can be done again. The lock stays: who waits for
-# it holds the file, and a second file of that name would be a second lock.
+# Deleted in this order, so that an interrupted deletion can be repeated. The lock file stays: a process that
+# waits for the lock has it open, and a second file of that name would be a second lock.
 _OWN = ("checkpoints", "mixture", "ngram", *SERVICE_FOLDERS, "metrics.jsonl", RECORD_FILE, "run.json")
-_COMMANDS, _COMMAND_CHARS = 20, 2_000  # the last ones are kept, and so much of each
-_OTHER_VALUES = [256 * " "] * 2048  # more than all beside the sources takes
+_COMMANDS, _COMMAND_CHARS = 20, 2_000  # the last commands are stored, and so many characters of each
+_OTHER_VALUES = [256 * " "] * 2048  # takes more than everything but the sources
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run's data and model come from."""
+    """The origin of a run's data and model: the content of train.json."""
 
     sources: Sequence[str]
     """Paths, names of corpora, or "-"."""
     encoding: str
-    """Of the files among them."""
+    """Encoding of the files."""
     val_fraction: float
-    """Share of the text, at its end, that is kept for validation."""
+    """Share of the text, at its end, for validation."""
     tokenizer: str
     """"char" or "byte"."""
     block_size: int
     """T of the training blocks."""
     device: str
-    """As it was asked for."""
+    """The option --device."""
     values: Mapping[str, object]
-    """All that train.json holds."""
+    """The whole content of train.json."""
 
     def train_share(self, count: int) -> float:
-        """Return the share of so many ids that is trained on, for `BlockDataset.split`.
+        """Return the share of `count` ids that is trained on, for `BlockDataset.split`.
 
-        Of a decimal it could once be cut one id too early: a run that began so, whose record lacks the number
-        or has it, keeps its cut.
+        Earlier versions could cut one id too early. A run whose record has this cut, or no number of ids,
+        keeps it.
         """
         share = 1 - self.val_fraction
         if self.reading().apart:
             return share
-        known = as_int(self.values.get("train_ids"))
-        if self.is_prepared and known is not None:
-            return 1.0 if known >= count else (known + 0.5) / count
+        train_ids = as_int(self.values.get("train_ids"))
+        if self.is_prepared and train_ids is not None:
+            return 1.0 if train_ids >= count else (train_ids + 0.5) / count
         early = int(share * count)
         if early == share_of(count, share) or self.values.get("train_ids", early) != early:
             return share
@@ -84,8 +84,8 @@ class Origin:
     @property
     def parent(self) -> Mapping[str, object] | None:
         """The model that the training began with, by path, checkpoint and sha256; None: a new one."""
-        found = self.values.get("parent")
-        return found if isinstance(found, dict) else None
+        parent = self.values.get("parent")
+        return parent if isinstance(parent, dict) else None
 
     def reading(self) -> Reading:
         """Return how the texts were read.
@@ -93,7 +93,7 @@ class Origin:
         Raises:
             FileFormatError: the record does not hold it.
         """
-        known = {name: value for name, value in self.values.items() if value is not None}
+        given = {name: value for name, value in self.values.items() if value is not None}
         tokenizer, on_unknown = None, self.values.get("on_unknown", "error")
         if self.values.get("vocabulary") is not None:
             tokenizer = tokenizer_from_dict(self._table("vocabulary"), path=RECORD_FILE)
@@ -106,9 +106,9 @@ class Origin:
             on_unknown=cast("OnUnknown", on_unknown),
             val_fraction=self.val_fraction,
             by_file=self.values.get("by_file") is True,
-            separator=strict_json.take({"separator": "", **known}, "separator", str, path=RECORD_FILE)
+            separator=strict_json.take({"separator": "", **given}, "separator", str, path=RECORD_FILE)
             or None,
-            weights=strict_json.take({"weights": [], **known}, "weights", list, path=RECORD_FILE) or None,
+            weights=strict_json.take({"weights": [], **given}, "weights", list, path=RECORD_FILE) or None,
         )
 
     def lost_sources(self) -> list[str]:
@@ -127,22 +127,22 @@ class Origin:
 
     @property
     def aside(self) -> int:
-        """How many ids of the training text decide the result and are not trained on."""
+        """Number of ids of the training text that are set aside to choose the result."""
         return strict_json.take({"aside": 0, **self.values}, "aside", int, path=RECORD_FILE)
 
     @property
     def log_to(self) -> Sequence[str]:
-        """What else is told what the run logs."""
+        """The loggers of the run."""
         names = strict_json.take({"log_to": [], **self.values}, "log_to", list, path=RECORD_FILE)
         return tuple(map(str, names))
 
     @property
     def aside_chars(self) -> int | None:
-        """How many of them are read for that; None: all."""
+        """How many of these ids are read for the choice; None: all."""
         return as_int(self.values.get("aside_chars"))
 
     def settings(self, end: Mapping[str, object] = MappingProxyType({})) -> Settings:
-        """Return the settings of the run; an end in steps or in minutes takes the place of its own.
+        """Return the settings of the run; a given end in steps or in minutes replaces its own.
 
         Raises:
             FileFormatError: the record does not hold them.
@@ -171,7 +171,7 @@ class Origin:
         """Return whether --resume has moved the end of the run."""
         commands = self.values.get("commands")
         words = [str(command).split() for command in commands] if isinstance(commands, list) else []
-        # Older records do not say it, but what was asked for.
+        # Older records have only the commands.
         asked = any(
             "--resume" in line and any(word.startswith("--max-steps") for word in line) for line in words
         )
@@ -182,11 +182,7 @@ class Origin:
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a directory in which no new run can begin.
-
-    Raises:
-        RunExistsError: it is not empty, or holds more than a run that may be deleted.
-    """
+    """Raise RunExistsError unless a new run can begin here, or an old one may be deleted."""
     if RunDirectory.is_free(path):
         return
     if not path.is_dir():
@@ -239,7 +235,7 @@ def delete_run(path: Path) -> None:
 
 
 def lasting(source: str) -> str:
-    """Return a source as it can be found from another working directory."""
+    """Return a source that is valid in another working directory, too."""
     return str(Path(source).absolute()) if source != "-" and _is_on_disk(source) else source
 
 
@@ -248,11 +244,7 @@ def _is_on_disk(source: str) -> bool:
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Refuse so many sources that RUN/train.json could not be read again.
-
-    Raises:
-        UsageError: their names are too many or too long.
-    """
+    """Raise UsageError if the names of the sources are too many or too long for train.json."""
     names = [_text(lasting(source)) for source in sources]
     data = strict_json.dumps({"sources": names + _OTHER_VALUES})
     try:
@@ -266,7 +258,7 @@ def check_sources(sources: Sequence[str]) -> None:
 
 def write_record(path: Path, values: Mapping[str, object]) -> None:
     """Write RUN/train.json, with the last commands and the beginning of each."""
-    # A path that is no valid text keeps its place in the record, though it cannot be opened by it.
+    # A path that is no valid text is recorded with escapes, and cannot be opened again.
     plain = {
         k: [_text(v) for v in value] if isinstance(value, list) else value for k, value in values.items()
     }
@@ -279,10 +271,10 @@ def write_record(path: Path, values: Mapping[str, object]) -> None:
 
 
 def read_record(path: Path) -> Origin:
-    """Read RUN/train.json, or what a checkpoint says of a run that was begun in Python.
+    """Read RUN/train.json, or for a run that was begun in Python its newest checkpoint.
 
     Raises:
-        CheckpointError: there is no run, or none that the command can go on with.
+        CheckpointError: there is no run, or the command cannot resume it.
         FileFormatError: the file is refused.
     """
     run = RunDirectory.open(path)
@@ -292,12 +284,12 @@ def read_record(path: Path) -> Origin:
     except FileNotFoundError as error:
         from charlm.cli.begun import values_from_python  # noqa: PLC0415 - it needs torch
 
-        if (found := values_from_python(run)) is None:
+        if (from_python := values_from_python(run)) is None:
             raise CheckpointError(
                 f"the run in {quoted(str(path))} has no {RECORD_FILE}: `charlm train` did not begin it. "
                 "Go on with Trainer.resume."
             ) from error
-        values = found
+        values = from_python
     where = str(file)
     sources = strict_json.take(values, "sources", list, path=where)
     if not all(isinstance(source, str) for source in sources):

@@ -1,9 +1,8 @@
-"""The settings of a training: preset, then file, then environment variables, then flags.
+"""The settings of a training: from the preset, a file, environment variables and flags, in this order.
 
 Each field of `GPTConfig` (but vocab_size, which the text decides) and of `TrainerConfig` has one name
-everywhere: `learning_rate` in the file, `CHARLM_LEARNING_RATE`, `--learning-rate`. What comes as text is
-turned into the field's type where that is possible; whether it is right is for the config classes to say,
-and their sentences name the source. No torch here.
+everywhere: `learning_rate` in the file, `CHARLM_LEARNING_RATE`, `--learning-rate`. Text is converted to the
+field's type if possible; the config classes check the values, and messages name the source. No torch here.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = [
 ]
 
 DEFAULT_PRESET: PresetName = "cpu-1min"
-"""What `charlm train` trains unless it is told otherwise."""
+"""The default preset of `charlm train`."""
 _CHOSEN_AMONG: Sequence[PresetName] = (DEFAULT_PRESET, "cpu-10s", "cpu-5min")
 
 _FROM = "; it is how new weights begin. To begin with those of a run or a model: --from RUN"
@@ -51,34 +50,34 @@ _TABLES: Mapping[str, type[Config]] = {"model": GPTConfig, "training": TrainerCo
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training is to be, before the text is known."""
+    """The settings of a training before the text is known."""
 
     preset: PresetName
-    """Where the values began."""
+    """The preset of the values."""
     model: Mapping[str, object]
     """Every field of `GPTConfig` but vocab_size."""
     training: TrainerConfig
-    """Complete and checked."""
+    """The complete and checked config."""
     below: Mapping[str, object]
-    """What a file and the variables set."""
+    """The settings of the file and the variables."""
     flags: Mapping[str, object]
-    """What flags set, which wins."""
+    """The settings of flags, which win."""
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the fields that a file, a variable or a flag decided."""
+        """Names of the fields that a file, a variable or a flag set."""
         return frozenset({*self.below, *self.flags})
 
     def over(self, preset: PresetName, changes: Mapping[str, object] = MappingProxyType({})) -> Settings:
-        """Return what was set on top of another preset.
+        """Return the same settings on top of another preset.
 
         Args:
-            preset: where the values begin.
-            changes: which fields of the preset differ, by name.
+            preset: the preset.
+            changes: changed fields of the preset, by name.
 
         Raises:
-            UsageError: a flag does not go together with the rest.
-            ConfigError: the rest does not go together.
+            UsageError: a flag is in conflict with another setting.
+            ConfigError: other settings are in conflict.
         """
         return _combined(preset, changes, self.below, self.flags)
 
@@ -89,16 +88,16 @@ FIELDS: Mapping[str, Field] = {
     for name, field in fields_of(cls, table).items()
     if name != "vocab_size"
 }
-"""Every setting by its name: those of the model, then those of the training."""
+"""All settings by name: those of the model, then those of the training."""
 
 
 def variable_of(name: str) -> str:
-    """Return how a field is called among the environment variables."""
+    """Return the environment variable of a field."""
     return "CHARLM_" + name.upper()
 
 
 def nearest_name(name: str) -> str | None:
-    """Return the field that somebody who wrote `name` may have meant, knowing other libraries' names."""
+    """Return the field with a similar name, or the one that other libraries call so."""
     for cls in _TABLES.values():
         if name in cls._other_names:
             return cls._other_names[name]
@@ -106,7 +105,7 @@ def nearest_name(name: str) -> str | None:
 
 
 def preset_values(preset: PresetName) -> dict[str, object]:
-    """Return every setting of a preset and its recipe."""
+    """Return all settings of a preset and its recipe."""
     return {**PRESETS[preset], **RECIPES[preset].to_dict()}
 
 
@@ -117,18 +116,18 @@ def gather(
     environment: Mapping[str, str],
     flags: Mapping[str, object],
 ) -> Settings:
-    """Return the settings that preset, file, variables and flags make together.
+    """Return the settings of preset, file, variables and flags together.
 
     Args:
-        preset: where the values begin. None: it is chosen later, by `Settings.over`; until then it is the
-            first that goes together with the rest.
+        preset: the preset. None: `Settings.over` chooses it later; until then it is the first one without a
+            conflict.
         file: path of a TOML file, or None.
-        environment: the process's variables; only those of a field are looked at.
+        environment: the process's variables; those of fields are read.
         flags: texts (a sequence of texts for a tuple; bools are bools) by field name.
 
     Raises:
-        UsageError: a flag is wrong, or does not go together with the rest.
-        ConfigError: the file or a variable is wrong. Either error lists all that is wrong anywhere.
+        UsageError: a flag is wrong, or in conflict with another setting.
+        ConfigError: the file or a variable is wrong. Each error lists all problems of all sources.
     """
     in_file, problems = ({}, []) if file is None else _from_file(Path(file))
     in_environment = {
@@ -153,7 +152,7 @@ def gather(
 
 
 def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
-    """Return the values of flags by field name; the texts are as `gather` takes them.
+    """Return the values of flags by field name; the texts are as for `gather`.
 
     Raises:
         UsageError: a value is wrong.
@@ -165,7 +164,7 @@ def from_flags(flags: Mapping[str, object]) -> dict[str, object]:
 
 
 def _value(field: Field, given: object) -> object:
-    """Turn what was written into the field's type; what cannot be turned stays, and is refused later."""
+    """Convert text to the field's type; text that cannot be converted stays, and is refused later."""
     if isinstance(given, str):
         text = given.strip()
         if field.optional and text.lower() == "none":
@@ -183,11 +182,7 @@ def _value(field: Field, given: object) -> object:
 
 
 def _from_file(path: Path) -> tuple[dict[str, object], list[str]]:
-    """Return the fields that a TOML file sets, flat or in the tables [model] and [training].
-
-    Returns:
-        The values by name, and what is wrong with the file in one sentence, if anything is.
-    """
+    """Return the fields of a TOML file (flat, or in the tables [model] and [training]) and its problem."""
     name = quoted(str(path))
     try:
         data = path.read_bytes()
@@ -198,9 +193,9 @@ def _from_file(path: Path) -> tuple[dict[str, object], list[str]]:
         content = tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         return {}, [f"{name} cannot be read: {error.strerror}; check the path"]
-    except (ValueError, RecursionError) as error:  # no TOML, too many digits, nested too deep
+    except (ValueError, RecursionError) as error:  # not TOML, too many digits, or nested too deep
         return {}, [f"{name} must be a TOML file in UTF-8: {error}"]
-    found: dict[str, object] = {}
+    fields: dict[str, object] = {}
     problems: list[str] = []
     for key, value in content.items():
         if key in _TABLES and isinstance(value, dict):
@@ -211,13 +206,14 @@ def _from_file(path: Path) -> tuple[dict[str, object], list[str]]:
                 if inner not in FIELDS or FIELDS[inner].table != key
             ]
             problems += [f"{quoted(inner, 40)} stands there twice" for inner in inside if inner in content]
-            found.update({k: v for k, v in inside.items() if k in FIELDS and FIELDS[k].table == key})
+            fields.update({k: v for k, v in inside.items() if k in FIELDS and FIELDS[k].table == key})
         else:
-            found[key] = value
+            fields[key] = value
             problems += [] if key in FIELDS else [_unknown(key, "")]
-    known = {key: value for key, value in found.items() if key in FIELDS}
     values = {
-        key: None if FIELDS[key].optional and value == "none" else value for key, value in known.items()
+        key: None if FIELDS[key].optional and value == "none" else value
+        for key, value in fields.items()
+        if key in FIELDS
     }
     problems += _bad_values(values, str).values()
     return values, [f"{name}: {'; '.join(problems)}"] if problems else []
@@ -234,7 +230,7 @@ def _unknown(name: str, where: str) -> str:
 
 
 def _bad_values(values: Mapping[str, object], called: Callable[[str], str]) -> dict[str, str]:
-    """Return what the config classes say against each value that is wrong, with the name that was used."""
+    """Return the problem of each wrong value, with its name in the source."""
     return {
         name: problem.replace(name, called(name), 1) + (_FROM if name == "init" else "")
         for name, value in values.items()
@@ -248,7 +244,7 @@ def _combined(
     below: Mapping[str, object],
     flags: Mapping[str, object],
 ) -> Settings:
-    """Return the settings, or raise what does not go together."""
+    """Return the settings, or raise their conflicts."""
     if refusal := _refusal(preset, changes, below, flags):
         raise refusal
     values = {**preset_values(preset), **changes, **below, **flags}
@@ -263,9 +259,9 @@ def _refusal(
     flags: Mapping[str, object],
     wrong: Collection[str] = (),
 ) -> ConfigError | UsageError | None:
-    """Return the error of fields that do not go together: against the flags, if it is due to them.
+    """Return the error about conflicts between settings: a UsageError if flags cause them.
 
-    Fields that are wrong themselves do not count.
+    Fields in `wrong` are ignored.
     """
     without_flags = {**preset_values(preset), **changes, **below}
     conflicts = _conflicts({**without_flags, **flags}, wrong)
@@ -280,6 +276,6 @@ def _part(values: Mapping[str, object], table: str) -> dict[str, object]:
 
 
 def _conflicts(values: Mapping[str, object], wrong: Collection[str]) -> list[str]:
-    """Return a sentence for each pair of fields that do not go together."""
+    """Return a sentence for each conflict between fields."""
     right = {name: value for name, value in values.items() if name not in wrong}
     return [problem for table, cls in _TABLES.items() for problem in cls.check(_part(right, table))]

@@ -29,15 +29,15 @@ _SAME_KEYPRESS_SECONDS = 0.1
 
 
 class Interrupted(BaseException):
-    """A signal came while nothing had to be saved. No `Exception`, so that nothing takes it for an error."""
+    """A signal came while nothing had to be saved. It is no `Exception`, so no handler of errors takes it."""
 
 
 class Signals:
-    """Handlers of SIGINT and SIGTERM, inside a `with` block; those from before come back after it.
+    """Handlers of SIGINT and SIGTERM inside a `with` block; the previous ones are restored after it.
 
-    They raise only inside `raising`: an exception while they come or go would leave some of them behind.
-    Outside of the main thread, where Python has no handlers, it does nothing. An ignored signal, as under
-    `nohup`, stays ignored.
+    They raise only inside `raising`, since an exception during the change of handlers would leave some
+    behind. Outside the main thread, where Python has no handlers, nothing is done. An ignored signal, as
+    under `nohup`, stays ignored.
 
     Attributes:
         received: the first signal that came, or None.
@@ -83,17 +83,17 @@ class Signals:
 
     @property
     def exit_code(self) -> int:
-        """What the shell expects of a command that a signal ended: 130 after SIGINT, 143 after SIGTERM."""
+        """Exit code of a command that a signal ended: 130 after SIGINT, 143 after SIGTERM."""
         return 128 + (self.received or signal.SIGINT)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came whose exception got lost, for example inside an import."""
+        """Raise Interrupted if a signal came and its exception was lost, for example inside an import."""
         if self.received is not None:
             raise Interrupted
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Let the first signal raise Interrupted inside the block, also if it came before."""
+        """Let the first signal raise Interrupted inside the block, even if it came before."""
         try:
             self._raises = True
             self.check()
@@ -103,10 +103,10 @@ class Signals:
 
     @contextmanager
     def ending_at_once(self) -> Iterator[None]:
-        """Let a signal end the process without an exception inside the block: for imports.
+        """Let a signal end the process without an exception inside the block, for imports.
 
-        There is nothing to be saved yet, and an exception in the middle of torch's own beginning may abort
-        the process with a message of C++.
+        Nothing has to be saved yet, and an exception inside the import of torch may abort the process with a
+        message of C++.
         """
         self._at_once = True
         try:
@@ -124,7 +124,7 @@ class Signals:
             self._each = None
 
     def stop_gently(self, stop: Callable[[], None], announce: Callable[[], None]) -> None:
-        """From now on, let the first signal call `stop` instead of raising.
+        """From now on, the first signal calls `stop` instead of raising.
 
         Args:
             stop: called in the main thread, between two instructions.
@@ -134,7 +134,7 @@ class Signals:
         self.check()
 
     def raise_again(self) -> None:
-        """From now on, let the first signal raise Interrupted."""
+        """From now on, the first signal raises Interrupted."""
         self._stop = self._announce = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -152,7 +152,7 @@ class Signals:
             raise Interrupted
 
     def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
-        """Say nothing of an Interrupted that met a weak reference's callback: `check` raises it again."""
+        """Ignore an Interrupted that was lost in the callback of a weak reference: `check` raises it."""
         if lost.exc_type is not Interrupted:
             self._hook_before(lost)
 

@@ -1,4 +1,4 @@
-"""A text on disk for `charlm eval`: which part of it is scored, and how."""
+"""A text on disk for `charlm eval`: the part that is scored, and its score."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from charlm.text.tokenizer import ByteTokenizer, CharTokenizer
 __all__ = ["MOST_EVALUATED", "score_stored", "stored_text"]
 
 MOST_EVALUATED = 1_000_000
-"""How many characters of a long text an evaluation scores, unless told otherwise: windows spread over it."""
+"""By default, an evaluation scores so many characters of a long text, in windows spread over it."""
 
 
 def stored_text(sources: Sequence[str], encoding: str, lm: CharLM, console: Console) -> BlockDataset:
     """Return the validation part of a prepared corpus, or a text that is prepared now, in a model's windows.
 
     Raises:
-        DataError: it was prepared with another tokenizer than the model has.
-        CharLMError: what `corpus_of` raises.
+        DataError: it was prepared with another tokenizer than the model's.
+        CharLMError: as in `corpus_of`.
     """
     own = lm.tokenizer
     if not isinstance(own, CharTokenizer | ByteTokenizer):

@@ -1,11 +1,11 @@
-"""How many threads torch takes, and how they wait where others want the same cores.
+"""Sets the number of torch's threads, and shortens their waits when other processes want the same cores.
 
-The threads of a matrix product wait for one another by spinning, which is quickest on cores of their own. On
-a core that another process wants, too, each wait may take that process's whole turn: two trainings at once
-then run at a fifteenth of their speed (docs/experiments.md). GNU's OpenMP, on which torch stands on Linux,
-spins a thousandth of that where it manages more threads than there are cores. So while this process's threads
-have to queue for a core, one more team of threads is kept, asleep. The number of torch's threads, and with it
-every bit of a training, stays as it is. No torch here; a library does nothing of the kind.
+The threads of a matrix product wait for one another by spinning, which is fastest if each has its own core.
+On a core that another process also wants, a spinning thread may waste the whole time slice: two trainings at
+once then run at a fifteenth of their speed (docs/experiments.md). GNU's OpenMP, which torch uses on Linux,
+spins only a thousandth as long if it manages more threads than cores. So while threads of this process queue
+for a core, one more team of sleeping threads is kept. The number of torch's threads, and with it every bit of
+a training, does not change. No torch here. Only the command does this, not the library.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _TASKS = Path("/proc/self/task")
 _MAPS = Path("/proc/self/maps")
 _DECIDED_BY_THE_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _PERIOD = 0.25  # seconds between two looks
-_CROWDED = 0.15  # seconds in a queue per second, all threads together, from which on cores are shared
-_FREE, _FREE_LOOKS = 0.05, 4  # below so much, so many times in a row, they are not any more
+_CROWDED = 0.15  # cores are shared if all threads together queue for so many seconds per second
+_FREE, _FREE_LOOKS = 0.05, 4  # they are free again if it is less than this, so many times in a row
 
 
 @contextlib.contextmanager
 def sharing_cores() -> Iterator[None]:
-    """Inside the block, let torch's threads leave the cores to others while others want them.
+    """Let torch's threads share the cores with other processes inside the block.
 
-    Enter it before torch is imported: then torch also starts no more threads than a control group's quota
-    allows. What the user has set in the environment stays as it is.
+    Enter it before torch is imported: then torch also starts no more threads than the quota of a control
+    group allows. The user's own environment variables are respected.
     """
     quota = host.processors()
     if quota is not None:
@@ -54,7 +54,7 @@ def sharing_cores() -> Iterator[None]:
 
 
 def _watch(done: threading.Event) -> None:
-    """Keep one more team of threads whenever the process has to queue, until `done`."""
+    """Keep one more team of threads whenever the process queues for cores, until `done`."""
     team: threading.Event | None = None
     queued, at, free_looks = _queued_seconds() or 0.0, time.perf_counter(), 0
     while not done.wait(_PERIOD):
@@ -72,12 +72,12 @@ def _watch(done: threading.Event) -> None:
 
 
 def _one_more_team() -> threading.Event | None:
-    """Let GNU's OpenMP start a team that does nothing and lives until the event; None: it is not loaded."""
+    """Let GNU's OpenMP start an idle team that lives until the event is set; None: it is not loaded."""
     path = next((line.split(maxsplit=5)[-1] for line in _lines(_MAPS) if "/libgomp" in line), None)
     if path is None:
         return None
     gomp, end = ctypes.CDLL(path), threading.Event()
-    nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # of a null pointer: does nothing
+    nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL) does nothing
 
     def team() -> None:
         gomp.GOMP_parallel(nothing, None, os.cpu_count() or 1, 0)
@@ -88,9 +88,9 @@ def _one_more_team() -> threading.Event | None:
 
 
 def _queued_seconds() -> float | None:
-    """Return how long this process's threads have waited for a core, all together; None: not known.
+    """Return the total time that this process's threads have waited for a core; None: unknown.
 
-    The second number of each `schedstat`: https://docs.kernel.org/scheduler/sched-stats.html.
+    It is the second number of each `schedstat`: https://docs.kernel.org/scheduler/sched-stats.html.
     """
     lines = [line.split() for task in _entries(_TASKS) for line in _lines(task / "schedstat")]
     return sum(int(numbers[1]) for numbers in lines) / 1e9 if lines else None

@@ -1,4 +1,4 @@
-"""`charlm train` in several processes, as torchrun starts them: the first one talks, and all end together."""
+"""`charlm train` in several processes under torchrun: only the first one writes, and all end together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PERIOD = 1.0  # seconds between two looks
 
 @contextmanager
 def together(device: str | None, console: Console, signals: Signals) -> Iterator[World]:
-    """Yield the world that torchrun has started; what fails inside the block in one process ends all.
+    """Yield the world of torchrun; an error inside the block in one process ends all.
 
     Args:
-        device: as it was asked for.
-        console: is silent in all processes but the first, or but the one that finds that another is gone.
-        signals: end the process at once while the others are waited for.
+        device: the option.
+        console: silent in all processes but the first, or but the one that reports that another is gone.
+        signals: they end the process at once while it waits for the others.
     """
     console.silent = os.environ["RANK"] != "0"
     done = threading.Event()
@@ -47,7 +47,7 @@ def together(device: str | None, console: Console, signals: Signals) -> Iterator
 
 
 def _watch(parent: int, done: threading.Event) -> None:
-    """Send this process a SIGTERM when torchrun, its parent, is gone: nobody would end it any more."""
+    """Send this process a SIGTERM when its parent torchrun is gone, which could not end it any more."""
     while not done.wait(_PERIOD):
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)

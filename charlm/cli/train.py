@@ -1,7 +1,6 @@
-"""`charlm train`: what is to be trained, on which text, and where it goes.
+"""`charlm train`: checks the options and reads the text; `charlm.cli.fit` trains.
 
-All mistakes that can be seen without torch are reported here, before torch is loaded; the training itself is
-`charlm.cli.fit`.
+All mistakes that can be found without torch are reported here, before torch is loaded.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from charlm.backends.host import is_under_torchrun
 from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, UsageError, as_word, check_output, refuse, shell_word
-from charlm.cli.reading import VAL_FRACTION, Reading
+from charlm.cli.output import Console, Session, UsageError, as_word, check_output, refuse, shell_word
+from charlm.cli.reading import VAL_FRACTION, Reading, wrong_val_fraction
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
 from charlm.cli.signals import Signals
@@ -34,24 +33,24 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_ENDS = ("max_steps", "minutes")  # what a resume can change, beside the device
+_ENDS = ("max_steps", "minutes")  # settings that a resume can change
 _KEPT = ("preset", "config", "tokenizer", "val_fraction", "epochs")
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Train, or go on with a training; `began` is `time.perf_counter()` at the start of the command."""
+    """Train, or resume a training; `began` is `time.perf_counter()` at the start of the command."""
+    session = Session(console, signals, began)
     if not is_under_torchrun():
-        return _run(args, console, signals, began, None)
+        return _run(args, session, None)
     with signals.ending_at_once():
         from charlm.cli.together import together  # noqa: PLC0415 - it needs torch
 
     with together(args.device, console, signals) as world:
-        return _run(args, console, signals, began, world)
+        return _run(args, session, world)
 
 
-def _run(
-    args: argparse.Namespace, console: Console, signals: Signals, began: float, world: World | None
-) -> int:
+def _run(args: argparse.Namespace, session: Session, world: World | None) -> int:
+    console, signals, _ = session
     flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
     out = Path(args.out)
     is_first = world is None or world.is_first
@@ -60,10 +59,10 @@ def _run(
         args.resume = has_begun if world is None else world.tell(lambda: has_begun)
         if args.resume:
             _refuse_other_settings(args, flags)
-            return _resume(args, {}, console, signals, began, world=world)
+            return _resume(args, session, {}, world)
     if args.resume:
         _refuse_beside("--resume", args, flags, kept=_ENDS)
-        return _resume(args, from_flags(flags), console, signals, began, world=world)
+        return _resume(args, session, from_flags(flags), world)
     repeated = None
     args.aside, args.aside_chars = None if args.mixture and args.baseline else 0, None
     if args.repeat is not None:
@@ -83,8 +82,7 @@ def _run(
         problems += ["FILE must be a path for several processes: only one of them could read standard input"]
     weights = _weights(args.weight, args.files, problems)
     val_fraction = VAL_FRACTION if args.val_fraction is None else args.val_fraction
-    if not 0 <= val_fraction < 1:
-        problems += [f"--val-fraction must be at least 0 and below 1, got {val_fraction:g}"]
+    problems += wrong_val_fraction(val_fraction)
     if args.on_unknown is not None and args.parent is None:
         problems += ["--on-unknown needs --from: without it the text makes the vocabulary, and all is known"]
     if args.parent is not None and Path(args.parent).resolve().is_relative_to(out.resolve()):
@@ -134,10 +132,9 @@ def _run(
         lambda prepared: encode_corpus(args.files, reading, console=console, prepared=prepared),
         prepared=None if repeated is None else repeated.is_prepared or None,
     )
-    if parent is not None and args.tokenizer not in {None, encoded.kind}:
-        raise UsageError(f"--tokenizer must be {encoded.kind}, as the model in {quoted(args.parent)} has it")
     if args.tokenizer not in {None, encoded.kind}:
-        raise UsageError(f"--tokenizer must be {encoded.kind}, as the prepared corpus has it")
+        owner = "the prepared corpus" if parent is None else f"the model in {quoted(args.parent)}"
+        raise UsageError(f"--tokenizer must be {encoded.kind}, as {owner} has it")
     signals.check()
     train_share = 1 - val_fraction if repeated is None else repeated.train_share(encoded.n_ids)
     if encoded.is_prepared and args.val_fraction is None:
@@ -150,21 +147,19 @@ def _run(
 
     return begin(
         args,
+        session,
         settings,
         encoded,
         reading=reading,
         val_fraction=val_fraction,
         train_share=train_share,
-        console=console,
-        signals=signals,
-        began=began,
         kept=repeated is not None,
         parent=parent,
     )
 
 
 def _weights(given: Sequence[str], files: Sequence[str], problems: list[str]) -> list[float] | None:
-    """Return the weight of each file, as FILE=W gives it; None: none was given."""
+    """Return the weight of each file from FILE=W; None: no weight was given."""
     weights = dict.fromkeys(files, 1.0)
     for word in given:
         name, _, number = word.rpartition("=")
@@ -186,18 +181,18 @@ def _path_of(parent: Mapping[str, object] | None) -> str | None:
 
 
 def _parent(path: str, origin: Origin | None, signals: Signals) -> Parent:
-    """Read the model that a training begins with; the same as before, where there was a training already."""
+    """Read the model that a training begins with; for an earlier training, it must be the same."""
     with signals.ending_at_once():
         from charlm.cli.parent import read_parent  # noqa: PLC0415 - it needs torch
 
-    known = None if origin is None else origin.parent
-    return read_parent(path, None if known is None else known.get("sha256"))
+    values = None if origin is None else origin.parent
+    return read_parent(path, None if values is None else values.get("sha256"))
 
 
 def _encoded(
     world: World | None, encode: Callable[[bool | None], Encoded], *, prepared: bool | None
 ) -> Encoded:
-    """Return the ids; of several processes the first prepares a large text, and the others open it then."""
+    """Return the ids; of several processes, the first prepares a large text, and then the others open it."""
     if world is None:
         return encode(prepared)
     own: Encoded | None = None
@@ -212,14 +207,9 @@ def _encoded(
 
 
 def _resume(
-    args: argparse.Namespace,
-    end: Mapping[str, object],
-    console: Console,
-    signals: Signals,
-    began: float,
-    *,
-    world: World | None,
+    args: argparse.Namespace, session: Session, end: Mapping[str, object], world: World | None
 ) -> int:
+    console, signals, _ = session
     out = Path(args.out)
     if RunDirectory.is_free(out) and not (out / RECORD_FILE).is_file():
         raise CheckpointError(
@@ -242,7 +232,7 @@ def _resume(
     if isinstance(training, dict) and training.get("compile"):
         _keep_compiled_code()
     with signals.ending_at_once():
-        from charlm.cli.fit import begin, resume  # noqa: PLC0415 - torch takes seconds, and only now is needed
+        from charlm.cli.fit import begin, resume  # noqa: PLC0415 - torch takes seconds
 
     if RunDirectory.abandoned(out) is not None:
         console.complain(
@@ -256,52 +246,41 @@ def _resume(
         args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
             args,
+            session,
             origin.settings(end),
             encoded,
             reading=reading,
             val_fraction=origin.val_fraction,
             train_share=origin.train_share(encoded.n_ids),
-            console=console,
-            signals=signals,
-            began=began,
             kept=True,
             parent=None if path is None else _parent(path, origin, signals),
         )
-    return resume(
-        args,
-        origin,
-        encoded,
-        sources=sources,
-        end=end,
-        console=console,
-        signals=signals,
-        began=began,
-    )
+    return resume(args, session, origin, encoded, sources=sources, end=end)
 
 
 def _check_place(out: Path) -> None:
-    """Refuse a place that cannot be written, or where a training goes on: found late otherwise."""
+    """Raise early if a directory cannot be written, or if a process trains there."""
     check_output(out, directory=True)
     RunDirectory.refuse_if_training(out)
 
 
 def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -> None:
-    """Refuse what differs from the run that --resume auto goes on with: the same words are to begin it."""
+    """Raise if an option of --resume auto differs from the run: the same command must be able to begin it."""
     refused = ["--overwrite"] if args.overwrite else []
     refused += ["--repeat"] if args.repeat is not None else []
     origin = read_record(Path(args.out))
     settings = gather(args.preset, file=args.config, environment=os.environ, flags=flags)
     given = {**settings.model, **settings.training.to_dict()}
-    known: dict[str, Any] = {
+    run_values: dict[str, Any] = {
         name: value
         for table in ("model", "training")
         for name, value in cast("dict[str, object]", origin.values[table]).items()
     }
     estimated = {"max_steps"} if settings.training.minutes is not None else set()
     refused += [
-        f"{flag_of(name)} {given[name]} (it has {known[name]})"
+        f"{flag_of(name)} {given[name]} (it has {run_values[name]})"
         for name in sorted(settings.given - estimated)
-        if name in known and known[name] != given[name]
+        if name in run_values and run_values[name] != given[name]
     ]
     if args.parent is not None and str(Path(args.parent).absolute()) != _path_of(origin.parent):
         refused += [f"--from {args.parent} (it has {_path_of(origin.parent)})"]
@@ -324,10 +303,10 @@ def _refuse_other_settings(args: argparse.Namespace, flags: dict[str, object]) -
 
 
 def _keep_compiled_code() -> None:
-    """Let torch keep what it compiles beside the other downloads and caches: its own place is in /tmp."""
+    """Let torch store compiled code in the cache folder instead of /tmp."""
     try:
         folder = cache_folder()
-    except CorpusError:  # no home: then torch's own place
+    except CorpusError:  # no home directory: torch uses /tmp
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute() / "compiled"))
 
@@ -335,17 +314,20 @@ def _keep_compiled_code() -> None:
 def _refuse_beside(
     option: str, args: argparse.Namespace, flags: dict[str, object], *, kept: Sequence[str]
 ) -> None:
-    """Refuse what would change a run that goes on, or is repeated."""
+    """Raise if an option would change a run that is resumed or repeated."""
+    others = {
+        "--overwrite": args.overwrite and args.resume,
+        "--repeat": args.repeat is not None and args.resume,
+        "--from": args.parent is not None,
+        "--on-unknown": args.on_unknown is not None,
+        "--by-file": args.by_file,
+        "--separator": args.separator is not None,
+        "--weight": args.weight,
+        "--no-baseline": args.resume and not args.baseline,
+        "--no-mixture": not args.mixture,
+    }
     refused = [flag_of(name) for name in _KEPT if getattr(args, name) is not None]
-    refused += ["--overwrite"] if args.overwrite and args.resume else []
-    refused += ["--repeat"] if args.repeat is not None and args.resume else []
-    refused += ["--from"] if args.parent is not None else []
-    refused += ["--on-unknown"] if args.on_unknown is not None else []
-    refused += ["--by-file"] if args.by_file else []
-    refused += ["--separator"] if args.separator is not None else []
-    refused += ["--weight"] if args.weight else []
-    refused += [] if args.baseline or not args.resume else ["--no-baseline"]
-    refused += [] if args.mixture else ["--no-mixture"]
+    refused += [flag for flag, is_given in others.items() if is_given]
     refused += [flag_of(name) for name in flags if name not in kept]
     if refused:
         kind, can = "resumed", "only --max-steps, --minutes, --device and --log-to can"
@@ -353,16 +335,13 @@ def _refuse_beside(
             kind, can = "repeated", "only --device, --log-to, --overwrite and --no-baseline can"
         raise UsageError(
             f"a {kind} run keeps its settings, so {', '.join(refused)} cannot be given with {option}; {can}. "
-            f"A new run can begin with its model: charlm train FILE -o NEW --from {_run_of(args)}"
+            "A new run can begin with its model: charlm train FILE -o NEW --from "
+            + as_word(args.out if args.resume else args.repeat)
         )
 
 
-def _run_of(args: argparse.Namespace) -> str:
-    return as_word(args.out if args.resume else args.repeat)
-
-
 def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
-    """Return where the run's text came from, if it is there still."""
+    """Return the sources of the run's text, if they still exist."""
     if not origin.sources:
         raise UsageError(
             "the run was begun in Python, which has not said where its text lies; give it: "
@@ -391,10 +370,10 @@ def _mention_ignored_variables(console: Console, kind: str) -> None:
 
 
 def _mention_unknown_variables(console: Console) -> None:
-    """Warn of variables that look like a misspelt setting."""
-    known = {variable_of(name) for name in FIELDS} | _OTHER_VARIABLES
+    """Warn about variables that look like a misspelt setting."""
+    variables = {variable_of(name) for name in FIELDS} | _OTHER_VARIABLES
     for variable in os.environ:
-        if variable.startswith("CHARLM_") and variable not in known:
+        if variable.startswith("CHARLM_") and variable not in variables:
             meant = nearest_name(variable.removeprefix("CHARLM_").lower())
             if meant is not None:
                 console.complain(f"warning: {variable} is ignored; did you mean {variable_of(meant)}?")

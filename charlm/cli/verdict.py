@@ -1,20 +1,24 @@
-"""What a training that came to little is worth, and what to do: plain sentences, before and after it.
+"""Comments on a training with a poor result, before and after it, with advice.
 
-A model is worth something that predicts a text better than counting its characters does.
+A model is worth something if it predicts a text better than an n-gram model does.
 """
 
 from __future__ import annotations
 
+from torch import nn
+
+from charlm.models.config import PRESETS, GPTConfig
+from charlm.models.gpt import GPT
 from charlm.training.records import TrainResult
 from charlm.training.trainer import Trainer
 
 __all__ = ["FEW_STEPS", "UNLIKE", "few_steps", "judged"]
 
 FEW_STEPS = 100
-"""With fewer, no preset comes near an n-gram model on any text that was tried (docs/experiments.md)."""
+"""With fewer steps, no preset comes near an n-gram model on any measured text (docs/experiments.md)."""
 
 _FAR_BEHIND = 0.05  # nats behind the n-gram model
-_OVERFITTED = 0.8  # of all steps: a best evaluation before that means that the rest was learnt by heart
+_OVERFITTED = 0.8  # a best evaluation before this share of the steps means that the rest memorised the text
 
 UNLIKE = (
     "warning: the beginning of this text tells hardly more of its end than the end's single characters do, "
@@ -23,22 +27,31 @@ UNLIKE = (
 )
 
 
-def few_steps(steps: int, minutes: float) -> str:
-    """Return what to say when few steps fit into a time."""
+def few_steps(steps: int, minutes: float, model: nn.Module) -> str:
+    """Return a comment on the few steps of a model that fit into a time."""
     return (
         f"only about {steps:,} step{'s' * (steps != 1)} fit into {minutes:g} min, too few to learn much "
-        "from. Give it more minutes, a smaller model (--preset cpu-10s), or a machine that does nothing else"
+        f"from. Give it more minutes, {_smaller(model)}or a machine that does nothing else"
     )
 
 
+def _smaller(model: nn.Module) -> str:
+    """Return the advice to take a smaller model, or an empty string if there is no smaller preset."""
+    if isinstance(model, GPT):
+        smallest = GPTConfig.from_dict({**PRESETS["cpu-10s"], "vocab_size": model.vocab_size})
+        if model.num_parameters() <= smallest.num_parameters():
+            return ""
+    return "a smaller model (--preset cpu-10s), "
+
+
 def judged(trainer: Trainer, result: TrainResult, baseline: object, *, anew: bool = True) -> str | None:
-    """Return a sentence about a result that is worth little and what to do, or None.
+    """Return a comment on a poor result, or None.
 
     Args:
         trainer: after its run.
-        result: what it came to, with a best evaluation.
-        baseline: what train.json holds of the n-gram model.
-        anew: whether the model had learnt nothing before; else few steps may be enough.
+        result: of the run.
+        baseline: the values of the n-gram model in train.json.
+        anew: whether the model was new; else few steps may be enough.
     """
     best, config = result.best, trainer.config
     if best is None or result.best_step is None:
@@ -47,9 +60,10 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object, *, anew: boo
     behind = best.loss_nats - loss if isinstance(loss, float) else 0.0
     more = "--minutes" if config.minutes is not None else "--max-steps"
     if anew and result.steps < FEW_STEPS and (behind > _FAR_BEHIND or not isinstance(loss, float)):
+        smaller = _smaller(trainer.model).removesuffix(", ")
         return (
             f"{result.steps:,} step{'s are' if result.steps != 1 else ' is'} too few to learn much from: the "
-            f"GPT is worth little. Give it more {more}, or a smaller model (--preset cpu-10s)"
+            f"GPT is worth little. Give it more {more}{smaller and f', or {smaller}'}"
         )
     if behind <= _FAR_BEHIND:
         return None

@@ -28,6 +28,7 @@ from charlm.runs.log import read_metrics
 __all__ = [
     "RECORD_BYTES",
     "RunHistory",
+    "baseline_of",
     "read_histories",
     "read_history",
     "read_record_values",
@@ -199,14 +200,19 @@ def _of_command(
         values = read_record_values(record)
     except FileNotFoundError:
         return "character", None, None, None
+    unit: Literal["character", "byte"] = "byte" if values.get("tokenizer") == "byte" else "character"
+    return unit, *baseline_of(values), _result(values.get("result"))
+
+
+def baseline_of(values: Mapping[str, object]) -> tuple[float | None, tuple[int, int] | None]:
+    """Return the loss of the n-gram model in train.json and (scored, all) characters, or None if all were."""
     baseline = values.get("baseline")
     fields: dict[str, object] = baseline if isinstance(baseline, dict) else {}
     loss, scored, left_out = (fields.get(name) for name in ("loss_nats", "scored", "n_left_out"))
     part = None
     if isinstance(scored, int) and isinstance(left_out, int) and left_out > 0:
         part = scored, scored + left_out
-    unit: Literal["character", "byte"] = "byte" if values.get("tokenizer") == "byte" else "character"
-    return unit, loss if isinstance(loss, float) else None, part, _result(values.get("result"))
+    return loss if isinstance(loss, float) else None, part
 
 
 def _result(values: object) -> tuple[str, float] | None:

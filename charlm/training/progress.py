@@ -212,9 +212,9 @@ class ProgressBar(Callback):
         )
         self.say(f"pace    {number}")
         if not is_last:
-            self._judge_pace(steps, minutes)
+            self._judge_pace(trainer, steps, minutes)
 
-    def _judge_pace(self, steps: int, minutes: float) -> None:
+    def _judge_pace(self, trainer: Trainer, steps: int, minutes: float) -> None:
         """Comment on the number of steps; for subclasses."""
 
     def _line(self, trainer: Trainer, step: int, validation: str) -> None:

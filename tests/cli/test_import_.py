@@ -82,6 +82,17 @@ def test_heads_of_a_mingpt_are_an_option(command: Command, nanogpt: Path, tmp_pa
     assert " parameters from minGPT, " in command.err
 
 
+def test_a_run_is_not_replaced_and_no_option_is_promised_for_it(command: Command, tmp_path: Path) -> None:
+    to_transformers(CharLM(tiny_gpt(tiny_config("cpu-1min")), TOKENIZER), tmp_path / "there")
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for overwrite in ([], ["--overwrite"]):
+        assert command("import", tmp_path / "there", "-o", run, *overwrite) == 1
+        assert "holds files that are no part of a saved model ('checkpoints')" in command.err
+        assert "so --overwrite replaces nothing. Choose another directory." in command.err
+    assert [entry.name for entry in run.iterdir()] == ["checkpoints"]
+
+
 def test_a_folder_of_transformers_is_read_and_a_model_replaced_only_if_asked_to(
     command: Command, tmp_path: Path
 ) -> None:
@@ -92,7 +103,7 @@ def test_a_folder_of_transformers_is_read_and_a_model_replaced_only_if_asked_to(
     assert " parameters from transformers, vocabulary 13, window 16" in command.err
     assert repr(charlm.load(tmp_path / "model", device="cpu").model) == repr(lm.model)
     assert command(*words) == 1
-    assert "is not empty. Replace the model there (--overwrite)" in command.err
+    assert "holds a saved model. Replace it (--overwrite), or choose another directory" in command.err
     assert command(*words, "--overwrite") == 0
     assert command("import", tmp_path / "there", "-o", tmp_path / "there", "--overwrite") == 2
     assert "-o DIR must be another directory than PATH" in command.err

@@ -202,6 +202,24 @@ def test_a_parent_whose_text_is_gone_trains_all_the_same(
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+def test_the_text_of_another_model_in_the_parent_s_place_is_not_scored(
+    command: Command, old: Path, new_text: Path, tmp_path: Path
+) -> None:
+    parent, run = tmp_path / "parent", tmp_path / "run"
+    shutil.copytree(old, parent)
+    assert command.train(new_text, "--from", parent, "--keep-last", "9", "-o", run) == 0
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    assert command("train", "--resume", "-o", run) == 0
+    assert "cannot be told" not in command.err
+    shutil.rmtree(parent)
+    assert command.train(new_text, "-o", parent) == 0
+    assert command("train", "--resume", "-o", copy) == 0
+    assert "cannot be told: the model there is another one now" in command.err
+    assert weights(copy) == weights(run)
+
+
 @pytest.mark.parametrize("place", ["", "checkpoints"])
 def test_a_run_is_not_replaced_by_its_child(command: Command, old: Path, new_text: Path, place: str) -> None:
     before = weights(old)

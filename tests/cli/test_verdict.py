@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness.tiny_training import TOKENIZER, quick_config, tiny_split
 
-from charlm import BigramLM, EvalResult, Trainer
+from charlm import GPT, BigramLM, EvalResult, Trainer
 from charlm.cli.verdict import few_steps, judged
 from charlm.training import TrainResult
 
@@ -87,7 +87,20 @@ def test_else_more_time_is_what_helps() -> None:
 
 @pytest.mark.parametrize(("steps", "words"), [(1, "about 1 step fit"), (40, "about 40 steps fit")])
 def test_few_steps_are_said_before(steps: int, words: str) -> None:
-    assert f"only {words} into 2 min" in few_steps(steps, 2.0)
+    assert f"only {words} into 2 min" in few_steps(steps, 2.0, BigramLM(3))
+
+
+def test_the_smallest_preset_is_not_advised_to_who_has_it() -> None:
+    small, large = (
+        GPT.from_config(name, vocab_size=TOKENIZER.vocab_size) for name in ("cpu-10s", "cpu-1min")
+    )
+    assert "--preset cpu-10s" in few_steps(9, 2.0, large)
+    assert few_steps(9, 2.0, small).endswith("Give it more minutes, or a machine that does nothing else")
+    ended = trainer(minutes=1.0)
+    few = result(3.0, steps=7, best_step=7)
+    assert (judged(ended, few, NGRAM) or "").endswith("--minutes, or a smaller model (--preset cpu-10s)")
+    ended.model = small
+    assert (judged(ended, few, NGRAM) or "").endswith("Give it more --minutes")
 
 
 def test_a_run_without_an_evaluation_is_not_judged() -> None:
