@@ -1,10 +1,9 @@
 """`Config`: the base of the settings classes.
 
-A config is a frozen dataclass with keyword-only fields. It checks itself when it is made and reports
-every bad field at once. A number may be of any type that says it is one, such as numpy's; what is kept is
-Python's own bool, int, float or str (`charlm.plain`). Nothing else is cast: 2.0 is no int.
-Bounds stand in the annotation (`Annotated[int, Range(1, 1000)]`), the meaning of a field in the
-docstring below it, which is also the command line's help. This module knows nothing of models,
+A config is a frozen dataclass with keyword-only fields. Its constructor checks all fields and reports every
+bad one. Numbers of other types, such as numpy's, become Python's own (`charlm.plain`). Nothing else is cast:
+2.0 is no int. The bounds of a field are in its annotation (`Annotated[int, Range(1, 1000)]`). Its meaning is
+in the docstring below it, which is also the help of the command line. This module knows nothing of models,
 training or torch.
 """
 
@@ -23,7 +22,7 @@ from charlm.plain import as_bool, as_float, as_int, as_text
 
 __all__ = ["Config", "Range"]
 
-_MOST_UNKNOWN = 4  # fields named in a message: a file can hold thousands
+_MOST_UNKNOWN = 4  # unknown fields named in a message, since a file can hold thousands
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ class Config:
     """
 
     _other_names: ClassVar[Mapping[str, str]] = {}
-    """What other libraries call a field of ours, for the did-you-mean."""
+    """Fields by the names that other libraries give them, for the hints of messages."""
 
     def __new__(cls, **fields: Any) -> Self:
-        """Check all that is given before the dataclass's own constructor sees it."""
+        """Check the fields before the dataclass's own constructor."""
         problems = _problems(cls, fields, whole=True)
         if problems:
             raise _config_error(cls, [*problems, *_missing(cls, fields)])
@@ -88,10 +87,10 @@ class Config:
 
     @classmethod
     def _conflicts(cls, right: Mapping[str, Any]) -> Iterator[str]:
-        """Yield a sentence for each pair of fields that do not go together. For subclasses.
+        """Yield a sentence for each pair of fields that exclude each other. Subclasses override it.
 
         Args:
-            right: the fields whose own values are right; others may be wrong or missing.
+            right: the fields with a valid value; others may be wrong or missing.
         """
         yield from ()
 
@@ -100,10 +99,10 @@ class Config:
         """Make a config from a mapping, for example one read from JSON or TOML.
 
         Args:
-            values: fields by name; a list stands for a tuple. What is left out has its default.
+            values: fields by name; a list stands for a tuple. Missing fields have their defaults.
 
         Raises:
-            ConfigError: lists unknown names (with the likely right one), missing fields and bad values.
+            ConfigError: lists unknown names (with the most similar known one), missing fields and bad values.
 
         Example:
             >>> from charlm import GPTConfig
@@ -121,9 +120,9 @@ class Config:
 
     @classmethod
     def check(cls, values: Mapping[str, object]) -> list[str]:
-        """Return a sentence for each unknown name, bad value and pair that does not go together.
+        """Return a sentence for each unknown name, bad value and pair of fields that exclude each other.
 
-        What is missing is not looked at.
+        Missing fields are not reported.
 
         Args:
             values: fields by name.
@@ -136,11 +135,11 @@ class Config:
         return _problems(cls, values, whole=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field, in order, as values that JSON has (tuples as lists)."""
+        """Return every field, in order, as values of JSON (tuples as lists)."""
         return {name: _plain(getattr(self, name)) for name in _hints(type(self))}
 
     def replace(self, **changes: object) -> Self:
-        """Return a copy with some fields changed, checked like a new one.
+        """Return a copy with some fields changed. It is checked like a new one.
 
         Args:
             changes: fields by name.
@@ -155,7 +154,7 @@ _known_hints: WeakKeyDictionary[type[Config], dict[str, Any]] = WeakKeyDictionar
 
 
 def _hints(cls: type[Config]) -> dict[str, Any]:
-    """Return the type of each field: not to be changed. typing takes a millisecond to find them, so once."""
+    """Return the type of each field, computed once, since it takes a millisecond. Do not change the dict."""
     if cls not in _known_hints:
         hints = get_type_hints(cls, include_extras=True)
         _known_hints[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
@@ -179,7 +178,7 @@ def _unknown_fields(cls: type[Config], values: Mapping[str, object]) -> Iterator
 
 
 def _problems(cls: type[Config], values: Mapping[str, object], *, whole: bool) -> list[str]:
-    """Return all that is wrong with fields; if they are to be the whole config, the defaults count, too."""
+    """Return all problems of some fields; with `whole`, the defaults are checked, too."""
     bad: list[str] = []
     right: dict[str, Any] = {}
     looked_at = {**_defaults(cls), **values} if whole else values
@@ -204,7 +203,7 @@ def _defaults(cls: type[Config]) -> dict[str, object]:
 
 
 def _checked(hint: Any, value: Any) -> tuple[Any, str | None]:
-    """Return the value as its field holds it, and None or what it must be."""
+    """Return the plain value of a field, and None or a description of a valid value."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kept, problem = _checked(args[0], value)

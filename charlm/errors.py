@@ -1,13 +1,13 @@
 """Every error that charlm raises on purpose.
 
-Each is a `CharLMError`, and where one fits also the builtin that people already catch::
+Each is a `CharLMError`, and also the builtin error that fits, so that existing handlers catch it::
 
     CharLMError
     ├── ConfigError (ValueError)                  a config has bad, missing or unknown fields
     ├── TextError (ValueError)                    text that cannot be used as it is
     │   ├── UnknownCharacterError                 characters outside the vocabulary
     │   └── InvalidTextError                      bytes that are not UTF-8, or lone surrogates
-    ├── DataError (ValueError)                    a corpus or split too short, ids that fit no vocabulary
+    ├── DataError (ValueError)                    a corpus or part too short, ids outside the vocabulary
     ├── InputError (ValueError)                   a tensor or option of a wrong type, shape, range or device
     ├── CorpusError (OSError)                     a corpus that cannot be found, read or downloaded
     ├── FileFormatError (ValueError)              a file whose content is refused
@@ -17,15 +17,15 @@ Each is a `CharLMError`, and where one fits also the builtin that people already
     │   └── CheckpointMismatchError (ValueError)  a whole checkpoint of another model, text or tokenizer
     ├── RunExistsError (FileExistsError)          the directory already holds a run
     ├── RunLockedError (OSError)                  another process or trainer trains in that directory
-    ├── BackendError (RuntimeError)               a device that is unknown, absent, or cannot do it
-    ├── PeerError (RuntimeError)                  another process of the same training failed, or is gone
+    ├── BackendError (RuntimeError)               a device that is unknown, absent, or lacks an ability
+    ├── PeerError (RuntimeError)                  another process of the same training failed or is gone
     ├── NotEnoughMemoryError (MemoryError)        refused before it is allocated: it cannot fit
     ├── NonFiniteError (ArithmeticError)          NaN or infinity where a finite number is needed
     └── TrainingInterrupted                       training stopped at the caller's request, after saving
 
-Messages say what must be, what was found and what to do. They carry no control characters from a
-file (`quoted` sees to that). Every error pickles and keeps its fields.
-The pattern is httpx's `_exceptions.py`.
+A message has three parts: what is required, what was given, and what to do. `quoted` keeps the control
+characters of a file out of messages. Every error can be pickled and keeps its fields.
+The pattern is that of httpx's `_exceptions.py`.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ __all__ = [
 
 
 def quoted(text: str, limit: int = 200) -> str:
-    r"""Return foreign text as it may stand in a message: quoted, printable, the beginning of it.
+    r"""Return the beginning of a foreign text, quoted and printable, for a message.
 
     Args:
         text: any text.
-        limit: the most characters of it.
+        limit: the most characters that are kept.
 
     Example:
         >>> print(quoted("\x1b[31mred"), quoted("a long text", limit=7))
@@ -77,7 +77,7 @@ def quoted(text: str, limit: int = 200) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as it may stand in a message, in one short line, with its type unless that is plain.
+    """Return a value for a message: one short line, with the type unless it is a plain one.
 
     Args:
         value: anything.
@@ -97,7 +97,7 @@ def shown(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that somebody who wrote `name` may have meant, or None.
+    """Return the known name that is most similar to `name`, or None if none is similar.
 
     Example:
         >>> nearest("cpu-1mn", ["cpu-10s", "cpu-1min"])
@@ -120,13 +120,13 @@ def _is_ours(module: object) -> bool:
 
 
 def renamed(owner: str, name: str, new_names: Mapping[str, str]) -> AttributeError:
-    """Return the error for a name that an owner lacks; a former name is answered with the present one."""
+    """Return the error for a name that an owner lacks. For a former name, the message has the present one."""
     now = f": it is called {new_names[name]} now" if name in new_names else ""
     return AttributeError(f"{owner} has no attribute {name!r}{now}", name=name)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return the hint behind an unknown name: the known one that was meant, else what `otherwise` says.
+    """Return the hint for an unknown name: the most similar known name, or else `otherwise`.
 
     Example:
         >>> did_you_mean("temprature", ["temperature"], "the options are temperature")
@@ -151,7 +151,7 @@ class CharLMError(Exception):
     """Base of every error that charlm raises on purpose. `str(error)` is the whole message.
 
     Attributes:
-        message: what must be, what was found, and what to do.
+        message: what is required, what was given, and what to do.
 
     Example:
         >>> from charlm import CharTokenizer
@@ -225,7 +225,7 @@ class InvalidTextError(TextError):
     """The text is no valid Unicode: bytes that are not UTF-8, or a lone surrogate.
 
     Attributes:
-        offset: where: in bytes for a file, in characters for a string.
+        offset: the place of the first fault: in bytes for a file, in characters for a string.
     """
 
     def __init__(self, message: str, *, offset: int = 0) -> None:
@@ -234,7 +234,7 @@ class InvalidTextError(TextError):
 
 
 class DataError(CharLMError, ValueError):
-    """A corpus or a part of it is too short, or its ids fit no vocabulary."""
+    """A corpus or a part of it is too short, or has ids outside the vocabulary."""
 
 
 class InputError(CharLMError, ValueError):
@@ -246,10 +246,10 @@ class CorpusError(CharLMError, OSError):
 
 
 class FileFormatError(CharLMError, ValueError):
-    """A file was read, and its content is refused.
+    """The content of a file is refused.
 
     Attributes:
-        path: the file, or a name for where the bytes came from.
+        path: the file, or a name for the source of the bytes.
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
@@ -274,7 +274,7 @@ class CheckpointCorruptError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """A whole checkpoint that belongs to another model, text or tokenizer than the one given."""
+    """A whole checkpoint belongs to another model, text or tokenizer than the one given."""
 
 
 class RunExistsError(CharLMError, FileExistsError):
@@ -282,18 +282,18 @@ class RunExistsError(CharLMError, FileExistsError):
 
 
 class RunLockedError(CharLMError, OSError):
-    """Another process or trainer trains in that directory, or has gone on with the run since it was read."""
+    """Another process or trainer trains in that directory, or has continued the run since it was read."""
 
 
 class BackendError(CharLMError, RuntimeError):
-    """A device is unknown or absent, or cannot do what was asked of it."""
+    """A device is unknown or absent, or lacks an ability."""
 
 
 class PeerError(CharLMError, RuntimeError):
-    """Another process of the same training has failed, or is gone, so that this one cannot go on.
+    """Another process of the same training has failed or is gone, so this one cannot continue.
 
     Attributes:
-        rank: which process has said that it failed; None: one is gone, or does not answer.
+        rank: the process that reported a failure, or None if a process is gone or does not answer.
     """
 
     def __init__(self, message: str, *, rank: int | None = None) -> None:
@@ -305,9 +305,9 @@ class NotEnoughMemoryError(CharLMError, MemoryError):
     """A model or a batch cannot fit into the memory. Nothing of it was allocated.
 
     Attributes:
-        needed_bytes: the estimate of what it takes.
-        available_bytes: what there is.
-        batch_size: the largest one that would fit, or None where no batch does or none is concerned.
+        needed_bytes: the estimated need.
+        available_bytes: the memory that is free.
+        batch_size: the largest that would fit, or None if none does or no batch is concerned.
     """
 
     def __init__(
@@ -351,11 +351,11 @@ class NonFiniteError(CharLMError, ArithmeticError):
 
 
 class TrainingInterrupted(CharLMError):  # noqa: N818 - it ends a training without being a failure of it
-    """Training stopped because someone asked it to. What was to be saved is saved.
+    """Training stopped because it was asked to. Its state is saved if the run saves anything.
 
     Attributes:
-        step: how many steps are done.
-        checkpoint: where the state lies, or None if the run saves nothing.
+        step: the number of steps that are done.
+        checkpoint: the folder of the saved state, or None if the run saves nothing.
     """
 
     def __init__(self, message: str, *, step: int = 0, checkpoint: str | None = None) -> None:

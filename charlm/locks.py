@@ -1,7 +1,7 @@
-"""`ForkLock`: a lock that a forked process finds open, and `GENERATORS`, the one of torch's own generators.
+"""`ForkLock`: a lock that is open in a forked process; `GENERATORS`: the lock of torch's own generators.
 
-The child of `os.fork` has none of its parent's other threads, so a lock that one of them held would stay shut
-in it for ever.
+The child of `os.fork` has none of its parent's other threads. A lock that one of them held would stay closed
+in the child for ever.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["GENERATORS", "ForkLock"]
 class ForkLock:
     """A lock that is made anew in each forked process.
 
-    It is reentrant, since a signal handler may need what its own thread holds just then. The block is entered
-    with the lock of C itself: it is given back wherever an interrupt comes, and a child that is forked inside
-    the block leaves it as its parent does.
+    It is reentrant, because a signal handler may need the lock that its own thread holds. `with` takes the
+    lock of C itself, so an interrupt at any place releases it, and a child that is forked inside the block
+    leaves the block as its parent does.
 
     Attributes:
         lock: the lock of this process, for `with`.
@@ -40,4 +40,4 @@ class ForkLock:
 
 
 GENERATORS = ForkLock()
-"""Held while torch's global generators, which belong to the caller, are in other hands for a moment."""
+"""Held while charlm uses torch's global generators, which belong to the caller."""

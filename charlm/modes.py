@@ -1,4 +1,4 @@
-"""Ways to hold a model for a while: asked without dropout, or built without its random numbers."""
+"""Two contexts for models: evaluation without dropout, and construction without random numbers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["evaluation_mode", "without_draws"]
 
 
 class _HasModules(Protocol):
-    """A module, as far as it is looked at here."""
+    """The part of a module that is needed here."""
 
     def modules(self) -> Iterator[nn.Module]: ...
 
 
 _evaluating: WeakKeyDictionary[object, tuple[set[object], list[nn.Module]]] = WeakKeyDictionary()
-"""Of each model that is being evaluated: who does, and the modules that were training before."""
+"""For each model that is being evaluated: its users, and the modules that were in training mode before."""
 _lock = ForkLock()
 
 
 @contextmanager
 def evaluation_mode(model: _HasModules) -> Iterator[None]:
-    """Switch dropout off inside the block; each submodule then gets back the flag that it had.
+    """Switch dropout off inside the block, and restore the flag of each submodule after it.
 
-    The flags belong to the model, so of several threads that use it at once the last one out restores them.
-    An interrupt at any place leaves none of them switched off.
+    If several threads use the model at once, the last one to leave restores the flags. They are restored
+    after an interrupt at any place, too.
     """
     me = object()
     try:
@@ -58,10 +58,10 @@ _DRAWING = {"normal_", "uniform_", "kaiming_uniform_"}  # of torch.nn.init, and 
 
 
 class without_draws(TorchFunctionMode):  # noqa: N801 - used like a function, as torch.no_grad is
-    """Leaves parameters as they were allocated where a constructor would fill them with random numbers.
+    """Leaves parameters uninitialized where a constructor would fill them with random numbers.
 
-    That is most of the time which a model takes to build; on the meta device, torch would import a second's
-    worth of modules for it. The idea is torch.nn.utils.skip_init's.
+    Filling takes most of the time of building a model; on the meta device, torch would spend a second on
+    imports for it. The idea is that of torch.nn.utils.skip_init.
     """
 
     @override
@@ -72,7 +72,7 @@ class without_draws(TorchFunctionMode):  # noqa: N801 - used like a function, as
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch, unless it is one of the three."""
+        """Call a function of torch, unless it is one of `_DRAWING`."""
         named = kwargs or {}
         filled = args[0] if args else named.get("tensor")  # torch.nn.init passes it by name
         if func.__name__ in _DRAWING and isinstance(filled, nn.Parameter):

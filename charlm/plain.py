@@ -1,9 +1,9 @@
-"""What counts as a number, a yes or no, or a text; and the plain Python value that is kept of it.
+"""Conversion of arguments to a plain bool, int, float, str or Path of Python.
 
-Callers bring numbers from numpy, from fractions, from an Enum. A number is what `numbers.Integral` or
-`numbers.Real` says, a text is a `str` or of a subclass. What is kept is exactly a bool, int, float or str, so
-that it can be written as JSON, hashed and shown like any other. 2.0 is no int, True is no number. This module
-imports neither numpy nor torch.
+Callers pass numbers of numpy, fractions, or members of an Enum. A value is a number if it is a
+`numbers.Integral` or `numbers.Real`, and a text if it is a `str` or of a subclass. The plain value can be
+written as JSON, hashed and shown like any other. 2.0 is no int, and True is no number. This module imports
+neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from charlm.errors import InputError, shown
 
 __all__ = ["as_bool", "as_float", "as_int", "as_path", "as_text", "blocks_in_epoch", "int_from", "share_of"]
 
-_ROUNDING = 2**-51  # what a float between 0 and 1, one minus it, and their product with a number may be off
+_ROUNDING = 2**-51  # largest error of a float between 0 and 1, of one minus it, and of their products
 
 
 def as_bool(value: object) -> bool | None:
-    """Return a bool, or one of numpy's, as Python's; None for anything else.
+    """Return a bool of Python or numpy as Python's bool; None for anything else.
 
     Example:
         >>> as_bool(True), as_bool(1)
@@ -29,7 +29,7 @@ def as_bool(value: object) -> bool | None:
     """
     if isinstance(value, bool):
         return value
-    kind = type(value)  # numpy's is no subclass of Python's, and is told by its name, without an import
+    kind = type(value)  # numpy's bool is no subclass of Python's; its name identifies it without an import
     return bool(value) if kind.__module__ == "numpy" and kind.__name__ in {"bool", "bool_"} else None
 
 
@@ -46,7 +46,7 @@ def as_int(value: object) -> int | None:
 def as_float(value: object) -> float | None:
     """Return a real number of any type as Python's float, or None for anything else.
 
-    What is too large for a float is infinite.
+    A number that is too large for a float becomes infinite.
 
     Example:
         >>> from fractions import Fraction
@@ -64,8 +64,8 @@ def as_float(value: object) -> float | None:
 def as_text(value: object) -> str | None:
     """Return a text as Python's str; None for anything else.
 
-    A subclass of str is taken as Python's own functions take it. The text that it holds is kept, and not the
-    object, of which `str()` may give something else: of an Enum, its name.
+    The text that an object of a subclass holds is returned. `str()` may return something else: for an Enum,
+    the name of the member.
 
     Example:
         >>> from enum import Enum
@@ -78,17 +78,17 @@ def as_text(value: object) -> str | None:
 
 
 def as_path(value: str | PathLike[str]) -> Path:
-    """Return a path; of a text of a subclass, that of the text, where `Path` takes an Enum's name."""
+    """Return a path. A member of an Enum of texts stands for its text, where `Path` would take its name."""
     return Path(value if isinstance(value, PathLike) else as_text(value) or value)
 
 
 def int_from(least: int, value: object, name: str) -> int:
-    """Return an integer that has a lower bound as Python's int.
+    """Return an integer as Python's int, checked against a lower bound.
 
     Args:
         least: the bound.
-        value: what was given.
-        name: what the argument is called.
+        value: the argument.
+        name: the argument's name, for the message.
 
     Raises:
         InputError: it is no integer, or below the bound.
@@ -106,13 +106,13 @@ def int_from(least: int, value: object, name: str) -> int:
 
 
 def share_of(count: int, share: float) -> int:
-    """Return how many of some things a share of them is, rounded down.
+    """Return a share of a count, rounded down.
 
-    A float is only near the decimal or the fraction that is meant. So a product that lies below a whole
-    number by no more than that is this number.
+    A float is only close to the decimal or fraction that is meant. A product that is below a whole number by
+    no more than this error counts as that number.
 
     Args:
-        count: how many there are.
+        count: the number of things.
         share: from 0 to 1.
 
     Example:
@@ -127,5 +127,5 @@ def share_of(count: int, share: float) -> int:
 
 
 def blocks_in_epoch(n_ids: int, block_size: int) -> int:
-    """Return how many blocks an epoch of a text has: less than one at each end is left out."""
+    """Return the number of blocks in an epoch of a text, without an incomplete one at each end."""
     return max(1, n_ids // block_size - 1)

@@ -1,10 +1,9 @@
-"""Where random numbers come from: every one of them has an address.
+"""Random numbers: each one has an address.
 
-Nothing in charlm walks along one hidden stream of random numbers. Each use asks for a seed by its
-address, `(seed, stream, step, ...)`, so that skipping, repeating or reordering one use never changes
-another: that is what makes a resumed run equal to one that never stopped.
-The idea is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3" (SC 2011), here with a hash from the standard library in place of Philox.
+No stream of random numbers is shared. Each use derives a seed from its address, `(seed, stream, step, ...)`,
+so skipping, repeating or reordering one use never changes another. Therefore a resumed run is equal to one
+that never stopped. The idea is the counter-based generator of Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3" (SC 2011), here with a hash of the standard library in place of Philox.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["derive_seed", "uniforms"]
 
 
 def derive_seed(seed: int, *address: str | int) -> int:
-    """Return the seed of one address, a number in [0, 2**63).
+    """Return the seed for one address, a number in [0, 2**63).
 
     Args:
         seed: the user's seed, any integer.
@@ -46,11 +45,11 @@ def uniforms(seed: int, rows: Sequence[int], positions: int | Sequence[int]) -> 
     Args:
         seed: the seed of the whole generation.
         rows: the address of each row, (B,).
-        positions: absolute position of the character to be drawn, one for all rows or (B,).
+        positions: absolute position of the token to be drawn, one for all rows or (B,).
 
     Returns:
-        (B,) float64 with 53 random bits each. A row's number depends on `seed`, its own entry in `rows`
-        its position alone, never on how many other rows are drawn beside it.
+        (B,) float64 with 53 random bits each. A row's number depends only on `seed`, its entry in `rows` and
+        its position, not on the number of rows.
     """
     start = _hash_of(seed, "sample")
     numbers = np.empty(len(rows), dtype=np.float64)

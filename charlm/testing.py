@@ -1,6 +1,6 @@
-"""For tests of code that uses charlm: a corpus made on the spot, a backend that records, a backend check.
+"""For tests of code that uses charlm: a generated corpus, a backend that records its calls, a backend check.
 
-`check_backend` is what a plug-in's own test suite calls; charlm's suite calls it on the backends here.
+The test suite of a plug-in calls `check_backend`; charlm's own suite calls it for each backend.
 """
 
 from __future__ import annotations
@@ -25,33 +25,19 @@ __all__ = ["RecordingBackend", "check_backend", "tiny_corpus"]
 
 _WORDS = (
     *("the", "a", "my", "your", "king", "queen", "sword", "crown", "shall", "must", "will", "love", "hate"),
-    *(
-        "seek",
-        "find",
-        "and",
-        "or",
-        "but",
-        "not",
-        "jump",
-        "fox",
-        "lazy",
-        "dog",
-        "vow",
-        "quick",
-        "once",
-        "upon",
-    ),
+    *("seek", "find", "and", "or", "but", "not", "jump", "fox", "lazy", "dog", "vow", "quick"),
+    *("once", "upon"),
 )
 
 
 def tiny_corpus(characters: int = 4_000, *, seed: int = 1337) -> str:
-    r"""Return a text of that many characters, always the same for one seed: lines of a few English words.
+    r"""Return a text of lines of a few English words, always the same for one seed.
 
-    It has structure that a small model learns within seconds, and belongs to nobody.
+    A small model learns its structure within seconds. It is free of copyright.
 
     Args:
-        characters: N, how long it is.
-        seed: another seed, another text.
+        characters: N, the length.
+        seed: of the random choice of words.
 
     Example:
         >>> len(tiny_corpus(100)), tiny_corpus(100) == tiny_corpus(100)
@@ -68,10 +54,10 @@ def tiny_corpus(characters: int = 4_000, *, seed: int = 1337) -> str:
 
 
 class RecordingBackend(CPUBackend):
-    """The CPU, writing down what it is asked: to see how charlm uses a device, without one.
+    """The CPU backend, which also records the calls of its methods.
 
     Attributes:
-        calls: names of the methods called, in order; "seeded 5" and "seeded end" for a block of it.
+        calls: names of the methods called, in order; "seeded 5" and "seeded end" for a block of `seeded`.
 
     Example:
         >>> backend = RecordingBackend()
@@ -126,13 +112,13 @@ class RecordingBackend(CPUBackend):
 
 
 def check_backend(backend: DeviceBackend) -> None:
-    """Check that a backend keeps the promises that training relies on, by using it.
+    """Check by use that a backend has the properties that training relies on.
 
     Args:
         backend: available on this machine.
 
     Raises:
-        BackendError: lists every promise that it breaks.
+        BackendError: lists every property that is missing.
 
     Example:
         >>> check_backend(CPUBackend())

@@ -1,13 +1,14 @@
-# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH106, PTH108, PTH208 - system calls by their own names, to be counted and failed
-"""Writing: a file or a directory appears whole and durable, or not at all.
+# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH106, PTH108, PTH208 - system calls by their own names, to be
+# counted and failed
+"""Atomic, durable writing of files and directories.
 
 New bytes go to a temporary name beside the target, are fsynced, and are renamed into place; then the
-parent directory is fsynced. Whatever fails, the `OSError` goes up, the temporary is removed and what stood
-there before still stands. An fsync that failed is never repeated: the kernel may have dropped the pages.
-What is replaced keeps its mode: nobody else can read the new bytes who could not read the old. What a killed
-process has left is deleted by the next write beside it, a day later.
-Knows nothing of checkpoints or models. Every system call is reached as `os.name`, so that tests can fail or
-kill each one. The method is SQLite's ("Atomic Commit In SQLite", https://sqlite.org/atomiccommit.html).
+parent directory is fsynced. If a step fails, its `OSError` is raised, the temporary file is removed, and the
+old content stays. An fsync that failed is never repeated, because the kernel may have dropped the pages.
+A file that replaces another gets its mode, so nobody gains the right to read it. A write deletes what killed
+processes left beside its target a day ago or earlier.
+Every system call is reached as `os.name`, so that tests can make each one fail or kill the process there. The
+method is that of SQLite ("Atomic Commit In SQLite", https://sqlite.org/atomiccommit.html).
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ _TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}")
 _LARGE = 1 << 20  # bytes of a piece that is worth a thread
 _DAY = 24 * 60 * 60.0  # seconds; no write takes so long, and the clocks of two machines differ by less
 
-# What some network file systems answer to the fsync of a directory; PostgreSQL's fd.c passes over it, too.
+# Errors of some network file systems for the fsync of a directory; PostgreSQL's fd.c ignores them, too.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What was written to one file: its size in bytes and its sha256 in hexadecimal."""
+    """The size of a written file in bytes and its sha256 in hexadecimal."""
 
     size: int
     sha256: str
@@ -79,14 +80,14 @@ def write_file(path: str | Path, data: Content) -> FileDigest:
 
     Args:
         path: the file, in a directory that exists. A symbolic link is replaced, not followed.
-        data: its bytes; an iterable is consumed while writing, and may raise to call the whole write off.
+        data: its bytes; an iterable is consumed while writing, and may raise to cancel the write.
 
     Returns:
         Its size and sha256.
 
     Raises:
-        OSError: the file could not be written; the error names it. Up to the rename the old content stands;
-            if only the parent's fsync failed, the new one stands but may not survive a loss of power.
+        OSError: the file could not be written; the error names it. The old content stays, unless only the
+            fsync of the parent failed: then the new content is there, but may not survive a loss of power.
 
     Example:
         >>> path = Path(getfixture("tmp_path")) / "notes.txt"
@@ -104,20 +105,20 @@ def write_file(path: str | Path, data: Content) -> FileDigest:
             os.replace(temporary, target)
         sync_directory(target.parent)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a write or fsync does not say of what
+        if error.errno is not None and error.filename is None:  # after a write or fsync
             error.filename = str(target)
         raise
     return digest
 
 
 def check_writable(target: str | Path, *, directory: bool = False) -> None:
-    """Find out, before long work, whether its result can be written: a file is made there and removed again.
+    """Check before long work that its result can be written, by making a file there and removing it.
 
-    Rights alone do not say it: root has them all, also where nothing can be written.
+    Permissions are not enough: root has all of them, also where nothing can be written.
 
     Args:
-        target: what `write_file` is going to write.
-        directory: it is a directory with files in it, which `make_directory` makes where it is missing.
+        target: the path for `write_file`.
+        directory: the target is a directory of files; `make_directory` makes it if it is missing.
 
     Raises:
         OSError: it cannot be written.
@@ -143,21 +144,22 @@ def write_directory(
     seal: Callable[[Mapping[str, FileDigest]], tuple[str, bytes]] | None = None,
     temporary: str | None = None,
 ) -> dict[str, FileDigest]:
-    """Write a whole directory of files that appears at once.
+    """Write a directory of files atomically.
 
     Args:
-        target: the directory; its parent exists, it does not.
+        target: the directory. Its parent must exist, and it must not.
         files: content by plain file name, written in this order.
-        seal: makes the name and content of the last file from the digests of all others: the commit record.
-        temporary: ends the temporary directory's name, `.tmp-<pid>-<temporary>`; None: a random number.
+        seal: returns the name and content of the last file, the commit record, from the digests of all
+            others.
+        temporary: the end of the temporary directory's name, `.tmp-<pid>-<temporary>`; None: a random number.
 
     Returns:
         The digest of every file by name, the seal's included.
 
     Raises:
-        FileExistsError: something stands at `target`.
-        OSError: the directory could not be written. If only the parent's fsync failed, it stands whole but
-            may not survive a loss of power; after any other failure nothing is left.
+        FileExistsError: `target` exists.
+        OSError: the directory could not be written, and nothing is left of it, unless only the fsync of the
+            parent failed: then it is there, but may not survive a loss of power.
     """
     target = as_path(target)
     if os.path.lexists(target):
@@ -173,29 +175,29 @@ def write_directory(
 def replace_directory(
     target: str | Path, files: Mapping[str, Content], *, owned: Collection[str]
 ) -> dict[str, FileDigest]:
-    """Write a whole directory in place of one that may stand there.
+    """Write a directory of files in place of an old one, if there is one.
 
-    The old directory is renamed to `.old-<name>`, the new one renamed in, the old one deleted. A crash
-    between the renames leaves the old one under that second name: `standing_directory` finds it there, and
-    the next `replace_directory` puts it back first.
+    The old directory is renamed to `.old-<name>`, the new one is renamed into place, and the old one is
+    deleted. A crash between the renames leaves the old one under its second name: `standing_directory` finds
+    it there, and the next `replace_directory` restores it first.
 
     Args:
         target: the directory; its parent exists.
         files: content by plain file name, written in this order.
-        owned: the only file names that may be deleted from the old directory.
+        owned: names of files that may be deleted from the old directory.
 
     Returns:
         The digest of every file by name.
 
     Raises:
-        FileExistsError: the old directory holds other files, or is none.
-        OSError: the directory could not be written, the old one stands; or the old one could not be deleted
-            or the parent not be synced, and the new one stands.
+        FileExistsError: `target` is no directory, or holds other files.
+        OSError: the directory could not be written, and the old one is there; or the old one could not be
+            deleted or the parent not be synced, and the new one is there.
     """
     target = as_path(target)
     _remove_abandoned(target.parent, owned)
     old = _second_name(target)
-    if os.path.lexists(old):  # an earlier call was cut short: before its second rename, or while it deleted
+    if os.path.lexists(old):  # an earlier call ended before its second rename, or while it deleted
         if os.path.lexists(target):
             sync_directory(target.parent)
             _delete_owned(old, owned)
@@ -219,21 +221,21 @@ def replace_directory(
 
 
 def standing_directory(target: str | Path) -> Path:
-    """Return where a directory that `replace_directory` writes is to be read from.
+    """Return the present path of a directory that `replace_directory` writes.
 
     Returns:
-        `target`, or its second name if a crash left the directory there and nothing at `target`.
+        `target`, or its second name if a crash left the directory only there.
     """
     target = as_path(target)
-    # In this order: between the two renames of a replacement that goes on, the target is missing.
+    # In this order: the target is missing between the two renames of another process.
     return target if os.path.lexists(target) or not os.path.lexists(old := _second_name(target)) else old
 
 
 def make_directory(path: str | Path) -> None:
-    """Make a directory and the missing ones above it, each durable in its parent; one that exists is left.
+    """Make a directory and its missing parents, each durable. An existing directory is left as it is.
 
     Raises:
-        OSError: it could not be made, or something other than a directory stands there.
+        OSError: it could not be made, or is something other than a directory.
     """
     path = as_path(path)
     if path.is_dir():  # perhaps made by a process that was killed before it was durable
@@ -250,13 +252,13 @@ def make_directory(path: str | Path) -> None:
 
 
 def remove_directory(path: str | Path, trash: str | Path) -> None:
-    """Delete a directory so that it is gone at once: rename it to `trash`, then delete that.
+    """Delete a directory: rename it to `trash`, so that it is gone at once, then delete that.
 
-    Symbolic links inside are deleted, never followed.
+    Symbolic links inside are deleted, not followed.
 
     Args:
         path: the directory. A symbolic link to one is refused.
-        trash: a free name beside it. The same as `path` finishes a deletion that was cut short.
+        trash: a free name beside it, or `path` to finish a deletion that was interrupted.
 
     Raises:
         OSError: it could not be renamed or deleted.
@@ -270,7 +272,7 @@ def remove_directory(path: str | Path, trash: str | Path) -> None:
 
 
 def is_left_behind(name: str) -> bool:
-    """Return whether a file or directory of this name is what a killed write has left.
+    """Return whether this is the name of a temporary file or directory, which a killed write leaves.
 
     Example:
         >>> is_left_behind(".tmp-4711-5f3a9c1e")
@@ -290,9 +292,9 @@ def remove_file(path: str | Path) -> None:
 
 
 def remove_left_behind(directory: str | Path) -> None:
-    """Delete the files that killed writes left in a directory, however young, if their processes are dead.
+    """Delete temporary files of any age from a directory if their processes are dead.
 
-    It is for a directory in which one machine writes at a time.
+    Only one machine at a time may write to the directory.
     """
     for name in os.listdir(directory):
         if is_left_behind(name) and not _lives(int(name.split("-")[1])):
@@ -313,7 +315,7 @@ def _lives(pid: int) -> bool:
 
 
 def rename_file(path: str | Path, name: str) -> None:
-    """Give a file another name in its directory, in place of what has that name.
+    """Rename a file in its directory; a file of the new name is replaced.
 
     Raises:
         OSError: it could not be renamed, or the new name may not survive a loss of power.
@@ -324,10 +326,10 @@ def rename_file(path: str | Path, name: str) -> None:
 
 
 def write_all(descriptor: int, piece: Piece) -> int:
-    """Write all bytes of one piece, however many calls it takes, and return how many they were.
+    """Write all bytes of one piece, in as many calls as it takes, and return their number.
 
     Raises:
-        OSError: a part, or nothing, was written.
+        OSError: not all bytes were written.
     """
     rest = memoryview(piece).cast("B")
     size = len(rest)
@@ -340,12 +342,12 @@ def write_all(descriptor: int, piece: Piece) -> int:
 
 
 def sync_directory(path: Path) -> None:
-    """Fsync a directory, so that a name made, changed or removed in it survives a loss of power.
+    """Fsync a directory, so that changes of the names in it survive a loss of power.
 
-    Does nothing where directories cannot be synced: on Windows, and on some network file systems.
+    It does nothing where directories cannot be synced: on Windows, and on some network file systems.
 
     Raises:
-        OSError: the sync failed; whether the names are durable is unknown.
+        OSError: the sync failed; the changes may or may not be durable.
     """
     if _DIRECTORY is None:
         return
@@ -368,9 +370,9 @@ def _second_name(target: Path) -> Path:
 
 
 def _remove_abandoned(directory: Path, owned: Collection[str] = ()) -> None:
-    """Delete what killed writes left a day ago or longer, as far as it can be deleted.
+    """Delete temporary files and directories that are a day old or older, as far as possible.
 
-    A write that goes on is younger, on whichever machine. A directory that holds other files stays.
+    Those of running writes are younger. A directory that holds other files stays.
     """
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -388,7 +390,7 @@ def _remove_abandoned(directory: Path, owned: Collection[str] = ()) -> None:
 
 
 def _mode_of(path: Path | None) -> int | None:
-    """Return the mode of a file or directory that is to be replaced; None: the umask decides."""
+    """Return the mode of a file or directory that will be replaced; None: the umask applies."""
     try:
         mode = 0 if path is None or not _HAS_MODES else os.lstat(path).st_mode
     except FileNotFoundError:
@@ -397,12 +399,12 @@ def _mode_of(path: Path | None) -> int | None:
 
 
 def _write_new(path: Path, content: Content, like: Path | None = None) -> FileDigest:
-    """Create, write, fsync and close one file; it is removed again if any of these fails.
+    """Create, write, fsync and close one file; remove it if a step fails.
 
     Args:
         path: the file.
         content: its bytes.
-        like: what it is to replace, if that is there; it gets the same mode.
+        like: the path that it will replace; if this exists, the file gets its mode.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY
     mode = _mode_of(like)
@@ -426,7 +428,7 @@ def _write_new(path: Path, content: Content, like: Path | None = None) -> FileDi
 
 @contextlib.contextmanager
 def _beside(work: Callable[[Piece], None], piece: Piece) -> Iterator[None]:
-    """Work on a piece while the block does something else with it: in a thread, if the piece is large."""
+    """Call `work` with a piece beside the block, in a thread if the piece is large."""
     if memoryview(piece).nbytes < _LARGE:
         work(piece)
         yield
@@ -450,7 +452,7 @@ def _fill_new(
     seal: Callable[[Mapping[str, FileDigest]], tuple[str, bytes]] | None = None,
     like: Path | None = None,
 ) -> dict[str, FileDigest]:
-    """Create a directory and its files, all fsynced; it is removed again if anything fails."""
+    """Create a directory and its files, all fsynced; remove it if a step fails."""
     mode = _mode_of(like)
     os.mkdir(directory, 0o777 if mode is None else mode | stat.S_IRWXU)
     with _removed_on_error(directory):
@@ -477,7 +479,7 @@ def _refuse_foreign(directory: Path, owned: Collection[str]) -> None:
 
 
 def _delete_owned(directory: Path, owned: Collection[str]) -> None:
-    """Delete a directory of owned files; one that gets others meanwhile is kept, with them, by the rmdir."""
+    """Delete a directory of owned files. If other files appear meanwhile, rmdir fails and they stay."""
     _refuse_foreign(directory, owned)
     for name in sorted(set(os.listdir(directory)) & set(owned)):
         os.unlink(directory / name)
@@ -486,11 +488,11 @@ def _delete_owned(directory: Path, owned: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def _removed_on_error(path: Path) -> Iterator[None]:
-    """Remove a temporary file or flat directory if the block fails, by names alone: open may have failed."""
+    """Remove a temporary file or flat directory by name if the block fails."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # the error that is on its way up says more
+        with contextlib.suppress(OSError):  # the first error says more
             if path.is_dir():
                 for name in os.listdir(path):
                     os.unlink(path / name)

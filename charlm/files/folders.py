@@ -1,4 +1,4 @@
-"""`cache_folder`: where this machine keeps what can be made or downloaded again."""
+"""`cache_folder`: the folder of this machine for files that can be made or downloaded again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["cache_folder"]
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be downloaded again.
+    """Return the folder for files that can be made or downloaded again.
 
-    It is `$CHARLM_CACHE_DIR`; else `$XDG_CACHE_HOME/charlm` where that is an absolute path; else what the
-    operating system's conventions name.
+    It is `$CHARLM_CACHE_DIR`; else `$XDG_CACHE_HOME/charlm` if that is an absolute path; else the usual
+    folder of the operating system.
 
     Raises:
-        CorpusError: the user has no home directory, and none of the variables is set.
+        CorpusError: the user has no home directory, and no variable is set.
     """
     if chosen := os.environ.get("CHARLM_CACHE_DIR"):
         return Path(chosen)

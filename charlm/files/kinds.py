@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes: what may lie there in place of a text, of JSON or of weights.
+"""The kind of a file by its first bytes, for files that are no text, JSON or weights.
 
-Each answer is what stands behind "got", with the way out: "a pointer of Git LFS; fetch the file itself with
-git lfs pull". Readers put it into their refusals. Knows nothing of how such files are read.
+Each answer completes "got …" in a reader's message, with advice: "a pointer of Git LFS; fetch the file itself
+with git lfs pull".
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ __all__ = ["GZIP", "encoding_of", "kind_of", "other_than_data"]
 
 GZIP = rb"\x1f\x8b\x08[\0-\x1f]"  # no UTF-8 text begins like this, and no likely one in UTF-16
 
-_SAMPLE = 4096  # bytes that are looked at
+_SAMPLE = 4096  # bytes that are examined
 _UNPACK = "; unpack it, and give the files in it"
 _PICKLE = "a pickle, which could run code; save its tensors with safetensors.torch.save_file"
 _PICKLED = rb"\x80[\x02-\x05]"
-# Some of these may be valid UTF-8, and none is a text: a text about such files may begin with their first
-# letters, so each pattern has what no text has there. The first that fits counts.
+# A text about such files may begin with their first letters, so each pattern has bytes that no text has
+# there. The first match counts.
 _KINDS = {
     rb"version https://git-lfs\.github\.com/spec/v\d+\r?\n(ext-[^\n]*\n)*oid sha256:": (
         "a pointer of Git LFS; fetch the file itself with git lfs pull"
@@ -43,9 +43,9 @@ _KINDS = {
     rb"SQLite format 3\0": "an SQLite database; export its text",
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a.{0,6}\0": "a picture; give the text itself",
 }
-# Byte order marks, of which the shorter ones begin the longer ones.
+# Byte order marks, longer ones before their beginnings.
 _MARKED = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-# How wide a character is, where in it its high byte stands, and what decodes it without importing a codec.
+# The width of a character, the place of its high byte, and a decoder that imports no codec.
 _UNMARKED = {
     "UTF-32LE": (4, 3, codecs.utf_32_le_decode),
     "UTF-32BE": (4, 0, codecs.utf_32_be_decode),
@@ -59,11 +59,11 @@ _NO_SCRIPT = bytes([0, *range(32, 256)])
 
 
 def kind_of(data: bytes | bytearray, *, wide: bool = False) -> str | None:
-    r"""Return what a file is that can be no text, or None.
+    r"""Return the kind of a file that can be no text, or None.
 
     Args:
         data: its first bytes, or all of them.
-        wide: it is said to be UTF-16 or UTF-32, where the two bytes that a pickle begins with are a letter.
+        wide: the file is declared as UTF-16 or UTF-32, where the first two bytes of a pickle are a letter.
 
     Example:
         >>> kind_of(b"%PDF-1.7\n"), kind_of(b"It was a bright cold day"), kind_of(b"")
@@ -78,10 +78,10 @@ def kind_of(data: bytes | bytearray, *, wide: bool = False) -> str | None:
 def encoding_of(data: bytes | bytearray) -> str | None:
     r"""Return the encoding of a text in UTF-16 or UTF-32, with a byte order mark or without, or None.
 
-    Without a mark it is told by the high bytes of its characters, most of which are NULs or, beside some
-    NULs, the one or two control characters of a script, and by what they are decoded to, which has none. So
-    UTF-8 may hold control characters, and NULs unless nearly every second byte of it is one. (Chinese and
-    others have larger high bytes, and are no UTF-8 then.)
+    Without a mark, two properties identify it. Most high bytes of the characters are NULs or, beside some
+    NULs, one or two control characters, those of a script; and the decoded text has no control characters.
+    So UTF-8 may hold control characters, and also NULs unless nearly every second byte is one. (Chinese and
+    other scripts have larger high bytes, and are not valid as UTF-8.)
 
     Args:
         data: the first bytes of a file, or all of them.
@@ -118,7 +118,7 @@ def _share(part: bytes, among: bytes) -> float:
 
 
 def other_than_data(data: bytes | bytearray) -> str | None:
-    """Return what a file is that is neither JSON nor safetensors, or None.
+    """Return the kind of a file that is neither JSON nor safetensors, or None.
 
     Args:
         data: its first bytes, or all of them.

@@ -1,9 +1,9 @@
-"""The one log of a run: lines are appended to it, and a resume cuts it back.
+"""The log of a run: lines are appended, and a resume removes those after its checkpoint.
 
-A line is whole once its newline is written, and readers ignore a torn last line. A failed write leaves no
-torn line anywhere else; after a crash `keep_lines` comes before the next `Appender`, which is what a resume
-does. After a failed fsync the kernel may drop what was written and say of the next fsync that all is well, so
-the lines since the last good one are written anew. Knows nothing of what the lines say.
+A line is whole once its newline is written, and readers ignore an incomplete last line. A failed write leaves
+no incomplete line elsewhere. After a crash, a resume calls `keep_lines` before it makes an `Appender`. After
+a failed fsync, the kernel may drop the written bytes and still report success for the next fsync, so the
+lines since the last successful one are written again.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _OPTIONAL_FLAGS: int = (
 )
 
 
-_MOST_UNSYNCED = 1 << 20  # bytes of lines that are held to be written anew
+_MOST_UNSYNCED = 1 << 20  # bytes of lines that are kept until they are synced
 
 
 class Appender:
-    """The end of a log file, to which whole lines are appended.
+    """Appends whole lines to a log file.
 
-    After a failed `append` the next one first cuts the torn line off, so a torn line can only be the last;
-    after a failed `flush` the next call writes the lines anew that it was to make durable.
-    One appender per file; lines survive a loss of power once the `flush` that follows them has returned.
+    After a failed `append`, the next call first removes the incomplete line, so only the last line can be
+    incomplete. After a failed `flush`, the next call writes the lines again that were not durable. A file may
+    have one appender. A line survives a loss of power once a `flush` after it has returned.
 
     Args:
-        path: the log; made if missing. A symbolic link is refused.
+        path: the log, which is made if it is missing. A symbolic link is refused.
 
     Raises:
         OSError: from every method; the appender stays usable.
@@ -72,7 +72,7 @@ class Appender:
             self.flush()
 
     def flush(self) -> None:
-        """Fsync what was appended."""
+        """Fsync the appended lines."""
         self._mend()
         self._is_lost = True
         os.fsync(self._open_descriptor)
@@ -93,10 +93,10 @@ class Appender:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPTIONAL_FLAGS, 0o666)
 
     def _mend(self) -> None:
-        """Put the end of the file right after a call that failed."""
+        """Repair the end of the file after a call that failed."""
         if self._is_lost:
             descriptor, self._descriptor = self._open_descriptor, self._opened()
-            with contextlib.suppress(OSError):  # it may tell of the failed fsync once more
+            with contextlib.suppress(OSError):  # it may report the failed fsync again
                 os.close(descriptor)
             os.ftruncate(self._descriptor, self._synced_size)
             write_all(self._descriptor, self._unsynced)
@@ -126,17 +126,17 @@ def keep_lines(
     max_bytes: int = MAX_LOG,
     max_line: int = MAX_LINE,
 ) -> None:
-    """Rewrite a log with the lines that are to be kept; a torn last line always goes, as does a longer one.
+    """Rewrite a log with some of its lines; an incomplete last line and lines that are too long are removed.
 
     Args:
         path: the log.
-        keep: says of each whole line, without its newline, whether it stays.
+        keep: called with each whole line, without its newline; returns whether to keep it.
         max_bytes: largest log that is read.
-        max_line: most bytes of a line that may stay.
+        max_line: largest line that is kept, in bytes.
 
     Raises:
         FileFormatError: the log is no regular file or larger than `max_bytes`.
-        OSError: it could not be read or rewritten; then it is as before.
+        OSError: it could not be read or rewritten. It is unchanged.
     """
     lines = read_lines(path, max_bytes=max_bytes, max_line=max_line)
     kept = [line + b"\n" for line in lines if line is not None and keep(line)]

@@ -1,10 +1,9 @@
-"""Reading: a regular file, once, into memory of a size that was checked before it was taken.
+"""Reading of regular files into memory, with the size checked before memory is taken.
 
-Symbolic links, directories, devices and pipes are refused without waiting on them; a file is never
-memory-mapped (a mapping that gets shorter kills the process) and never opened twice. The files of one
-directory are read together, though another may take its place meanwhile. What is larger than memory is read
-at offsets (`OpenFile`). Knows nothing of what the bytes mean: `strict_json` and `safetensors` parse what this
-module returns.
+Symbolic links, directories, devices and pipes are refused without waiting for them. A file is never
+memory-mapped (access to a mapping of a shortened file kills the process) and never opened twice. Files of one
+directory can be read together, even if another directory may replace it meanwhile. Files larger than memory
+are read at offsets (`OpenFile`). `strict_json` and `safetensors` parse the bytes.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ __all__ = ["OpenFile", "read_file", "read_lines", "read_together", "refusal"]
 _FLAGS: int = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 )
-# Windows cannot open a directory; and only Linux can without the right to list it.
+# Windows cannot open a directory, and only Linux can open one without the right to list it.
 _DIRECTORY: int | None = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY if os.name == "posix" else None
 _PIECE = 1 << 20
 _AT_ONCE = 1 << 30  # bytes: macOS refuses to read 2 GiB in one call
-_BEGINNING = 4096  # what a file of a wrong size is told by
+_BEGINNING = 4096  # bytes that identify the kind of a file with a wrong size
 
 T = TypeVar("T")
 
 
 def refusal(path: str | Path, reason: str) -> FileFormatError:
-    """Return the error that says what a file must be and what was found, naming the file."""
+    """Return the error for a file, with its name and the reason."""
     return FileFormatError(f"{quoted(str(path))} {reason}", path=str(path))
 
 
@@ -56,13 +55,13 @@ def read_file(
     Args:
         path: the file. A symbolic link as its last part is refused, not followed.
         max_bytes: largest size that is read.
-        exact_size: the only size that is read; None: any up to `max_bytes`.
-        inside: the open directory that holds the file, from `read_together`; None: the one that `path` names.
-        larger_if_stored: read more than `max_bytes`, too, if the disk holds as much for the file: only what
-            has holes, which nobody wrote, or was compressed by the file system is refused.
+        exact_size: the required size, or None for any up to `max_bytes`.
+        inside: the open directory of the file, from `read_together`; None: that of `path`.
+        larger_if_stored: read more than `max_bytes`, too, if the file takes as much on the disk. So only
+            files with holes, or compressed by the file system, are refused.
 
     Returns:
-        Its bytes, in a buffer that belongs to the caller.
+        Its bytes, in a new buffer.
 
     Raises:
         FileFormatError: no regular file, a wrong size, or a size that changed while reading.
@@ -79,7 +78,7 @@ def read_file(
             data, end = bytearray(size), 0
         except MemoryError as error:
             raise refusal(path, f"must fit into memory, got {size} bytes.") from error
-        # One byte more than is left is asked for, so that a file that grows is noticed.
+        # One more byte than is left is requested, to notice a file that grows.
         while piece := os.read(descriptor, min(_PIECE, size - end + 1)):
             start, end = end, end + len(piece)
             if end > size:
@@ -91,15 +90,15 @@ def read_file(
 
 
 def read_lines(path: str | Path, *, max_bytes: int, max_line: int) -> Iterator[bytes | None]:
-    """Yield the lines of a log as they are read, without their newlines and without a torn last one.
+    """Yield the lines of a log while it is read, without newlines and without an incomplete last line.
 
     Args:
-        path: the log. What another process adds to it meanwhile is left out.
+        path: the log. Lines that another process adds meanwhile are ignored.
         max_bytes: largest size that is read.
-        max_line: most bytes of a line; None is yielded in the place of one that has more.
+        max_line: largest line in bytes; None is yielded in place of a longer one.
 
     Raises:
-        FileFormatError: no regular file, too large a one, or one that is cut while it is read.
+        FileFormatError: no regular file, too large, or shortened while it is read.
         OSError: it is missing or cannot be read.
     """
     with _opened(path, max_bytes) as (descriptor, size):
@@ -117,15 +116,15 @@ def read_lines(path: str | Path, *, max_bytes: int, max_line: int) -> Iterator[b
 
 
 def read_together(find: Callable[[], Path], read: Callable[[Path, int | None], T]) -> T:
-    """Read files of one directory, none of them from another that takes its place meanwhile.
+    """Read several files of one directory, none of them from a directory that replaces it meanwhile.
 
     Args:
-        find: says where the directory stands now.
-        read: reads the files by `read_file(directory / name, inside=descriptor)`. It is called again with
-            the new directory, whatever came of the call, if another stands there when it returns.
+        find: returns the present path of the directory.
+        read: reads the files by `read_file(directory / name, inside=descriptor)`. If the directory was
+            replaced meanwhile, the result or error is dropped and `read` is called with the new one.
 
     Returns:
-        What `read` returned.
+        The result of `read`.
 
     Raises:
         OSError: there is no such directory, or what `read` raised.
@@ -148,7 +147,7 @@ def read_together(find: Callable[[], Path], read: Callable[[Path, int | None], T
                 result = read(directory, descriptor)
             except (CharLMError, OSError) as error:
                 failure = error
-            with contextlib.suppress(FileNotFoundError):  # it is being replaced this moment
+            with contextlib.suppress(FileNotFoundError):  # it is being replaced
                 is_same = find() == directory and os.path.samestat(directory.stat(), status)
         if is_same and failure is not None:
             raise failure
@@ -157,11 +156,11 @@ def read_together(find: Callable[[], Path], read: Callable[[Path, int | None], T
 
 
 class OpenFile:
-    """A regular file of a known size that stays open, to be read at any place by any number of threads.
+    """A regular file of a known size that stays open. Any number of threads may read it at any offset.
 
     Args:
         path: the file. A symbolic link as its last part is refused, not followed.
-        size: the only size that it may have.
+        size: the required size.
 
     Raises:
         FileFormatError: no regular file, or another size.
@@ -187,12 +186,12 @@ class OpenFile:
 
     @property
     def stamp(self) -> str:
-        """What changes when anybody writes to the file, or puts another in its place."""
+        """A text that changes if the file is written or replaced."""
         status = os.fstat(self._descriptor)
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
     def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
-        """Fill a buffer with what stands at an offset in bytes.
+        """Fill a buffer with the bytes at an offset.
 
         Raises:
             FileFormatError: the file has become shorter.
@@ -231,7 +230,7 @@ def _opened(
     inside: int | None = None,
     larger_if_stored: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """Open a regular file of the right size, yield its descriptor and its size, and close it."""
+    """Open a regular file and check its size; yield its descriptor and size, then close it."""
     descriptor, size = _open(path, max_bytes, exact_size, inside, larger_if_stored)
     try:
         yield descriptor, size
@@ -242,7 +241,7 @@ def _opened(
 def _open(
     path: str | Path, max_bytes: int, exact_size: int | None, inside: int | None, larger_if_stored: bool
 ) -> tuple[int, int]:
-    """Open a regular file of the right size, and return its descriptor and its size."""
+    """Open a regular file and check its size; return its descriptor and size."""
     try:
         descriptor = os.open(path if inside is None else Path(path).name, _FLAGS, dir_fd=inside)
     except OSError as error:
@@ -251,19 +250,19 @@ def _open(
         # A socket, the second on macOS; or a device without a driver.
         if error.errno in {errno.ENXIO, errno.EOPNOTSUPP}:
             raise refusal(path, "must be a regular file, got another kind.") from error
-        error.filename = str(path)  # not the last part of it alone
+        error.filename = str(path)  # not only its last part
         raise
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise refusal(path, "must be a regular file, got another kind.")
         size = status.st_size
-        if larger_if_stored:  # Windows does not tell it
+        if larger_if_stored:  # Windows has no st_blocks
             max_bytes = max(max_bytes, status.st_blocks * 512 if hasattr(status, "st_blocks") else size)
         if size > max_bytes or (exact_size is not None and size != exact_size):
-            wanted = f"at most {max_bytes}" if exact_size in {None, size} else exact_size
+            limit = f"at most {max_bytes}" if exact_size in {None, size} else exact_size
             kind = other_than_data(os.read(descriptor, _BEGINNING))
-            raise refusal(path, f"must have {wanted} bytes, got {size}{f' of {kind}' if kind else ''}.")
+            raise refusal(path, f"must have {limit} bytes, got {size}{f' of {kind}' if kind else ''}.")
     except BaseException:
         os.close(descriptor)
         raise

@@ -1,10 +1,10 @@
-"""The safetensors format: named tensors in one file, with nothing in it that could be executed.
+"""The safetensors format: named tensors in one file, without code.
 
-A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes, little-endian
-and row-major. The reader accepts less than the official library and nothing that it refuses: ten dtypes,
-bounded sizes, every byte of the buffer covered exactly once. The writer gives the official library's bytes
-(with the metadata's keys sorted, which it leaves in random order). Knows nothing of models, and works in
-memory only. The format: https://github.com/huggingface/safetensors.
+A file is an 8-byte little-endian length, a JSON header of that length, and the bytes of the tensors,
+little-endian and row-major. The reader is stricter than the official library: ten dtypes, bounded sizes, and
+every byte of the buffer belongs to exactly one tensor. The writer's bytes are those of the official library
+(with the metadata sorted by key, where the library's order is random). All of it works in memory. The format:
+https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor; its bytes are `data[start:end]` of the whole file."""
+    """The header's entry for one tensor; its bytes are `data[start:end]` of the whole file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -79,7 +79,7 @@ def dumps(
         write the pieces before the tensor changes. Tensors that share memory are written once each.
 
     Raises:
-        InputError: a tensor, a name or the number of them that the reader would refuse.
+        InputError: the reader would refuse a tensor, a name or the number of tensors.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _CODES or tensor.layout is not torch.strided or tensor.is_meta:
@@ -115,7 +115,7 @@ def parse_header(data: bytes | bytearray, *, path: str) -> Header:
         path: its name, for messages.
 
     Raises:
-        FileFormatError: anything is out of order.
+        FileFormatError: the header is not valid.
 
     Example:
         >>> pieces = dumps({"weight": torch.zeros(2, 3)})
@@ -137,9 +137,8 @@ def loads(data: bytearray, *, path: str) -> tuple[dict[str, Tensor], dict[str, s
     """Return the tensors and the metadata of a safetensors file.
 
     Args:
-        data: the whole file. The tensors live in it, each in its own part: it is theirs from now on. They
-            keep it alive, and it cannot be resized while one of them lives. (Tensors that a foreign writer
-            has not aligned are copied.)
+        data: the whole file. The tensors are views of it, so do not write to it. It cannot be resized while
+            one of them exists. (Tensors that another writer did not align are copied.)
         path: its name, for messages.
 
     Returns:
@@ -147,7 +146,7 @@ def loads(data: bytearray, *, path: str) -> tuple[dict[str, Tensor], dict[str, s
         and the metadata.
 
     Raises:
-        FileFormatError: anything is out of order.
+        FileFormatError: the file is not valid.
 
     Example:
         >>> data = bytearray(b"".join(dumps({"w": torch.ones(2)}, {"step": "3"})))
@@ -181,7 +180,7 @@ def _tensor_at(view: memoryview, info: TensorInfo) -> Tensor:
 
 
 def _parse(text: bytes | bytearray, size: int, path: str) -> Header:
-    """Check the header's text against the size of the buffer that follows it."""
+    """Check the header's text against the size of the buffer after it."""
     entries = strict_json.loads(text, path=path, max_bytes=_MAX_HEADER)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -193,8 +192,8 @@ def _parse(text: bytes | bytearray, size: int, path: str) -> Header:
     end = len(text) + 8
     for name, info in ordered.items():
         if info.start != end:
-            offset, wanted = info.start - len(text) - 8, end - len(text) - 8
-            raise refusal(path, f"must begin tensor {quoted(name, 80)} at byte {wanted}, got {offset}.")
+            offset, expected = info.start - len(text) - 8, end - len(text) - 8
+            raise refusal(path, f"must begin tensor {quoted(name, 80)} at byte {expected}, got {offset}.")
         end = info.end
     covered = end - len(text) - 8
     if covered != size:

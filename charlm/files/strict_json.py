@@ -1,11 +1,10 @@
-"""JSON, read with limits and written so that these limits hold.
+"""JSON with limits, which the writer keeps, too.
 
-`json.loads` accepts more than JSON and takes what memory a file asks for. Here a file is UTF-8 without a
-byte order mark, its size, nesting and number of values are bounded before it is parsed, and what could be
-understood in two ways is refused: duplicate keys, NaN and Infinity, integers beyond 19 digits, lone
-surrogates.
-Knows nothing of what the values mean; `take` checks one field at a time (`True` is not an integer).
-The grammar is RFC 8259; the ambiguities are those of RFC 7493 (I-JSON).
+`json.loads` accepts more than JSON, and a file decides how much memory it takes. Here a file must be UTF-8
+without a byte order mark, and its size, nesting and number of values are bounded before it is parsed. Content
+with two meanings is refused: duplicate keys, NaN and Infinity, integers of more than 19 digits, lone
+surrogates. `take` checks the type of one field (`True` is not an integer). The grammar is that of RFC 8259;
+the ambiguities are those of RFC 7493 (I-JSON).
 """
 
 from __future__ import annotations
@@ -101,20 +100,19 @@ def take(values: Mapping[str, object], name: str, kind: type[T], *, path: str) -
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        wanted, got = _NAMES[kind], _described(value)
-        raise refusal(path, f"must hold {wanted} in {quoted(name, 80)}, got {got}.")
+        raise refusal(path, f"must hold {_NAMES[kind]} in {quoted(name, 80)}, got {_described(value)}.")
     return value
 
 
 def check_version(values: Mapping[str, object], name: str, newest: int, *, path: str) -> None:
-    """Check the fields `format` and `version`, with which each of our files begins.
+    """Check the fields `format` and `version` at the beginning of each of our files.
 
-    A version is read by every charlm that is as new as it or newer (docs/reliability.md has the rule).
+    A charlm reads files of its own version and of all older ones (docs/reliability.md has the rule).
 
     Args:
         values: the object.
-        name: what `format` must be.
-        newest: the newest version that is read; every older one is, too.
+        name: the required `format`.
+        newest: the newest version that is read; all older ones are read, too.
         path: the file's name, for messages.
 
     Raises:
@@ -127,9 +125,9 @@ def check_version(values: Mapping[str, object], name: str, newest: int, *, path:
         charlm.errors.FileFormatError: 'config.json' has version 2 of charlm.model; this charlm reads up to \
 1. Update charlm.
     """
-    found = take(values, "format", str, path=path)
-    if found != name:
-        raise refusal(path, f"must hold {name!r} in 'format', got {quoted(found, 40)}.")
+    given = take(values, "format", str, path=path)
+    if given != name:
+        raise refusal(path, f"must hold {name!r} in 'format', got {quoted(given, 40)}.")
     version = take(values, "version", int, path=path)
     if version > newest:
         raise refusal(
@@ -143,8 +141,8 @@ def dumps(value: Mapping[str, object]) -> bytes:
     """Return a JSON object as the content of a file: UTF-8, two spaces of indent, a newline at the end.
 
     Raises:
-        TypeError: a value has no place in strict JSON: another type, a key that is no string, NaN or an
-            infinity, an integer beyond 19 digits, a lone surrogate, nesting beyond 32.
+        TypeError: a value is not possible in strict JSON: another type, a key that is no string, NaN or an
+            infinity, an integer of more than 19 digits, a lone surrogate, nesting deeper than 32.
     """
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n"
 
@@ -152,7 +150,7 @@ def dumps(value: Mapping[str, object]) -> bytes:
 def dumps_line(value: Mapping[str, object]) -> bytes:
     r"""Return a JSON object as one line of a log, its newline included.
 
-    What Python's `str.splitlines` and other readers take for the end of a line is escaped in strings.
+    Characters in strings that `str.splitlines` and other readers take for the end of a line are escaped.
 
     Raises:
         TypeError: as `dumps`.
@@ -168,17 +166,17 @@ def dumps_line(value: Mapping[str, object]) -> bytes:
 
 
 def _check_structure(data: bytes | bytearray, max_marks: int, path: str) -> None:
-    """Bound nesting and the number of values while no value exists yet.
+    """Check the nesting and the number of values before any value is made.
 
-    With the escapes gone, quotation marks only begin and end strings, so every second piece between them lies
-    outside of strings. Bytes that are not JSON may be split wrongly, but only after the parser's first error.
+    Without escapes, quotation marks only begin and end strings, so every second piece between them is outside
+    of strings. Bytes that are not JSON may be split wrongly, but only after the parser's first error.
     """
     bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     marks, outside = bare.count(b'"'), b""
     if marks <= max_marks:
         outside = b"".join(bare.split(b'"')[::2])
         marks += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
-        marks = max(marks, outside.count(b"]") + outside.count(b"}"))  # what is JSON has no more of these
+        marks = max(marks, outside.count(b"]") + outside.count(b"}"))  # valid JSON has no more of these
     if marks > max_marks:
         raise refusal(path, f"must have at most {max_marks} brackets, commas and quotation marks, got more.")
     depth = 0

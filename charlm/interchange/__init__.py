@@ -1,7 +1,7 @@
-"""Files of other libraries: transformers' both ways, nanoGPT's and minGPT's in, ONNX out.
+"""Files of other libraries: import and export for transformers, import from nanoGPT and minGPT, ONNX export.
 
-None of these libraries is needed for their files; ONNX takes the packages onnx and onnxscript. Nothing that
-is read is executed.
+These libraries need not be installed; the export to ONNX needs the packages onnx and onnxscript. No code in
+an imported file is executed.
 """
 
 from charlm.interchange.nanogpt import from_mingpt, from_nanogpt

@@ -1,7 +1,7 @@
-"""Which class of transformers computes what a GPT computes, and its names for settings and parts.
+"""The classes of transformers that compute the same as a GPT, and their names for settings and parts.
 
-One table for both directions, without transformers itself. Where a class has a part that a GPT lacks, the
-part does nothing: a bias of zeros, a gain of ones.
+One table serves both directions. transformers itself is not needed. A part that a class has and a GPT lacks
+is set so that it does nothing: a bias of zeros, a gain of ones.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _OTHER_NAMES = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_python"
 _BASE = 10_000.0  # of rotary positions
 _ATTENTION, _MLP = ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj")
 MAY_BE_BIASED = ("ln_1", *_ATTENTION, "ln_2", *_MLP, "transformer.ln_f")
-"""Parts that may have a bias here; not the head, whose bias goes elsewhere."""
+"""Parts that may have a bias in a GPT, without the head, whose bias becomes part of the last norm."""
 _SETTINGS = {"effective_mlp_width": "mlp_width", "effective_attention_dropout": "attention_dropout"}
-_NEEDED = ("rms_norm_eps", "use_parallel_residual")  # what they take where it is missing differs from ours
+_NEEDED = ("rms_norm_eps", "use_parallel_residual")  # fields whose default there differs from ours
 
 
 @dataclass(frozen=True)
 class Family:
-    """A class of transformers, and which of our settings it stands for."""
+    """A class of transformers, and the settings of a GPT that it computes."""
 
     architecture: str
     model_type: str
@@ -36,28 +36,28 @@ class Family:
     norm: str
     qk_norm: bool
     gated: bool
-    """Whether its feed-forward network is that of swiglu; else it has any other activation."""
+    """Whether its feed-forward network is swiglu's; otherwise, any other activation is possible."""
     sizes: Mapping[str, str]
-    """Our settings, by their names there."""
+    """Our settings, by their names in the class."""
     fixed: Mapping[str, object]
-    """Settings of which one value alone computes what we do."""
+    """Settings of the class that a GPT does not have, with the one value that computes the same."""
     blocks: str
-    """Where its blocks are."""
+    """The prefix of its blocks."""
     parts: Mapping[str, tuple[str, ...]]
-    """Modules there, by our names; several where it keeps the rows of one of ours apart."""
+    """Modules of the class, by our names; several where the class splits the rows of one of ours."""
     qk_gains: tuple[str, ...] = ()
-    """Norms of queries and keys, which have gains there."""
+    """Norms of queries and keys, which have gains in the class."""
     biased: tuple[str, ...] = ()
-    """Parts that always have a bias there."""
+    """Parts that always have a bias in the class."""
     may_be_biased: Mapping[str, tuple[str, ...]] | None = None
-    """Parts that have one if the setting of this name says so."""
+    """Parts that have a bias if the setting of this name is true."""
     transposed: bool = False
-    """Whether the matrices of its blocks are kept the other way round."""
+    """Whether the matrices of its blocks are transposed."""
     interleaved: bool = False
-    """Whether queries, keys and values take turns, head by head."""
+    """Whether the rows of queries, keys and values alternate, head by head."""
 
     def places(self, n_layer: int) -> Iterator[tuple[str, str, list[str]]]:
-        """Yield the name of each module here, of the part that it is, and of its modules there."""
+        """Yield the name of each module of a GPT, of its part, and of its modules in the class."""
         for part, theirs in self.parts.items():
             if part.startswith(("transformer.", "lm_head")):
                 yield part, part, list(theirs)
@@ -201,10 +201,10 @@ _FAMILIES = (_GPT2, _LLAMA, _ARCEE, _QWEN3, _APERTUS, _NEOX)
 
 
 def family_of(config: GPTConfig) -> Family:
-    """Return the class that computes what a GPT of these settings does.
+    """Return the class that computes the same as a GPT of these settings.
 
     Raises:
-        InputError: none does; names the fields that are in the way.
+        InputError: there is none; the message names the fields that prevent it.
     """
     layernorm, gated = config.norm == "layernorm", config.activation == "swiglu"
     problems = []
@@ -224,14 +224,14 @@ def family_of(config: GPTConfig) -> Family:
         problems += ["head_bias must be False where norm is 'rmsnorm', got True"]
     if problems:
         raise InputError(f"no class of transformers computes what this GPT does: {'; '.join(problems)}")
-    wanted = (config.position, config.norm, config.qk_norm, gated)
-    return next(f for f in _FAMILIES if (f.position, f.norm, f.qk_norm, f.gated) == wanted)
+    kind = (config.position, config.norm, config.qk_norm, gated)
+    return next(f for f in _FAMILIES if (f.position, f.norm, f.qk_norm, f.gated) == kind)
 
 
 def foreign_config(config: GPTConfig, family: Family) -> dict[str, object]:
-    """Return the settings with which the class computes what a GPT of these does.
+    """Return the settings with which the class computes the same as a GPT.
 
-    The special ids are none: those that a class has if nothing is said exceed a vocabulary of characters.
+    The special ids are None, because the defaults of a class exceed a vocabulary of characters.
     """
     values: dict[str, object] = {"architectures": [family.architecture], "model_type": family.model_type}
     values |= {theirs: getattr(config, ours) for theirs, ours in family.sizes.items()}
@@ -240,7 +240,7 @@ def foreign_config(config: GPTConfig, family: Family) -> dict[str, object]:
     for setting, parts in (family.may_be_biased or {}).items():
         values[setting] = config.bias or (config.qkv_bias and "attn.c_attn" in parts)
     values["tie_word_embeddings"] = config.tie_weights
-    if family.position == "rotary":  # the first for version 5 of transformers, the others for version 4
+    if family.position == "rotary":  # rope_parameters for version 5 of transformers, the others for 4
         share: dict[str, object] = {"partial_rotary_factor": 1.0} if family is _NEOX else {}
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": _BASE, **share}
         values |= {"rope_theta": _BASE, "rope_scaling": None}
@@ -250,31 +250,31 @@ def foreign_config(config: GPTConfig, family: Family) -> dict[str, object]:
 
 
 def known_family(values: Mapping[str, Any], path: str) -> Family:
-    """Return the class that a config.json of transformers is for.
+    """Return the class of a config.json of transformers.
 
     Raises:
-        FileFormatError: a GPT does not compute what that class does.
+        FileFormatError: no GPT computes the same as that class.
     """
     kind = values.get("model_type")
     for family in _FAMILIES:
         if family.model_type == kind:
             return family
-    known = ", ".join(family.model_type for family in _FAMILIES)
-    raise refusal(path, f"must hold one of {known} in 'model_type', got {shown(kind)}.")
+    types = ", ".join(family.model_type for family in _FAMILIES)
+    raise refusal(path, f"must hold one of {types} in 'model_type', got {shown(kind)}.")
 
 
 def own_config(values: Mapping[str, Any], family: Family, path: str) -> GPTConfig:
-    """Return what a config.json of transformers says of a GPT, as if it had no biases.
+    """Return the settings of a GPT from a config.json of transformers, without biases.
 
     Raises:
-        FileFormatError: a GPT computes something else, or a field is wrong.
+        FileFormatError: no GPT computes the same, or a field is wrong.
     """
     field = _activation_field(family)
     activation = values.get(field)
-    known = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | _OTHER_NAMES
-    known = {"silu": "swiglu", "swish": "swiglu"} if family.gated else known
-    if not isinstance(activation, str) or activation not in known:
-        raise refusal(path, f"must hold one of {', '.join(known)} in '{field}', got {shown(activation)}.")
+    ours_of = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | _OTHER_NAMES
+    ours_of = {"silu": "swiglu", "swish": "swiglu"} if family.gated else ours_of
+    if not isinstance(activation, str) or activation not in ours_of:
+        raise refusal(path, f"must hold one of {', '.join(ours_of)} in '{field}', got {shown(activation)}.")
     fields: dict[str, object] = {
         "position": family.position,
         "norm": family.norm,
@@ -283,9 +283,9 @@ def own_config(values: Mapping[str, Any], family: Family, path: str) -> GPTConfi
         "bias": False,
         "qkv_bias": False,
         "head_bias": False,
-        "activation": known[activation],
+        "activation": ours_of[activation],
     }
-    for theirs, ours in reversed([*family.sizes.items()]):  # of several that stand for one, the first counts
+    for theirs, ours in reversed([*family.sizes.items()]):  # the first of several for one setting counts
         fields[_SETTINGS.get(ours, ours)] = values.get(theirs)
     fields["dropout"] = fields["dropout"] or 0.0
     fields.pop("head_size", None)
@@ -294,10 +294,10 @@ def own_config(values: Mapping[str, Any], family: Family, path: str) -> GPTConfi
     except ConfigError as error:
         raise refusal(path, f"holds no settings of a GPT: {error}.") from error
     sizes = {theirs: getattr(config, ours) for theirs, ours in family.sizes.items() if "drop" not in ours}
-    for name, wanted in {**sizes, **family.fixed}.items():
-        found = values.get(name)
-        if found != wanted and (found is not None or name in _NEEDED):
-            raise refusal(path, f"must hold {shown(wanted)} in '{name}' to be a GPT, got {shown(found)}.")
+    for name, expected in {**sizes, **family.fixed}.items():
+        value = values.get(name)
+        if value != expected and (value is not None or name in _NEEDED):
+            raise refusal(path, f"must hold {shown(expected)} in '{name}' to be a GPT, got {shown(value)}.")
     if family.position == "rotary":
         _check_rotation(values, family, path)
     return config
@@ -308,21 +308,21 @@ def _activation_field(family: Family) -> str:
 
 
 def _check_rotation(values: Mapping[str, Any], family: Family, path: str) -> None:
-    """Refuse other rotary positions than ours; versions 4 and 5 of transformers write them differently."""
-    said = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    rope: Mapping[str, Any] = said if isinstance(said, dict) else {"rope_type": said}
-    unsaid = None if family is _APERTUS else _BASE
-    theta = values.get("rope_theta", values.get("rotary_emb_base", unsaid))
-    found = {
+    """Refuse rotary positions that differ from ours, in the fields of transformers 4 or 5."""
+    field = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    rope: Mapping[str, Any] = field if isinstance(field, dict) else {"rope_type": field}
+    default = None if family is _APERTUS else _BASE
+    theta = values.get("rope_theta", values.get("rotary_emb_base", default))
+    given = {
         "rope_type": rope.get("rope_type", rope.get("type", "default")),
         "rope_theta": rope.get("rope_theta", theta),
         "partial_rotary_factor": rope.get(
             "partial_rotary_factor", values.get("rotary_pct", None if family is _NEOX else 1.0)
         ),
     }
-    wanted = {"rope_type": "default", "rope_theta": _BASE, "partial_rotary_factor": 1.0}
-    for name, value in wanted.items():
-        if found[name] != value:
+    ours = {"rope_type": "default", "rope_theta": _BASE, "partial_rotary_factor": 1.0}
+    for name, value in ours.items():
+        if given[name] != value:
             raise refusal(
-                path, f"must hold {shown(value)} in '{name}' to be a GPT, got {shown(found[name])}."
+                path, f"must hold {shown(value)} in '{name}' to be a GPT, got {shown(given[name])}."
             )

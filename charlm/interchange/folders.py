@@ -1,4 +1,4 @@
-"""What the formats share: the GPT that goes out, a folder written whole, a GPT made of tensors."""
+"""Functions that the formats share: the GPT to export, a folder written atomically, a GPT from tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from charlm.errors import (
-    CheckpointWriteError,
-    FileFormatError,
-    InputError,
-    RunExistsError,
-    quoted,
-    shown,
-)
+from charlm.errors import CheckpointWriteError, FileFormatError, InputError, RunExistsError, quoted, shown
 from charlm.files import safetensors, strict_json
 from charlm.files.atomic import Content, make_directory, replace_directory
 from charlm.files.reading import refusal
@@ -29,27 +22,27 @@ __all__ = ["built", "check_free", "exported", "write_folder"]
 
 
 def exported(lm: CharLM) -> GPT:
-    """Return the GPT of a model and its tokenizer.
+    """Return the GPT of a CharLM.
 
     Raises:
-        InputError: it is another model.
+        InputError: its model is no GPT.
     """
     if not isinstance(lm, CharLM):
         raise InputError(f"lm must be a CharLM, as charlm.load returns, got {shown(lm)}")
     if type(lm.model) is GPT:
         return lm.model
-    way = ""
+    advice = ""
     if isinstance(lm.model, MixtureLM):
-        way = ". Of a mixture, give the GPT: load(run, mixture=False), or CharLM(lm.model.members[0], ...)"
-    raise InputError(f"only a GPT can be exported, got a {type(lm.model).__name__}{way}")
+        advice = ". Export the GPT of the mixture: load(run, mixture=False)"
+    raise InputError(f"only a GPT can be exported, got a {type(lm.model).__name__}{advice}")
 
 
 def check_free(directory: str | Path, *, known_by: str, overwrite: bool) -> None:
-    """Refuse a directory that is not to be written to, before the work whose result goes there.
+    """Refuse a directory that must not be written to, before the work whose result goes there.
 
     Args:
         directory: missing or empty.
-        known_by: the name of a file that only an export of this kind has.
+        known_by: the name of a file that every export of this kind has.
         overwrite: the directory may also hold such an export.
 
     Raises:
@@ -65,11 +58,11 @@ def check_free(directory: str | Path, *, known_by: str, overwrite: bool) -> None
 
 
 def write_folder(directory: str | Path, files: Mapping[str, Content]) -> None:
-    """Write a folder of files at once, in place of one that holds no others.
+    """Write a folder of files atomically. It may replace one that holds only files of these names.
 
     Raises:
-        RunExistsError: it holds others.
-        CheckpointWriteError: it could not be written. What was there before is intact.
+        RunExistsError: the old folder holds other files.
+        CheckpointWriteError: it could not be written. The old folder is intact.
     """
     target, name = as_path(directory).absolute(), quoted(str(directory))
     try:
@@ -82,12 +75,12 @@ def write_folder(directory: str | Path, files: Mapping[str, Content]) -> None:
 
 
 def built(tensors: Mapping[str, Tensor], config: GPTConfig, path: str) -> GPT:
-    """Return a GPT of these tensors, checked as those of a saved model are.
+    """Return a GPT with these tensors, checked like those of a saved model.
 
     Args:
-        tensors: by the names that a GPT has for them.
+        tensors: by their names in a GPT.
         config: its settings.
-        path: the file that they come from, for messages.
+        path: the file with the tensors, for messages.
 
     Raises:
         FileFormatError: a tensor is missing, unexpected, or of another shape or type.
@@ -95,7 +88,7 @@ def built(tensors: Mapping[str, Tensor], config: GPTConfig, path: str) -> GPT:
     try:
         pieces = safetensors.dumps(tensors)
     except InputError as error:
-        raise refusal(path, f"holds what is no weight: {error}") from error
+        raise refusal(path, f"holds a tensor that is no weight: {error}") from error
     values = {"format": FORMAT, "version": VERSION, "kind": GPT.kind, "config": config.to_dict()}
     files = {
         CONFIG_FILE: bytearray(strict_json.dumps(values)),
@@ -104,6 +97,6 @@ def built(tensors: Mapping[str, Tensor], config: GPTConfig, path: str) -> GPT:
     folder = Path(path).parent
     try:
         return build_model(files, folder, GPT).eval()
-    except FileFormatError as error:  # which names the file that ours would be
-        said = str(error).replace(quoted(str(folder / WEIGHTS_FILE)), quoted(path))
-        raise FileFormatError(said, path=path) from error
+    except FileFormatError as error:  # it names a file of a saved model
+        message = str(error).replace(quoted(str(folder / WEIGHTS_FILE)), quoted(path))
+        raise FileFormatError(message, path=path) from error

@@ -1,8 +1,8 @@
-"""nanoGPT's and minGPT's checkpoints as a GPT and its tokenizer; nothing in them is executed.
+"""Import of checkpoints of nanoGPT and minGPT. No code in them is executed.
 
-nanoGPT: `ckpt.pt` with the weights and the arguments of its model, the vocabulary in `meta.pkl` of the data
-(https://github.com/karpathy/nanoGPT, train.py and data/shakespeare_char/prepare.py). minGPT: `model.pt` with
-the weights alone (https://github.com/karpathy/minGPT, projects/chargpt/chargpt.py).
+nanoGPT: `ckpt.pt` has the weights and the arguments of the model, and `meta.pkl` beside the data has the
+vocabulary (https://github.com/karpathy/nanoGPT, train.py and data/shakespeare_char/prepare.py). minGPT:
+`model.pt` has only the weights (https://github.com/karpathy/minGPT, projects/chargpt/chargpt.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from charlm.text.tokenizer import Tokenizer
 
 __all__ = ["from_either", "from_mingpt", "from_nanogpt"]
 
-_HEADS = {  # of minGPT's model types
+_HEADS = {  # n_head by minGPT's model type
     "openai-gpt": 12,
     "gpt2": 12,
     "gpt2-medium": 16,
@@ -43,13 +43,13 @@ def from_nanogpt(path: str | Path, vocabulary: str | Path | Tokenizer) -> CharLM
     """Read a checkpoint of nanoGPT, onto the CPU.
 
     Args:
-        path: the file that its train.py wrote, ckpt.pt, also of a compiled or distributed model.
-        vocabulary: the meta.pkl of its data, or the tokenizer of its text: `CharTokenizer.from_text(text)`
-            has the ids of its prepare.py.
+        path: the ckpt.pt of its train.py, also of a compiled or distributed model.
+        vocabulary: the meta.pkl of the data, or the tokenizer of the text: `CharTokenizer.from_text(text)`
+            gives the same ids as nanoGPT's prepare.py.
 
     Raises:
         CheckpointError: there is no such file.
-        FileFormatError: it is no such checkpoint, or holds more than tensors and plain values.
+        FileFormatError: it is no such checkpoint, or holds objects other than tensors and plain values.
         InputError: the vocabularies differ in size.
 
     Example:
@@ -69,14 +69,14 @@ def from_mingpt(path: str | Path, vocabulary: str | Path | Tokenizer, *, n_head:
     """Read weights of minGPT, onto the CPU.
 
     Args:
-        path: what `torch.save(model.state_dict(), path)` wrote.
+        path: a file of `torch.save(model.state_dict(), path)`.
         vocabulary: as for `from_nanogpt`; minGPT's CharDataset has the same ids.
-        n_head: its heads, which the weights do not show; None: as the config.json beside the file says.
+        n_head: the number of heads, which the weights do not show; None: that of the config.json beside it.
 
     Raises:
         CheckpointError: there is no such file.
-        FileFormatError: it holds other weights, or more than tensors.
-        InputError: the vocabularies differ in size, or nothing says how many heads there are.
+        FileFormatError: it holds other weights, or objects other than tensors.
+        InputError: the vocabularies differ in size, or the number of heads is unknown.
 
     Example:
         >>> import tempfile, torch
@@ -93,27 +93,27 @@ def from_mingpt(path: str | Path, vocabulary: str | Path | Tokenizer, *, n_head:
 
 
 def from_either(path: Path, vocabulary: str | Path | Tokenizer, n_head: int | None) -> tuple[CharLM, str]:
-    """Read a file of either library, and say of which."""
-    found = read_pickled(path)
-    if "model_args" in found:
-        return _nanogpt(found, vocabulary, path), "nanoGPT"
-    return _mingpt(found, vocabulary, path, n_head), "minGPT"
+    """Read a file of either library, and return its model and the library's name."""
+    content = read_pickled(path)
+    if "model_args" in content:
+        return _nanogpt(content, vocabulary, path), "nanoGPT"
+    return _mingpt(content, vocabulary, path, n_head), "minGPT"
 
 
 def _nanogpt(checkpoint: dict[Any, Any], vocabulary: str | Path | Tokenizer, file: Path) -> CharLM:
-    said = checkpoint.get("model_args")
+    args = checkpoint.get("model_args")
     needed = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
-    if not isinstance(said, dict) or any(name not in said for name in needed):
+    if not isinstance(args, dict) or any(name not in args for name in needed):
         raise refusal(file, "must hold nanoGPT's 'model' and 'model_args', got something else.")
-    fields = {name: said[name] for name in needed} | {"qkv_bias": said["bias"], "activation": "gelu"}
-    fields["dropout"] = said.get("dropout", 0.0)
+    fields = {name: args[name] for name in needed} | {"qkv_bias": args["bias"], "activation": "gelu"}
+    fields["dropout"] = args.get("dropout", 0.0)
     return _made(state_of(checkpoint.get("model"), file), fields, vocabulary, file)
 
 
 def _mingpt(
-    found: dict[Any, Any], vocabulary: str | Path | Tokenizer, file: Path, n_head: int | None
+    content: dict[Any, Any], vocabulary: str | Path | Tokenizer, file: Path, n_head: int | None
 ) -> CharLM:
-    state = state_of(found, file)
+    state = state_of(content, file)
     wte, wpe = state.get("transformer.wte.weight"), state.get("transformer.wpe.weight")
     if wte is None or wpe is None or wte.dim() != 2 or wpe.dim() != 2:
         raise refusal(
@@ -131,26 +131,24 @@ def _mingpt(
 
 
 def _heads_beside(file: Path) -> int:
-    """Return the number of heads that minGPT's config.json says, itself or by the type of the model."""
+    """Return the number of heads from minGPT's config.json: a field, or by the type of the model."""
     path = file.with_name("config.json")
     try:
-        said: Any = strict_json.loads(read_file(path, max_bytes=strict_json.MAX_BYTES), path=str(path))
+        values: Any = strict_json.loads(read_file(path, max_bytes=strict_json.MAX_BYTES), path=str(path))
     except FileNotFoundError:
-        said = {}
-    model = said.get("model")
-    found: Mapping[str, Any] = model if isinstance(model, dict) else {}
-    heads = found.get("n_head") or _HEADS.get(str(found.get("model_type")))
+        values = {}
+    model = values.get("model")
+    fields: Mapping[str, Any] = model if isinstance(model, dict) else {}
+    heads = fields.get("n_head") or _HEADS.get(str(fields.get("model_type")))
     if type(heads) is not int:
-        raise InputError(
-            f"n_head must be given: the weights do not show it, and no {quoted(str(path))} says it"
-        )
+        raise InputError(f"n_head must be given: neither the weights nor {quoted(str(path))} have it")
     return heads
 
 
 def _made(
     state: dict[str, Tensor], fields: dict[str, object], vocabulary: str | Path | Tokenizer, file: Path
 ) -> CharLM:
-    """Return the model of weights that have the names of ours."""
+    """Return the model of weights with our names."""
     try:
         config = GPTConfig.from_dict({**PRESETS["gpt2"], **fields})
     except ConfigError as error:
@@ -159,7 +157,7 @@ def _made(
     if config.vocab_size != tokenizer.vocab_size:
         raise InputError(
             f"the vocabulary must have the {config.vocab_size} characters of the model, got "
-            f"{tokenizer.vocab_size}. Give the whole text that it learnt, or its meta.pkl"
+            f"{tokenizer.vocab_size}. Give the whole text of its training, or its meta.pkl"
         )
     weights = {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")}  # masks
     return CharLM(built(weights, config, str(file)), tokenizer)

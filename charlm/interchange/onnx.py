@@ -1,8 +1,8 @@
-"""A GPT as an ONNX file, with its cache as inputs and outputs, and its vocabulary beside it.
+"""Export of a GPT to ONNX, with its cache as inputs and outputs, and its vocabulary beside it.
 
-The names are those that others look for: input_ids, position_ids, past_key_values.0.key … give logits,
-present.0.key … . What is computed is written out here once more, without branches, as a graph has none; the
-tests hold it equal to the model. torch.onnx writes it, with the packages onnx and onnxscript.
+The names are the usual ones: inputs input_ids, position_ids, past_key_values.0.key …; outputs logits,
+present.0.key … . The computation of a GPT is repeated here without branches, since a graph has none; tests
+compare it with the model. torch.onnx writes the file, with the packages onnx and onnxscript.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _B, _T, _P = 2, 3, 5  # of the example: 0 and 1 would be taken for constants
 def to_onnx(lm: CharLM, directory: str | Path, *, overwrite: bool = False) -> None:
     """Write model.onnx, and the tokenizer.json of the library tokenizers.
 
-    The graph reads T characters after P that it has read before: input_ids and position_ids, (B, T) int64,
-    and for each layer i past_key_values.i.key and .value, (B, H, P, D). It gives logits, (B, T, V), and
-    present.i.key and .value, (B, H, P + T, D), which are the next call's past. B, T and P are free, P may be
-    0, and P + T is at most block_size. A model with a convolution also has past_ids, (B, P) int64, and
-    present_ids, (B, P + T).
+    The graph reads T tokens after P earlier ones. Its inputs are input_ids and position_ids, (B, T) int64,
+    and for each layer i past_key_values.i.key and .value, (B, H, P, D). Its outputs are logits, (B, T, V),
+    and present.i.key and .value, (B, H, P + T, D), which are the past of the next call. B, T and P are free,
+    P may be 0, and P + T is at most block_size. A model with a convolution also has past_ids, (B, P) int64,
+    and present_ids, (B, P + T).
 
     Args:
         lm: a GPT in float32 and a `CharTokenizer` or `ByteTokenizer`.
         directory: missing or empty.
-        overwrite: it may also hold what was written by this function before, which is replaced.
+        overwrite: the directory may also hold an earlier export of this function, which is replaced.
 
     Raises:
-        InputError: the model is no GPT in float32, or too large for one file of ONNX, which is 2 GB.
+        InputError: the model is no GPT in float32, or larger than 2 GB, the limit of one ONNX file.
         RunExistsError: the directory holds something else.
-        CheckpointWriteError: it could not be written. What was there before is intact.
+        CheckpointWriteError: it could not be written. The earlier content is intact.
         CharLMError: onnx or onnxscript is not installed.
 
     Example:
@@ -72,7 +72,7 @@ def to_onnx(lm: CharLM, directory: str | Path, *, overwrite: bool = False) -> No
 
 
 class _Graph(nn.Module):
-    """The GPT as a function of what it reads, with all that it keeps given and returned."""
+    """A GPT as a pure function: its cache is an argument and a result."""
 
     cos: Tensor
     sin: Tensor
@@ -93,7 +93,7 @@ class _Graph(nn.Module):
         past: tuple[Tensor, ...],
         past_ids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return logits (B, T, V), and present keys and values by turns, (B, H, P + T, D) each, and ids."""
+        """Return logits (B, T, V), alternating keys and values, (B, H, P + T, D) each, and ids if needed."""
         body, config = self.gpt.transformer, self.gpt.config
         presents: list[Tensor] = []
         kept: tuple[Tensor, ...] = ()
@@ -120,7 +120,7 @@ class _Graph(nn.Module):
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return (B, T, C): causal attention of the last T of S characters."""
+    """Return (B, T, C): causal attention of the last T of S tokens."""
     T, D, S = q.size(2), q.size(3), k.size(2)
     there = torch.arange(S)
     allowed = there <= there[S - T :, None]  # (T, S)
@@ -142,7 +142,7 @@ def _convolved(x: Tensor, weight: Tensor, P: int) -> Tensor:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Leave out what torch's exporter says of its own parts, and of packages that no GPT needs."""
+    """Suppress messages of torch's exporter about its own parts and about packages that no GPT needs."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = logger.disabled
     try:

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without executing anything: tensors and plain values, or a refusal."""
+"""Files of torch.save, read without executing code: tensors and plain values; others are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_pickled(path: Path) -> dict[Any, Any]:
 
     Raises:
         CheckpointError: there is no such file.
-        FileFormatError: it holds more than tensors and plain values, or something else.
+        FileFormatError: it holds no dict, or objects other than tensors and plain values.
     """
     try:
         data = read_file(path, max_bytes=2**48)
@@ -30,19 +30,19 @@ def read_pickled(path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"there is no file {quoted(str(path))}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it may be something else, which is looked at below
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds; one tells how to execute the file
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = quoted(named[1], 80) if named else type(error).__name__
+            warnings.simplefilter("ignore")  # about other formats, which are refused below
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds; one explains how to execute the file
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        kind = quoted(name[1], 80) if name else type(error).__name__
         raise refusal(
             path,
             "must be a file of torch.save with tensors and plain values alone, got something else "
-            f"({what}); nothing was executed.",
+            f"({kind}); nothing was executed.",
         ) from None
-    if not isinstance(found, dict):
-        raise refusal(path, f"must hold a dict, got a {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise refusal(path, f"must hold a dict, got a {type(content).__name__}.")
+    return content
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -50,16 +50,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state_of(read_pickled(path), path)
 
 
-def state_of(found: object, path: Path) -> dict[str, Tensor]:
-    """Return a state_dict by the names that a module has before it is compiled or distributed.
+def state_of(content: object, path: Path) -> dict[str, Tensor]:
+    """Return a state_dict without the prefixes of compiled and distributed modules.
 
     Raises:
-        FileFormatError: it is none, or its tensors are larger than the file.
+        FileFormatError: it is no state_dict, or its tensors are larger than the file.
     """
-    if not isinstance(found, dict) or not found:
+    if not isinstance(content, dict) or not content:
         raise refusal(path, "must hold weights by name, got something else.")
     state: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise refusal(
                 path,
@@ -68,7 +68,7 @@ def state_of(found: object, path: Path) -> dict[str, Tensor]:
         while name.startswith(("_orig_mod.", "module.")):
             name = name.removeprefix("_orig_mod.").removeprefix("module.")  # noqa: PLW2901 - the same name
         state[name] = tensor.detach()
-    # A tensor may claim to repeat what is stored once; a tied one does so twice.
+    # A tensor may claim to repeat stored numbers many times; a tied one does so twice.
     if sum(tensor.numel() * tensor.itemsize for tensor in state.values()) > 2 * path.stat().st_size:
         raise refusal(
             path, "must hold all numbers of its tensors, got tensors that are larger than the file."

@@ -1,8 +1,8 @@
-"""A GPT and its tokenizer as a directory of transformers, and back; transformers itself is not needed.
+"""Export of a GPT and its tokenizer to a directory of transformers, and import; transformers is not needed.
 
-`AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` read what is written, without code
-of ours. Which class it is, `families` says. Our settings travel in config.json as well, under "charlm", for
-the way back; where the weights contradict them they do not count.
+`AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` read the directory, without code
+of ours. `families` chooses the class. config.json also has our settings, under "charlm", for the import; they
+are ignored if the weights contradict them.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ _CONFIG, _WEIGHTS, _PICKLED = "config.json", "model.safetensors", "pytorch_model
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _RECORD = "charlm"  # the field with our settings
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
-_CLOSE = 1e-5  # how near the logits with a bias that moved must come
+_CLOSE = 1e-5  # largest difference of logits after a bias was moved
 
 
 def to_transformers(lm: CharLM, directory: str | Path, *, overwrite: bool = False) -> str:
-    """Write a GPT and its tokenizer so that transformers reads them.
+    """Write a GPT and its tokenizer as a directory that transformers can read.
 
     Args:
         lm: a GPT and a `CharTokenizer` or `ByteTokenizer`.
         directory: missing or empty.
-        overwrite: it may also hold what was written by this function before, which is replaced.
+        overwrite: the directory may also hold an earlier export of this function, which is replaced.
 
     Returns:
-        The class that it is there.
+        The name of the class of transformers.
 
     Raises:
-        InputError: transformers has no class that computes the same; names the fields in the way.
+        InputError: transformers has no class that computes the same; the message names the fields.
         RunExistsError: the directory holds something else.
-        CheckpointWriteError: it could not be written. What was there before is intact.
+        CheckpointWriteError: it could not be written. The earlier content is intact.
 
     Example:
         >>> import tempfile
@@ -70,7 +70,7 @@ def to_transformers(lm: CharLM, directory: str | Path, *, overwrite: bool = Fals
     model = exported(lm)
     family = family_of(model.config)
     own = model.config
-    config = own.replace(head_bias=False, bias=own.bias or own.head_bias)  # whose part the last norm takes
+    config = own.replace(head_bias=False, bias=own.bias or own.head_bias)  # the last norm replaces it
     values = foreign_config(config, family)
     values |= {"torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch.")}
     values[_RECORD] = config.to_dict()
@@ -95,17 +95,17 @@ def to_transformers(lm: CharLM, directory: str | Path, *, overwrite: bool = Fals
 def from_transformers(directory: str | Path, vocabulary: str | Path | Tokenizer | None = None) -> CharLM:
     """Read a model of transformers that is a GPT of characters or bytes, onto the CPU.
 
-    Gains that RMSNorm has there are multiplied into the matrices that follow them.
+    The gains of RMSNorm are multiplied into the matrices that follow them.
 
     Args:
-        directory: what `save_pretrained` of model and tokenizer wrote, or `to_transformers`.
+        directory: a directory of `save_pretrained` of model and tokenizer, or of `to_transformers`.
         vocabulary: the model's tokenizer, or nanoGPT's meta.pkl; None: the directory's tokenizer.json.
 
     Raises:
         CheckpointError: a file is missing.
-        FileFormatError: the model computes something else than a GPT here can, or its vocabulary holds more
-            than single characters or the 256 bytes; names the field, tensor or entry.
-        InputError: the vocabulary that was given is of another size.
+        FileFormatError: no GPT computes the same as the model, or its vocabulary holds more than single
+            characters or the 256 bytes; the message names the field, tensor or entry.
+        InputError: the given vocabulary has another size.
 
     Example:
         >>> import tempfile
@@ -155,11 +155,11 @@ def _read(folder: Path, name: str, max_bytes: int) -> bytearray:
         ) from error
 
 
-# There
+# Export
 
 
 def _foreign_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
-    """Return the tensors of the class."""
+    """Return the tensors for the class."""
     config = model.config
     own = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if config.head_bias:
@@ -169,7 +169,7 @@ def _foreign_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     for parts in (family.may_be_biased or {}).values():
         if config.bias or (config.qkv_bias and "attn.c_attn" in parts):
             biased |= {*parts}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for module, part, theirs in family.places(config.n_layer):
         if part == "lm_head" and config.tie_weights:
             continue
@@ -181,13 +181,13 @@ def _foreign_tensors(model: GPT, family: Family) -> dict[str, Tensor]:
         for kind, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None:
                 pieces = _turned(tensor, part, family, config.n_head).chunk(len(theirs))
-                found |= {f"{name}.{kind}": piece for name, piece in zip(theirs, pieces, strict=True)}
+                tensors |= {f"{name}.{kind}": piece for name, piece in zip(theirs, pieces, strict=True)}
     gains = [f"{family.blocks}.{i}.{name}.weight" for i in range(config.n_layer) for name in family.qk_gains]
-    return found | {name: own["lm_head.weight"].new_ones(config.head_size) for name in gains}
+    return tensors | {name: own["lm_head.weight"].new_ones(config.head_size) for name in gains}
 
 
 def _turned(tensor: Tensor, part: str, family: Family, n_head: int, *, back: bool = False) -> Tensor:
-    """Return a tensor as the class keeps it, or back."""
+    """Return a tensor of ours in the layout of the class, or, with `back`, one of the class in ours."""
     if (
         family.transposed
         and tensor.dim() == 2
@@ -202,10 +202,10 @@ def _turned(tensor: Tensor, part: str, family: Family, n_head: int, *, back: boo
 
 
 def _shift_for(model: GPT) -> Tensor:
-    """Return the last norm's shift (C,) with which the head does without its bias: W shift = W old + bias.
+    """Return the shift (C,) of the last norm that replaces the bias of the head: W shift = W old + bias.
 
     Raises:
-        InputError: there is none, because V > C or the rows of W depend on one another.
+        InputError: there is none, because V > C or the rows of W are linearly dependent.
     """
     norm, head = model.transformer.ln_f, model.lm_head
     W, bias = head.weight.detach().double(), head.bias.detach().double()  # (V, C), (V,)
@@ -216,19 +216,19 @@ def _shift_for(model: GPT) -> Tensor:
     if not torch.allclose(W @ got, bias, rtol=_CLOSE, atol=_CLOSE):
         V, C = W.shape
         raise InputError(
-            "head_bias must be False: no class of transformers has such a bias, and the last norm's shift "
-            f"cannot stand for it here (vocab_size {V}, n_embd {C})"
+            "head_bias must be False: no class of transformers has such a bias, and the shift of the last "
+            f"norm cannot replace it here (vocab_size {V}, n_embd {C})"
         )
     return shift
 
 
-# And back
+# Import
 
 
 def _own_tensors(
     stored: Mapping[str, Tensor], config: GPTConfig, family: Family, path: str
 ) -> tuple[dict[str, Tensor], dict[str, bool]]:
-    """Return a GPT's tensors, with the biases that the class has, and what they tell of its settings."""
+    """Return the tensors of a GPT, with the biases of the class, and the settings that follow from them."""
     rest = dict(stored)
     own: dict[str, Tensor] = {}
     for module, part, theirs in family.places(config.n_layer):
@@ -274,10 +274,10 @@ def _without_gains(own: dict[str, Tensor], n_layer: int) -> dict[str, Tensor]:
 
 
 def _with_record(config: GPTConfig, record: Any) -> GPTConfig:
-    """Return the settings, with what the class has no field for from the record, if that fits."""
+    """Return the settings, completed from the record for fields that the class lacks, if the record fits."""
     try:
         written = GPTConfig.from_dict(record)
-    except ConfigError:  # it was not written by us
+    except ConfigError:  # written by another program
         return config
     own = config.replace(
         init=written.init,
@@ -292,10 +292,10 @@ def _with_record(config: GPTConfig, record: Any) -> GPTConfig:
 
 
 def _with_biases(own: dict[str, Tensor], config: GPTConfig, family: Family) -> dict[str, Tensor]:
-    """Return the tensors with all biases that the settings ask for, and no others."""
+    """Return the tensors with exactly the biases of the settings."""
     own = dict(own)
     for module, part, _ in family.places(config.n_layer):
-        weight, name = own.get(f"{module}.weight"), f"{module}.bias"  # RMSNorm has no weight by now
+        weight, name = own.get(f"{module}.weight"), f"{module}.bias"  # RMSNorm has no weight any more
         has = config.qkv_bias if part == "attn.c_attn" else config.bias
         if not has or weight is None or part not in MAY_BE_BIASED:
             own.pop(name, None)

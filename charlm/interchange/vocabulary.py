@@ -1,8 +1,8 @@
-"""The tokenizer.json of the library tokenizers, which transformers reads too; without the library.
+"""The tokenizer.json of the library tokenizers, which transformers reads too; the library is not needed.
 
-One entry for each character: the text is cut at every character, and each is looked up. What the vocabulary
-lacks is an error there, too: the name for unknown characters is in no vocabulary of single characters.
-The 256 bytes have the names that GPT-2 gave them (its encoder.py, bytes_to_unicode).
+The file has one entry for each character, and the text is split into characters. A character outside the
+vocabulary is an error there, too, because the vocabulary has no entry for unknown characters. The 256 bytes
+have the names that GPT-2 gave them (its encoder.py, bytes_to_unicode).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from charlm.text.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 __all__ = ["MAX_BYTES", "known_tokenizer", "tokenizer_file", "tokenizer_from"]
 
 MAX_BYTES = 64 * 2**20
-"""Largest tokenizer.json that is read. The vocabulary of all of Unicode takes 30 MB."""
+"""Largest tokenizer.json that is read. A vocabulary of all of Unicode takes 30 MB."""
 
-_MOST_MARKS = 8 * 1_114_112  # of an entry: two quotation marks, a comma, and the character may be either
-_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes that are their own names
+_MOST_MARKS = 8 * 1_114_112  # an entry has two quotation marks and a comma, and may be one of them
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # bytes named by themselves
 _NAMES = {byte: chr(byte) for byte in _PRINTED} | {
     byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in set(_PRINTED))
 }
@@ -32,10 +32,10 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 
 
 def tokenizer_file(tokenizer: Tokenizer) -> bytes:
-    """Return the content of a tokenizer.json that gives the ids of a tokenizer of ours.
+    """Return the content of a tokenizer.json with the ids of a tokenizer.
 
     Raises:
-        InputError: it is another's.
+        InputError: it is neither a `CharTokenizer` nor a `ByteTokenizer`.
     """
     values: dict[str, object] = {
         "version": "1.0",
@@ -87,7 +87,7 @@ def tokenizer_from(data: bytes | bytearray, path: str) -> tuple[Tokenizer, list[
     """Make a tokenizer from the content of a tokenizer.json.
 
     Returns:
-        The tokenizer, and where its bytes stand in the order of ours; None for characters.
+        The tokenizer, and for bytes the id of each byte in the file; None for characters.
 
     Raises:
         FileFormatError: its entries are neither single characters nor the 256 bytes, or it changes the text.
@@ -124,12 +124,12 @@ def tokenizer_from(data: bytes | bytearray, path: str) -> tuple[Tokenizer, list[
 
 
 def known_tokenizer(vocabulary: str | Path | Tokenizer) -> Tokenizer:
-    """Return a tokenizer that is given, or that of nanoGPT's meta.pkl.
+    """Return the given tokenizer, or that of nanoGPT's meta.pkl.
 
     Raises:
         FileFormatError: the file holds something else.
         CheckpointError: there is no such file.
-        InputError: it is neither.
+        InputError: the argument is neither a path nor a tokenizer.
     """
     if isinstance(vocabulary, Tokenizer):
         return vocabulary
@@ -142,7 +142,7 @@ def known_tokenizer(vocabulary: str | Path | Tokenizer) -> Tokenizer:
 
 
 def _steps(step: object) -> set[str]:
-    """Return the types of a pre-tokenizer, or of those in a sequence; "" for one that drops or adds text."""
+    """Return the types of a pre-tokenizer and its parts; "" stands for one that removes or adds text."""
     if not isinstance(step, dict):
         return set()
     inner = step.get("pretokenizers")

@@ -1,5 +1,6 @@
-"""Texts that obey a pattern: from a regular expression or some choices to tables of what may come next.
+"""Regular expressions and choices as automata: tables of the tokens that may come next.
 
-Nothing here needs torch, or knows models. `charlm.patterns.syntax` reads a regular expression as Python does,
-`charlm.patterns.automaton` makes the tables, `charlm.patterns.wishes` asks for them in a tokenizer's ids.
+Nothing here needs torch or a model. `charlm.patterns.syntax` parses a regular expression as Python does,
+`charlm.patterns.automaton` makes the tables, and `charlm.patterns.wishes` makes them for the ids of a
+tokenizer.
 """

@@ -1,8 +1,9 @@
-"""`Automaton`: for each state of a text, which character leads to which state, and how far the end is.
+"""`Automaton`: the transitions of a pattern, and the distance of each state to the end of a match.
 
-A deterministic automaton over the characters of a vocabulary, with the places of a pattern as its states'
-sets (the subset construction). Characters between which the pattern makes no difference share a column, so
-the tables stay small for a vocabulary of thousands. What would not fit is refused while it is still small.
+The automaton is deterministic, over the characters of a vocabulary. Its states are sets of places of the
+pattern (the subset construction). Characters that the pattern does not distinguish share a column, so the
+tables stay small for a vocabulary of thousands. A pattern whose tables would be too large is refused before
+they are.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ __all__ = ["Automaton"]
 
 _MOST_STATES = 20_000
 _MOST_ENTRIES = 4_000_000  # of the table, 4 bytes each
-_MOST_WORK = 2_000_000  # of looking at places, in units of about half a microsecond
+_MOST_WORK = 2_000_000  # steps of about half a microsecond
 
 
 class Automaton:
-    r"""What may come next in a text that has to match: a `charlm.generation.Constraint`.
+    r"""A `charlm.generation.Constraint` for texts that match a pattern.
 
     Attributes:
-        column: (V,) int32, in which column of `next` each id stands.
-        next: (S, K) int32, the state after an id; -1: no match begins so. State 0 is the beginning.
-        distance: (S,) int32, how many ids are missing at least; 0: the text matches as it is. That of the
-            beginning is the length of the shortest match.
+        column: (V,) int32, the column of `next` for each id.
+        next: (S, K) int32, the state after an id, or -1 if no match begins so. State 0 is the beginning.
+        distance: (S,) int32, the least number of ids to a match; 0: the text matches as it is. That of
+            state 0 is the length of the shortest match.
 
     Args:
         column: as above.
-        next_states: as `next`, in which states may lead nowhere.
-        accepting: (S,) bool.
+        next_states: as `next`, but states may lead to no match.
+        accepting: (S,) bool, whether the text up to this state matches.
 
     Raises:
-        InputError: a column or state is out of range, or there are other than S states.
+        InputError: a column or state is out of range, or `accepting` has another length.
 
     Example:
         >>> dates = Automaton.from_regex(r"\d\d?/\d\d", "0123456789/")
@@ -62,20 +63,20 @@ class Automaton:
         self.next: NDArray[np.int32] = np.where(leads_on[next_states], next_states, -1).astype(
             np.int32, copy=False
         )
-        for table in (self.column, self.next, self.distance):  # which compiled code reads
+        for table in (self.column, self.next, self.distance):  # compiled code reads them
             table.flags.writeable = False
 
     @classmethod
     def from_regex(cls, pattern: str, characters: Sequence[str]) -> Automaton:
-        """Return that of the texts that a regular expression matches in full.
+        """Return the automaton of the texts that match a regular expression in full.
 
         Args:
-            pattern: as Python's `re` has it, without what looks back or ahead.
-            characters: (V,) those of the ids; "" is never part of a match.
+            pattern: in the syntax of Python's `re`, without look-around and back references.
+            characters: (V,) the character of each id; "" is never part of a match.
 
         Raises:
-            InputError: it is none, has what cannot be obeyed, is too large, or matches no text of these
-                characters.
+            InputError: the pattern is no regular expression, has a part that is not supported, is too large,
+                or matches no text of these characters.
         """
         places = places_of(pattern, characters)
         column, members = _columns(places, len(characters))
@@ -92,18 +93,18 @@ class Automaton:
 
     @classmethod
     def from_choices(cls, choices: Sequence[Sequence[int]], vocab_size: int) -> Automaton:
-        """Return that of some texts.
+        """Return the automaton of some texts.
 
         Args:
-            choices: their ids, each below V; one text or more.
+            choices: the ids of one text or more, each below V.
             vocab_size: V.
 
         Raises:
-            InputError: they are too long together.
+            InputError: the texts are too long together.
         """
         used = sorted({i for one in choices for i in one})
         K = len(used) + 1
-        column = np.full(vocab_size, K - 1, dtype=np.int32)  # the last column: of no choice
+        column = np.full(vocab_size, K - 1, dtype=np.int32)  # the last column: ids of no choice
         column[used] = np.arange(K - 1, dtype=np.int32)
         states: list[dict[int, int]] = [{}]
         ends: list[int] = []
@@ -117,8 +118,8 @@ class Automaton:
             if len(states) * K > _MOST_ENTRIES:
                 raise InputError("choices must have fewer characters together")
         table = np.full((len(states), K), -1, dtype=np.int32)
-        for state, known in enumerate(states):
-            table[state, list(known)] = list(known.values())
+        for state, nexts in enumerate(states):
+            table[state, list(nexts)] = list(nexts.values())
         accepting = np.zeros(len(states), dtype=np.bool_)
         accepting[ends] = True
         return cls(column, table, accepting)
@@ -134,59 +135,56 @@ class Automaton:
 
 
 def _columns(places: Places, V: int) -> tuple[NDArray[np.int32], list[list[int]]]:
-    """Return the column of each character (V,), and which columns each set has."""
+    """Return the column of each character (V,), and the columns of each set."""
     column = np.zeros(V, dtype=np.int64)
-    for members in places.sets:  # characters stay together that no set tells apart
+    for members in places.sets:  # characters that no set distinguishes stay together
         _, column = np.unique(2 * column + members, return_inverse=True)
     return column.astype(np.int32), [np.unique(column[members]).tolist() for members in places.sets]
 
 
 def _states(places: Places, members: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Return the states' table (S, K) and which of them accept, (S,)."""
+    """Return the table of transitions (S, K), and whether each state accepts (S,)."""
     K = 1 + max((k for columns in members for k in columns), default=0)
     N = len(places.kinds)
     at = [0] * K  # the places of each column, as bits
     for kind, here in enumerate(_places_of_kinds(places)):
         for k in members[kind]:
             at[k] |= here
-    columns: dict[int, list[int]] = {}  # those that all places share
+    columns: dict[int, list[int]] = {}  # with the same places
     for k, here in enumerate(at):
         columns.setdefault(here, []).append(k)
     follow = np.stack([_as_bytes(after, N) for after in places.follow]) if N else np.zeros((0, 0), np.uint8)
     begin = places.whole.first, places.whole.nullable
     numbers = {begin: 0}
-    found = [begin]  # which places may come next, and whether the text may end
+    states = [begin]  # the places that may come next, and whether the text may end
     rows: list[NDArray[np.int32]] = []
-    known: dict[int, int] = {}  # places just passed: the state after them
+    state_after: dict[int, int] = {}  # by the places just passed
     work = 0
-    for following, _ in found:  # grows
+    for following, _ in states:  # grows
         row = np.full(K, -1, dtype=np.int32)
-        for here, those in columns.items():
+        for here, ks in columns.items():
             passed = following & here
             work += 1 + N // 64
             if not passed:
                 continue
-            state = known.get(passed)
+            state = state_after.get(passed)
             if state is None:
                 which = np.flatnonzero(np.unpackbits(_as_bytes(passed, N), bitorder="little"))
                 after = int.from_bytes(np.bitwise_or.reduce(follow[which], axis=0).tobytes(), "little")
                 work += len(which) * (1 + N // 256) + 10
                 key = after, bool(passed & places.whole.last)
-                state = known[passed] = numbers.setdefault(key, len(found))
-                if state == len(found):
-                    found.append(key)
-            row[those] = state
+                state = state_after[passed] = numbers.setdefault(key, len(states))
+                if state == len(states):
+                    states.append(key)
+            row[ks] = state
         rows.append(row)
-        if work > _MOST_WORK or len(found) > _MOST_STATES or len(found) * K > _MOST_ENTRIES:
-            raise InputError(
-                "regex must be simpler: to know what may come next, too many combinations of its parts would "
-                "have to be told apart"
-            )
-    return np.stack(rows), np.array([ends for _, ends in found], dtype=np.bool_)
+        if work > _MOST_WORK or len(states) > _MOST_STATES or len(states) * K > _MOST_ENTRIES:
+            raise InputError("regex must be simpler: its automaton would have too many states")
+    return np.stack(rows), np.array([ends for _, ends in states], dtype=np.bool_)
 
 
 def _places_of_kinds(places: Places) -> list[int]:
-    """Return where each set stands, as bits."""
+    """Return the places of each set, as bits."""
     here = [0] * len(places.sets)
     for place, kind in enumerate(places.kinds):
         here[kind] |= 1 << place
@@ -199,11 +197,11 @@ def _as_bytes(places: int, N: int) -> NDArray[np.uint8]:
 
 
 def _distances(next_states: NDArray[np.int32], accepting: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Return how many characters each state is from an accepting one, (S,); -1: none can be reached."""
+    """Return the distance of each state from an accepting one, (S,); -1: none can be reached."""
     S = len(next_states)
     source, column = np.nonzero(next_states >= 0)
     to = next_states[source, column]
-    source = source[np.argsort(to, kind="stable")]  # sorted by where they lead
+    source = source[np.argsort(to, kind="stable")]  # sorted by the state that follows
     begins = np.searchsorted(np.sort(to), np.arange(S + 1)).tolist()
     distance = np.where(accepting, 0, -1).astype(np.int32)
     frontier, steps = np.flatnonzero(accepting), 0

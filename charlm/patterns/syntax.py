@@ -1,9 +1,9 @@
-"""A regular expression as the places of its characters, and which place may follow which.
+"""A regular expression as places: one for each character or class, and the places that may follow each.
 
-Python's own parser says what a pattern means, and Python's own matching which characters stand at a place,
-so both are as `re.fullmatch` has them. Each character or class that is written counts as one place; one that
-is repeated from 2 to 5 times as five (Glushkov, "The abstract theory of automata", 1961). What looks back or
-ahead of the place where it stands is no matter of places, and is refused by name.
+Python's own parser reads the pattern, and Python's own matching decides which characters fit a place, so
+both agree with `re.fullmatch`. Each character or class of the pattern is one place; one that is repeated
+from 2 to 5 times is five places (Glushkov, "The abstract theory of automata", 1961). Parts that look back or
+ahead cannot be expressed by places, and are refused by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Places", "places_of"]
 Bools = NDArray[np.bool_]
 
 _MOST_PLACES = 8_192
-_MOST_WORK = 1_000_000  # pairs of places, or of a class and a character, looked at one by one
+_MOST_WORK = 1_000_000  # steps, one for a pair of places or of a class and a character
 
 _parser: Any = importlib.import_module("re._parser")  # what `re.compile` uses; typeshed has no name for it
 _codes: Any = importlib.import_module("re._constants")
@@ -47,18 +47,18 @@ _CATEGORIES = {
 }
 _BEGIN = {_codes.AT_BEGINNING, _codes.AT_BEGINNING_STRING}
 _END = {_codes.AT_END, _codes.AT_END_STRING}
-_OF_CHARACTERS = re.IGNORECASE | re.DOTALL | re.ASCII  # flags that decide which characters a class has
+_OF_CHARACTERS = re.IGNORECASE | re.DOTALL | re.ASCII  # flags that change the characters of a class
 
 
 class Part(NamedTuple):
     """A part of a pattern. Sets of places are the bits of an int."""
 
     first: int
-    """Where a match of it may begin."""
+    """Places where a match of it may begin."""
     last: int
-    """Where one may end."""
+    """Places where a match of it may end."""
     nullable: bool
-    """Whether nothing matches it, too."""
+    """Whether the empty text matches it."""
 
 
 _NOTHING = Part(0, 0, nullable=True)
@@ -68,27 +68,27 @@ class Places(NamedTuple):
     """A pattern of N places over V characters."""
 
     whole: Part
-    """All of it."""
+    """The whole pattern."""
     follow: list[int]
-    """(N,) which places may come after each, as bits."""
+    """(N,) the places that may come after each, as bits."""
     kinds: list[int]
-    """(N,) which of `sets` stands at each place."""
+    """(N,) the number of each place's set."""
     sets: list[Bools]
-    """(V,) each: which characters one of them has."""
+    """Sets of characters, (V,) each."""
     names: list[str]
-    """How each of them is written."""
+    """The notation of each set."""
 
 
 def places_of(pattern: str, characters: Sequence[str]) -> Places:
-    """Read a regular expression.
+    """Return the places of a regular expression.
 
     Args:
-        pattern: as for `re.fullmatch`; flags are written in it, `(?i)...`.
-        characters: (V,) those that there are; "" stands at no place.
+        pattern: as for `re.fullmatch`; flags are part of it, `(?i)...`.
+        characters: (V,) the alphabet; "" fits no place.
 
     Raises:
-        InputError: it is no regular expression, or too large; or has what only a search could obey, which is
-            named.
+        InputError: the pattern is no regular expression, is too large, or has a part that is not supported;
+            the message names it.
 
     Example:
         >>> places = places_of("a[bc]*", "abcd")
@@ -106,25 +106,25 @@ def places_of(pattern: str, characters: Sequence[str]) -> Places:
             f"regex must be a regular expression of Python's, got {shown(pattern)}: {error}"
         ) from None
     except RecursionError:
-        raise InputError("regex must not have so many groups in one another") from None
+        raise InputError("regex must have fewer nested groups") from None
     return Places(
-        whole, reader.follow, reader.kinds, reader.sets, [_name(source) for source, _ in reader.known]
+        whole, reader.follow, reader.kinds, reader.sets, [_name(source) for source, _ in reader.numbers]
     )
 
 
 class _Reader:
-    """Numbers the places of a pattern while it reads it."""
+    """Reads the parts of a pattern, and numbers its places."""
 
     def __init__(self, characters: Sequence[str]) -> None:
         self._characters = characters
-        self.known: dict[tuple[str, int], int] = {}
+        self.numbers: dict[tuple[str, int], int] = {}  # of the sets, by source and flags
         self._work = 0
         self.follow: list[int] = []
         self.kinds: list[int] = []
         self.sets: list[Bools] = []
 
     def row(self, items: Iterable[Any], flags: int, *, begins: bool = False, ends: bool = False) -> Part:
-        """Read parts that come one after another, at the beginning or the end of the pattern or within it."""
+        """Read a sequence of parts; `begins` and `ends`: it is at the beginning or the end of the pattern."""
         listed = list(items)
         if begins:
             while listed and listed[0][0] is _codes.AT and listed[0][1] in _BEGIN:
@@ -150,7 +150,7 @@ class _Reader:
             for part in parts:
                 first, last = first | part.first, last | part.last
             return Part(first, last, any(part.nullable for part in parts))
-        if code in {_codes.MAX_REPEAT, _codes.MIN_REPEAT}:  # what matches in full is the same for both
+        if code in {_codes.MAX_REPEAT, _codes.MIN_REPEAT}:  # both have the same full matches
             least, most, items = value
             return self._repeated(items, flags, least, None if most is _codes.MAXREPEAT else most)
         return self._place(_source(code, value), flags & _OF_CHARACTERS)
@@ -164,7 +164,7 @@ class _Reader:
                 return whole._replace(nullable=True)
             least -= 1
         else:
-            for _ in range(most - least):  # x(x(x)?)?: each place has but the next one after it
+            for _ in range(most - least):  # x(x(x)?)?: only the next place follows each
                 whole = self._then(self.row(items, flags), whole)._replace(nullable=True)
         for _ in range(least):
             whole = self._then(self.row(items, flags), whole)
@@ -186,17 +186,16 @@ class _Reader:
 
     def _place(self, source: str, flags: int) -> Part:
         """Add a place for one character of a set."""
-        kind = self.known.get((source, flags))
+        kind = self.numbers.get((source, flags))
         if kind is None:
             matches = re.compile(source, flags).fullmatch
-            kind = self.known[source, flags] = len(self.sets)
+            kind = self.numbers[source, flags] = len(self.sets)
             self.sets.append(np.array([matches(c) is not None for c in self._characters], dtype=np.bool_))
             self._count(len(self._characters) // 2)
         place = len(self.follow)
         if place == _MOST_PLACES:
             raise InputError(
-                f"regex must have at most {_MOST_PLACES:,} characters and classes, counted as often as they "
-                "are repeated"
+                f"regex must have at most {_MOST_PLACES:,} characters and classes, repetitions included"
             )
         self.follow.append(0)
         self.kinds.append(kind)
@@ -219,7 +218,7 @@ def _bits(places: int) -> Iterator[int]:
 
 
 def _source(code: Any, value: Any) -> str:
-    """Return a character or class as it is written, with numbers for its characters."""
+    """Return a character or class in the syntax of `re`, with its characters as code points."""
     if code is _codes.LITERAL:
         return _number(value)
     if code is _codes.NOT_LITERAL:
@@ -229,15 +228,15 @@ def _source(code: Any, value: Any) -> str:
     if code is not _codes.IN:
         raise InputError(f"regex must do without {str(code).lower()}")
     inside = ""
-    for kind, what in value:
+    for kind, part in value:
         if kind is _codes.NEGATE:
             inside += "^"
         elif kind is _codes.LITERAL:
-            inside += _number(what)
+            inside += _number(part)
         elif kind is _codes.RANGE:
-            inside += f"{_number(what[0])}-{_number(what[1])}"
+            inside += f"{_number(part[0])}-{_number(part[1])}"
         else:
-            inside += _CATEGORIES[what]
+            inside += _CATEGORIES[part]
     return f"[{inside}]"
 
 
@@ -246,5 +245,5 @@ def _number(code_point: int) -> str:
 
 
 def _name(source: str) -> str:
-    """Return what `_source` made as one would write it."""
+    """Return the result of `_source` with the characters themselves."""
     return re.sub(r"\\U([0-9a-f]{8})", lambda number: chr(int(number[1], 16)), source)

@@ -1,4 +1,4 @@
-"""From what a user wishes for, in characters, to an automaton over the ids of a tokenizer."""
+"""From a regular expression or choices in characters to an automaton over the ids of a tokenizer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def automaton_of(
 ) -> Automaton:
     """Return the automaton of a regular expression or of some choices.
 
-    With a `ByteTokenizer` a regular expression is matched by texts of ASCII alone: a byte of another
-    character may be part of many.
+    With a `ByteTokenizer`, only texts of ASCII match a regular expression, since a byte of another character
+    may be part of many.
 
     Args:
         tokenizer: the model's.
-        regex: a regular expression; None: choices are given.
-        choices: one text or more; None: a regular expression is given.
-        banned: ids that are not to be written.
+        regex: a regular expression, or None if choices are given.
+        choices: one text or more, or None if a regular expression is given.
+        banned: ids that must not be generated.
 
     Raises:
-        InputError: both are given, or none; one is wrong, is too large, or cannot be written.
+        InputError: both are given, or neither; one is wrong or too large, or cannot be generated.
         UnknownCharacterError: a choice has a character that the tokenizer lacks.
 
     Example:
@@ -35,7 +35,7 @@ def automaton_of(
         [1, 1, 0, 0]
     """
     if (regex is None) == (choices is None):
-        raise InputError("one of regex and choices must be given, and not both")
+        raise InputError("exactly one of regex and choices must be given")
     if choices is None:
         n = 128 if isinstance(tokenizer, ByteTokenizer) else tokenizer.vocab_size
         by_id = [

@@ -1,8 +1,8 @@
-"""Pictures of trainings and models, drawn with matplotlib (the extra "plot"), imported when one is drawn.
+"""Pictures of trainings and models, drawn with matplotlib (the extra "plot"), which is imported when needed.
 
-A function draws on the axes that it is given and returns them; without any it makes a figure of its own, of
-which pyplot does not know. No setting of matplotlib is changed. Lines differ in style and markers, tables in
-lightness, so a print in black and white says the same.
+A function draws on the given axes and returns them. Without axes, it makes a new figure that is not
+registered with pyplot. No setting of matplotlib is changed. Lines differ in style and markers, and cells of
+tables in lightness, so a print in black and white is readable, too.
 """
 
 from charlm.plotting.curves import plot_learning_rate, plot_loss, plot_run, plot_runs, plot_speed

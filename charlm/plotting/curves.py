@@ -1,4 +1,4 @@
-"""The course of a training: loss, learning rate and speed against the step."""
+"""Curves of a training: loss, learning rate and speed against the step."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SHAPES = "osD^vPX"
 
 
 def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
-    """Draw training loss and validation loss against the step, in nats and, at the right, in bits.
+    """Draw training loss and validation loss against the step, in nats (left axis) and bits (right axis).
 
-    The best evaluation is marked. A thin line is the loss of the n-gram model that `charlm train` counted.
-    A loss that was not finite leaves a gap, and a skipped step a cross at the lower edge.
+    A star marks the best evaluation. A thin line is the loss of the n-gram model that `charlm train` counted.
+    A loss that was not finite leaves a gap. A skipped step is a cross at the lower edge.
 
     Args:
-        history: the run.
-        ax: where to; None: a figure of its own.
+        history: of the run.
+        ax: the axes, or None for a new figure.
 
     Returns:
         The axes.
@@ -89,7 +89,7 @@ def plot_loss(history: RunHistory, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_learning_rate(history: RunHistory, *, ax: Axes | None = None) -> Axes:
-    """Draw the learning rate against the step; arguments, result and errors are those of `plot_loss`.
+    """Draw the learning rate against the step; for arguments, result and errors, see `plot_loss`.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -108,9 +108,9 @@ def plot_learning_rate(history: RunHistory, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_speed(history: RunHistory, *, ax: Axes | None = None) -> Axes:
-    """Draw characters per second against the step; arguments, result and errors are those of `plot_loss`.
+    """Draw characters per second against the step; for arguments, result and errors, see `plot_loss`.
 
-    The time is the whole run's: that of evaluations and checkpoints counts.
+    The time includes evaluations and checkpoints.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -129,13 +129,13 @@ def plot_speed(history: RunHistory, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_run(history: RunHistory) -> Figure:
-    """Draw loss, learning rate and speed of a run into one figure.
+    """Draw loss, learning rate and speed of a run in one figure.
 
     Args:
-        history: the run.
+        history: of the run.
 
     Returns:
-        A new figure, of which pyplot does not know.
+        A new figure, not registered with pyplot.
 
     Raises:
         CharLMError: matplotlib is not installed.
@@ -162,20 +162,20 @@ def plot_run(history: RunHistory) -> Figure:
 
 
 def plot_runs(histories: Sequence[RunHistory]) -> Figure:
-    """Draw several runs into one figure, each by its name: loss, learning rate and speed.
+    """Draw loss, learning rate and speed of several runs in one figure, labelled by name.
 
-    The loss is that on the validation text; of a run without one, that of its batches. Lines differ in
+    The loss is the validation loss, or the training loss for a run without validation. Lines differ in
     colour, style and marker.
 
     Args:
-        histories: of the runs, such as `read_histories` gives them.
+        histories: of the runs, as `read_histories` returns them.
 
     Returns:
-        A new figure, of which pyplot does not know.
+        A new figure, not registered with pyplot.
 
     Raises:
         CharLMError: matplotlib is not installed.
-        InputError: there is none, or the runs' losses have different units.
+        InputError: there is no run, or the losses have different units.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -191,9 +191,9 @@ def plot_runs(histories: Sequence[RunHistory]) -> Figure:
     """
     units = {history.unit for history in histories}
     if len(units) != 1:
-        found = " and ".join(sorted(units)) or "none"
+        got = " and ".join(sorted(units)) or "none"
         raise InputError(
-            f"histories must be of runs with losses in one unit, per character or byte, got {found}"
+            f"histories must be of runs with losses in one unit, per character or byte, got {got}"
         )
     unit = histories[0].unit
     figure = new_figure(10, 4.5)
@@ -277,22 +277,22 @@ def _part(part: tuple[int, int] | None, unit: Unit) -> str:
 def _line(
     ax: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], *, marker: str | None = None, **look: Any
 ) -> None:
-    """Draw a line with gaps where a value is not finite, with at most about `_MARKERS` markers on it.
+    """Draw a line with at most about `_MARKERS` markers and a gap where a value is not finite.
 
-    Without a marker of its own it has dots where there is no line to be seen: if points are few, or alone.
+    Without a marker, dots show points that are few, or that have no neighbour for a line.
     """
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     beside = np.zeros(len(values), bool)
-    beside[1:] |= known[:-1]
-    beside[:-1] |= known[1:]
+    beside[1:] |= finite[:-1]
+    beside[:-1] |= finite[1:]
     every = math.ceil(len(values) / _MARKERS)
     regular = (np.arange(len(values)) % max(every, 1) == 0) & (marker is not None or every == 1)
-    marked = np.flatnonzero(known & (regular | ~beside)).tolist()
+    marked = np.flatnonzero(finite & (regular | ~beside)).tolist()
     ax.plot(steps, values, marker=marker or "." if marked else "", markevery=marked, **look)
 
 
 def _finish(ax: Axes, ylabel: str, *columns: NDArray[np.float64]) -> None:
-    """Name the axes; where no number is finite, say so."""
+    """Label the axes, and note if no value is finite."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: PLC0415 - an extra
 
     ax.set_xlabel("step")

@@ -1,7 +1,7 @@
-"""Figures: how they begin, and how they become files. Knows nothing of what is drawn.
+"""New figures, and figures as files.
 
-The same figure gives the same bytes with the same matplotlib: no date, and no random number in the names of
-SVG's elements.
+The same figure gives the same bytes with the same matplotlib: there is no date, and no random number in the
+names of SVG elements.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIXELS_PER_INCH = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of that many inches that pyplot does not know of, and that notebooks show.
+    """Return an empty figure, in inches. It is not registered with pyplot; notebooks show it.
 
     Raises:
         CharLMError: matplotlib is not installed.
@@ -41,10 +41,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def picture_format(path: str | Path) -> str:
-    """Return what kind of picture the end of a file's name asks for.
+    """Return the format of a picture from the suffix of its file.
 
     Raises:
-        InputError: none of those that `save_picture` writes.
+        InputError: `save_picture` does not write this format.
     """
     suffix = as_path(path).suffix
     if suffix[1:].lower() not in _FORMATS:
@@ -54,15 +54,15 @@ def picture_format(path: str | Path) -> str:
 
 
 def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
-    """Write a figure to a PNG or SVG file, whole or not at all; a file that is there is replaced.
+    """Write a figure to a PNG or SVG file atomically. An existing file is replaced.
 
     Args:
         drawn: a figure, or axes of it.
-        path: the file, which ends in .png or .svg.
+        path: the file, with the suffix .png or .svg.
 
     Raises:
-        InputError: the name ends in something else, or the axes have no figure.
-        OSError: it could not be written; what was there before is intact.
+        InputError: the suffix is another one, or the axes have no figure.
+        OSError: it could not be written. An earlier file is intact.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -74,9 +74,7 @@ def save_picture(drawn: Axes | Figure, path: str | Path) -> None:
     kind = picture_format(path)
     figure = drawn.get_figure(root=True)
     if figure is None:
-        raise InputError(
-            "the axes must belong to a figure to be saved, got some that were removed from theirs"
-        )
+        raise InputError("the axes must belong to a figure to be saved, got axes that were removed from one")
     write_file(path, _picture(figure, kind, _PIXELS_PER_INCH))
 
 
@@ -88,7 +86,7 @@ def _picture(figure: Figure, kind: str, pixels_per_inch: float) -> bytes:
     from matplotlib import rc_context  # noqa: PLC0415 - an extra
 
     data = io.BytesIO()
-    with rc_context({"svg.hashsalt": "charlm"}):  # the names of elements would be random
+    with rc_context({"svg.hashsalt": "charlm"}):  # otherwise the names of elements are random
         figure.savefig(
             data,
             format=kind,

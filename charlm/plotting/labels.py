@@ -1,8 +1,8 @@
-"""Text in pictures: every character readable, and none that the font cannot draw.
+"""Labels of pictures: every character is readable.
 
-A newline is ↵, a tab ⇥, a space ␣. What has no shape of its own (control characters, marks that need a
-letter) and what no installed font has is shown by its code point, as U+4E00. matplotlib would draw an empty
-box, and warn.
+A newline is ↵, a tab ⇥, a space ␣. A character without a shape of its own (a control character, a combining
+mark) or without a glyph in the installed fonts is shown by its code point, such as U+4E00. matplotlib would
+draw an empty box and warn.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SYMBOLS = {"\n": "↵", "\t": "⇥", " ": "␣"}
 
 
 def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """Return the text of each id: a character; for a byte that is only a part of one, its number.
+    """Return a label for each id: its character, or the number of a byte that is only a part of one.
 
     Args:
-        tokenizer: what the ids are of.
-        ids: any of its ids.
+        tokenizer: of the ids.
+        ids: token ids.
 
     Raises:
         InputError: an id is out of range.
@@ -44,17 +44,17 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 def readable(
     texts: Iterable[str], properties: FontProperties, *, spaces: bool = True
 ) -> tuple[list[str], list[str]]:
-    """Return texts as fonts can draw them, and the families of these fonts.
+    """Return texts that fonts can draw, and the families of these fonts.
 
     Args:
         texts: any.
-        properties: the font that will be asked for. What it lacks is looked for in all that are installed.
-        spaces: show them by a symbol, too.
+        properties: the font. Characters that it lacks are looked up in all installed fonts.
+        spaces: show spaces by a symbol, too.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font  # noqa: PLC0415 - an extra
 
     fonts = []
-    for family in properties.get_family():  # each is asked, as where matplotlib draws
+    for family in properties.get_family():  # matplotlib tries each, too
         one = FontProperties(family=family, style=properties.get_style(), weight=properties.get_weight())
         try:
             fonts.append(get_font(findfont(one, fallback_to_default=False)))
@@ -75,7 +75,7 @@ def readable(
 
 
 def _families_with(characters: set[str]) -> list[str]:
-    """Return families of installed fonts that have the characters, and take away those that are found."""
+    """Return installed families that have the characters, and remove these characters from the set."""
     from matplotlib.font_manager import fontManager, get_font  # noqa: PLC0415 - an extra
 
     families = []
@@ -84,13 +84,13 @@ def _families_with(characters: set[str]) -> list[str]:
     ):
         if not characters:
             break
-        if entry.style != "normal" or entry.name in families or "Last Resort" in entry.name:  # it has boxes
+        if entry.style != "normal" or entry.name in families or "Last Resort" in entry.name:  # only boxes
             continue
         try:
             font = get_font(entry.fname)
-        except (OSError, RuntimeError):  # removed since matplotlib made its list, or damaged
+        except (OSError, RuntimeError):  # damaged, or removed since matplotlib made its list
             continue
-        if found := {character for character in characters if font.get_char_index(ord(character))}:
+        if covered := {character for character in characters if font.get_char_index(ord(character))}:
             families.append(entry.name)
-            characters -= found
+            characters -= covered
     return families

@@ -1,4 +1,4 @@
-"""Tables of characters against characters: what a model expects after each, and where a GPT looks."""
+"""Tables of characters against characters: the next characters of a model, and the attention of a GPT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_attention", "plot_bigram"]
 
-_ASKED_AT_ONCE = 256  # ids
+_BATCH_SIZE = 256  # ids
 _CELL_INCHES = 0.15
 _POINTS_PER_INCH = 72
 _LARGEST_LABEL, _SMALLEST_LABEL = 10.0, 5.0  # points
@@ -36,16 +36,16 @@ _SHOWN_SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1)
 def plot_bigram(
     model: LanguageModel, tokenizer: Tokenizer, *, most: int = 80, ax: Axes | None = None
 ) -> Axes:
-    r"""Draw how likely a model holds each character after each single other one: a bigram model's table.
+    r"""Draw the probability of each next character after each character, as in the table of a bigram model.
 
-    A model that looks further back is asked about a text of that one character.
+    A model with a longer context gets a text of that one character.
 
     Args:
         model: any.
-        tokenizer: the one that it was trained with.
-        most: of a larger vocabulary, only this many characters are drawn: those that the model itself would
-            write most often if it saw one character at a time.
-        ax: where to; None: a figure of its own, large enough for the labels.
+        tokenizer: that of the model.
+        most: the largest number of characters that are drawn: those that the model would generate most often
+            if it saw one character at a time.
+        ax: the axes, or None for a new figure, large enough for the labels.
 
     Returns:
         The axes. Row and column i stand for the i-th character drawn, in the order of the ids.
@@ -81,13 +81,13 @@ def plot_bigram(
 def plot_attention(
     weights: Tensor, labels: Sequence[str], *, axes: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """Draw where each character of a text looks, a panel for each layer and head.
+    """Draw the attention of each character of a text, with a panel for each layer and head.
 
     Args:
-        weights: what `GPT.attention` returns for one text, (L, 1, H, T, T) or (L, H, T, T): row t of a head
-            is how much character t takes from each.
-        labels: the T characters, for example the text itself. `token_labels` makes those of ids.
-        axes: (L, H) axes, as `figure.subplots(L, H, squeeze=False)` gives them; None: a figure of their own.
+        weights: the result of `GPT.attention` for one text, (L, 1, H, T, T) or (L, H, T, T): row t of a head
+            has the weights of character t.
+        labels: the T characters, for example the text itself. `token_labels` makes the labels of ids.
+        axes: (L, H) axes, as from `figure.subplots(L, H, squeeze=False)`, or None for a new figure.
 
     Returns:
         The axes, (L, H).
@@ -121,22 +121,20 @@ def plot_attention(
 
 
 def _next_probabilities(model: LanguageModel) -> NDArray[np.float64]:
-    """Return (V, V): row i is the distribution of what follows id i."""
+    """Return (V, V): row i is the distribution of the id after id i."""
     rows = []
     with torch.no_grad(), evaluation_mode(model):
-        for ids in torch.arange(model.vocab_size, device=model.device).split(_ASKED_AT_ONCE):
+        for ids in torch.arange(model.vocab_size, device=model.device).split(_BATCH_SIZE):
             logits, _ = model(ids[:, None])  # (n, 1, V)
             rows.append(logits[:, 0].float().softmax(dim=-1).cpu())  # (n, V)
     return torch.cat(rows).numpy().astype(np.float64)
 
 
 def _frequencies(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (V,): how often each id comes in a long text that is drawn from the table."""
+    """Return (V,): the frequency of each id in a long text that is drawn from the table."""
     share = np.full(len(table), 1 / len(table))
     for _ in range(100):
-        share = (
-            share + share @ np.nan_to_num(table)
-        ) / 2  # the mean of two, so that it also settles in a cycle
+        share = (share + share @ np.nan_to_num(table)) / 2  # the mean converges in a cycle, too
     return share
 
 
@@ -160,9 +158,9 @@ def _checked_attention(weights: Tensor, labels: Sequence[str]) -> NDArray[np.flo
 def _draw(
     ax: Axes, table: NDArray[np.float64], labels: Sequence[str], *, down: bool = True, across: bool = True
 ) -> AxesImage:
-    """Draw shares between 0 and 1, labels beside the rows and below the columns, and lines between them.
+    """Draw a table of shares between 0 and 1, with labels at rows and columns and lines between them.
 
-    A label is as large as a row, up to a limit; where rows are too small for one, some are left out.
+    A label is as high as a row, up to a limit. If rows are too small, some labels are omitted.
     """
     from matplotlib.colors import PowerNorm  # noqa: PLC0415 - an extra
 
@@ -171,8 +169,8 @@ def _draw(
     every = math.ceil(_SMALLEST_LABEL / points)
     size = min(_LARGEST_LABEL, 0.75 * points * every)
     texts, families = readable(labels, ax.title.get_fontproperties())
-    for axis, wanted in ((ax.yaxis, down), (ax.xaxis, across)):
-        shown_at = range(0, len(table), every) if wanted else range(0)
+    for axis, labelled in ((ax.yaxis, down), (ax.xaxis, across)):
+        shown_at = range(0, len(table), every) if labelled else range(0)
         axis.set_ticks(
             shown_at, [texts[i] for i in shown_at], fontsize=size, family=families, parse_math=False
         )
@@ -183,12 +181,12 @@ def _draw(
         edges = np.arange(len(table) + 1) - 0.5
         ax.hlines(edges, edges[0], edges[-1], color="0.9", linewidth=0.3)
         ax.vlines(edges, edges[0], edges[-1], color="0.9", linewidth=0.3)
-    # The root, or all but the largest would look like zero.
+    # The colours follow the square root, so that small shares can be seen.
     return ax.imshow(table, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
 
 
 def _scale(image: AxesImage, ax: Axes | NDArray[Any], label: str) -> None:
-    """Draw what the colours mean, beside axes or a grid of them."""
+    """Draw the scale of colours beside axes or a grid of axes."""
     image.figure.colorbar(
         image, ax=ax, label=label, shrink=0.6, aspect=30, pad=0.02, ticks=_SHOWN_SHARES, format="{x:g}"
     )

@@ -104,7 +104,7 @@ def test_weights_of_mingpt_are_read_with_the_heads_beside_them(
 
 def test_heads_that_nobody_knows_are_asked_for(tmp_path: Path) -> None:
     torch.save(mingpt_state(tiny_gpt(MINI)), tmp_path / "model.pt")
-    with pytest.raises(InputError, match=r"n_head must be given: .*config\.json' says it"):
+    with pytest.raises(InputError, match=r"n_head must be given: .*config\.json' have it"):
         from_mingpt(tmp_path / "model.pt", TOKENIZER)
 
 

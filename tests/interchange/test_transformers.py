@@ -371,7 +371,7 @@ def test_what_is_no_gpt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="only a GPT can be exported, got a BigramLM"):
         to_transformers(CharLM(BigramLM(13), TOKENIZER), tmp_path / "there")
     mixture = MixtureLM([tiny_gpt(tiny_config("gpt2")), BigramLM(13)])
-    with pytest.raises(InputError, match=r"got a MixtureLM\. Of a mixture, give the GPT: load\("):
+    with pytest.raises(InputError, match=r"got a MixtureLM\. Export the GPT of the mixture: load\("):
         to_transformers(CharLM(mixture, TOKENIZER), tmp_path / "there")
     with pytest.raises(InputError, match="lm must be a CharLM"):
         to_transformers(mixture, tmp_path / "there")  # type: ignore[arg-type]  # for those without a type checker
