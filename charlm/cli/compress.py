@@ -1,4 +1,4 @@
-"""`charlm compress`: files in fewer bytes and back, with gzip's manners but that the input stays."""
+"""`charlm compress`: files in fewer bytes and back. The options are gzip's, but the input stays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SUFFIX = ".clm"
 
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
-    """Do with each file what was asked for; the first that cannot be done ends the command."""
+    """Process the files in order. The first error ends the command."""
     _check(args)
     if args.list:
         _list(args.files, console)
@@ -64,7 +64,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _target(file: str, args: argparse.Namespace) -> Path | None:
-    """Return which file is to be written, refused where it cannot be; None: none, or standard output."""
+    """Return the file to write, or None for standard output and with --test.
+
+    Raises:
+        CharLMError: the file cannot be written.
+    """
     backwards = _is_backwards(args)
     if args.test:
         return None
@@ -115,7 +119,7 @@ def _do(
         sys.stdout.buffer.flush()
     else:
         mode = stat.S_IMODE(Path(file).stat().st_mode)
-        before = os.umask(0o777 & ~mode)  # nobody is to read the one who could not read the other
+        before = os.umask(0o777 & ~mode)  # the new file gets no more permissions than the old one
         try:
             with writing(target):
                 write_file(target, made)

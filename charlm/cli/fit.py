@@ -219,7 +219,8 @@ def resume(
 
 def _loggers(names: Sequence[str]) -> list[Callback]:
     """Return the loggers that --log-to names; they write into the run's directory."""
-    made = dict(zip(SERVICE_FOLDERS, (TensorBoard, WandB), strict=True))
+    kinds: tuple[type[TensorBoard | WandB], ...] = (TensorBoard, WandB)
+    made = dict(zip(SERVICE_FOLDERS, kinds, strict=True))
     return [made[name]() for name in names if name in made]
 
 

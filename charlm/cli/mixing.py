@@ -1,8 +1,9 @@
-"""The result of a run: its GPT, its n-gram model, or the mixture of both, whichever predicts best.
+"""The result of a run: its GPT, its n-gram model, or the mixture of both.
 
-The pieces that are set aside of the training text decide: the GPT has not seen them, and an n-gram model is
-counted without them for this purpose. The validation text only measures. A result other than the GPT is saved
-in RUN/mixture, with the name of its checkpoint; `load` uses it as long as that checkpoint is the best.
+The one with the lowest loss on pieces of the training text is chosen. The GPT has not seen these pieces, and an
+n-gram model is counted without them for this purpose. The validation text is not used for the choice. A result
+other than the GPT is saved in RUN/mixture, with the name of its checkpoint. `load` uses it as long as that
+checkpoint is the best.
 """
 
 from __future__ import annotations
@@ -68,18 +69,18 @@ def time_to_conclude(
     seconds: float,
     backend: DeviceBackend,
 ) -> tuple[int | None, float]:
-    """Return how much of what is set aside can be read in a run of some time, and what `conclude` will take.
+    """Return how much text `conclude` can use for the choice, and the time that it will take.
 
     Args:
         texts: of the run.
-        gpt: what is going to be trained.
-        counted: the n-gram model, with the seconds that it took.
-        eval_chars: how much of the validation text is scored; None: all.
-        seconds: of the whole run.
-        backend: where models are asked.
+        gpt: the model before its training.
+        counted: the n-gram model, with the seconds that counting took.
+        eval_chars: characters of the validation text that are scored; None: all.
+        seconds: time of the whole run.
+        backend: the device.
 
     Returns:
-        Characters, None for all, and seconds.
+        Characters (None: all of the pieces), and seconds.
     """
     if texts.aside is None:
         return None, 0.0
@@ -95,25 +96,25 @@ def time_to_conclude(
 
 
 def is_concluded(out: str, texts: Texts, values: Mapping[str, object]) -> bool:
-    """Return whether there is nothing to decide, or that was done for the best checkpoint, by train.json."""
+    """Return whether there is no choice, or train.json has the result for the best checkpoint."""
     if texts.aside is None:
         return True
-    known: Any = values.get("result")
+    result: Any = values.get("result")
     best = best_whole_checkpoint(RunDirectory.open(Path(out)))
-    return isinstance(known, dict) and known.get("checkpoint") == best.info.path.name
+    return isinstance(result, dict) and result.get("checkpoint") == best.info.path.name
 
 
 def conclude(out: str, texts: Texts, *, backend: DeviceBackend, console: Console) -> str | None:
-    """Choose the result of a trained run, and save it.
+    """Choose the result of a trained run and save it.
 
     Args:
-        out: the run's directory; it has a checkpoint and an n-gram model.
+        out: the run's directory, with a checkpoint and an n-gram model.
         texts: of the run.
         backend: the device.
         console: for errors, which leave the run and its GPT intact.
 
     Returns:
-        A line for a person to read; None: there is nothing to choose.
+        A line for the user, or None if there is no choice.
     """
     run = RunDirectory.open(Path(out))
     if texts.aside is None or not (run.path / BASELINE_FOLDER).exists():
@@ -170,6 +171,6 @@ def _concluded(run: RunDirectory, texts: Texts, aside: BlockDataset, backend: De
 
 
 def _in_windows(data: BlockDataset, vocab_size: int) -> BlockDataset:
-    """Return a text in the windows of a model without a limit."""
+    """Return a text in blocks of the window of a model without a block size."""
     window = min(unlimited_window(vocab_size), data.n_ids - 1)
     return data.in_blocks_of(window)

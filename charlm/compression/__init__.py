@@ -1,8 +1,8 @@
-"""Texts in few bytes, with a model that predicts them: lossless, and the same on every machine.
+"""Lossless compression of texts with a model that predicts them; the bytes are the same on every machine.
 
-What is predicted well takes few bits (Shannon, "A mathematical theory of communication", 1948). A model says
-how likely each character is, an arithmetic coder turns that into bits, and to decompress takes the same
-model. Here are bytes in memory; `charlm compress` does it with files.
+A character with a high probability takes few bits (Shannon, "A mathematical theory of communication", 1948).
+The model gives the probabilities, and an arithmetic coder turns them into bits. Decompression needs the same
+model. The functions work on bytes in memory; `charlm compress` works on files.
 """
 
 from charlm.compression.archive import ArchiveInfo, BlockInfo, archive_info

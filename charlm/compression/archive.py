@@ -1,7 +1,8 @@
-"""The file: a header with all that is needed to know what it is, and blocks. It knows no model.
+"""The format of a compressed text: a header and blocks. Nothing here needs a model.
 
-Little-endian. The header has a fixed part, the settings of a model that is counted, three numbers for each
-block, and a checksum; behind it stand the blocks' bytes. Each block can be decoded without the others.
+All numbers are little-endian. The header has a fixed part, the settings of a model that is counted from a
+text, three numbers for each block, and a checksum. The bytes of the blocks follow. Each block can be decoded
+without the others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from charlm.errors import FileFormatError
 
 __all__ = ["ArchiveInfo", "BlockInfo", "archive_info", "block_of", "read_header", "write_header"]
 
-_MAGIC = b"\x89clm\r\n\x1a\n"  # as PNG's: a transfer that changes line ends is noticed
+_MAGIC = b"\x89clm\r\n\x1a\n"  # as in PNG, to notice a transfer that changed line ends
 _VERSION = 1
 _FIXED = struct.Struct("<8sBB8s32sIQQ32sII")
 _BLOCK = struct.Struct("<III")
@@ -26,24 +27,24 @@ _WHOLE = "the file is damaged or cut short"
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """Where one block lies, and its checksums."""
+    """The place of one block, and its checksums."""
 
     size: int
-    """In bytes, as it is stored."""
+    """In the file, in bytes."""
     stored: bool
-    """Whether it holds the bytes of the text themselves: the model would have made more of them."""
+    """Whether the bytes of the text are stored as they are, since the model would make more of them."""
     crc: int
-    """CRC-32 of what is stored."""
+    """CRC-32 of the stored bytes."""
     text_crc: int
-    """CRC-32 of the bytes that it stands for."""
+    """CRC-32 of the decompressed bytes."""
 
 
 @dataclass(frozen=True)
 class ArchiveInfo:
-    """What the header of a compressed text says."""
+    """The header of a compressed text."""
 
     arithmetic: int
-    """Which version of the arithmetic made it; another one might decode something else."""
+    """The version of the arithmetic; another version might decode other bytes."""
     kind: str
     """Of the model: "gpt", "ngram", "bigram" or "mixture"."""
     model_sha256: str
@@ -57,9 +58,9 @@ class ArchiveInfo:
     sha256: str
     """Of the text's bytes."""
     settings: bytes
-    """Of an n-gram model that is counted from a text: its sizes and what was fitted; else nothing."""
+    """Of an n-gram model that is counted from a text: its sizes and fitted numbers; else empty."""
     blocks: tuple[BlockInfo, ...]
-    """In their order."""
+    """In the order of the text."""
 
     @property
     def header_size(self) -> int:
@@ -73,13 +74,13 @@ class ArchiveInfo:
 
 
 def archive_info(data: bytes) -> ArchiveInfo:
-    """Return what a compressed text says of itself; only its header is looked at.
+    """Return the header of a compressed text. Its blocks are not read.
 
     Args:
         data: at least the whole header.
 
     Raises:
-        FileFormatError: it is none, or the header is damaged.
+        FileFormatError: it is no compressed text, or the header is damaged.
 
     Example:
         >>> from charlm.compression import archive_info, compress
@@ -91,7 +92,7 @@ def archive_info(data: bytes) -> ArchiveInfo:
 
 
 def write_header(info: ArchiveInfo) -> bytes:
-    """Return the header of a compressed text."""
+    """Return the bytes of the header of a compressed text."""
     fixed = _FIXED.pack(
         *(_MAGIC, _VERSION, info.arithmetic, info.kind.encode(), bytes.fromhex(info.model_sha256)),
         *(info.block_size, info.length, info.n_bytes, bytes.fromhex(info.sha256)),
@@ -103,7 +104,7 @@ def write_header(info: ArchiveInfo) -> bytes:
 
 
 def read_header(data: bytes) -> ArchiveInfo:
-    """As `archive_info`."""
+    """Return the header, as `archive_info` does."""
     if data[: len(_MAGIC)] != _MAGIC[: len(data)] or not data:
         raise FileFormatError("this is no text that charlm has compressed")
     if len(data) < _FIXED.size:
@@ -139,7 +140,7 @@ def read_header(data: bytes) -> ArchiveInfo:
 
 
 def block_of(data: bytes, info: ArchiveInfo, number: int) -> bytes | None:
-    """Return what is stored of a block; None: it is damaged, or missing."""
+    """Return the stored bytes of a block, or None if they are damaged or missing."""
     block = info.blocks[number]
     at = info.header_size + sum(one.size for one in info.blocks[:number])
     found = data[at : at + block.size]

@@ -1,8 +1,8 @@
-"""One block: characters into a coder with a model's predictions, and back, there several blocks at once.
+"""Encoding of one block with a model's predictions, and decoding of several blocks at once.
 
-A character that the model does not know is escaped: a number behind the model's own says so, whose share is
-that of such characters so far, and the 21 bits of its code point follow, each with the share that it had so
-far behind the bits before it. The model does not see it: its context goes on as if it were not there.
+An unknown character is encoded as an escape: a number after the model's ids, whose share is that of unknown
+characters so far. The 21 bits of its code point follow, each with its share so far after the same earlier
+bits. The model does not see unknown characters; its context continues without them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _BITS = 21  # of a code point
 
 
 class Alphabet:
-    """Which code point each id stands for.
+    """The code point of each id.
 
     Args:
         codes: (V,) in the order of the ids.
-        complete: whether there are no others, as for bytes.
+        complete: whether there are no other code points, as for bytes.
     """
 
     def __init__(self, codes: NDArray[np.uint32], *, complete: bool) -> None:
@@ -48,27 +48,27 @@ class Alphabet:
 
 
 class Escapes:
-    """What is known of the unknown characters of a block, in both directions."""
+    """Statistics of the unknown characters of a block, the same in both directions."""
 
     def __init__(self, alphabet: Alphabet) -> None:
         self.may: bool = not alphabet.complete
         self.read: int = 0
         """Characters so far."""
         self.escaped: int = 0
-        """Those of them that were unknown."""
+        """Unknown characters so far."""
         self._seen: dict[int, list[int]] = {}
 
     def share(self) -> int:
-        """Return the frequency of an unknown character, beside those of the known ones."""
+        """Return the frequency of an unknown character, in addition to those of the known ones."""
         return self.may * (1 + MOST_FREQUENCY * self.escaped // (self.read + 1))
 
     def count(self, *, escaped: bool) -> None:
-        """Note one more character, and whether it was unknown."""
+        """Count one more character, and whether it was unknown."""
         self.read += 1
         self.escaped += escaped
 
     def bits(self, step: Callable[[int, int], bool]) -> int:
-        """Go through the bits of a code point; `step` is told how often 0 and 1 came and returns the bit."""
+        """Process the bits of a code point; `step` gets the counts of 0 and 1 so far and returns the bit."""
         prefix = 1
         for _ in range(_BITS):
             seen = self._seen.setdefault(prefix, [1, 1])
@@ -79,7 +79,7 @@ class Escapes:
 
 
 Shares = Callable[[NDArray[np.int64]], Iterator[tuple[int, int, int]]]
-"""Yields where the share of each id begins, its size, and the total; at last the total of what follows."""
+"""Yields the beginning of each id's share, its size, and the total; finally the total of the next id."""
 
 
 def encode_block(
@@ -88,10 +88,10 @@ def encode_block(
     """Return the coded characters.
 
     Args:
-        shares: of a model that has begun a block.
+        shares: of a model at the beginning of a block.
         codes: (n,) their code points.
         alphabet: the model's.
-        on_progress: told how many characters are done.
+        on_progress: called with the number of characters that are done.
     """
     encoder, escapes = Encoder(), Escapes(alphabet)
     ids, V = alphabet.ids(codes), len(alphabet.codes)
@@ -120,7 +120,7 @@ def encode_block(
 
 
 def shares_of(state: PredictionState, ids: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-    """Yield the `Shares` of ids (n,) by a state of one row, which has begun."""
+    """Yield the `Shares` of ids (n,) by a state of one row at the beginning of a block."""
     some = max(min(_AT_ONCE, _NUMBERS // state.vocab_size), 1)
     for first in range(0, len(ids), some):
         chunk = ids[first : first + some]
@@ -144,11 +144,11 @@ def decode_blocks(
     """Return the code points of several blocks.
 
     Args:
-        state: with a row for each block, all of which have begun.
-        coded: (B,) what `encode_block` returned.
-        lengths: (B,) characters of each.
+        state: with a row for each block, all at the beginning.
+        coded: (B,) results of `encode_block`.
+        lengths: (B,) characters of each block.
         alphabet: the model's.
-        on_progress: told how many characters of the first are done.
+        on_progress: called with the number of characters of the first block that are done.
     """
     texts: list[list[int]] = [[] for _ in coded]
     decoders, known = [Decoder(data) for data in coded], alphabet.codes.tolist()
@@ -178,7 +178,7 @@ def decode_blocks(
 def _next(
     decoder: Decoder, escapes: Escapes, ends: NDArray[np.int64], text: list[int], length: int
 ) -> int | None:
-    """Add unknown characters to a text until a known one comes, and return its id; None: the block ends."""
+    """Append unknown characters to a text up to the next known one; return its id, or None at the end."""
     total = int(ends[-1])
     while len(text) < length:
         target = decoder.target(total + escapes.share())
@@ -190,7 +190,7 @@ def _next(
 
 
 def read_unknown(decoder: Decoder, escapes: Escapes, total: int) -> int:
-    """Return the code point of an unknown character, which is the next one.
+    """Return the code point of the next character, which is unknown.
 
     Args:
         decoder: of the block.

@@ -1,7 +1,7 @@
-"""`compress` and `decompress`: bytes in memory, with a model or with a text that one is counted from.
+"""`compress` and `decompress`: bytes in memory, with a model or with a text from which one is counted.
 
-Text is read as UTF-8; bytes that are none are unknown characters like others, so any bytes go through. Blocks
-stand for themselves: each begins like an empty prompt.
+Bytes are decoded as UTF-8. Invalid bytes count as unknown characters, so any bytes can be compressed. Blocks
+are independent: each begins like an empty prompt.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _NUMBERS = 2**21
 
 
 def compress(data: bytes, model: CharLM | str, *, on_progress: Progress | None = None) -> bytes:
-    """Compress bytes, which should be a text in UTF-8 like those that the model knows.
+    """Compress bytes: best a text in UTF-8 that is similar to the model's training text.
 
     Args:
         data: any bytes.
-        model: what predicts them: a GPT, an n-gram model, a mixture of these or a bigram model; or a text, of
-            which an n-gram model is counted. To decompress takes the same.
-        on_progress: told how many characters are done, and of how many.
+        model: a GPT, an n-gram model, a mixture of these or a bigram model; or a text, from which an n-gram
+            model is counted. Decompression needs the same.
+        on_progress: called with the number of characters that are done, and of all.
 
     Returns:
-        Fewer bytes, if the model predicts the text. Each block that it does not is kept as it is.
+        Fewer bytes, if the model predicts the text. A block that would become larger is stored as it is.
 
     Raises:
         InputError: an argument is wrong, or the model's results are not the same on every machine.
-        NonFiniteError: the model says something that is no number.
+        NonFiniteError: the model returns NaN or infinity.
 
     Example:
         >>> from charlm.compression import compress, decompress
@@ -94,16 +94,16 @@ def compress(data: bytes, model: CharLM | str, *, on_progress: Progress | None =
 
 
 def decompress(data: bytes, model: CharLM | str, *, on_progress: Progress | None = None) -> bytes:
-    """Return the bytes that were compressed, exactly; or raise an error.
+    """Return exactly the bytes that were compressed, or raise an error.
 
     Args:
-        data: what `compress` returned.
-        model: what `compress` was given.
-        on_progress: told how many characters are done, and of how many.
+        data: the result of `compress`.
+        model: the same as for `compress`.
+        on_progress: called with the number of characters that are done, and of all.
 
     Raises:
-        FileFormatError: the data is damaged, cut short, or made by another version of charlm.
-        DataError: this is another model, or it computes something else here.
+        FileFormatError: the data is damaged or incomplete, or from another version of charlm.
+        DataError: the model is another one, or computes other numbers on this machine.
         InputError: an argument is wrong, or the model's results are not the same on every machine.
 
     Example:
@@ -134,15 +134,15 @@ def decompress(data: bytes, model: CharLM | str, *, on_progress: Progress | None
 
 
 def recover(data: bytes, model: CharLM | str, *, on_progress: Progress | None = None) -> list[bytes | None]:
-    """Return what can be decompressed of damaged data: each block's bytes, None for a damaged one.
+    """Return the blocks of damaged data that can be decompressed, and None for each of the others.
 
     Args:
-        data: what `compress` returned, damaged behind its header.
+        data: a result of `compress` that is damaged after its header.
         model: as for `decompress`.
         on_progress: as for `decompress`.
 
     Raises:
-        FileFormatError: the header is damaged, or made by another version of charlm.
+        FileFormatError: the header is damaged, or from another version of charlm.
         DataError: as for `decompress`.
         InputError: as for `decompress`.
 
@@ -230,9 +230,9 @@ def _side_by_side(
     """Yield the result of each item in order, computed by as many threads as PyTorch uses.
 
     Args:
-        work: makes a result of an item.
-        items: in any number.
-        tell: told how many are done.
+        work: returns the result of an item.
+        items: any number of items.
+        tell: called with the number of items that are done.
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         try:
@@ -244,7 +244,7 @@ def _side_by_side(
 
 
 def _ngram_blocks(lm: CharLM) -> Callable[[], NGramBlocks] | None:
-    """Return what codes blocks in C; None where there is no compiler, or for another model."""
+    """Return the coder of blocks in C, or None without a compiler and for models that are no n-gram model."""
     kernel, model = portable_library(), lm.model
     if isinstance(kernel, str) or not isinstance(model, NGramLM):
         return None
@@ -258,7 +258,7 @@ def _checked(data: object) -> bytes:
 
 
 def _of(model: CharLM | str, info: ArchiveInfo | None = None) -> CharLM:
-    """Return a model, counted if a text was given; `info` is of what is to be decompressed."""
+    """Return a model, counted if a text was given; `info` is the header for decompression."""
     if isinstance(model, str):
         if info is None:
             return counted(model)

@@ -1,9 +1,9 @@
-"""The integer coder: numbers with known frequencies into bytes, and back. It knows neither models nor texts.
+"""The integer coder: numbers with known frequencies to bytes, and back.
 
-A range coder (G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised
-message", 1979): the bytes are one long fraction, and each number narrows the range in which that lies to the
-share that its frequency has of the total. There are only integers, of 64 bits, so both directions do exactly
-the same.
+It is a range coder (G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised
+message", 1979). The bytes are one long fraction. Each number narrows the range of this fraction to the share
+of the number's frequency in the total. All arithmetic is in integers of 64 bits, so both directions compute
+exactly the same.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 __all__ = ["MOST_TOTAL", "Decoder", "Encoder"]
 
 MOST_TOTAL = 2**32
-"""The largest total of frequencies: a share is too small by less than one part in 2 ** 24 of the whole."""
+"""The largest total of frequencies. The error of a share is less than 2 ** -24 of the whole."""
 _TOP, _MASK = 2**56, 2**64 - 1
 
 
 class Encoder:
-    """Collects numbers.
+    """Encodes numbers.
 
     Example:
         >>> encoder = Encoder()
@@ -48,7 +48,7 @@ class Encoder:
             self._range <<= 8
 
     def finish(self) -> bytes:
-        """Return the bytes: as few as tell the range; what follows them counts as zeros."""
+        """Return the bytes: the fewest that identify the range. Zeros follow them implicitly."""
         for count in range(9):
             step = 1 << 64 - 8 * count
             value = -(-self._low // step) * step
@@ -70,27 +70,27 @@ class Encoder:
 
 
 class Decoder:
-    """Gives the numbers of an `Encoder` again: `target` tells whose share the next one is, `take` moves on.
+    """Decodes the numbers of an `Encoder`: `target` returns a place in the next share, `take` moves on.
 
     Args:
-        data: what `finish` returned.
+        data: the result of `finish`.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data: bytes = data
         self.at: int = 8
-        """Which of the bytes is read next."""
+        """The index of the next byte."""
         self.code: int = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
         self.range: int = _MASK
         self._unit = 1
 
     def target(self, total: int) -> int:
-        """Return a number below `total`, in the share of what was encoded."""
+        """Return a number below `total` that lies in the share of the next number."""
         self._unit = self.range // total
         return min(self.code // self._unit, total - 1)
 
     def take(self, start: int, size: int) -> None:
-        """Move on behind the number with this share of the total that `target` was told."""
+        """Move past the number with this share of the total that `target` got."""
         self.code -= self._unit * start
         self.range = self._unit * size
         while self.range < _TOP:

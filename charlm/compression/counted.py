@@ -1,7 +1,7 @@
-"""An n-gram model that is counted from a text whenever it is needed, instead of being saved.
+"""An n-gram model that is counted from a text when it is needed, instead of being saved.
 
-Counting is exact on every machine; the discounts, which are fitted, are not. So these few numbers go along in
-the compressed text.
+Counting is exact on every machine, but fitting the discounts is not. So the discounts, a few numbers, are
+stored in the compressed text.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ def counted(text: str) -> CharLM:
     """Return the n-gram model of a text.
 
     Raises:
-        InputError: it is too short.
+        InputError: the text is too short.
     """
     tokenizer, data = _read(text)
     return CharLM(NGramLM(tokenizer.vocab_size).fit(data), tokenizer)
 
 
 def settings_of(model: NGramLM) -> bytes:
-    """Return what `count_anew` needs beside the text."""
+    """Return the settings that `count_anew` needs in addition to the text."""
     numbers = torch.cat([model.discounts, model.window_shares]).detach().numpy().astype("<f4")
     return _SIZES.pack(model.order, model.config.window) + numbers.tobytes()
 
 
 def count_anew(text: str, settings: bytes) -> CharLM:
-    """Return the model again whose settings these are.
+    """Return the model with these settings, counted from the text.
 
     Raises:
-        FileFormatError: they are no such settings.
+        FileFormatError: the settings are not valid.
         InputError: the text is too short.
     """
     tokenizer, data = _read(text)

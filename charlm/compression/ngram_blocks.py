@@ -1,7 +1,7 @@
-"""Blocks in the predictions of an n-gram model, as `blocks.py` codes them, but many characters at each call.
+"""Coding of blocks with an n-gram model, as in `blocks.py`, but with many characters in each call of C.
 
-An n-gram model predicts a character in a few microseconds, and Python takes ten times as long around it.
-While C computes, other threads can work, so blocks are coded side by side.
+An n-gram model predicts a character in a few microseconds, and Python would take ten times as long. Other
+threads can run while C computes, so several blocks are coded at the same time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NGramBlocks:
     Args:
         kernel: the portable build.
         model: that `engine_maker` accepts.
-        first: ids that stand before each block, as before an empty prompt.
+        first: ids before each block, as before an empty prompt.
     """
 
     def __init__(self, kernel: ctypes.CDLL, model: NGramLM, first: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class NGramBlocks:
             yield from zip(*made.T.tolist(), strict=True)
 
     def decode(self, coded: bytes, length: int, alphabet: Alphabet) -> NDArray[np.uint32]:
-        """Return the code points (length,) of a block that `encode_block` made."""
+        """Return the code points (length,) of a result of `encode_block`."""
         decoder, escapes = Decoder(coded), Escapes(alphabet)
         ids = np.zeros(len(self._first) + length, np.int64)
         ids[: len(self._first)] = self._first

@@ -1,7 +1,7 @@
-"""`PlainNGram`: what `charlm/native/ngrams.h` computes, bit for bit, where no C compiler is.
+"""`PlainNGram`: the computation of `charlm/native/ngrams.h`, bit for bit, for machines without a C compiler.
 
-It is slow, and a file that was made with the compiled engine can be read with it. The operations and their
-order are those of the C source, in float32.
+It is slow, but it can read files that were made with the compiled engine. The operations and their order are
+those of the C source, in float32.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PlainNGram(Engine):
         ]
 
     def _predict(self, ids: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """Return the log-probabilities (V,) of the id at a position of a text."""
+        """Return the log-probabilities (V,) for a position of a text."""
         p = np.full(self.vocab_size, _ONE / np.float32(self.vocab_size), np.float32)
         config = self._model.config
         low = max(position - config.window, 0)
@@ -85,7 +85,7 @@ class PlainNGram(Engine):
         return log(np.maximum(p, _LEAST).astype(np.float64)).astype(np.float32)
 
     def _node(self, ids: NDArray[np.int64]) -> int | None:
-        """Return the number of a context, or None where it never occurred."""
+        """Return the number of a context, or None if it never occurred."""
         node = 0
         for i in ids.tolist():
             code = node * self.vocab_size + i
@@ -96,7 +96,7 @@ class PlainNGram(Engine):
         return node
 
     def _mix(self, p: NDArray[np.float32], node: int, length: int) -> None:
-        """Mix into p (V,) what the counts behind a context say."""
+        """Mix the distribution of the counts after a context into p (V,)."""
         V, discounts = self.vocab_size, self._discounts[length]
         first, end = np.searchsorted(self._codes, [node * V, (node + 1) * V])
         if first == end:
@@ -109,7 +109,7 @@ class PlainNGram(Engine):
         p[self._codes[first:end] - node * V] += (counts.astype(np.float32) - discounts[kind]) / total
 
     def _mix_window(self, p: NDArray[np.float32], ids: NDArray[np.int64], length: int) -> None:
-        """Mix into p (V,) which ids followed the same characters in the window."""
+        """Mix the distribution of the ids that followed the same characters in the window into p (V,)."""
         shares, n = self._shares[length - 1], np.float32(len(ids))
         different, counts = np.unique(ids, return_counts=True)
         kind = np.minimum(counts, 3) - 1

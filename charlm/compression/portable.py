@@ -1,8 +1,8 @@
-"""The mathematics that has to come out the same on every machine, in numpy.
+"""Functions in numpy with the same results on every machine.
 
-An array's +, -, * and / are rounded as IEEE 754 demands, one by one; exp, log, sine and cosine of a library
-are not, and sums may be taken in any order. So these functions are made of the former alone, and sums are of
-integers. `exp` and `log` are `charlm/native/portable.h`'s, operation by operation.
+IEEE 754 defines the rounding of +, -, * and / of array elements. It does not define that of a library's exp,
+log, sine and cosine, nor the order of a sum. So these functions use only the four operations, and sums of
+integers. `exp` and `log` are those of `charlm/native/portable.h`, operation by operation.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 ARITHMETIC = 1
-"""Goes up whenever a bit of a logit or a frequency comes out otherwise: other files are refused then."""
+"""Increased when a bit of a logit or frequency changes. Files of another version are refused."""
 MOST_FREQUENCY = 2**30
-"""Of a character that is certain."""
+"""The frequency of a certain character."""
 
 _EXP = [1 / math.factorial(k) for k in range(13, -1, -1)]
 _LOG = [1 / k for k in range(23, 0, -2)]
 _SIN = [(-1) ** k / math.factorial(2 * k + 1) for k in range(8, -1, -1)]
 _COS = [(-1) ** k / math.factorial(2 * k) for k in range(8, -1, -1)]
-# pi / 2 in parts of which a multiple below 2 ** 17 is exact.
+# pi / 2 in parts with exact multiples up to 2 ** 17.
 _QUARTER = (1.570796326734125614166259765625, 6.07710050650619224932e-11)
 
 
 def exp(x: Floats) -> Floats:
-    """Return the exponential within a few units of the last place; 0 below -700, and of what is no number."""
+    """Return the exponential, within a few units of the last place; 0 below -700 and for NaN."""
     inside = x > -700
     x = np.where(inside, x, 0.0)
     n = np.floor(x * 1.4426950408889634 + 0.5)
@@ -70,16 +70,15 @@ def _polynomial(parts: list[float], x: Floats) -> Floats:
 
 
 def frequencies(logits: Floats) -> NDArray[np.int64]:
-    """Return integer frequencies (n, V), 1 or more, in proportion to the probabilities that logits mean.
+    """Return integer frequencies (n, V), 1 or more, in proportion to the probabilities of logits.
 
-    It is the one way from a model to the coder, in both directions. Their sum is about `MOST_FREQUENCY`, and
-    at most V more.
+    Both directions use them between model and coder. Their sum is about `MOST_FREQUENCY`, at most V more.
 
     Args:
         logits: (n, V).
 
     Raises:
-        NonFiniteError: a row has no probabilities.
+        NonFiniteError: the logits of a row give no probabilities.
     """
     top = logits.max(axis=1, keepdims=True)
     if not np.isfinite(top).all():
@@ -90,7 +89,7 @@ def frequencies(logits: Floats) -> NDArray[np.int64]:
 
 
 def not_finite() -> NonFiniteError:
-    """Return the error of a model that predicts no probabilities."""
+    """Return the error for a model that predicts no probabilities."""
     return NonFiniteError("the model's logits are no finite numbers, so it cannot compress")
 
 
@@ -105,7 +104,7 @@ def gate_weights(gate: NDArray[np.float32]) -> Tensor:
 
 
 def rotary_tables(positions: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of a `GPT`'s angles at all positions, (positions, D / 2) float32 each."""
+    """Return cosine and sine of the angles of a `GPT` at all positions, (positions, D / 2) float32 each."""
     speeds = exp(np.arange(0, head_size, 2, dtype=np.float64) * (-9.210340371976184 / head_size))
     angles = np.arange(positions, dtype=np.float64)[:, None] * speeds
     n = np.floor(angles * 0.6366197723675814 + 0.5)

@@ -1,4 +1,4 @@
-"""Which models can compress, those whose results are the same everywhere; and how a model is known again."""
+"""Engines for compression, whose results are the same on every machine, and the digest of a model."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from charlm.text.tokenizer import Tokenizer
 __all__ = ["EngineMaker", "begun", "engine_maker", "model_sha256"]
 
 EngineMaker = Callable[[int], Engine]
-"""Makes an engine for so many rows."""
+"""Makes an engine for a number of rows."""
 
 
 def engine_maker(model: LanguageModel) -> EngineMaker:
-    """Return what makes engines that compute the same bits on every machine, for any rows and threads.
+    """Return a maker of engines with the same bits on every machine, for any number of rows and threads.
 
     Raises:
-        InputError: there are none of this model, for the reason that is told.
+        InputError: the model has no such engine; the message has the reason.
     """
     if not is_host(model.device):
         raise InputError(f"to compress, a model must be on the CPU, and this one is on {model.device}")
@@ -70,7 +70,7 @@ def engine_maker(model: LanguageModel) -> EngineMaker:
 
 
 def _native_maker(kernel: ctypes.CDLL, model: LanguageModel) -> EngineMaker:
-    """Return what makes compiled engines of a model or of a member."""
+    """Return a maker of compiled engines for a model or a member."""
     if type(model) is NGramLM and _is_plain(model):
         return lambda rows: NativeNGram(kernel, model, rows)
     if type(model) is GPT:
@@ -78,7 +78,7 @@ def _native_maker(kernel: ctypes.CDLL, model: LanguageModel) -> EngineMaker:
             raise InputError(
                 f"to compress with a GPT takes the compiled engine, which does not apply: {reason}"
             )
-        own = copy.deepcopy(model)  # packed weights are kept by model, and these have other tables of angles
+        own = copy.deepcopy(model)  # packed weights are cached by model, and these have other angles
         tables = rotary_tables(model.block_size, model.config.head_size)
         weights = Weights(kernel, own, lambda: tables)
         return lambda rows: NativeGPT(weights, own.block_size, rows)
@@ -93,7 +93,7 @@ def _native_maker(kernel: ctypes.CDLL, model: LanguageModel) -> EngineMaker:
 
 
 class _PortableMixture(NativeMixture):
-    """A mixture whose gate is computed without PyTorch, and once: no weight changes meanwhile."""
+    """A mixture whose gate is computed without PyTorch, and once, since no weight changes meanwhile."""
 
     @cached_property
     def _gate(self) -> Tensor:
@@ -111,14 +111,14 @@ def _is_plain(model: NGramLM) -> bool:
 
 
 def begun(make: EngineMaker, first: Sequence[int], rows: int = 1) -> PredictionState:
-    """Return a state whose rows have all begun with the context of an empty prompt."""
+    """Return a state with the context of an empty prompt in all rows."""
     state = PredictionState(make(rows), overflow="restart")
     state.observe(torch.tensor([list(first)] * rows))
     return state
 
 
 def model_sha256(model: LanguageModel, tokenizer: Tokenizer) -> str:
-    """Return what a model is known by: kind, settings but for defaults, vocabulary and numbers."""
+    """Return the digest of a model: of its kind, its settings except defaults, vocabulary and weights."""
     told = {"kind": model.kind, "config": _settings(model.config), "tokenizer": tokenizer.to_dict()}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -129,7 +129,7 @@ def model_sha256(model: LanguageModel, tokenizer: Tokenizer) -> str:
 
 
 def _settings(config: Config) -> dict[str, object]:
-    """Return the fields that differ from their defaults: those that a later version adds change nothing."""
+    """Return the fields that differ from their defaults, so that fields of a later version change nothing."""
     values = {field.name: (getattr(config, field.name), field.default) for field in fields(config)}
     return {name: _plain(value) for name, (value, default) in values.items() if value != default}
 

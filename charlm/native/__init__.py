@@ -1,4 +1,4 @@
-"""The compiled engine: the C sources, and what builds, loads and calls them.
+"""The compiled engine: the C sources, and the code that builds, loads and calls them.
 
-Without a compiler everything works, slower: `LanguageModel.why_not_native` tells whether it is used.
+Without a compiler, everything works, but slower. `LanguageModel.why_not_native` returns whether it is used.
 """

@@ -1,7 +1,7 @@
-"""`NativeEngine`: what the compiled engines share, which is the choice of ids in C.
+"""`NativeEngine`: the base of the compiled engines, with the choice of ids in C.
 
-It spares a dozen of PyTorch's calls for each id, and does what `SamplingOptions.filter` and `sample` do, but
-for bans, the penalty of repetition and the caller's own filters.
+It replaces a dozen calls of PyTorch for each id. It does the same as `SamplingOptions.filter` and `sample`,
+except for bans, the repetition penalty and the caller's own filters.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class NativeEngine(Engine):
         kernel: the compiled library.
         rows: B.
         vocab_size: V.
-        block_size: the most ids that it sees at once; None: no limit.
+        block_size: the largest number of ids in a context; None: no limit.
     """
 
     def __init__(self, kernel: ctypes.CDLL, rows: int, *, vocab_size: int, block_size: int | None) -> None:
         super().__init__(rows, vocab_size=vocab_size, block_size=block_size, device=torch.device("cpu"))
         self._kernel = kernel
         self._scratch = torch.empty(2 * vocab_size, dtype=torch.float64, device="cpu")
-        # Where the C functions work: V weights, and V candidates of the same size.
+        # Work space of the C functions: V weights, and V candidates of the same size.
         self._scratch_at = self._scratch.data_ptr(), self._scratch.data_ptr() + 8 * vocab_size
         self._options: SamplingOptions | None = None  # those of `choice`
         self._choice = ChoiceStruct()
@@ -52,7 +52,7 @@ class NativeEngine(Engine):
         self._states = np.zeros(rows, np.int32)  # where `walk` has them
 
     def _choice_of(self, options: SamplingOptions) -> ChoiceStruct:
-        """Return what the C functions are told of options without filters."""
+        """Return the options without filters, for the C functions."""
         if options is not self._options:
             self._options = options
             self._choice = ChoiceStruct(
@@ -64,13 +64,13 @@ class NativeEngine(Engine):
         return self._choice
 
     def _knows(self, state: PredictionState, options: SamplingOptions) -> bool:
-        """Return whether the C functions know all that has a say in the choice."""
+        """Return whether the C functions support all parts of the choice."""
         return not options.filters_by_itself and (
             state.walk is None or type(state.walk.constraint) is Automaton
         )
 
     def _walk_of(self, state: PredictionState) -> WalkStruct | None:
-        """Return what the C functions are told of an automaton; None: there is none."""
+        """Return the automaton for the C functions, or None if there is none."""
         if state.walk is None:
             return None
         automaton = state.walk.constraint
@@ -85,7 +85,7 @@ class NativeEngine(Engine):
         return self._walk
 
     def _walked(self, state: PredictionState, turns: int, ids: Tensor) -> Tensor:
-        """Tell the walk of turns that were made; return their ids (t B,), -1 where the last one is an end."""
+        """Add finished turns to the walk; return their ids (t B,), -1 for a row whose text ends."""
         if state.walk is not None:
             state.walk.moved(turns, self._states.tolist(), none_ends=self._walk.ends == 0)
             if self._walk.ends:
@@ -105,7 +105,7 @@ class NativeEngine(Engine):
         uniforms: NDArray[np.float64] | None,
         walk: WalkStruct | None,
     ) -> Tensor:
-        """Do what `choose` does, in a walk; then the logits are changed."""
+        """Choose as `choose` does, in a walk. This changes the logits."""
         logits, n, V = logits.contiguous(), logits.shape[0], self.vocab_size
         if logits.dtype != torch.float32 or logits.shape != (n, V) or not is_host(logits.device):
             raise InputError(f"logits must be float32 of shape (n, {V}) on the CPU, got {shown(logits)}")

@@ -1,9 +1,9 @@
-"""`NativeGPT`: what `TorchEngine` does, for a small GPT on a CPU, by one native call for each id.
+"""`NativeGPT`: a `TorchEngine` in C for a small GPT on a CPU, with one native call for each id.
 
-PyTorch needs a few microseconds for each of a hundred operations per character; the arithmetic of a small
-model needs less than that in all. `kernel.c` does a whole pass, and the choice of the next id, at once. It
-reads weights of 32, 16 and 8 bits; beside the narrower ones it keeps keys and values in 16. `gpt_engine` says
-where it applies.
+PyTorch needs a few microseconds for each of a hundred operations per token; the whole arithmetic of a small
+model needs less. `kernel.c` computes a whole pass and the choice of the next id in one call. It reads weights
+of 32, 16 and 8 bits. With 16 or 8, it keeps keys and values in 16 bits. `gpt_engine` decides whether it
+applies.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _ONE_CALL = 200_000_000  # multiplications: some 10 milliseconds, after which Py
 
 
 def gpt_engine(model: GPT, rows: int, rotary: Rotary) -> NativeGPT | None:
-    """Return an engine of a model that it applies to, or None.
+    """Return an engine for a model, or None if it does not apply.
 
     Args:
         model: of the class `GPT` itself.
         rows: B.
-        rotary: gives the angles of its positions, if they are rotary.
+        rotary: returns the angles of the positions, if they are rotary.
     """
     kernel = library()
     if kernel is None or why_not_gpt(model) is not None:
@@ -54,7 +54,7 @@ def gpt_engine(model: GPT, rows: int, rotary: Rotary) -> NativeGPT | None:
 
 
 def why_not_gpt(model: GPT) -> str | None:
-    """Return why the compiled engine does not apply to a model; None: it does."""
+    """Return the reason why the compiled engine does not apply to a model, or None if it does."""
     first, *others = parameters = list(model.parameters())
     if (reason := why_no_library()) is not None:
         return reason
@@ -62,7 +62,7 @@ def why_not_gpt(model: GPT) -> str | None:
         return f"the model lies on {next(p.device for p in parameters if not is_host(p.device))}"
     if first.dtype not in {torch.float32, torch.bfloat16} or any(p.dtype != first.dtype for p in others):
         return f"its weights are {first.dtype}, and not all float32 or all bfloat16"
-    # Not what only looks like a tensor, such as a quantised one.
+    # Not a substitute of a tensor, such as a quantised one.
     if any(type(p) is not nn.Parameter or p.is_inference() or not p.is_contiguous() for p in parameters):
         return "a weight is no plain tensor, contiguous and made outside of inference mode"
     if torch.is_autocast_enabled("cpu"):
@@ -79,7 +79,7 @@ def why_not_gpt(model: GPT) -> str | None:
 
 
 class _Caches:
-    """Keys and values of the positions of B rows, in the kernel's order, and where they lie.
+    """Keys and values of the positions of B rows, in the kernel's order, and their addresses.
 
     Args:
         keys: (n_layer, B, H, panels, D, 64), float32, or the bits of bfloat16 as uint16.
@@ -101,7 +101,7 @@ class _Caches:
 
 
 class NativeGPT(NativeEngine):
-    """See the head of this file.
+    """The engine; see the docstring of the module.
 
     Args:
         weights: of the model.
@@ -119,11 +119,11 @@ class NativeGPT(NativeEngine):
             sizes, rows, 0, kept
         )  # of one type, also if the weights leave their grid
         self._work = torch.empty(0, dtype=torch.float32, device="cpu")
-        # What every single step uses.
-        self._one_each = np.arange(rows + 1)  # where each row's id begins, whose it is, and which are wanted
+        # Arguments of all single steps.
+        self._one_each = np.arange(rows + 1)  # begins, rows and outputs of a step with one id for each row
         self._ids = np.zeros(rows, np.int64)  # the last id of each row, which is read next
-        self._before = np.zeros((rows, sizes.earlier), np.int64)  # what stands before it, nearest first
-        self._places = np.zeros(rows, np.int64)  # where in the window it stands
+        self._before = np.zeros((rows, sizes.earlier), np.int64)  # the ids before it, nearest first
+        self._places = np.zeros(rows, np.int64)  # its place in the window
         self._logits = torch.empty(rows, sizes.Vp, dtype=torch.float32, device="cpu")
         self._uniforms = np.zeros(0)
         self._uniforms_at = 0
@@ -132,7 +132,7 @@ class NativeGPT(NativeEngine):
     @override
     def fork(self, rows: Sequence[int]) -> Self:
         twin = type(self)(self._weights, self._window, len(rows))
-        # take, as the kernel needs it: what indexing gives may lie in memory in another order.
+        # take, because the kernel needs rows in order, and indexing may return another memory layout.
         old = self._caches
         twin._caches = _Caches(old.keys.take(rows, axis=1), old.values.take(rows, axis=1))
         return twin
@@ -150,7 +150,7 @@ class NativeGPT(NativeEngine):
         return [pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in found]
 
     def _read(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> Tensor:
-        """Do some passes in one call, and return the logits that they want, one after the other."""
+        """Do some passes in one call, and return their requested logits in order."""
         counts = [one.stop - one.start for one in passes]
         begin = np.cumsum([0, *counts])  # (B + 1,), where each row's ids begin among all
         slot = np.array([one.row for one in passes])
@@ -208,38 +208,38 @@ class NativeGPT(NativeEngine):
         return self._walked(state, done, chosen if count == 1 else chosen[: done * B])
 
     def refresh(self) -> None:
-        """Pack the weights anew if they were changed."""
+        """Pack the weights again if they were changed."""
         self._weights.refresh()
 
     @property
     def sizes(self) -> ModelStruct:
-        """What C is told of the model."""
+        """The model, for C."""
         return self._weights.packed.struct
 
     @property
     def step(self) -> PassStruct:
-        """What C is told of single steps, once they are prepared."""
+        """The arguments of single steps, for C, once they are prepared."""
         return self._step
 
     @property
     def at_once(self) -> int:
-        """How many turns are made in one call, at most: Python may have to handle a signal."""
+        """The largest number of turns in one call, after which Python can handle a signal."""
         return 1 + _ONE_CALL // (self.rows * self._weights.packed.multiplications)
 
     def _set_up(self, state: PredictionState) -> bool:
-        """Prepare what single steps share, and return whether the next turn is one."""
+        """Prepare single steps, and return whether the next turn is one."""
         if (steps := state.single_steps()) is None:
             return False
         state.steps_left = self.prepare(state, *steps)
         return True
 
     def prepare(self, state: PredictionState, places: NDArray[np.int64], turns: int) -> int:
-        """Prepare what single steps share, and return how many can be made.
+        """Prepare single steps, and return how many can be made.
 
         Args:
-            state: whose last ids are read next.
-            places: (B,) where in the window each of them stands.
-            turns: how many the window has room for.
+            state: its last ids are read next.
+            places: (B,) the places of these ids in the window.
+            turns: the number of turns that fit into the window.
         """
         most = int(places.max())
         self._make_room(most + 1)
@@ -265,13 +265,13 @@ class NativeGPT(NativeEngine):
         positions: NDArray[np.int64],
         places: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Return the ids (n, earlier) before some positions of the texts, -1 where the window has none."""
+        """Return the ids (n, earlier) before some positions of the texts, or -1 outside the window."""
         back = np.arange(1, self._before.shape[1] + 1)
         found = texts[rows[:, None], np.maximum(positions[:, None] - back, 0)]
         return np.where(back <= places[:, None], found, -1)
 
     def _make_room(self, positions: int) -> None:
-        """Make the caches hold so many positions of each row."""
+        """Enlarge the caches to a number of positions for each row."""
         old = self._caches
         if positions <= old.positions:
             return
@@ -292,7 +292,7 @@ class NativeGPT(NativeEngine):
         want: NDArray[np.int64],
         logits: Tensor,
     ) -> PassStruct:
-        """Return what the kernel is told for one pass; it points to these arrays."""
+        """Return the arguments of one pass for the kernel, with pointers to these arrays."""
         packed, caches, n = self._weights.packed, self._caches, len(ids)
         threads = min(torch.get_num_threads(), 1 + n * packed.multiplications // _WORTH_A_THREAD)
         needed = self._kernel.charlm_work(packed.struct, n, threads, caches.positions)
@@ -320,7 +320,7 @@ class NativeGPT(NativeEngine):
 
 
 def _in_parts(passes: Sequence[Pass]) -> Iterator[list[tuple[int, Pass]]]:
-    """Cut passes so that a call reads at most 1,024 ids; yield what each reads, by number of the pass."""
+    """Split passes into calls of at most 1,024 ids; yield the parts of each call with their pass's number."""
     parts: list[tuple[int, Pass]] = []
     left = _AT_ONCE
     for number, whole in enumerate(passes):

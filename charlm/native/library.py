@@ -1,10 +1,10 @@
-"""The C sources as a library: compiled once by the machine's own compiler, kept in the cache folder, loaded.
+"""The C sources as a library: compiled once by the machine's own compiler, and kept in the cache folder.
 
-No package has to be installed for it, and none is missed: without a compiler, or with `CHARLM_NATIVE=0`,
-`library` returns None and PyTorch computes. The file's name is a digest of the sources, the compiler's
-command and the processor, so that no other source and no other machine's code is ever loaded, and one of its
-content, so that none is loaded in part.
-The structures mirror those of the C files, field by field; whoever fills one names the fields.
+No package has to be installed for it. Without a compiler, or with `CHARLM_NATIVE=0`, `library` returns None
+and PyTorch computes. The file's name has a digest of the sources, the compiler's command and the processor,
+so code of other sources or another machine is never loaded. It also has a digest of the content, so an
+incomplete file is never loaded. The structures mirror those of the C files, field by field; fill them by
+field names.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LayerStruct(ctypes.Structure):
 
 
 class ModelStruct(ctypes.Structure):
-    """All that a pass reads of a model."""
+    """A model, for a pass."""
 
     _fields_ = (
         *((name, _int) for name in ("C", "Cp", "H", "D", "Dp", "V", "Vp")),
@@ -87,7 +87,7 @@ class ModelStruct(ctypes.Structure):
 
 
 class PassStruct(ctypes.Structure):
-    """What one pass reads of the texts, and where it writes."""
+    """The input of one pass, and the places of its output."""
 
     _fields_ = (
         *((name, _int) for name in ("B", "n", "wanted", "threads", "capacity")),
@@ -101,13 +101,13 @@ class PassStruct(ctypes.Structure):
 
 
 class ChoiceStruct(ctypes.Structure):
-    """How an id is chosen."""
+    """The options of the choice of an id."""
 
     _fields_ = (*((name, ctypes.c_double) for name in ("temperature", "top_p", "min_p")), ("top_k", _int))
 
 
 class WalkStruct(ctypes.Structure):
-    """Where texts stand in an automaton."""
+    """The states of texts in an automaton."""
 
     _fields_ = (
         *((name, _pointer) for name in ("column", "next", "distance")),
@@ -117,7 +117,7 @@ class WalkStruct(ctypes.Structure):
 
 
 class NGramStruct(ctypes.Structure):
-    """The tables of an n-gram model, where they lie."""
+    """The addresses of an n-gram model's tables."""
 
     _fields_ = (
         *((name, _int) for name in ("V", "M", "order", "window", "lengths", "places")),
@@ -126,7 +126,7 @@ class NGramStruct(ctypes.Structure):
 
 
 class DecoderStruct(ctypes.Structure):
-    """How far the bytes of a compressed block were decoded."""
+    """The progress of decoding the bytes of a compressed block."""
 
     _fields_ = (
         *((name, ctypes.c_uint64) for name in ("code", "range")),
@@ -137,22 +137,22 @@ class DecoderStruct(ctypes.Structure):
 
 _lock = ForkLock()
 _tried: list[ctypes.CDLL | str] = []
-"""Empty until it was tried; then the library, or why there is none."""
+"""Empty before the first attempt; then the library, or the reason why there is none."""
 _tried_portable: list[ctypes.CDLL | str] = []
-"""The same of the portable build."""
+"""The same for the portable build."""
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the compiled library; None where `why_no_library` says why.
+    """Return the compiled library, or None; `why_no_library` has the reason.
 
-    The first call on a machine compiles, which takes about a second; the first of a process loads.
+    The first call on a machine compiles it, which takes about a second. The first call in a process loads it.
     """
     found = _library_or_reason()
     return None if isinstance(found, str) else found
 
 
 def portable_library() -> ctypes.CDLL | str:
-    """Return the library built so that every machine computes the same bits, or why there is none."""
+    """Return the build with the same bits on every machine, or the reason why there is none."""
     if os.environ.get("CHARLM_NATIVE") == "0":
         return _SWITCHED_OFF
     with _lock.lock:
@@ -162,7 +162,7 @@ def portable_library() -> ctypes.CDLL | str:
 
 
 def why_no_library() -> str | None:
-    """Return why there is no compiled library in this process; None if there is one."""
+    """Return the reason why this process has no compiled library, or None if it has one."""
     found = _library_or_reason()
     return found if isinstance(found, str) else None
 
@@ -215,7 +215,7 @@ def _is_stub(compiler: str) -> bool:
 
 
 def _compiled(compiler: list[str], folder: Path, more: tuple[str, ...]) -> Path:
-    """Return the library in a folder, compiled if it is not there.
+    """Return the library in a folder, compiled if it is missing.
 
     Raises:
         OSError: the folder or the compiler cannot be used.
@@ -262,7 +262,7 @@ def _digest(content: bytes) -> str:
 
 
 def _processor() -> str:
-    """Return what code for this very processor depends on."""
+    """Return a description of the processor that compiled code depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -30,7 +30,7 @@ __all__ = ["NativeMixture", "mixture_engine", "why_not_mixture"]
 
 
 def mixture_engine(model: MixtureLM, members: Sequence[LanguageModel], rows: int) -> NativeMixture | None:
-    """Return an engine of a mixture that it applies to, or None.
+    """Return an engine for a mixture, or None if it does not apply.
 
     Args:
         model: of the class `MixtureLM` itself.
@@ -45,7 +45,7 @@ def mixture_engine(model: MixtureLM, members: Sequence[LanguageModel], rows: int
 
 
 def why_not_mixture(model: MixtureLM, members: Sequence[LanguageModel]) -> str | None:
-    """Return why the compiled engine does not apply to a mixture; None: it does."""
+    """Return the reason why the compiled engine does not apply to a mixture, or None if it does."""
     reasons = [reason for member in members if (reason := member.why_not_native()) is not None]
     if reasons or (change := hooks_on_all_modules()) is not None:
         return reasons[0] if reasons else change
@@ -56,12 +56,12 @@ def why_not_mixture(model: MixtureLM, members: Sequence[LanguageModel]) -> str |
 
 
 class NativeMixture(NativeEngine):
-    """Asks the members' engines, and mixes what they say.
+    """Mixes the predictions of the members' engines.
 
     Args:
         kernel: the compiled library.
-        model: whose gate it reads.
-        engines: of its members, for the same rows.
+        model: the mixture; its gate is read.
+        engines: of the members, for the same rows.
         rows: B.
     """
 
@@ -162,7 +162,7 @@ class NativeMixture(NativeEngine):
 def _said(
     engine: NativeEngine, read: list[range], texts: NDArray[np.int64], passes: Sequence[Pass]
 ) -> list[Tensor]:
-    """Return what a member says in some passes; past its window it restarts, whatever was read."""
+    """Return the logits of a member for some passes. Past its window, it restarts, as in reading."""
     if engine.block_size is None:
         return engine.logits(texts, passes)
     spans, known = [range(0)] * engine.rows, list(read)

@@ -1,8 +1,8 @@
-"""`NativeNGram`: predictions from the tables of an n-gram model, by one native call for each.
+"""`NativeNGram`: predictions from the tables of an n-gram model, with one native call for each.
 
-A draft has to guess in a small part of the time that the model takes, which PyTorch's calls do not allow. The
-tables are read where they lie, so there is nothing to prepare and no change to be missed, and the texts, too,
-so there is nothing to keep. `ngram_engine` says where it applies.
+A draft must be much faster than the model, and PyTorch's calls are too slow for that. C reads the tables and
+the texts in place, so nothing has to be prepared or kept, and every change is seen. `ngram_engine` decides
+whether it applies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = ["NativeNGram", "ngram_engine", "why_not_ngram"]
 
 
 _Tables = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Codes, counts, discounts, and the window's shares."""
+"""Codes, counts, discounts, and shares of the window."""
 
 
 def ngram_engine(model: NGramLM, rows: int) -> NativeNGram | None:
-    """Return an engine of a model that it applies to, or None.
+    """Return an engine for a model, or None if it does not apply.
 
     Args:
         model: of the class `NGramLM` itself.
@@ -51,7 +51,7 @@ def ngram_engine(model: NGramLM, rows: int) -> NativeNGram | None:
 
 
 def why_not_ngram(model: NGramLM) -> str | None:
-    """Return why the compiled engine does not apply to a model; None: it does."""
+    """Return the reason why the compiled engine does not apply to a model, or None if it does."""
     if (reason := why_no_library()) is not None:
         return reason
     if (change := hooks_on_all_modules()) is not None:
@@ -81,11 +81,11 @@ def _tables_of(model: NGramLM) -> _Tables:
 
 
 class NativeNGram(NativeEngine):
-    """See the head of this file.
+    """The engine; see the docstring of the module.
 
     Args:
         kernel: the compiled library.
-        model: whose tables it reads.
+        model: its tables are read.
         rows: B.
     """
 
@@ -130,14 +130,14 @@ class NativeNGram(NativeEngine):
         return logits
 
     def tables(self) -> NGramStruct:
-        """Return what C is told of the model's tables, as they are now."""
+        """Return the model's present tables, for C."""
         tables = _tables_of(self._model)
         if [(table.data_ptr(), table.shape) for table in tables] != self._places:  # fitted anew, perhaps
             self._look_at(tables)
         return self._struct
 
     def _look_at(self, tables: _Tables) -> None:
-        """Point the structure to tables, and keep their memory."""
+        """Set the pointers of the structure to tables, and keep references to these."""
         config = self._model.config
         if not _readable(tables, config):
             raise InputError("the tables must keep their types during a generation. Begin a new one.")

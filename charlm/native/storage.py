@@ -1,8 +1,8 @@
-"""The grids on which weights lie that are stored in 16 or 8 bits, and which of them a model's weights are on.
+"""Grids of weights that can be stored in 16 or 8 bits: rounding to one, and finding the one of a model.
 
-What a model computes follows from its values alone. So weights are rounded to a grid once, in place
-(`charlm.load(..., weights=...)`), every way of computing sees the same ones, and the compiled engine stores
-those that lie on a grid in fewer bits. A write to a weight leaves the grid, and all 32 bits are read again.
+Weights are rounded to a grid once, in place (`charlm.load(..., weights=...)`), so every engine computes with
+the same values. The compiled engine stores weights on a grid in fewer bits. After a write to a weight, they
+are usually off the grid, and are stored in 32 bits again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["STORAGES", "Storage", "round_weights", "rounded", "storage_of", "to_
 
 Storage = Literal["float32", "bfloat16", "int8"]
 STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8")
-"""In the order of kernel.c."""
+"""In the order of `kernel.c`."""
 
 _LEAST = 1e-30  # a row of smaller weights is one of zeros
 _MOST_INPUTS = 65_000  # of a sum of products of bytes that 32 bits are sure to hold
 
 
 def rounded(weights: Tensor, storage: Storage) -> Tensor:
-    """Return a matrix (N, K) on a grid, in its own type. What is rounded again stays as it is.
+    """Return a matrix (N, K) rounded to a grid, in its own type. A second rounding changes nothing.
 
     Args:
         weights: of a linear layer, float32 or wider.
@@ -41,9 +41,10 @@ def rounded(weights: Tensor, storage: Storage) -> Tensor:
 
 
 def to_int8(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return integers (N, K) int8 and scales (N,) float32 whose products are the weights, or near them.
+    """Return integers (N, K) int8 and scales (N,) float32 whose products are close to the weights.
 
-    A scale has 8 significant bits, so that a product is exact in float32 and gives its two factors again.
+    A scale has 8 significant bits, so a product is exact in float32, and the factors can be recovered from
+    it.
     """
     largest = weights.detach().float().abs().amax(dim=1)  # (N,)
     scales = torch.where(largest > _LEAST, (largest / 127).bfloat16().float(), 1.0)
@@ -52,7 +53,7 @@ def to_int8(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def storage_of(matrices: Iterable[Tensor]) -> Storage:
-    """Return the narrowest storage that holds all of some matrices exactly."""
+    """Return the narrowest storage that holds all given matrices exactly."""
     left: list[Storage] = ["int8", "bfloat16"]
     for weights in matrices:
         wide = weights.detach().float()
@@ -66,10 +67,10 @@ def storage_of(matrices: Iterable[Tensor]) -> Storage:
 
 @torch.no_grad()
 def round_weights(model: nn.Module, storage: Storage) -> None:
-    """Make a model's weights float32, and round those of its linear layers to a grid, in place.
+    """Convert a model's weights to float32, and round those of its linear layers to a grid, in place.
 
-    Biases, norms and embeddings stay as they are, but for an embedding that is a linear layer's matrix, too.
-    What is saved then, are the rounded weights.
+    Biases, norms and embeddings are not rounded, except for an embedding that is also a linear layer's
+    matrix. A saved model has the rounded weights.
 
     Raises:
         InputError: there is no such storage, or the model has no linear layers.

@@ -1,7 +1,7 @@
-"""Whether a model is as its settings say, so that a compiled pass may stand in for its `forward`.
+"""Checks that a model is as its settings describe it, so that a compiled pass may replace its `forward`.
 
-A part of another class, kind or size (an adapter, a quantised layer, a pruned network), a hook, or a
-`forward` of its own means no: the model itself is then asked.
+A part of another class, type or size (an adapter, a quantised layer, a pruned network), a hook, or a replaced
+`forward` is a difference. Then the model itself computes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Looks = tuple[type[nn.Module], Mapping[str, Any], Mapping[str, torch.Size], lis
 
 
 def hooks_on_all_modules() -> str | None:
-    """Return that there are hooks on all modules of this process, which a compiled pass would not call."""
+    """Return a reason if there are global hooks on modules, which a compiled pass would not call, or None."""
     hooks = nn.modules.module
     if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
         return "there are hooks on all modules"
@@ -32,14 +32,14 @@ def hooks_on_all_modules() -> str | None:
 
 
 def first_change(model: nn.Module, config: object) -> str | None:
-    """Return the name of the first part that is not as in a new model of this class and these settings.
+    """Return the name of the first part that differs from a new model of this class and these settings.
 
     Args:
-        model: its class takes `config`.
+        model: a model whose class takes `config`.
         config: frozen settings.
 
     Returns:
-        A name as in `named_modules`, or "the model itself"; None if all parts are as they should be.
+        A name as in `named_modules`, or "the model itself"; None if no part differs.
     """
     expected = _new_looks(type(model), config)  # type: ignore[arg-type]  # a class has a hash
     parts = dict(model.named_modules())  # some may have been added to it, which nothing asks
@@ -51,7 +51,7 @@ def first_change(model: nn.Module, config: object) -> str | None:
 
 
 def has_its_own_forward(cls: type[nn.Module]) -> bool:
-    """Return whether `forward` is defined where the class or a base of it is, not put there by somebody."""
+    """Return whether `forward` is the one of the class or a base, not a replacement."""
     wrapped = hasattr(cls.forward, "__wrapped__")  # functools.wraps gives a wrapper the other's module
     return not wrapped and cls.forward.__module__ in {base.__module__ for base in cls.__mro__}
 

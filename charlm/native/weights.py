@@ -1,10 +1,11 @@
-"""A GPT's weights in the layout that `kernel.c` reads, and when they have to be packed anew.
+"""The weights of a GPT in the layout of `kernel.c`, packed again after each change.
 
-They are stored in as few bits as hold them exactly (`storage.py`).
+They are stored in the fewest bits that hold them exactly (`storage.py`).
 
-Packing copies the weights once for each model, not for each generation. A write to a parameter raises its
-version, which is looked at before every pass; a digest of the values, taken when a generation begins, also
-tells of writes that went around it. Parameters are known by their names, which are GPT-2's.
+Packing copies the weights once for each model, not for each generation. A write to a parameter increases its
+version, which is checked before every pass. A digest of the values, computed at the beginning of a
+generation, also detects writes that bypass the version. Parameters are found by their names, which are
+GPT-2's.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["PANEL", "PackedWeights", "Weights", "padded"]
 
 PANEL = 64
-"""Columns of a packed matrix that stand together, as in kernel.c."""
+"""Columns in a panel of a packed matrix, as in `kernel.c`."""
 _MATRICES = ("lm_head.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight")
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "relu2", "swiglu")
 _QK_EPS = 1e-6  # of the norm of queries and keys, in models/ops.py
 
 Rotary = Callable[[], tuple[Tensor, Tensor]]
-"""Gives cosine and sine of all positions of the window, (block_size, D / 2) each."""
+"""Returns cosine and sine of all positions of the window, (block_size, D / 2) each."""
 
 
 class PackedWeights:
-    """The weights of a GPT in the kernel's layout; `struct` is what the kernel is given.
+    """The weights of a GPT in the kernel's layout; `struct` is the argument for the kernel.
 
     Args:
         model: untouched, in float32 or bfloat16.
@@ -47,7 +48,7 @@ class PackedWeights:
     """
 
     def __init__(self, model: GPT, rotary: Rotary) -> None:
-        self._kept: list[Tensor] = []  # what the structures point to
+        self._kept: list[Tensor] = []  # the structures point to them
         config = model.config
         named = dict(model.named_parameters(remove_duplicate=False))
         C, H, D, V = config.n_embd, config.n_head, config.head_size, config.vocab_size
@@ -95,7 +96,7 @@ class PackedWeights:
         sizes: tuple[int, int, int],
         activation: str,
     ) -> None:
-        """Fill the structure of one block. A head's D channels are padded to Dp, so that vectors fit."""
+        """Fill the structure of one block. The D channels of a head are padded to Dp, for whole vectors."""
         H, D, C = sizes
         for number, norm in ((1, "ln_1"), (2, "ln_2")):
             setattr(layer, f"gain{number}", self._vector(named.get(f"{name}.{norm}.weight")))
@@ -129,7 +130,7 @@ class PackedWeights:
         return self._matrix(named[f"{name}.weight"], named.get(f"{name}.bias"))
 
     def _matrix(self, weights: Tensor, bias: Tensor | None) -> MatrixStruct:
-        """Pack an (N, K) matrix: panels of 64 outputs, in each the K inputs one after the other."""
+        """Pack an (N, K) matrix: panels of 64 outputs, each with the K inputs in order."""
         N, K = padded(weights.size(0)), padded(weights.size(1))
         wide = _wider(_wider(weights.detach(), 0, N), 1, K)  # (N, K)
         matrix = MatrixStruct(bias=self._vector(None if bias is None else _wider(bias, 0, N)), K=K, N=N)
@@ -151,14 +152,14 @@ class PackedWeights:
 
 _Form = list[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]]]
 _Seen = tuple[object, _Form, list[int]]
-"""The settings of a model, and of its parameters the forms and digests."""
+"""The settings of a model, and the shapes and digests of its parameters."""
 
 _packed: WeakKeyDictionary[nn.Module, tuple[_Seen, PackedWeights]] = WeakKeyDictionary()
 _packing = ForkLock()
 
 
 class Weights:
-    """The packed weights of a model as they are now, for one generation.
+    """The present packed weights of a model, for one generation.
 
     Args:
         kernel: the compiled library.
@@ -167,7 +168,7 @@ class Weights:
 
     Attributes:
         kernel: as given.
-        packed: the weights of the last look.
+        packed: the weights at the last check.
     """
 
     def __init__(self, kernel: ctypes.CDLL, model: GPT, rotary: Rotary) -> None:
@@ -176,10 +177,10 @@ class Weights:
         self._look()
 
     def refresh(self) -> None:
-        """Look at the values if there was a write to them.
+        """Check the values if there was a write to them.
 
         Raises:
-            InputError: the weights are no longer of the sizes and the type with which the generation began.
+            InputError: sizes or type of the weights have changed since the generation began.
         """
         if [p._version for p in self._parameters] != self._versions:
             if _form(self._model) != self._form:
@@ -189,7 +190,7 @@ class Weights:
             self._look()
 
     def _look(self) -> None:
-        """Take the weights as they are, packed before or now."""
+        """Take the present weights, packed before or now."""
         parameters, form = list(self._model.parameters()), _form(self._model)
         versions = [p._version for p in parameters]
         digest = self.kernel.charlm_digest
@@ -209,7 +210,7 @@ def _form(model: GPT) -> _Form:
 
 
 def padded(width: int) -> int:
-    """Return a width with its zeros: the next multiple of 16."""
+    """Return a width padded with zeros: the next multiple of 16."""
     return -(-width // 16) * 16
 
 
