@@ -1,9 +1,9 @@
 """The result of a run: its GPT, its n-gram model, or the mixture of both.
 
-The one with the lowest loss on pieces of the training text is chosen. The GPT has not seen these pieces, and an
-n-gram model is counted without them for this purpose. The validation text is not used for the choice. A result
-other than the GPT is saved in RUN/mixture, with the name of its checkpoint. `load` uses it as long as that
-checkpoint is the best.
+The one with the lowest loss on pieces of the training text is chosen. The GPT has not seen these pieces, and
+an n-gram model is counted without them for this purpose. The validation text is not used for the choice. A
+result other than the GPT is saved in RUN/mixture, with the name of its checkpoint. `load` uses it as long as
+that checkpoint is the best.
 """
 
 from __future__ import annotations

@@ -44,5 +44,5 @@ def test_a_choice_with_an_unknown_character_is_refused() -> None:
 
 
 def test_one_of_both_is_given() -> None:
-    with pytest.raises(InputError, match="not both"):
+    with pytest.raises(InputError, match="exactly one"):
         automaton_of(LETTERS, "a", ["a"])
