@@ -1,7 +1,7 @@
-"""What the command line understands: the subcommands with their options, and how mistakes in it are answered.
+"""The parser of the command line: the subcommands, their options, and the messages for mistakes.
 
-The options of a model, a training and of sampling are made from the settings classes: one for each field,
-with the field's docstring as its help. No torch here, so `--help` is quick.
+The options of a model, of training and of sampling are made from the settings classes: one for each field,
+with the field's docstring as its help. torch is not imported, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["COMMANDS", "parse", "text_argument"]
 
 _PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
-# What other programs call --from.
-_MEANT_FROM = {"--init-from", "--init_from", "--finetune", "--fine-tune", "--pretrained", "--checkpoint"}
+# Names of --from in other programs.
+_FROM_ELSEWHERE = {"--init-from", "--init_from", "--finetune", "--fine-tune", "--pretrained", "--checkpoint"}
 _LONGEST = 40  # characters of a value in a message
 
 _EXAMPLES = """\
@@ -45,11 +45,11 @@ examples:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line; `command` says which subcommand it is.
+    """Return the options of a command line; `command` is the name of the subcommand.
 
     Raises:
-        UsageError: it is not understood.
-        SystemExit: help or version was asked for, and is written.
+        UsageError: the command line is wrong.
+        SystemExit: after help or version was written.
     """
     early = _Parser(add_help=False)
     early.add_argument("--preset", choices=_PRESET_NAMES, default=DEFAULT_PRESET)
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args, extra = parser.parse_known_args(argv)
     except UsageError as error:
         raise UsageError(_with_way_out(str(error), argv)) from None
-    for name in ("quiet", "verbose", "debug"):  # may stand before the command or behind it
+    for name in ("quiet", "verbose", "debug"):  # before the command or after it
         setattr(args, name, getattr(args, name, False))
     if args.command is None:
         raise UsageError(f"a command is needed: {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options = [word for word in extra[:end] if word.startswith("-") and word != "-"]
     refuse([_unknown_option(word, commands[args.command]) for word in options])
     del extra[end : end + 1]
-    # argparse takes positional words before the first option or behind the last, not both.
+    # argparse takes positional words before the first option or after the last, not both.
     if args.command in {"train", "prepare", "compress", "decompress"}:
         args.files += extra
     elif args.command == "plot":
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _with_plain_resume(argv: Sequence[str]) -> list[str]:
-    """Let no other word than "auto" be the value of --resume: what follows it may be a FILE."""
+    """Make "auto" the only value of --resume, since the word after it may be a FILE."""
     words = list(argv)
     for i, word in enumerate(words):
         if word == "--resume" and words[i + 1 : i + 2] == ["auto"]:
@@ -118,7 +118,7 @@ def _loggers(word: str) -> tuple[str, ...]:
 
 
 def text_argument(argument: str) -> str:
-    """Return a word of the command line as the UTF-8 that it is, also where the locale says ASCII."""
+    """Return a word of the command line decoded as UTF-8, even if the locale is ASCII."""
     if sys.getfilesystemencoding() == "utf-8":
         return argument
     return os.fsencode(argument).decode("utf-8", errors="surrogateescape")
@@ -174,10 +174,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsers(preset: PresetName, argv: Sequence[str]) -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser of the command, and those of the subcommands; the preset is the one in the help.
+    """Return the parser of the command and those of the subcommands. The help shows the values of the preset.
 
-    Only subcommands that occur among the words get their options: to declare all takes a tenth of the time
-    of `charlm --help`.
+    Only subcommands that occur among the words get their options: declaring all takes a tenth of the time of
+    `charlm --help`.
     """
     common = _Parser(add_help=False)
     group = common.add_argument_group("messages")
@@ -209,36 +209,36 @@ def _parsers(preset: PresetName, argv: Sequence[str]) -> tuple[_Parser, dict[str
 
 
 def _with_way_out(message: str, argv: Sequence[str]) -> str:
-    """Return what argparse says against a command line, and how to give what begins with a hyphen."""
+    """Return the message of argparse, with advice for a value or path that begins with a hyphen."""
     names = message.removeprefix("argument ").removesuffix(": expected one argument").split("/")
     for option, value in pairwise(argv):
         if option in names and value.startswith("-"):
             shown = value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"
-            return f"{message}; a value that begins with a hyphen is given as {names[-1]}={shell_word(shown)}"
+            return f"{message}; write a value that begins with a hyphen as {names[-1]}={shell_word(shown)}"
     if " required: " in message:
         message += next(filter(None, map(_if_a_path, argv)), "")
     return message
 
 
 def _if_a_path(word: str) -> str:
-    """Return how to give a path that was taken for an option; nothing, where there is none of this name."""
+    """Return advice for a path that was taken for an option, or "" if there is no such path."""
     is_path = word.startswith("-") and word != "-" and os.path.lexists(word)
-    return f"; the path {quoted(word)} is given as {as_word(word)}" if is_path else ""
+    return f"; write the path {quoted(word)} as {as_word(word)}" if is_path else ""
 
 
 def _unknown_option(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
-    known = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser._actions for option in action.option_strings]
     meant = nearest_name(name.lstrip("-").replace("-", "_"))
-    if name in _MEANT_FROM and "--from" in known:
+    if name in _FROM_ELSEWHERE and "--from" in options:
         return f"unknown option '{name}'; to begin with the model of a run: --from RUN"
-    near = flag_of(meant) if meant and flag_of(meant) in known else nearest(name, known, cutoff=0.75)
+    near = flag_of(meant) if meant and flag_of(meant) in options else nearest(name, options, cutoff=0.75)
     hint = f"did you mean {near}?" if near else f"`{parser.prog} --help` lists all"
     return f"unknown option '{name}'{_if_a_path(word) or f'; {hint}'}"
 
 
 def _add(to: argparse._ActionsContainer, names: str, text: str, **options: Any) -> None:
-    """Declare an argument by its names, "-n --long", its help, and what argparse takes beside them."""
+    """Declare an argument by its names ("-n --long"), its help, and other options of argparse."""
     to.add_argument(*names.split(), help=text.replace("%", "%%"), **options)
 
 
@@ -246,7 +246,7 @@ def _add_switch(to: argparse._ActionsContainer, names: str, text: str, **options
     _add(to, names, text, action="store_true", **options)
 
 
-# What several commands have
+# Arguments of several commands
 
 
 def _add_run(to: argparse._ActionsContainer) -> None:
@@ -254,7 +254,7 @@ def _add_run(to: argparse._ActionsContainer) -> None:
 
 
 def _add_no_mixture(to: argparse._ActionsContainer) -> None:
-    text = "of a run, take the trained GPT alone, not its mixture with the n-gram model"
+    text = "use only the trained GPT of a run, not its mixture with the n-gram model"
     _add(to, "--no-mixture", text, dest="mixture", action="store_false")
 
 
@@ -263,7 +263,7 @@ def _add_files(to: argparse._ActionsContainer, nargs: str, encoding: str | None 
     _add(
         to,
         "files",
-        f"texts, joined, or what `prepare` wrote; - is standard input; {named}",
+        f"texts, which are joined, or a folder of `prepare`; - is standard input; {named}",
         nargs=nargs,
         metavar="FILE",
     )
@@ -285,17 +285,17 @@ def _add_device(to: argparse._ActionsContainer, default: str | None = "auto") ->
 
 
 def _add_weights(to: argparse._ActionsContainer) -> None:
-    text = "round a GPT's matrices so that 16 or 8 bits of each weight are read (default: as saved)"
+    text = "round the matrices of a GPT to 16 or 8 bits for each weight (default: as saved)"
     _add(to, "--weights", text, choices=("float32", "bfloat16", "int8"))
 
 
 def _add_val_fraction(to: argparse._ActionsContainer, default: float | None) -> None:
-    text = "the end of the text that is kept for validation; 0: none (default: 0.1)"
+    text = "part of the text, at its end, for validation; 0: none (default: 0.1)"
     _add(to, "--val-fraction", text, type=float, default=default, metavar="X")
 
 
 def _add_on_unknown(to: argparse._ActionsContainer, begin: str = "") -> None:
-    text = f"{begin}leave out characters that the model lacks, or put in the one that stands for them"
+    text = f"{begin}leave out unknown characters, or replace them by the vocabulary's character for these"
     _add(to, "--on-unknown", text, choices=("skip", "replace"))
 
 
@@ -305,13 +305,13 @@ def _add_on_unknown(to: argparse._ActionsContainer, begin: str = "") -> None:
 def _declare_inspect(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_files(parser, "+")
     _add_json(parser)
-    text = "how long the training may take that is guessed at (default: 1)"
+    text = "length of the training for the estimate (default: 1)"
     _add(parser, "--minutes", text, type=float, default=1.0, metavar="M")
     _add_val_fraction(parser, 0.1)
 
 
 def _declare_prepare(parser: argparse.ArgumentParser, preset: PresetName) -> None:
-    text = "texts, joined: files, folders, patterns; or token files of nanoGPT's or llm.c's"
+    text = "texts, which are joined: files, folders, patterns; or token files of nanoGPT or llm.c"
     _add(parser, "files", text, nargs="+", metavar="FILE")
     _add_encoding(parser, "the texts", "utf-8")
     _add(parser, "-o --out", "the folder to write, missing or empty", required=True, metavar="DATA")
@@ -323,25 +323,23 @@ def _declare_prepare(parser: argparse.ArgumentParser, preset: PresetName) -> Non
 def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_files(parser, "*", None)
     _add(parser, "-o --out", "directory of the run, missing or empty", required=True, metavar="RUN")
-    text = f"model and recipe to start from (default: by time, text and device; often {DEFAULT_PRESET})"
+    text = f"settings of model and training (default: by time, text and device; often {DEFAULT_PRESET})"
     _add(parser, "--preset", text, choices=_PRESET_NAMES)
     _add_setting(parser, FIELDS["minutes"], None)
-    text = "how often to go through the training text, in place of --max-steps"
+    text = "number of passes over the training text, in place of --max-steps"
     _add(parser, "--epochs", text, type=float, metavar="X")
     text = (
-        "begin with the model in OLD, a run, a checkpoint or a saved model: characters that it lacks are "
-        "added, and the learning rate is a tenth of the recipe's"
+        "begin with the model in OLD (a run, a checkpoint or a saved model): unknown characters are added, "
+        "and the learning rate is a tenth of the preset's"
     )
     _add(parser, "--from", text, dest="parent", metavar="OLD")
     _add_on_unknown(parser, "with --from, keep the model's vocabulary: ")
     text = (
-        "go on with the run in RUN; FILE may be left out; --max-steps moves the end. auto: begin it if there "
-        "is nothing to go on with, and so give all that it is to begin with"
+        "continue the run in RUN; FILE may be omitted; --max-steps moves the end. auto: begin the run if "
+        "there is none, so give all options of a new run, too"
     )
     _add(parser, "--resume", text, nargs="?", metavar="auto", type=_resume_word, const=True, default=False)
-    text = (
-        "train as the ended run in OLD did, bit for bit, also where the clock decided; FILE may be left out"
-    )
+    text = "repeat the finished run in OLD bit for bit, decisions by the clock included; FILE may be omitted"
     _add(parser, "--repeat", text, metavar="OLD")
     _add_switch(parser, "--overwrite", "delete the run in RUN first")
     text = "settings by field name (learning_rate = 0.001), flat or in the tables [model] and [training]"
@@ -349,27 +347,25 @@ def _declare_train(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = "one id per character of the text, or per byte of its UTF-8 (default: char)"
     _add(parser, "--tokenizer", text, choices=("char", "byte"))
     _add_val_fraction(parser, None)
-    text = (
-        "each FILE is a document: no block reaches from one into the next, and validation has a part of each"
-    )
+    text = "each FILE is a document: no block spans two of them, and each has its own part for validation"
     _add_switch(parser, "--by-file", text)
-    text = r"a document ends where this stands in a FILE; \n and \t are a line feed and a tab"
+    text = r"this string in a FILE ends a document; \n and \t are a line feed and a tab"
     _add(parser, "--separator", text, type=_separator, metavar="STR")
-    text = "implies --by-file: train on this FILE W times as often; may be given several times"
+    text = "train on this FILE W times as often; may be repeated; implies --by-file"
     _add(parser, "--weight", text, action="append", default=[], metavar="FILE=W")
     _add_device(parser, None)
     text = (
-        "also tell tensorboard, wandb or both (tensorboard,wandb) what is logged (default: none, or what the "
-        "run that is resumed did)"
+        "also log to tensorboard, wandb or both (tensorboard,wandb) (default: none, or as before for a run "
+        "that is resumed)"
     )
     _add(parser, "--log-to", text, type=_loggers, metavar="NAMES")
-    text = "do not count an n-gram model of the text first, which the losses are compared with"
+    text = "do not count an n-gram model of the text, with which the losses are compared"
     _add(parser, "--no-baseline", text, dest="baseline", action="store_false")
-    text = "do not mix the GPT with the n-gram model: it is the result itself, and learns from all the text"
+    text = "do not mix the GPT with the n-gram model: the GPT is the result, and learns from the whole text"
     _add(parser, "--no-mixture", text, dest="mixture", action="store_false")
     # An option for each field of a model and a training; the help shows the values of the preset.
     values = preset_values(preset)
-    text = f"Defaults are those of the preset {preset}; --preset P --help shows another's."
+    text = f"Defaults are those of the preset {preset}; --preset P --help shows those of another."
     for table in ("model", "training"):
         group = parser.add_argument_group(table, text)
         for field in FIELDS.values():
@@ -419,8 +415,8 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add_run(parser)
     _add(parser, "stdin", "read the prompt from standard input", nargs="?", metavar="-")
     text = (
-        "the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins where a "
-        "new line begins)"
+        "the text to continue, -p=TEXT if it begins with a hyphen (default: empty, which begins at a new "
+        "line)"
     )
     _add(parser, "-p --prompt", text, type=text_argument, metavar="TEXT")
     _add(parser, "--prompt-file", "a file with that text", metavar="F")
@@ -435,18 +431,16 @@ def _declare_generate(parser: argparse.ArgumentParser, preset: PresetName) -> No
     _add(parser, "-n --max-new-tokens", text, type=int, metavar="N")
     text = "how many texts, with a line of dashes between them (default: 1)"
     _add(parser, "--num-samples", text, type=int, default=1, metavar="N")
-    text = "end before this string, --stop=STR if it begins with a hyphen; may be given several times"
+    text = "end before this string, --stop=STR if it begins with a hyphen; may be repeated"
     _add(parser, "--stop", text, action="append", type=text_argument, default=[], metavar="STR")
-    _add_switch(parser, "--keep-stop", "let the text end with that string instead")
-    text = "let all that is added match this regular expression of Python's; not beside --choice and --stop"
+    _add_switch(parser, "--keep-stop", "end with that string instead")
+    text = "the added text matches this regular expression of Python; not with --choice or --stop"
     _add(parser, "--regex", text, type=text_argument, metavar="RE")
-    text = "let all that is added be this, or what another --choice says"
+    text = "the added text is one of the --choice texts; may be repeated"
     _add(parser, "--choice", text, action="append", type=text_argument, metavar="STR")
-    text = (
-        "write no text, but the lines of F as continuations of the prompt, each with its log-probability in "
-    )
-    _add(parser, "--rank", f"{text}nats, the likeliest first", metavar="F")
-    text = "tell what of the text stands in FILE, the training text, too, in runs of 50 characters or more"
+    text = "write the lines of F as continuations of the prompt, each with its log-probability in nats, the "
+    _add(parser, "--rank", f"{text}likeliest first, instead of a text", metavar="F")
+    text = "show how much of the text FILE contains in runs of 50 characters or more; FILE: the training text"
     _add(parser, "--verbatim", text, metavar="FILE")
     _add_json(parser, ": prompt, samples (each with its prompt), seed, settings")
     _add_no_mixture(parser)
@@ -469,14 +463,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         read, choices = _reader(field), field.choices or None
         text = _help_of(field, default)
         _add(group, names, text, type=read, choices=choices, default=default, metavar=metavar)
-    text = "write none of these characters, --ban=CHARS if it begins with a hyphen"
+    text = "never write these characters, --ban=CHARS if they begin with a hyphen"
     _add(group, "--ban", text, type=text_argument, default="", metavar="CHARS")
     _add(group, "--allow", "write these characters alone", type=text_argument, metavar="CHARS")
     return group
 
 
 def _reader(field: Field) -> Callable[[str], object]:
-    """Return what turns a word into the field's type, by whose name argparse calls it in its messages."""
+    """Return a function that converts a word to the field's type. argparse uses its name in messages."""
 
     def read(word: str) -> object:
         return None if field.optional and word.lower() == "none" else field.kind(word)
@@ -505,7 +499,7 @@ def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
         "terminal) with its bits below it"
     )
     _add_switch(parser, "--show", text)
-    text = "also write a page that shows it, with the likeliest candidates for each character"
+    text = "also write this as a page, with the likeliest candidates for each character"
     _add(parser, "--html", text, metavar="OUT.html")
     _add_no_mixture(parser)
     _add_device(parser)
@@ -513,15 +507,17 @@ def _declare_eval(parser: argparse.ArgumentParser, preset: PresetName) -> None:
 
 
 def _declare_plot(parser: argparse.ArgumentParser, preset: PresetName) -> None:
-    text = "a run, or several for one picture; for one of its model also a checkpoint, or a saved model"
+    text = (
+        "a run, or several for one picture; with --attention or --bigram also a checkpoint or a saved model"
+    )
     _add(parser, "runs", text, nargs="+", metavar="RUN")
     kind = parser.add_mutually_exclusive_group()
-    text = "draw where each layer and head of a GPT looks while it reads this text"
+    text = "draw the attention of each layer and head of a GPT in this text"
     _add(kind, "--attention", text, type=text_argument, metavar="TEXT")
-    _add_switch(kind, "--bigram", "draw how likely the model holds each character after each other one")
+    _add_switch(kind, "--bigram", "draw the model's probability of each character after each other one")
     text = (
-        "the picture, .png or .svg; one that is there is replaced (default: NAME.png, NAME-attention.png or "
-        "NAME-bigram.png in the current directory, by the name of RUN; of several runs.png)"
+        "the picture, .png or .svg; an existing one is replaced (default: in the current directory, "
+        "NAME.png, NAME-attention.png or NAME-bigram.png by the name of RUN, or runs.png for several runs)"
     )
     _add(parser, "-o --out", text, metavar="FILE")
 
@@ -540,24 +536,24 @@ def _declare_compress(parser: argparse.ArgumentParser, preset: PresetName) -> No
 def _declare_decompress(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add(parser, "files", "files; - is standard input, and then output", nargs="*", metavar="FILE")
     text = (
-        "what predicts the text: a run, one of its checkpoints, or a saved model; or a text, of which an "
-        "n-gram model is counted. Both directions take the same"
+        "the model: a run, one of its checkpoints, or a saved model; or a text, from which an n-gram model "
+        "is counted. Decompression needs the same model"
     )
     _add(parser, "-m --model", text, metavar="MODEL")
     _add_encoding(parser, "a text that is counted", "utf-8")
     _add_switch(parser, "-c --stdout", "write to standard output")
     _add_switch(parser, "-f --force", "overwrite files; write compressed bytes to a terminal")
-    _add_switch(parser, "-k --keep", "keep the input, which is done in any case")
-    _add_switch(parser, "-l --list", "show what compressed files say of themselves; needs no model")
-    text = "check compressed files, and write nothing; without a model only their checksums are looked at"
+    _add_switch(parser, "-k --keep", "keep the input (always done)")
+    _add_switch(parser, "-l --list", "show the headers of compressed files; needs no model")
+    text = "check compressed files and write nothing; without a model, only checksums are compared"
     _add_switch(parser, "-t --test", text)
-    text = "of a damaged file, write the blocks that are whole, one after the other; the exit code is 1"
+    text = "write the whole blocks of a damaged file in order; the exit code is 1"
     _add_switch(parser, "--recover", text)
 
 
 def _declare_export(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     _add_run(parser)
-    text = "for whom: transformers (safetensors and JSON), or onnx (needs the packages onnx and onnxscript)"
+    text = "format: transformers (safetensors and JSON), or onnx (needs the packages onnx and onnxscript)"
     _add(parser, "--to", text, choices=("transformers", "onnx"), required=True)
     _add(parser, "-o --out", "the folder to write, missing or empty", required=True, metavar="DIR")
     _add_switch(parser, "--overwrite", "replace an export of the same kind in DIR")
@@ -565,18 +561,18 @@ def _declare_export(parser: argparse.ArgumentParser, preset: PresetName) -> None
 
 def _declare_import(parser: argparse.ArgumentParser, preset: PresetName) -> None:
     text = (
-        "a folder of transformers; or nanoGPT's ckpt.pt, or minGPT's model.pt, or the folder that holds it, "
-        "and then the vocabulary: meta.pkl, or the folder that holds it, or the texts that the model learnt"
+        "a folder of transformers; or the file (or folder) of nanoGPT's ckpt.pt or minGPT's model.pt, and "
+        "after it the vocabulary: meta.pkl (or its folder), or the training texts"
     )
     _add(parser, "paths", text, nargs="+", metavar="PATH")
-    _add(parser, "-o --out", "the model to write, missing or empty", required=True, metavar="DIR")
-    text = "heads of a minGPT, if no config.json beside it says how many"
+    _add(parser, "-o --out", "the folder to write, missing or empty", required=True, metavar="DIR")
+    text = "number of heads of a minGPT, if there is no config.json beside it"
     _add(parser, "--n-head", text, type=int, metavar="N")
     _add_switch(parser, "--overwrite", "replace a saved model in DIR")
 
 
 class _Command(NamedTuple):
-    """A subcommand: what stands behind its name in a command line, what it does, and its arguments."""
+    """A subcommand: its usage, a summary, a description, and the declaration of its arguments."""
 
     usage: str
     summary: str
@@ -587,17 +583,17 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "inspect": _Command(
         "FILE...",
-        "show what to know of a text before training",
-        "Show what to know of a text before training on it: its characters, its line ends, how well the last "
-        "one or two characters predict the next, whether validation repeats the training text, and the loss "
-        "that a training may reach. Several files are joined; there is no --by-file here.",
+        "describe a text before training",
+        "Describe a text before training: its characters, its line ends, how well the last one or two "
+        "characters predict the next, whether validation repeats the training text, and the loss that a "
+        "training may reach. Several files are joined; there is no --by-file here.",
         _declare_inspect,
     ),
     "prepare": _Command(
         "FILE... -o DATA",
         "prepare a large text on disk",
-        "Write a text as files of ids, so that it need not fit into memory: `charlm train DATA` reads of "
-        "them what each step needs. Interrupted, the same command goes on.",
+        "Write a text as files of ids, so that it need not fit into memory: `charlm train DATA` reads only "
+        "the parts that a step needs. After an interruption, the same command continues.",
         _declare_prepare,
     ),
     "train": _Command(
@@ -605,7 +601,7 @@ _COMMANDS = {
         "train a model on text",
         "Train a GPT on text. The settings are those of the preset, changed by the file, then by environment "
         "variables (CHARLM_LEARNING_RATE for --learning-rate), then by options. Ctrl-C saves and stops; "
-        "--resume goes on.",
+        "--resume continues.",
         _declare_train,
     ),
     "generate": _Command(
@@ -632,47 +628,46 @@ _COMMANDS = {
     "plot": _Command(
         "RUN... [--attention TEXT | --bigram] [-o FILE]",
         "draw trainings or a model",
-        "Draw the training of a run, or those of several runs beside each other: loss, learning rate and "
-        "speed. Or draw what a run's model, at the best checkpoint, expects after each character, or where "
-        "it looks. Needs matplotlib.",
+        "Draw the training of one or several runs: loss, learning rate and speed. Or draw a run's model at "
+        "the best checkpoint: its probabilities of the next character, or its attention. Needs matplotlib.",
         _declare_plot,
     ),
     "info": _Command(
         "RUN",
-        "show what a run or a model is",
-        "Show what lies in a directory: a run, a checkpoint or a saved model.",
+        "describe a run or a model",
+        "Describe the content of a directory: a run, a checkpoint or a saved model.",
         _declare_info,
     ),
     "export": _Command(
         "RUN --to FORMAT -o DIR",
         "write a GPT for transformers or ONNX",
-        "Write the GPT of a run or a saved model, and its vocabulary, for transformers, which reads it "
-        "without code of charlm's, or as an ONNX file. Of a mixture it is the GPT alone.",
+        "Write the GPT of a run or a saved model and its vocabulary in a format of transformers, which needs "
+        "no code of charlm to read it, or as an ONNX file. Only the GPT of a mixture is exported.",
         _declare_export,
     ),
     "import": _Command(
         "PATH... -o DIR",
         "read a model of transformers, nanoGPT or minGPT",
-        "Make a saved model of a GPT of another library, if it speaks in characters or bytes. Nothing that "
-        "is read is executed.",
+        "Convert a GPT of another library to a saved model, if its tokens are characters or bytes. No code "
+        "in its files is executed.",
         _declare_import,
     ),
     "compress": _Command(
         "-m MODEL FILE...",
-        "make a text small, without loss",
-        "Write FILE.clm for each FILE: the better the model predicts the text, the fewer bytes. To "
-        "decompress takes the same model. The input stays, and nothing is overwritten without -f.",
+        "compress a text without loss",
+        "Write FILE.clm for each FILE. The better the model predicts the text, the fewer bytes. "
+        "Decompression needs the same model. The input stays, and no file is overwritten without -f.",
         _declare_compress,
     ),
     "decompress": _Command(
         "-m MODEL FILE.clm...",
-        "get a compressed text back",
-        "Write FILE for each FILE.clm, exactly as it was, or nothing. Another model than the one it was "
-        "compressed with is refused.",
+        "decompress a text",
+        "Write FILE for each FILE.clm, exactly as it was, or nothing. A model other than that of the "
+        "compression is refused.",
         _declare_decompress,
     ),
 }
 
 COMMANDS = tuple(_COMMANDS)
-"""The subcommands, each a module of this package with `run(args, console, signals, began)`; an underscore is
-behind the name that is no name in Python."""
+"""The subcommands, each a module of this package with `run(args, console, signals, began)`. The module of
+`import` has an underscore after its name."""

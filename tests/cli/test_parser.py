@@ -265,7 +265,7 @@ def test_a_path_that_begins_with_a_hyphen_is_named_as_it_can_be_given(
         assert "./" not in str(caught.value)
         with pytest.raises(UsageError) as caught:
             parse([*before, "-zz"])
-        assert str(caught.value).endswith("; the path '-zz' is given as ./-zz")
+        assert str(caught.value).endswith("; write the path '-zz' as ./-zz")
         args = vars(parse([*before, "--", "-zz"]))
         assert args.get("files", [args.get("run")])[-1] == "-zz"
 
