@@ -214,7 +214,7 @@ def _with_way_out(message: str, argv: Sequence[str]) -> str:
     for option, value in pairwise(argv):
         if option in names and value.startswith("-"):
             shown = value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"
-            return f"{message}; write a value that begins with a hyphen as {names[-1]}={shell_word(shown)}"
+            return f"{message}; a value that begins with a hyphen is given as {names[-1]}={shell_word(shown)}"
     if " required: " in message:
         message += next(filter(None, map(_if_a_path, argv)), "")
     return message
