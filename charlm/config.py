@@ -167,11 +167,11 @@ def _config_error(cls: type[Config], problems: Sequence[str]) -> ConfigError:
 
 
 def _unknown_fields(cls: type[Config], values: Mapping[str, object]) -> Iterator[str]:
-    known = _hints(cls)
-    unknown = [name for name in values if name not in known]
+    fields = _hints(cls)
+    unknown = [name for name in values if name not in fields]
     for name in unknown[:_MOST_UNKNOWN]:
-        near = cls._other_names.get(name) or nearest(str(name), known)
-        hint = f"; did you mean {near!r}?" if near else f"; the fields are {', '.join(known)}"
+        near = cls._other_names.get(name) or nearest(str(name), fields)
+        hint = f"; did you mean {near!r}?" if near else f"; the fields are {', '.join(fields)}"
         yield f"unknown field {quoted(str(name), 40)}{hint}"
     if len(unknown) > _MOST_UNKNOWN:
         yield f"{len(unknown) - _MOST_UNKNOWN} more unknown fields"

@@ -169,8 +169,8 @@ class _Processes(World):
             sent = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         with _reaching():
             self._dist.broadcast(sent, group_src=0, group=self.group)
-        told: T = json.loads(sent.numpy().tobytes())
-        return told
+        message: T = json.loads(sent.numpy().tobytes())
+        return message
 
     @override
     def rows(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:

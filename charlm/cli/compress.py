@@ -55,7 +55,7 @@ def _check(args: argparse.Namespace) -> None:
     if not args.files:
         problems += ["a FILE is needed, or - for standard input"]
     if args.model is None and not (args.list or args.test):
-        problems += ["-m MODEL is needed: what predicts the text"]
+        problems += ["-m MODEL is needed"]
     if args.list and args.test:
         problems += ["-l and -t exclude each other; give one of them"]
     if args.recover and not _is_backwards(args):
@@ -141,7 +141,7 @@ def _test(file: str, model: CharLM | str | None, console: Console) -> None:
     if model is not None:
         with Bar(console) as bar:
             decompress(data, model, on_progress=lambda done, of: bar.tell("decompressing", done, of))
-        console.say(f"{escaped(file)}: decompresses to what was compressed")
+        console.say(f"{escaped(file)}: decompresses to the original bytes")
         return
     info = archive_info(data)
     lost = [number + 1 for number in range(len(info.blocks)) if block_of(data, info, number) is None]

@@ -150,22 +150,22 @@ def _kind(tokenizer: CharTokenizer | ByteTokenizer) -> str:
 
 
 def _stored(
-    sources: Sequence[str], reading: Reading, console: Console, wanted: bool | None
+    sources: Sequence[str], reading: Reading, console: Console, on_disk: bool | None
 ) -> PreparedCorpus | None:
     """Return the prepared corpus, if it is named or the texts are large; else None."""
     tokenizer = reading.tokenizer
     is_named = any(map(is_prepared, sources))
-    wanted = is_large(sources) if wanted is None else wanted
-    if (is_named or wanted) and reading.on_unknown != "error":
+    on_disk = is_large(sources) if on_disk is None else on_disk
+    if (is_named or on_disk) and reading.on_unknown != "error":
         raise UsageError(
             "--on-unknown needs a text that fits into memory; without it, new characters are added"
         )
-    if not is_named and wanted and isinstance(tokenizer, CharTokenizer) and reading.extends:
+    if not is_named and on_disk and isinstance(tokenizer, CharTokenizer) and reading.extends:
         tokenizer = tokenizer.extend(
             piece for source in sources for piece in corpus_pieces(source, encoding=reading.encoding)
         )
     kind: Literal["char", "byte"] = "byte" if reading.kind == "byte" else "char"
-    corpus = corpus_of(sources, reading.encoding, tokenizer or kind, console=console, wanted=wanted)
+    corpus = corpus_of(sources, reading.encoding, tokenizer or kind, console=console, on_disk=on_disk)
     if corpus is not None and tokenizer is not None and not begins_with(corpus.tokenizer, tokenizer):
         raise DataError(
             f"{quoted(str(corpus.path))} was prepared with another vocabulary than the model's, so its ids "
@@ -180,7 +180,7 @@ def corpus_of(
     tokenizer: Literal["char", "byte"] | CharTokenizer | ByteTokenizer,
     *,
     console: Console,
-    wanted: bool | None = None,
+    on_disk: bool | None = None,
 ) -> PreparedCorpus | None:
     """Return the named prepared corpus, or one that is made from large texts; else None.
 
@@ -189,7 +189,7 @@ def corpus_of(
         encoding: of the files among them.
         tokenizer: "char", "byte", or an existing tokenizer.
         console: shows that a text is prepared.
-        wanted: whether the ids must be on disk. None: only those of a large text.
+        on_disk: whether the ids must be on disk. None: only those of a large text.
     """
     folders = [source for source in sources if is_prepared(source)]
     if folders:
@@ -198,7 +198,7 @@ def corpus_of(
                 f"{quoted(folders[0])} is a prepared corpus and stands alone; prepare all texts together"
             )
         return PreparedCorpus(folders[0])
-    if not (is_large(sources) if wanted is None else wanted):
+    if not (is_large(sources) if on_disk is None else on_disk):
         return None
     files = [Path(source) for source in sources]
     folder = cache_folder() / "corpora" / _content_key(files, encoding, tokenizer)

@@ -59,20 +59,20 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     text, notes = known_text(text, lm.tokenizer, args.on_unknown or "error")
     for note in notes:
         console.complain(f"note: {note}")
-    found = None
+    surprisals = None
     if args.html is not None or args.show:
-        found = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
-    result = lm.evaluate(text) if found is None else found.result
+        surprisals = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
+    result = lm.evaluate(text) if surprisals is None else surprisals.result
     block_size = lm.model.block_size
     baseline = _baseline(Path(args.run), lambda ngram: ngram.evaluate(text, block_size=block_size), console)
     unit = unit_of(lm.tokenizer)
     try:
-        if found is not None and args.html is not None:
-            _write_page(args, text, found, lm)
+        if surprisals is not None and args.html is not None:
+            _write_page(args, text, surprisals, lm)
             console.say(f"page    {args.html}")
     finally:  # the figures are written even if the page fails
-        if found is not None and args.show:
-            for line in _shown(text, found):
+        if surprisals is not None and args.show:
+            for line in _shown(text, surprisals):
                 emit(line, flush=False, painted=True)
             emit("\n")
         write = _json if args.json else _table

@@ -114,7 +114,7 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Described:
     """The content of a directory."""
 
     path: str
@@ -145,21 +145,21 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     """Write the description as text or JSON; return 1 if a file cannot be read or `--verify` finds damage."""
     path = Path(args.run)
     if (path / "run.json").exists():
-        found, problems = _run(path, verify=args.verify)
+        described, problems = _run(path, verify=args.verify)
     elif (path / MANIFEST_FILE).exists():
         model, tokenizer, training, problems = _contents(path, path)
-        found = _Found(str(path), "checkpoint", None, model, tokenizer, training)
+        described = _Described(str(path), "checkpoint", None, model, tokenizer, training)
         wrong = _problem(path) if args.verify else None
         problems = problems if wrong is None else [str(wrong)]
     else:
-        found, problems = _saved(path, verify=args.verify)
-    emit(json.dumps(found.to_dict()) + "\n" if args.json else _text(found))
+        described, problems = _saved(path, verify=args.verify)
+    emit(json.dumps(described.to_dict()) + "\n" if args.json else _text(described))
     for problem in problems:
         console.complain(f"error: {problem}")
     return 1 if problems else 0
 
 
-def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
+def _run(path: Path, *, verify: bool) -> tuple[_Described, list[str]]:
     """Return the description of a run, and its problems."""
     run = RunDirectory.open(path)
     while True:
@@ -176,10 +176,10 @@ def _run(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
     problems += wrong
     result, wrong = _result(path, best, verify=verify)
     problems += wrong
-    found = _Found(
+    described = _Described(
         str(path), "run", run.run_id, model, tokenizer, training, checkpoints, baseline, result, _parent(path)
     )
-    return found, (problems or unreadable) if verify else unreadable
+    return described, (problems or unreadable) if verify else unreadable
 
 
 def _contents(
@@ -232,23 +232,23 @@ def _baseline(path: Path, *, verify: bool) -> tuple[_Baseline | None, list[str]]
     folder = path / BASELINE_FOLDER
     if not folder.exists():
         return None, []
-    found, problems = _Baseline(damaged=False), []
+    baseline, problems = _Baseline(damaged=False), []
     try:
         data = read_file(folder / CONFIG_FILE, max_bytes=strict_json.MAX_BYTES)
-        found = replace(found, settings=model_settings({CONFIG_FILE: data}, folder)[1].to_dict())
+        baseline = replace(baseline, settings=model_settings({CONFIG_FILE: data}, folder)[1].to_dict())
         if verify:
             load(folder, device="cpu")
     except (CharLMError, OSError) as error:
-        found = replace(found, damaged=True)
+        baseline = replace(baseline, damaged=True)
         problems.append(str(error))
-    if found.settings is None:
-        return found, problems
+    if baseline.settings is None:
+        return baseline, problems
     try:  # its loss is recorded elsewhere, and the model may be whole without that
         loss, part = baseline_of(read_record(path).values)
-        found = replace(found, loss_nats=loss, part=part)
+        baseline = replace(baseline, loss_nats=loss, part=part)
     except (CharLMError, OSError) as error:
         problems.append(str(error))
-    return found, problems
+    return baseline, problems
 
 
 def _result(path: Path, best: CheckpointInfo | None, *, verify: bool) -> tuple[_Result | None, list[str]]:
@@ -274,10 +274,10 @@ def _parent(path: Path) -> Mapping[str, object] | None:
         return None
 
 
-def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
+def _saved(path: Path, *, verify: bool) -> tuple[_Described, list[str]]:
     """Return the description of a saved model, and its problems."""
     try:
-        found = _Found(str(path), "model", None, *_model_files(path))
+        described = _Described(str(path), "model", None, *_model_files(path))
     except CheckpointError as error:
         raise CheckpointError(
             f"{quoted(str(path))} is no run, no checkpoint and no saved model: it has neither run.json nor "
@@ -287,8 +287,8 @@ def _saved(path: Path, *, verify: bool) -> tuple[_Found, list[str]]:
         try:
             load(path, device="cpu")
         except (CharLMError, OSError) as error:
-            return found, [str(error)]
-    return found, []
+            return described, [str(error)]
+    return described, []
 
 
 def _model_files(path: Path) -> tuple[_Model, _Tokenizer | None]:
@@ -337,10 +337,10 @@ def _problem(path: Path) -> Exception | None:
     return None
 
 
-def _text(found: _Found) -> str:
+def _text(described: _Described) -> str:
     """Return the description as lines of text."""
-    lines = [f"{found.kind}: {found.path}\n"]
-    model, tokenizer, training = found.model, found.tokenizer, found.training
+    lines = [f"{described.kind}: {described.path}\n"]
+    model, tokenizer, training = described.model, described.tokenizer, described.training
     unit = "character" if tokenizer is None else tokenizer.kind
     if model is not None:
         per_char = model.flops_per_char
@@ -354,19 +354,19 @@ def _text(found: _Found) -> str:
         done = f"{training.step:,}{training.length}, {training.chars_seen:,} {unit}s"
         lines.append(f"\ntraining: {done}, {clock(training.seconds)}\n")
         lines.append(_settings(training.settings))
-    if found.parent is not None:
-        parts = [found.parent.get(name) for name in ("path", "checkpoint", "sha256")]
+    if described.parent is not None:
+        parts = [described.parent.get(name) for name in ("path", "checkpoint", "sha256")]
         names = [quoted(part, 200)[1:-1] for part in parts if isinstance(part, str)]
         lines.append(f"\nparent: {', '.join(names)}\n")
-    if found.result is not None:
-        loss = "" if found.result.loss_nats is None else f", val loss {found.result.loss_nats:.4f}"
-        lines.append(f"\nresult: {quoted(found.result.kind, 40)[1:-1]}{loss}\n")
-    if found.baseline is not None:
-        lines.append(f"\nbaseline: {_baseline_line(found.baseline, unit)}\n")
-    if found.checkpoints is not None:
+    if described.result is not None:
+        loss = "" if described.result.loss_nats is None else f", val loss {described.result.loss_nats:.4f}"
+        lines.append(f"\nresult: {quoted(described.result.kind, 40)[1:-1]}{loss}\n")
+    if described.baseline is not None:
+        lines.append(f"\nbaseline: {_baseline_line(described.baseline, unit)}\n")
+    if described.checkpoints is not None:
         part = f"{training.part} {unit}s" if training is not None and training.part else ""
-        lines.append(f"\ncheckpoints: {len(found.checkpoints)}{part}\n")
-        lines.append(aligned(map(_checkpoint_row, found.checkpoints), indent="  "))
+        lines.append(f"\ncheckpoints: {len(described.checkpoints)}{part}\n")
+        lines.append(aligned(map(_checkpoint_row, described.checkpoints), indent="  "))
     return "".join(lines)
 
 
@@ -400,13 +400,13 @@ def _shown(value: object) -> str:
     return quoted(value, 80)[1:-1] if isinstance(value, str) else json.dumps(value)
 
 
-def _checkpoint_row(found: _Checkpoint) -> list[str]:
-    marks = {"best": found.best, "newest": found.newest, "damaged": found.damaged}
-    marks["not readable by this charlm"] = found.problem is not None and not found.damaged
+def _checkpoint_row(described: _Checkpoint) -> list[str]:
+    marks = {"best": described.best, "newest": described.newest, "damaged": described.damaged}
+    marks["not readable by this charlm"] = described.problem is not None and not described.damaged
     return [
-        f"step {found.step:,}",
-        "val loss unknown" if found.val_loss is None else f"val loss {found.val_loss:.4f}",
-        "" if found.bytes is None else f"{found.bytes / 1e6:.1f} MB",
-        found.name,
+        f"step {described.step:,}",
+        "val loss unknown" if described.val_loss is None else f"val loss {described.val_loss:.4f}",
+        "" if described.bytes is None else f"{described.bytes / 1e6:.1f} MB",
+        described.name,
         ", ".join(mark for mark, holds in marks.items() if holds),
     ]

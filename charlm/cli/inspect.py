@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     if not args.json:
         if corpus is not None and report.n_chars < corpus.index.n_ids:
             unit = "bytes" if isinstance(corpus.tokenizer, ByteTokenizer) else "characters"
-            _write([("on disk", f"{corpus.index.n_ids:,} {unit}; what is counted here is a sample of them")])
+            _write([("on disk", f"{corpus.index.n_ids:,} {unit}; the counts are of a sample")])
         _write(_counted(args.files, report, notes))
     signals.check()
     guessed = None
@@ -112,8 +112,8 @@ def _counted(files: Sequence[str], report: TextReport, notes: Sequence[str]) -> 
     yield "invisible", _listed(report.invisible)
     entropies = [f"{bits:.2f}" for bits in report.entropy_bits if bits is not None]
     if entropies:
-        known = ", ".join(map(str, range(len(entropies))))
-        yield "entropy", f"{', '.join(entropies)} bits per character where the last {known} are known"
+        orders = ", ".join(map(str, range(len(entropies))))
+        yield "entropy", f"{', '.join(entropies)} bits per character where the last {orders} are known"
         part = "the text itself"
         if report.entropy_chars < report.n_chars:
             part = f"its first {report.entropy_chars:,} characters"

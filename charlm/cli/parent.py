@@ -145,7 +145,7 @@ def old_text(
     origin, why = _origin(Path(path)), "it was saved without its text"
     try:
         if origin is not None and not origin.sources:
-            why = "its run was begun in Python, which does not say where its text lies"
+            why = "its run was begun in Python, which does not record where its text lies"
         elif origin is not None and origin.lost_sources():
             why = f"{quoted(origin.lost_sources()[0])} is not there now"
         elif origin is not None and not _has_weights(path, parent.get("sha256")):
@@ -159,7 +159,7 @@ def old_text(
             why = "its text has changed, or nothing of it was kept for validation"
     except (CharLMError, OSError) as error:
         why = str(error)
-    console.say(f"note    the loss on the old text of {quoted(path)} cannot be told: {why}")
+    console.say(f"note    the loss on the old text of {quoted(path)} cannot be measured: {why}")
     return None
 
 
@@ -205,7 +205,7 @@ class OldText(Callback):
             self._score(trainer)
             self._console.say(
                 f"old     val loss {self.loss_nats:.4f} nats before the first step, on the text of "
-                f"{escaped(self._path)}; told beside the new one"
+                f"{escaped(self._path)}; it is shown beside the new one"
             )
 
     @override

@@ -72,7 +72,7 @@ def _drawn(args: argparse.Namespace) -> tuple[Axes | Figure, str]:
         return plot_run(history), f"the training of {quoted(history.name)} up to step {last:,}"
     lm = load(run, device="cpu", mixture=False)
     if args.bigram:
-        shows = f"what the model expects after each {unit_of(lm.tokenizer)}"
+        shows = f"probabilities of the model after each {unit_of(lm.tokenizer)}"
         return plot_bigram(lm.model, lm.tokenizer), shows
     if not isinstance(lm.model, GPT):
         raise InputError(f"--attention needs a GPT, got a model of the kind {lm.model.kind!r}. Try --bigram.")

@@ -101,14 +101,14 @@ def pieces_of(
         parts = [part + (reading.separator or "") for part in parts[:-1]] + parts[-1:]
         pieces += parts
         weights += [weight] * len(parts)
-    return pieces, weights, [f"{said}: as one, seen so often" for said in _repeated(sources, texts)]
+    return pieces, weights, [f"{note}: as one, seen so often" for note in _repeated(sources, texts)]
 
 
 def joined_notes(sources: Sequence[str], texts: Sequence[str], val_fraction: float) -> list[str]:
     """Return notes for the user on several files that are joined to one text."""
     if len(texts) < 2:
         return []
-    notes = [f"{said}, so validation may repeat what is trained on" for said in _repeated(sources, texts)]
+    notes = [f"{note}, so validation may repeat the training text" for note in _repeated(sources, texts)]
     N = sum(map(len, texts))
     if 0 < N - share_of(N, 1 - val_fraction) <= len(texts[-1]):
         notes.append(f"validation is the end of {quoted(sources[-1])} alone")

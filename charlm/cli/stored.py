@@ -33,7 +33,7 @@ def stored_text(sources: Sequence[str], encoding: str, lm: CharLM, console: Cons
     own = lm.tokenizer
     if not isinstance(own, CharTokenizer | ByteTokenizer):
         raise DataError(f"a text on disk needs one of charlm's tokenizers, and the model has {own!r}")
-    corpus = corpus_of(sources, encoding, own, console=console, wanted=True)
+    corpus = corpus_of(sources, encoding, own, console=console, on_disk=True)
     if corpus is None or corpus.tokenizer != own:
         raise DataError(
             f"{quoted(sources[0])} was prepared with another tokenizer than the model's, so its ids stand "

@@ -236,7 +236,7 @@ def _resume(
 
     if RunDirectory.abandoned(out) is not None:
         console.complain(
-            f"note: the run in {quoted(args.out)} ended before its first checkpoint, and begins anew"
+            f"note: the run in {quoted(args.out)} ended before its first checkpoint, and is started again"
         )
         args.files, args.device = sources, args.device or origin.device
         args.baseline = origin.values.get("baseline") is not None
@@ -344,7 +344,7 @@ def _found_again(origin: Origin, args: argparse.Namespace) -> list[str]:
     """Return the sources of the run's text, if they still exist."""
     if not origin.sources:
         raise UsageError(
-            "the run was begun in Python, which has not said where its text lies; give it: "
+            "the run was begun in Python, without the path of its text. Give it: "
             f"charlm train FILE --resume -o {as_word(args.out)}"
         )
     lost = origin.lost_sources()

@@ -223,8 +223,8 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
             (90, [45, 46, 47, 48, 49, 50, 51, 52, 53, 54])
         """
         N, count = self.n_ids, int_from(1, count, "count")
-        self._check_length("the text without what is set aside", N - count)
-        self._check_length("what is set aside", count)
+        self._check_length("the text without the pieces set aside", N - count)
+        self._check_length("the pieces set aside", count)
         pieces = min(max(count // _PIECE, 1), _MOST_PIECES)
         borders = [0]
         for i in range(pieces):

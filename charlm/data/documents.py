@@ -149,12 +149,12 @@ class Documents:
         """Return the documents of some ranges joined together; a cut document becomes several."""
         ends, weights, base = [], [], 0
         for part in (part for part in ranges if len(part)):
-            some = slice(
+            inside = slice(
                 int(np.searchsorted(self.ends, part.start, side="right")),
                 int(np.searchsorted(self.ends, part.stop)) + 1,
             )
-            ends.append(np.minimum(self.ends[some], part.stop) - part.start + base)
-            weights.append(self.weights[some])
+            ends.append(np.minimum(self.ends[inside], part.stop) - part.start + base)
+            weights.append(self.weights[inside])
             base += len(part)
         if not ends:
             raise DataError("the documents are too short to be split: a part of them has none")

@@ -61,7 +61,7 @@ class TokenFiles:
         """Return values of JSON that change when the files do."""
         return [[stamp(part.path) for part in (*self._train, *self._val)], len(self._train)]
 
-    def count(self, told: Progress) -> Counted:
+    def count(self, report: Progress) -> Counted:
         """Find the largest token, and read the tokenizer of meta.pkl."""
         parts = [*self._train, *self._val]
         ends = np.cumsum([part.tokens for part in parts])
@@ -69,7 +69,7 @@ class TokenFiles:
         for piece in self._read(parts, 0):
             highest = max(highest, int(piece.max()))
             done += 2 * len(piece)
-            told("reading", done, 2 * int(ends[-1]))
+            report("reading", done, 2 * int(ends[-1]))
         tokenizer = None if self._meta is None else read_characters(self._meta)
         vocab_size = highest + 1 if tokenizer is None else tokenizer.vocab_size
         if highest >= vocab_size:

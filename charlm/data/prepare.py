@@ -101,15 +101,15 @@ def prepare_corpus(
         raise InputError(f'tokenizer must be "char", "byte" or a tokenizer, got {shown(tokenizer)}')
     shard_bytes = int_from(4, shard_bytes, "shard_bytes")
     out = as_path(out)
-    told = on_progress or (lambda *_: None)
+    report = on_progress or (lambda *_: None)
     source: Source = token_files(sources) or Texts(listed(sources), tokenizer, encoding)
     key = hashlib.sha256(json.dumps([*source.key(), share, shard_bytes]).encode()).hexdigest()
     counted = _begun(out, key)
     if counted is None:
-        counted = source.count(told)
+        counted = source.count(report)
         _begin(out, key, counted)
     remove_left_behind(out)
-    shards = _write_shards(out, source, counted, shard_bytes, told)
+    shards = _write_shards(out, source, counted, shard_bytes, report)
     train_ids = counted.train_ids
     index = CorpusIndex(
         n_ids=counted.n_ids,
@@ -186,7 +186,7 @@ def _begin(out: Path, key: str, counted: Counted) -> None:
 
 
 def _write_shards(
-    out: Path, source: Source, counted: Counted, shard_bytes: int, told: Progress
+    out: Path, source: Source, counted: Counted, shard_bytes: int, report: Progress
 ) -> list[FileDigest]:
     """Write the missing files of ids, and return the digests of all."""
     dtype, n_ids = counted.dtype.newbyteorder("<"), counted.n_ids
@@ -198,7 +198,7 @@ def _write_shards(
         if not path.exists():
             break
         digests.append(FileDigest(size, OpenFile(path, size).sha256()))
-        told("writing", min(start + each, n_ids), n_ids)
+        report("writing", min(start + each, n_ids), n_ids)
     stream = _Stream(source.pieces(counted, len(digests) * each), dtype, len(digests) * each)
     for start in starts[len(digests) :]:
         stop = min(start + each, n_ids)
@@ -206,7 +206,7 @@ def _write_shards(
         def content(stop: int = stop) -> Iterator[memoryview]:
             while stream.at < stop:
                 yield stream.take(stop - stream.at)
-                told("writing", stream.at, n_ids)
+                report("writing", stream.at, n_ids)
 
         digests.append(write_file(out / shard_name(len(digests)), content()))
     stream.check_end()

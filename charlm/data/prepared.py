@@ -278,15 +278,15 @@ class PreparedCorpus:
 
     def _check(self) -> None:
         """Hash the files that were not hashed before or have changed since."""
-        file, known = self.path / CHECKED_FILE, {}
+        file, hashed = self.path / CHECKED_FILE, {}
         with contextlib.suppress(OSError, FileFormatError):
             data = read_file(file, max_bytes=_MOST_BYTES)
-            known = strict_json.loads(data, path=str(file), max_bytes=_MOST_BYTES)
+            hashed = strict_json.loads(data, path=str(file), max_bytes=_MOST_BYTES)
         stamps = {
             shard_name(i): f"{sha256} {opened.stamp}"
             for i, (opened, (_, sha256)) in enumerate(zip(self._files, self.index.shards, strict=True))
         }
-        new = [i for i, (name, stamp) in enumerate(stamps.items()) if known.get(name) != stamp]
+        new = [i for i, (name, stamp) in enumerate(stamps.items()) if hashed.get(name) != stamp]
         if new:
             self._hash(new)
             with contextlib.suppress(OSError):  # the folder may be read-only; then each opening hashes

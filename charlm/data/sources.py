@@ -67,7 +67,7 @@ class Source(Protocol):
         """Return values of JSON that change when the source does."""
         ...
 
-    def count(self, told: Progress) -> Counted:
+    def count(self, report: Progress) -> Counted:
         """Read everything once."""
         ...
 
@@ -98,7 +98,7 @@ class Texts:
         kind = self._tokenizer if isinstance(self._tokenizer, str) else self._tokenizer.to_dict()
         return [[stamp(document) for document in self._documents], self._encoding, kind]
 
-    def count(self, told: Progress) -> Counted:
+    def count(self, report: Progress) -> Counted:
         """Count the characters of the texts."""
         total = sum(_size(document) for document in self._documents)
         done = 0
@@ -106,7 +106,7 @@ class Texts:
         def on_read(count: int) -> None:
             nonlocal done
             done += count
-            told("reading", done, total)
+            report("reading", done, total)
 
         of_codes = np.zeros(_MOST_CODES, np.int64)  # occurrences of each code point
         lengths = np.ones(_MOST_CODES, np.int64)  # bytes of UTF-8 of each code point

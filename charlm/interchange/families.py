@@ -223,7 +223,7 @@ def family_of(config: GPTConfig) -> Family:
     if not layernorm and config.head_bias:
         problems += ["head_bias must be False where norm is 'rmsnorm', got True"]
     if problems:
-        raise InputError(f"no class of transformers computes what this GPT does: {'; '.join(problems)}")
+        raise InputError(f"no class of transformers computes the same as this GPT: {'; '.join(problems)}")
     kind = (config.position, config.norm, config.qk_norm, gated)
     return next(f for f in _FAMILIES if (f.position, f.norm, f.qk_norm, f.gated) == kind)
 

@@ -224,8 +224,10 @@ class MixtureLM(LanguageModel):
         Raises:
             InputError: the text is not this model's, or `max_chars` is no int of 1 or more.
         """
-        places, said = (np.concatenate(parts) for parts in zip(*self._readings(data, max_chars), strict=True))
-        weights = _fitted(places, said)
+        places, probs = (
+            np.concatenate(parts) for parts in zip(*self._readings(data, max_chars), strict=True)
+        )
+        weights = _fitted(places, probs)
         with torch.no_grad():
             self.gate.copy_(torch.from_numpy(np.log(weights)))
         return self
@@ -244,10 +246,10 @@ class MixtureLM(LanguageModel):
         """
         weights = self.gate.detach().cpu().double().softmax(dim=-1).numpy()  # (J, K + 1)
         nats, count = np.zeros(len(self.members) + 1), 0
-        for places, said in self._readings(data, max_chars):
-            mixed = np.einsum("nk,nk->n", places @ weights, said)
-            nats -= [np.log(p).sum() for p in (*said.T[:-1], mixed)]
-            count += len(said)
+        for places, probs in self._readings(data, max_chars):
+            mixed = np.einsum("nk,nk->n", places @ weights, probs)
+            nats -= [np.log(p).sum() for p in (*probs.T[:-1], mixed)]
+            count += len(probs)
         return [float(loss) for loss in nats / count]
 
     def _readings(self, data: BlockDataset, max_chars: int | None) -> Iterator[tuple[Floats, Floats]]:
@@ -263,8 +265,8 @@ class MixtureLM(LanguageModel):
                 voices = self._voices(idx, None)  # (K + 1, B, T, V)
                 places = self._places(voices).flatten(0, 1).cpu().double()  # (B T, J)
                 at = targets.expand(len(voices), *targets.shape)[..., None]
-                said = voices.gather(-1, at).flatten(1).T.cpu().double().exp()  # (B T, K + 1)
-            yield places.numpy(), said.numpy()
+                probs = voices.gather(-1, at).flatten(1).T.cpu().double().exp()  # (B T, K + 1)
+            yield places.numpy(), probs.numpy()
 
     @override
     def _check_values(self) -> None:
@@ -274,9 +276,9 @@ class MixtureLM(LanguageModel):
     def _voices(self, idx: Tensor, cache: _Caches | None) -> Tensor:
         """Return the log-probabilities of the members and of their geometric mean, (K + 1, B, T, V)."""
         caches = [None] * len(self.members) if cache is None else cache.caches
-        said = [_said(member, idx, one) for member, one in zip(self._members, caches, strict=True)]
+        logits = [_member_logits(member, idx, one) for member, one in zip(self._members, caches, strict=True)]
         log_p = torch.stack(
-            [z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(dim=-1) for z in said]
+            [z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(dim=-1) for z in logits]
         )
         return torch.cat([log_p, log_p.mean(dim=0, keepdim=True).log_softmax(dim=-1)])
 
@@ -291,7 +293,7 @@ class MixtureLM(LanguageModel):
         return shares
 
 
-def _said(member: LanguageModel, idx: Tensor, cache: Cache | None) -> Tensor:
+def _member_logits(member: LanguageModel, idx: Tensor, cache: Cache | None) -> Tensor:
     """Return a member's logits (B, S, V) after ids (B, S), past its window as with overflow "restart"."""
     if isinstance(cache, _Read):
         return cache.logits(idx)
@@ -302,24 +304,24 @@ def _said(member: LanguageModel, idx: Tensor, cache: Cache | None) -> Tensor:
     more = -((T - S) // step)  # contexts after the first
     padded = F.pad(idx, (0, more * step + T - S))  # later ids do not count
     windows = padded.unfold(1, T, step)  # (B, 1 + more, T)
-    said = member(windows.flatten(0, 1))[0].view(*windows.shape, -1)  # (B, 1 + more, T, V)
-    return torch.cat([said[:, 0], said[:, 1:, T - step :].flatten(1, 2)], dim=1)[:, :S]
+    logits = member(windows.flatten(0, 1))[0].view(*windows.shape, -1)  # (B, 1 + more, T, V)
+    return torch.cat([logits[:, 0], logits[:, 1:, T - step :].flatten(1, 2)], dim=1)[:, :S]
 
 
-def _fitted(places: Floats, said: Floats) -> Floats:
+def _fitted(places: Floats, probs: Floats) -> Floats:
     """Return the weights (J, K + 1) that make N ids likeliest, by expectation and maximisation.
 
     Args:
         places: (N, J) interpolation weights of the places of the gate for each id.
-        said: (N, K + 1) probabilities of the ids, from the members and their geometric mean.
+        probs: (N, K + 1) probabilities of the ids, from the members and their geometric mean.
     """
-    alone = np.full((1, said.shape[1]), 1 / said.shape[1])
+    alone = np.full((1, probs.shape[1]), 1 / probs.shape[1])
     for _ in range(_TURNS):
-        shares = alone * said
+        shares = alone * probs
         alone = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0, keepdims=True)
     weights: Floats = np.repeat(alone, places.shape[1], axis=0)
     for _ in range(_TURNS):
-        total = np.einsum("nk,nk->n", places @ weights, said)  # (N,)
-        counts = weights * (places.T @ (said / total[:, None])) + _PRIOR * alone  # (J, K + 1)
+        total = np.einsum("nk,nk->n", places @ weights, probs)  # (N,)
+        counts = weights * (places.T @ (probs / total[:, None])) + _PRIOR * alone  # (J, K + 1)
         weights = counts / counts.sum(axis=1, keepdims=True)
     return np.clip(weights, 1e-12, 1.0)

@@ -337,8 +337,8 @@ class NGramLM(LanguageModel):
     def _mix_window(self, p: Tensor, seen: Repeats, length: int) -> None:
         """Mix what followed the last `length` ids in the window into probabilities p (R, V)."""
         shares = self.window_shares[length - 1].to(p.dtype)  # (3,)
-        known = seen.total.nonzero()[:, 0]
-        p[known] *= ((seen.kinds[known] * shares).sum(dim=1) / seen.total[known])[:, None]
+        rows = seen.total.nonzero()[:, 0]
+        p[rows] *= ((seen.kinds[rows] * shares).sum(dim=1) / seen.total[rows])[:, None]
         left = seen.counts * (1 - shares[seen.counts.clamp(max=3) - 1]) / seen.total[seen.rows]
         # An id that followed at several places occurs several times here, always with the same value.
         p.view(-1)[seen.rows * self.vocab_size + seen.ids] += left

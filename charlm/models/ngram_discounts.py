@@ -82,12 +82,12 @@ def _objective(
     for k, seen in enumerate(evidence):
         limits = _limits(seen)
         discounts = x[k] * limits  # (3,)
-        known = seen.total > 0
-        weight = known / np.maximum(seen.total, 1)  # (H,)
+        occurs = seen.total > 0
+        weight = occurs / np.maximum(seen.total, 1)  # (H,)
         taken = np.minimum(seen.count, 3)[:, None] == [1, 2, 3]  # (H, 3), taken by a discount of 1
         if seen.shares:
             taken = taken * seen.count[:, None]
-        shared = np.where(known, weight * (seen.kinds @ discounts), 1.0)  # (H,)
+        shared = np.where(occurs, weight * (seen.kinds @ discounts), 1.0)  # (H,)
         slopes[:, k] = weight[:, None] * (seen.kinds * p[:, None] - taken) * limits
         p = shared * p + weight * (seen.count - taken @ discounts)
         passed.append(shared)

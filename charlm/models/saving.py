@@ -252,7 +252,7 @@ def build_model(files: Mapping[str, bytearray], directory: Path, expected: type[
     try:
         model._check_values()
     except InputError as error:
-        raise refusal(weights, f"holds what no {cls.__name__} can: {error}") from error
+        raise refusal(weights, f"does not fit a {cls.__name__}: {error}") from error
     return model
 
 
@@ -293,8 +293,8 @@ def model_settings(
     kind = strict_json.take(values, "kind", str, path=path)
     cls = class_of(kind)
     if cls is None:
-        known = ", ".join(known_kinds())
-        raise refusal(path, f"holds a model of the kind {quoted(kind, 40)}; known are {known}.")
+        kinds = ", ".join(known_kinds())
+        raise refusal(path, f"holds a model of the kind {quoted(kind, 40)}; known are {kinds}.")
     try:
         return cls, cls.config_class.from_dict(strict_json.take(values, "config", dict, path=path))
     except ConfigError as error:

@@ -88,7 +88,7 @@ class NativeMixture(NativeEngine):
     @override
     def logits(self, texts: NDArray[np.int64], passes: Sequence[Pass]) -> list[Tensor]:
         pairs = zip(self._engines, self._read, strict=True)
-        said = [_said(engine, read, texts, passes) for engine, read in pairs]
+        said = [_member_logits(engine, read, texts, passes) for engine, read in pairs]
         return [self._mixed(one) for one in zip(*said, strict=True)]
 
     @override
@@ -143,23 +143,23 @@ class NativeMixture(NativeEngine):
         """Return the gate's weights, (J, K + 1)."""
         return self._model.gate.detach().float().softmax(dim=-1)
 
-    def _mixed(self, said: Sequence[Tensor]) -> Tensor:
+    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the logarithms of the mixed probabilities, (t, V), from each member's logits (t, V)."""
-        said = [z if z.stride(1) == 1 else z.contiguous() for z in said]
-        K, (t, V) = len(said), said[0].shape
+        logits = [z if z.stride(1) == 1 else z.contiguous() for z in logits]
+        K, (t, V) = len(logits), logits[0].shape
         weights = self._weights()
         mixed = torch.empty(t, V, dtype=torch.float32, device="cpu")
         work = torch.empty(K, V, dtype=torch.float32, device="cpu")
         self._kernel.charlm_mix(
             *(K, t, V),
-            (ctypes.c_void_p * K)(*(z.data_ptr() for z in said)),
-            (ctypes.c_int64 * K)(*(z.stride(0) for z in said)),
+            (ctypes.c_void_p * K)(*(z.data_ptr() for z in logits)),
+            (ctypes.c_int64 * K)(*(z.stride(0) for z in logits)),
             *(weights.data_ptr(), work.data_ptr(), mixed.data_ptr()),
         )
         return mixed
 
 
-def _said(
+def _member_logits(
     engine: NativeEngine, read: list[range], texts: NDArray[np.int64], passes: Sequence[Pass]
 ) -> list[Tensor]:
     """Return the logits of a member for some passes. Past its window, it restarts, as in reading."""
@@ -170,9 +170,9 @@ def _said(
         spans[one.row] = range(one.stop + 1 - one.wanted, one.stop + 1)
         known[one.row] = range(read[one.row].start, min(read[one.row].stop, one.start))
         read[one.row] = range(0)  # until all has gone well
-    said: dict[int, list[Tensor]] = {one.row: [] for one in passes}
+    by_row: dict[int, list[Tensor]] = {one.row: [] for one in passes}
     for some in plan_passes(spans, known, engine.block_size, "restart"):
         for one, logits in zip(some, engine.logits(texts, some), strict=True):
-            said[one.row].append(logits)
+            by_row[one.row].append(logits)
             read[one.row] = range(one.begin, one.stop)
-    return [torch.cat(said[one.row]) for one in passes]
+    return [torch.cat(by_row[one.row]) for one in passes]

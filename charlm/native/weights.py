@@ -197,10 +197,10 @@ class Weights:
         values = [digest(p.data_ptr(), p.numel() * p.element_size()) for p in parameters]
         seen = self._model.config, form, values
         with _packing.lock:
-            known = _packed.get(self._model)
-            if known is None or known[0] != seen:
-                known = _packed[self._model] = seen, PackedWeights(self._model, self._rotary)
-        self.packed: PackedWeights = known[1]
+            cached = _packed.get(self._model)
+            if cached is None or cached[0] != seen:
+                cached = _packed[self._model] = seen, PackedWeights(self._model, self._rotary)
+        self.packed: PackedWeights = cached[1]
         self._parameters, self._form = parameters, form
         self._versions = versions  # last: whatever interrupts this, the next refresh looks again
 

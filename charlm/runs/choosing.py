@@ -64,7 +64,7 @@ def newest_whole_checkpoint(run: RunDirectory) -> Checkpoint:
             raise _none_is_whole(
                 run,
                 problems,
-                f"none was saved. Begin anew, {which} directory (Trainer(..., out_dir=...), or charlm train)",
+                f"none was saved. Start again, {which} directory (Trainer(..., out_dir=...), charlm train)",
             )
 
 

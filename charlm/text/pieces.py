@@ -179,7 +179,7 @@ def _no_encoding(encoding: object) -> InputError:
 def _invalid(error: UnicodeDecodeError, offset: int, line: int, name: str, encoding: str) -> InvalidTextError:
     return InvalidTextError(
         f"{name} must be valid {encoding}, got byte 0x{error.object[error.start]:02x} at offset {offset} "
-        f"(line {line}), {error.reason}; convert it to UTF-8, or say what it is, such as latin-1: "
+        f"(line {line}), {error.reason}; convert it to UTF-8, or name its encoding, such as latin-1: "
         "encoding=... in Python, --encoding of the command",
         offset=offset,
     )

@@ -201,13 +201,13 @@ class _Worker:
 
     def _records(self) -> Iterator[Mapping[str, object]]:
         """Yield the records of the log, and then those of the queue that are not in the log."""
-        told = set()
+        logged_before = set()
         for logged in () if self._log is None else read_metrics(self._log):
             if cast("int", logged["step"]) >= self._step:
-                told.add((logged["kind"], logged["step"]))
+                logged_before.add((logged["kind"], logged["step"]))
             yield logged
         while (record := self._next()) is not None:
-            if (record["kind"], record["step"]) not in told:
+            if (record["kind"], record["step"]) not in logged_before:
                 yield record
 
     def _next(self) -> Mapping[str, object] | None:

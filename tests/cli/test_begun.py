@@ -85,7 +85,7 @@ def test_another_text_or_cut_is_refused(command: Command, tmp_path: Path) -> Non
 def test_a_child_is_told_that_nobody_knows_where_the_old_text_lies(command: Command, tmp_path: Path) -> None:
     trained_in_python(tmp_path / "run", stops=True)
     assert command("train", text_file(tmp_path), "-o", "new", "--from", "run", "--max-steps", "1") == 0
-    assert "cannot be told: its run was begun in Python, which does not say where" in command.err
+    assert "cannot be measured: its run was begun in Python, which does not record where" in command.err
 
 
 def test_it_cannot_be_repeated_and_says_why(command: Command, tmp_path: Path) -> None:

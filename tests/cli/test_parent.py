@@ -145,7 +145,7 @@ def test_the_old_vocabulary_can_be_kept(command: Command, old: Path, new_text: P
     words = ["train", new_text, "--from", tmp_path / "model", *FEWER]
     assert command(*words, "-o", tmp_path / "two", "--on-unknown", "replace") == 0, command.err
     assert "and replaced: '!' U+0021" in command.err
-    assert "cannot be told: it was saved without its text" in command.err
+    assert "cannot be measured: it was saved without its text" in command.err
     assert not records(tmp_path / "two", "old")
     assert command("eval", tmp_path / "model", new_text) == 1
     assert "--on-unknown skip; charlm train --from RUN teaches them to the model" in command.err
@@ -195,7 +195,7 @@ def test_a_parent_whose_text_is_gone_trains_all_the_same(
     text.write_text(TEXT + TEXT, encoding="utf-8")
     words: list[str | Path] = ["train", new_text, "--from", old, *FEWER, "-q"]
     assert command(*words[:-1], "-o", tmp_path / "a") == 0
-    assert "cannot be told: its text has changed" in command.err
+    assert "cannot be measured: its text has changed" in command.err
     text.unlink()
     assert command(*words[:-1], "-o", tmp_path / "b") == 0
     assert "text.txt' is not there now" in command.err
@@ -212,11 +212,11 @@ def test_the_text_of_another_model_in_the_parent_s_place_is_not_scored(
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     assert command("train", "--resume", "-o", run) == 0
-    assert "cannot be told" not in command.err
+    assert "cannot be measured" not in command.err
     shutil.rmtree(parent)
     assert command.train(new_text, "-o", parent) == 0
     assert command("train", "--resume", "-o", copy) == 0
-    assert "cannot be told: the model there is another one now" in command.err
+    assert "cannot be measured: the model there is another one now" in command.err
     assert weights(copy) == weights(run)
 
 

@@ -37,7 +37,7 @@ def files(folder: Path) -> list[str]:
     ("flags", "name", "what"),
     [
         ((), "bottles.png", "the training of 'bottles' up to step 20, drawn into 'bottles.png'"),
-        (("--bigram",), "bottles-bigram.png", "what the model expects after each character, drawn into"),
+        (("--bigram",), "bottles-bigram.png", "probabilities of the model after each character, drawn into"),
         (("--attention", "9 green"), "bottles-attention.png", "where each layer and head looks, drawn into"),
     ],
 )

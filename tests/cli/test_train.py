@@ -570,7 +570,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
         end = ("--max-steps", "4") if way.endswith("end") else ()
         monkeypatch.setattr(sys, "argv", ["charlm", "train", "--resume", "-o", str(run), *end])  # is recorded
         assert command("train", "--resume", "-o", run, *end) == 0
-        assert "ended before its first checkpoint, and begins anew" in command.err
+        assert "ended before its first checkpoint, and is started again" in command.err
         assert list_checkpoints(run)[-1].step == (4 if end else 20)
         assert command("train", "--repeat", run, "-o", tmp_path / "repeated") == 0  # it is one run, whole
     if record is not None:
@@ -592,7 +592,7 @@ def test_what_is_advised_for_a_directory_that_is_taken_is_not_refused(
     assert command.train(text, "-o", run) == 1
     assert command.err.endswith("is not empty. Choose another directory.\n")
     assert command("train", "--resume", "-o", run) == 1
-    assert "none was saved. Begin anew, in another directory" in command.err
+    assert "none was saved. Start again, in another directory" in command.err
     (run / "notes.txt").unlink()
     assert command.train(text, "-o", run) == 0
     (run / "notes.txt").write_text("mine", encoding="utf-8")
@@ -806,7 +806,7 @@ def test_a_file_that_is_there_twice_is_one_document_seen_twice(
     assert weights(twice) == weights(weighted)
     assert command.train(*both, both[0], "-o", tmp_path / "joined") == 0
     assert (
-        "en.txt' is there 2 times, so validation may repeat what is trained on; validation is" in command.err
+        "en.txt' is there 2 times, so validation may repeat the training text; validation is" in command.err
     )
     (tmp_path / "bare.txt").write_text("no end of line", encoding="utf-8")
     assert command.train(tmp_path / "bare.txt", *both, "-o", tmp_path / "bare") == 0

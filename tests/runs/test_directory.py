@@ -50,7 +50,7 @@ def test_again_and_again(tmp_path: Path) -> None:
 
 def test_a_resume_says_what_to_do_instead_and_that_works(tmp_path: Path) -> None:
     begun(tmp_path)
-    with pytest.raises(CheckpointError, match=r"none was saved. Begin anew, in the same directory"):
+    with pytest.raises(CheckpointError, match=r"none was saved. Start again, in the same directory"):
         Trainer.resume(tmp_path, tiny_split()[0], device="cpu")
     assert trainer_in(tmp_path).fit().steps == 4
 
