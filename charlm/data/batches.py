@@ -46,17 +46,17 @@ class HostBatches:
         self._data, self._backend = data, backend
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return what `BlockDataset.sample_batch` does, on the device."""
+        """Return the batch of `BlockDataset.sample_batch`, on the device."""
         x, y = self._backend.to_device(*self._data.sample_batch(batch_size, generator=generator))  # (B, T)
         return x, y
 
     def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `BlockDataset.blocks_at` does, on the device; `starts` (B,) lie on the CPU."""
+        """Return the batch of `BlockDataset.blocks_at`, on the device; `starts` (B,) are on the CPU."""
         x, y = self._backend.to_device(*self._data.blocks_at(starts))  # (B, T)
         return x, y
 
     def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what `BlockDataset.blocks` does, on the device."""
+        """Yield the batches of `BlockDataset.blocks`, on the device."""
         for batch in self._data.blocks(batch_size, most=most):
             x, y = self._backend.to_device(*batch)  # (B, T)
             yield x, y
@@ -81,16 +81,16 @@ class DeviceBatches:
         self._windows_at = self._row.windows(data.block_size + 1)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return what `BlockDataset.sample_batch` does, on the device."""
+        """Return the batch of `BlockDataset.sample_batch`, on the device."""
         return self.at(self._draw(batch_size, generator))
 
     def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `BlockDataset.blocks_at` does, on the device; `starts` (B,) lie on the CPU."""
+        """Return the batch of `BlockDataset.blocks_at`, on the device; `starts` (B,) are on the CPU."""
         windows = self._windows_at(starts)  # (B, T + 1)
         return self._widened(windows[:, :-1]), self._widened(windows[:, 1:])
 
     def blocks(self, batch_size: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what `BlockDataset.blocks` does, on the device."""
+        """Yield the batches of `BlockDataset.blocks`, on the device."""
         for x, y in in_order(self._row, self._block_size, batch_size, most, self._documents):
             yield self._widened(x), self._widened(y)
 

@@ -32,7 +32,7 @@ _SELDOM = 8  # a draft that is nearly always wrong guesses only every eighth id
 def stream_drafted(
     state: PredictionState, draft: PredictionState, max_new_tokens: int, options: SamplingOptions
 ) -> Iterator[Tensor]:
-    """Yield what `stream_ids(state, max_new_tokens, options)` yields.
+    """Yield the same as `stream_ids(state, max_new_tokens, options)`.
 
     Args:
         state: has one row, which has observed the prompt; and the walk, if there is a constraint.
@@ -93,7 +93,7 @@ def _ended(state: PredictionState) -> bool:
 
 
 def _agreed(state: PredictionState, guesses: list[int], options: SamplingOptions) -> list[int]:
-    """Do what `next_ids` does for the only row, once for each right guess and once more.
+    """Do the same as `next_ids` for the only row, once for each right guess and once more.
 
     Returns:
         From 1 to t + 1 ids, which are now observed; none if a constraint ends the text at once.

@@ -76,7 +76,7 @@ class NGramConfig(ModelConfig):
     WINDOW_LENGTHS: ClassVar[int] = 11
     """Tokens in the longest context that is looked for in the window."""
     WINDOW_PLACES: ClassVar[int] = 256
-    """At most so many occurrences of a token, the latest ones, are looked at in the window."""
+    """The largest number of occurrences of a token that are used in the window: the latest ones."""
 
     order: Annotated[int, Range(1, 32)] = 7
     """Length of the longest n-grams: each token is predicted from the order - 1 tokens before it."""

@@ -335,7 +335,7 @@ class NGramLM(LanguageModel):
         ]
 
     def _mix_window(self, p: Tensor, seen: Repeats, length: int) -> None:
-        """Mix what followed the last `length` ids in the window into probabilities p (R, V)."""
+        """Mix the ids that followed the last `length` ids in the window into probabilities p (R, V)."""
         shares = self.window_shares[length - 1].to(p.dtype)  # (3,)
         rows = seen.total.nonzero()[:, 0]
         p[rows] *= ((seen.kinds[rows] * shares).sum(dim=1) / seen.total[rows])[:, None]

@@ -1,4 +1,4 @@
-"""Finds what followed the same ids shortly before in the same text: its names, its themes, its style.
+"""Finds the ids that followed the same ids shortly before in the text, since names and themes recur.
 
 The context of a position is looked for in the window before it: first its last id alone, then longer and
 longer contexts. This module knows no probabilities.

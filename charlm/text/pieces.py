@@ -120,7 +120,7 @@ def _opened(
 
 
 def _unpacked(read: Callable[[int], bytes], name: str, gzip_wanted: bool, is_wide: bool) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a text, ending with an empty piece; refuse what is no text."""
+    """Yield the decompressed bytes of a text, with an empty piece at the end; refuse data that is no text."""
     first = read(_PIECE)
     packed = re.match(GZIP, first) is not None
     if packed:

@@ -90,7 +90,7 @@ _HOMES = {
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """Load what needs torch when it is first used, so that `charlm train --help` does not."""
+        """Import a module that needs torch at its first use, so that `charlm train --help` imports none."""
         import importlib  # noqa: PLC0415 - only when a name is missing
 
         if name not in _HOMES:

@@ -141,7 +141,7 @@ def planned_end(config: TrainerConfig) -> bool:
 class Timekeeper:
     """Decides for one run which steps are evaluated and which is the last one.
 
-    It is told the time, and reads no clock itself. Without `minutes`, the config decides everything; in a
+    The caller gives the time; no clock is read here. Without `minutes`, the config decides everything; in a
     repetition, the given timetable does.
 
     Args:

@@ -744,7 +744,7 @@ class Trainer:
         return self.checkpoint
 
     def _rehearse_save(self) -> None:
-        """Find early what cannot be saved: wrong types, states of callbacks or of the optimizer."""
+        """Check early that everything can be saved: types, and states of callbacks and the optimizer."""
         if self._writer is not None:
             identity = SaveIdentity("", self.step)
             encode_state(identity, gather(self, identity)[1])
