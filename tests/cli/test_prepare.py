@@ -206,9 +206,7 @@ def test_inspect_counts_a_sample_of_a_long_text(
 ) -> None:
     monkeypatch.setattr("charlm.cli.inspect._SAMPLE", 1_000)
     assert command("inspect", data) == 0
-    assert command.out.startswith(
-        f"on disk     {len(TEXT):,} characters; the counts are of a sample\n"
-    )
+    assert command.out.startswith(f"on disk     {len(TEXT):,} characters; the counts are of a sample\n")
     assert "characters  1,000 in" in command.out
 
 

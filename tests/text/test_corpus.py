@@ -92,8 +92,8 @@ def test_invalid_utf8_is_refused_with_its_offset(
         assert message.startswith(f"'{tmp_path / name}' must be valid utf-8, got byte 0x{byte:02x}")
         assert f" at offset {offset} (line {line})" in message
         assert message.endswith(
-            "; convert it to UTF-8, or name its encoding, such as latin-1: encoding=... in Python, --encoding "
-            "of the command"
+            "; convert it to UTF-8, or name its encoding, such as latin-1: encoding=... in Python, "
+            "--encoding of the command"
         )
 
 
