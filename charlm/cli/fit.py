@@ -26,7 +26,7 @@ from charlm.backends.world import World, join
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
-from charlm.cli.output import Console, Session
+from charlm.cli.output import Console, Invocation
 from charlm.cli.parent import OldText, Parent, old_text
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
@@ -82,7 +82,7 @@ class _Prepared:
 
 def begin(
     args: argparse.Namespace,
-    session: Session,
+    call: Invocation,
     settings: Settings,
     encoded: Encoded,
     *,
@@ -96,7 +96,7 @@ def begin(
 
     Args:
         args: the options.
-        session: of the command.
+        call: of the command.
         settings: of the model and the training.
         encoded: the text.
         reading: how the text was encoded.
@@ -105,7 +105,7 @@ def begin(
         kept: whether the settings are those of an earlier run, so that nothing is chosen.
         parent: the model to begin with; None: a new one.
     """
-    console = session.console
+    console = call.console
     repeats = args.repeat is not None
     timetable = read_timetable(args.repeat) if repeats and settings.training.minutes is not None else None
     run = _prepare(
@@ -121,9 +121,9 @@ def begin(
         )
         if old is not None and timetable is None and training.minutes is not None:
             concluding += old.seconds(run.model, training.eval_chars, run.texts.val, run.backend)
-        session.signals.check()
+        call.signals.check()
         if timetable is None and training.minutes is not None:
-            began = session.began - concluding
+            began = call.began - concluding
             training = _within_minutes(training, run, training.minutes, began, console)
         return training.to_dict(), aside_chars, concluding
 
@@ -143,7 +143,7 @@ def begin(
         if baseline is not None:
             baseline.save(path, console)
 
-    progress = Progress(console, session.signals, on_start, old)
+    progress = Progress(console, call.signals, on_start, old)
     trainer = Trainer(
         run.model,
         run.texts.train,
@@ -159,12 +159,12 @@ def begin(
     trainer.seconds += concluding  # the time after the last step is part of the minutes, too
     values = None if baseline is None else baseline.values
     anew = parent is None
-    return _fit(session, trainer, progress, args.out, run.texts, baseline=values, enough=enough, anew=anew)
+    return _fit(call, trainer, progress, args.out, run.texts, baseline=values, enough=enough, anew=anew)
 
 
 def resume(
     args: argparse.Namespace,
-    session: Session,
+    call: Invocation,
     origin: Origin,
     encoded: Encoded,
     *,
@@ -172,7 +172,7 @@ def resume(
     end: Mapping[str, object],
 ) -> int:
     """Resume a run; `end` is its new end, if there is one."""
-    console = session.console
+    console = call.console
     texts = _cut(encoded, origin.block_size, origin.train_share(encoded.n_ids), origin.aside)
     log_to = origin.log_to if args.log_to is None else args.log_to
 
@@ -190,7 +190,7 @@ def resume(
         write_record(path, {**origin.values, **changed})
 
     old = None if origin.parent is None else _old_text(origin.parent, texts, console)
-    progress = Progress(console, session.signals, on_start, old)
+    progress = Progress(console, call.signals, on_start, old)
     trainer = Trainer.resume(
         args.out,
         texts.train,
@@ -210,11 +210,11 @@ def resume(
     console.say(done_line(trainer, end=last))
     if is_over:
         if world.is_first and not is_concluded(args.out, texts, origin.values):  # it was killed just before
-            _conclude(session, trainer, args.out, texts)
+            _conclude(call, trainer, args.out, texts)
         return 0
-    session.signals.check()
+    call.signals.check()
     values = origin.values.get("baseline")
-    return _fit(session, trainer, progress, args.out, texts, baseline=values, anew=origin.parent is None)
+    return _fit(call, trainer, progress, args.out, texts, baseline=values, anew=origin.parent is None)
 
 
 def _loggers(names: Sequence[str]) -> list[Callback]:
@@ -225,7 +225,7 @@ def _loggers(names: Sequence[str]) -> list[Callback]:
 
 
 def _fit(
-    session: Session,
+    call: Invocation,
     trainer: Trainer,
     progress: Progress,
     out: str,
@@ -236,7 +236,7 @@ def _fit(
     anew: bool,
 ) -> int:
     """Train, show the result, and return the exit code."""
-    console, signals, began = session
+    console, signals, began = call
     world = join(trainer.backend)
     if not world.is_first:  # `progress` is called in the first process alone
         signals.stop_gently(trainer.interrupt, lambda: None)
@@ -257,16 +257,16 @@ def _fit(
     if not world.is_first:
         return 0
     console.say(result_lines(trainer, out, baseline, enough=enough, anew=anew))
-    _conclude(session, trainer, out, texts)
+    _conclude(call, trainer, out, texts)
     console.say(next_lines(out))
     return 0
 
 
-def _conclude(session: Session, trainer: Trainer, out: str, texts: Texts) -> None:
-    with session.signals.ending_at_once():  # --resume does it again
-        line = conclude(out, texts, backend=trainer.backend, console=session.console)
+def _conclude(call: Invocation, trainer: Trainer, out: str, texts: Texts) -> None:
+    with call.signals.ending_at_once():  # --resume does it again
+        line = conclude(out, texts, backend=trainer.backend, console=call.console)
     if line is not None:
-        session.console.say(f"result  {line}")
+        call.console.say(f"result  {line}")
 
 
 def _prepare(

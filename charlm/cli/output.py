@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Console",
-    "Session",
+    "Invocation",
     "UsageError",
     "aligned",
     "as_word",
@@ -117,8 +117,8 @@ class Console:
             yield
 
 
-class Session(NamedTuple):
-    """The surroundings of a training: where it writes, how it is stopped, and when the command began."""
+class Invocation(NamedTuple):
+    """One call of the command: its messages, its signals, and the time when it began."""
 
     console: Console
     signals: Signals

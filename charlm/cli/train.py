@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from charlm.backends.host import is_under_torchrun
 from charlm.cli.encoded import Encoded, encode_corpus
 from charlm.cli.fields import flag_of
-from charlm.cli.output import Console, Session, UsageError, as_word, check_output, refuse, shell_word
+from charlm.cli.output import Console, Invocation, UsageError, as_word, check_output, refuse, shell_word
 from charlm.cli.reading import VAL_FRACTION, Reading, wrong_val_fraction
 from charlm.cli.rundir import Origin, check_free, check_sources, read_record
 from charlm.cli.settings import FIELDS, from_flags, gather, nearest_name, variable_of
@@ -39,18 +39,18 @@ _KEPT = ("preset", "config", "tokenizer", "val_fraction", "epochs")
 
 def run(args: argparse.Namespace, console: Console, signals: Signals, began: float) -> int:
     """Train, or resume a training; `began` is `time.perf_counter()` at the start of the command."""
-    session = Session(console, signals, began)
+    call = Invocation(console, signals, began)
     if not is_under_torchrun():
-        return _run(args, session, None)
+        return _run(args, call, None)
     with signals.ending_at_once():
         from charlm.cli.together import together  # noqa: PLC0415 - it needs torch
 
     with together(args.device, console, signals) as world:
-        return _run(args, session, world)
+        return _run(args, call, world)
 
 
-def _run(args: argparse.Namespace, session: Session, world: World | None) -> int:
-    console, signals, _ = session
+def _run(args: argparse.Namespace, call: Invocation, world: World | None) -> int:
+    console, signals, _ = call
     flags = {name: vars(args)[name] for name in FIELDS if name in vars(args)}
     out = Path(args.out)
     is_first = world is None or world.is_first
@@ -59,10 +59,10 @@ def _run(args: argparse.Namespace, session: Session, world: World | None) -> int
         args.resume = has_begun if world is None else world.tell(lambda: has_begun)
         if args.resume:
             _refuse_other_settings(args, flags)
-            return _resume(args, session, {}, world)
+            return _resume(args, call, {}, world)
     if args.resume:
         _refuse_beside("--resume", args, flags, kept=_ENDS)
-        return _resume(args, session, from_flags(flags), world)
+        return _resume(args, call, from_flags(flags), world)
     repeated = None
     args.aside, args.aside_chars = None if args.mixture and args.baseline else 0, None
     if args.repeat is not None:
@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace, session: Session, world: World | None) -> int
 
     return begin(
         args,
-        session,
+        call,
         settings,
         encoded,
         reading=reading,
@@ -207,9 +207,9 @@ def _encoded(
 
 
 def _resume(
-    args: argparse.Namespace, session: Session, end: Mapping[str, object], world: World | None
+    args: argparse.Namespace, call: Invocation, end: Mapping[str, object], world: World | None
 ) -> int:
-    console, signals, _ = session
+    console, signals, _ = call
     out = Path(args.out)
     if RunDirectory.is_free(out) and not (out / RECORD_FILE).is_file():
         raise CheckpointError(
@@ -246,7 +246,7 @@ def _resume(
         args.log_to = origin.log_to if args.log_to is None else args.log_to
         return begin(
             args,
-            session,
+            call,
             origin.settings(end),
             encoded,
             reading=reading,
@@ -255,7 +255,7 @@ def _resume(
             kept=True,
             parent=None if path is None else _parent(path, origin, signals),
         )
-    return resume(args, session, origin, encoded, sources=sources, end=end)
+    return resume(args, call, origin, encoded, sources=sources, end=end)
 
 
 def _check_place(out: Path) -> None:
