@@ -247,6 +247,7 @@ def test_keys_at_a_terminal_write_a_text_together(terminal: Terminal) -> None:
     assert len(shown) > 20
     terminal.press("forget this")
     terminal.wait("forget this")
+    time.sleep(0.5)  # Python's readline sees a signal only while it waits for a key
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait("/quit or Ctrl-D ends it")
     terminal.wait("\n> ")

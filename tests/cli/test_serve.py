@@ -382,7 +382,7 @@ def test_a_model_without_finite_numbers_is_told_of(tmp_path: Path, monkeypatch: 
     assert served.ask("read", text="né") == {"bits": [99.0, 99.0], "candidates": []}
     (last,) = served.ask("write", text="né", count=5)
     assert last["text"] == "né"
-    assert "no character can be drawn" in last["end"]
+    assert "no token can be drawn" in last["end"]
     served.end()
 
 
