@@ -242,7 +242,9 @@ class GPT(LanguageModel):
         init = self.config.init
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.5 if init == "zero" else 0.02)
+                # A tied embedding is the head, too: with 0.5 the first predictions would be far too sure.
+                wide = 0.05 if self.config.tie_weights else 0.5
+                nn.init.normal_(module.weight, std=wide if init == "zero" else 0.02)
             elif isinstance(module, nn.Linear):
                 residual = name.endswith("c_proj")
                 if init == "zero":

@@ -83,9 +83,9 @@ def test_every_public_name_has_a_docstring_of_its_own() -> None:
 def test_settings_are_described_with_their_defaults_and_limits(site: Site) -> None:
     page = (site.folder / "reference" / "charlm.html").read_text(encoding="utf-8")
     text = " ".join(re.sub("<[^>]*>", "", page).split())
-    assert "block_size: int = 256¶ T, the most characters the model sees at once." in text
+    assert "block_size: int = 256¶ T, the most tokens that the model sees at once." in text
     assert "Must be an int at least 1 and at most 1,048,576." in text
-    assert "vocab_size: int¶ V, number of different ids; tokenizer.vocab_size." in text
+    assert "vocab_size: int¶ V, the number of different ids: tokenizer.vocab_size." in text
     assert "None: 4 C, or 8/3 C with swiglu" in text
     assert "Annotated" not in text
     assert "Range(" not in text

@@ -118,7 +118,7 @@ def test_no_page_of_the_site_loads_anything_from_elsewhere(site: Site) -> None:
 
 def test_files_of_the_repository_that_a_page_links_to_are_shown(site: Site) -> None:
     source = (site.folder / "sources" / "charlm" / "training" / "recipes.py.html").read_text(encoding="utf-8")
-    assert "How to train each preset, and which preset a machine" in source
+    assert "Recipes for training each preset, and the choice" in source
     benchmarks = parsed(site.folder / "sources" / "tests" / "benchmarks.html")
     assert "benchmarks/generate.py.html" in benchmarks.links
 
