@@ -35,6 +35,8 @@ def described(name: str, value: object) -> list[str]:
             for member in sorted(vars(value)):
                 raw = inspect.getattr_static(value, member)
                 function = raw.__func__ if isinstance(raw, classmethod | staticmethod) else raw
+                if hasattr(function, "hooked"):  # torch puts its own around an inherited `Optimizer.step`
+                    continue
                 if inspect.isfunction(function) and (not member.startswith("_") or member == "__init__"):
                     lines.append(f"  {name}.{member}{inspect.signature(function)}")
                 elif isinstance(raw, property) and not member.startswith("_"):
