@@ -83,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # Coverage is measured in the quick tests, and in the slow ones of these rooms: elsewhere slow tests go over
 # the same lines once more, and counting costs them two fifths of their time. So what is reported is the least
 # that there is.
-MEASURED = {"cli", "data", "files", "interchange", "text", "training"}
+MEASURED = {"cli", "files", "text"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
