@@ -191,6 +191,8 @@ class _Turns:
         self._show_text()
 
     def _go_on(self, count: int) -> None:
+        if count < 1:
+            raise InputError(f"/go must have a number from 1 behind it, got {count}")
         self._stopped, last = False, "\n"
         if self._terminal:
             emit(_tail(self._session.text))

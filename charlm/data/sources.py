@@ -127,7 +127,7 @@ class Texts:
             sizes.append(n_bytes)
         codes = np.flatnonzero(of_codes)
         if not len(codes):
-            raise DataError("text must hold at least one character to make a vocabulary from, got none")
+            raise DataError("the text is empty, and a vocabulary needs at least one character")
         tokenizer = self._tokenizer
         if isinstance(tokenizer, str):
             characters = codes.astype("<u4").tobytes().decode("utf-32-le")

@@ -142,7 +142,7 @@ class CharTokenizer:
         """
         seen = _characters(text)
         if not seen:
-            raise DataError("text must hold at least one character to make a vocabulary from, got none")
+            raise DataError("the text is empty, and a vocabulary needs at least one character")
         return cls(sorted(seen))
 
     def extend(self, text: str | Iterable[str]) -> CharTokenizer:

@@ -148,6 +148,8 @@ def test_a_line_that_cannot_be_done_is_told_of_and_changes_nothing(
 
 def test_no_number_below_one_is_written(replay: Replay, run: Path) -> None:
     assert replay.of(run, "/go 0\n/go -5\n", "-p", "green ") == "green "
+    assert replay.code == 1
+    assert replay.err.count("/go must have a number from 1 behind it, got ") == 2
 
 
 def test_unknown_characters_are_left_out_on_request(replay: Replay, run: Path) -> None:
