@@ -259,7 +259,7 @@ def test_an_index_that_fits_nothing_is_refused(tmp_path: Path, field: str, value
 
 
 REFUSED: dict[str, tuple[bytes, dict[str, Any], type[CharLMError], str]] = {
-    "empty": (b"", {}, DataError, "must hold at least one character"),
+    "empty": (b"", {}, DataError, "a vocabulary needs at least one character"),
     "no UTF-8": (b"ab\xff", {}, InvalidTextError, "must be valid utf-8, got byte 0xff at offset 2"),
     "archive": (b"PK\x03\x04" + b"\0" * 99, {}, CorpusError, "must be a text, got a zip archive"),
     "pointer": (
