@@ -13,6 +13,7 @@ from harness.tiny_training import same_tensors, tensors_of, tiny_split
 from tensorboard.backend.event_processing.plugin_event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
+from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
 from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
 from training.test_loggers import Told, in_log, trainer_with
 
@@ -49,6 +50,12 @@ def by_tag(told: Told) -> dict[str, list[tuple[int, float | str]]]:
                 (step, value if isinstance(value, str) else float(np.float32(value)))
             )
     return found
+
+
+@pytest.fixture(autouse=True)
+def _files_are_numbered_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads files of one second by their names, and the tenth of a process before its ninth."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.mark.parametrize("left_at", [None, 2, 4, 7])
