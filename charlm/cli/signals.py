@@ -156,9 +156,22 @@ class Signals:
         if lost.exc_type is not Interrupted:
             self._hook_before(lost)
 
+    def _next(self, repeat: bool) -> bytes:
+        """Return the signals that come next; until Python has seen the last one, send it again if `repeat`.
+
+        Python's readline overlooks a signal that comes in the moment before it waits for a key.
+        """
+        while True:
+            self._reader.settimeout(0.1 if repeat and self.received is None else None)
+            try:
+                return self._reader.recv(64)
+            except TimeoutError:
+                if self.received is None:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
     def _watch(self) -> None:
         first_at: float | None = None
-        while arrived := self._reader.recv(64):
+        while arrived := self._next(repeat=self._each is not None and first_at is not None):
             now = time.monotonic()
             if not set(arrived).intersection(_SIGNALS):  # the program's own handler of another signal
                 continue

@@ -203,12 +203,9 @@ class RunDirectory:
         """
         if fcntl is None or self._lock is not None:
             return
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-        with _forking:
-            self._lock = os.open(self.path / ".lock", flags, 0o666)
-            _locked.add(self)
+        descriptor = self._open_lock()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.unlock()
             raise RunLockedError(
@@ -223,6 +220,13 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._close_lock()
+
+    def _open_lock(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        with _forking:
+            self._lock = os.open(self.path / ".lock", flags, 0o666)
+            _locked.add(self)
+            return self._lock
 
     def _close_lock(self) -> None:
         with _forking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import pty
@@ -279,6 +280,20 @@ def test_tab_completes_what_is_typed_with_the_models_words(terminal: Terminal) -
     terminal.wait("/print")
     terminal.wait("\n> ")
     terminal.process.send_signal(signal.SIGTERM)
+    terminal.end()
+    assert terminal.process.returncode == 143
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the process's threads")
+def test_sigterm_ends_it_even_if_it_does_not_wake_readline(terminal: Terminal) -> None:
+    """As when it comes in the moment before readline waits for a key: here it comes in another thread."""
+    terminal.wait("\n> ")
+    time.sleep(0.5)
+    pid = terminal.process.pid
+    other = max(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+    assert other != pid
+    assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
     terminal.end()
     assert terminal.process.returncode == 143
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -94,7 +95,12 @@ def test_without_locks_a_run_that_may_be_training_is_left_alone(
 
 
 def test_ctrl_c_at_any_line_of_beginning_a_run_leaves_no_lock_behind(tmp_path: Path) -> None:
-    lines = {"_open", "begin", "create", "lock"}
+    lines = {
+        "_open",
+        "begin",
+        "create",
+        "lock",
+    }  # not `_open_lock`: only a trace interrupts the end of a `with`
     seen, stop = 0, 0
 
     def trace(frame: FrameType, event: str, _: object) -> TraceFunction | None:
@@ -123,6 +129,13 @@ def test_ctrl_c_at_any_line_of_beginning_a_run_leaves_no_lock_behind(tmp_path: P
             other.lock()  # or RunLockedError
             other.unlock()
     assert stop > 25
+    elsewhere = threading.Thread(
+        target=other.lock, daemon=True
+    )  # it would wait for what this thread still had
+    elsewhere.start()
+    elsewhere.join(60)
+    assert not elsewhere.is_alive()
+    other.unlock()
 
 
 def test_who_left_a_run_that_was_begun_anew_since_cannot_go_on(tmp_path: Path) -> None:
