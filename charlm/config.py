@@ -49,7 +49,7 @@ class Range:
             ("at most", self.maximum),
             ("below", self.below),
         )
-        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+        return " and ".join(f"{word} {bound:.15g}" for word, bound in bounds if bound is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,8 +113,9 @@ def _check_address_space() -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, UnknownCharacterError):
+        what = str(error).partition("; encode(")[0]  # how to go on in Python
         return (
-            f"{error} (eval, generate: --on-unknown skip; charlm train --from RUN teaches them to the model)"
+            f"{what} (eval, generate: --on-unknown skip; charlm train --from RUN teaches them to the model)"
         )
     if isinstance(error, NotEnoughMemoryError):
         return f"{error} (as flags: --batch-size, --accumulate, --block-size, --n-embd, --n-layer)"

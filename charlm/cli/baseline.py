@@ -183,6 +183,7 @@ def compared(values: object, result: EvalResult, unit: Unit) -> str | None:
         return None
     ahead = baseline - result.loss_nats
     verdict = f"beaten by {ahead:.4f}" if ahead > 0 else f"not beaten, {-ahead:.4f} better than the GPT"
+    verdict = "as good as the GPT" if abs(ahead) < 5e-5 else verdict
     scored = fields.get("scored")
     others = isinstance(scored, int) and abs(scored - result.n_chars) > 1
     return f"baseline {baseline:.4f} nats{f' on {scored:,} {unit}s' if others else ''}, {verdict}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import shutil
@@ -15,13 +16,16 @@ try:
 except ImportError:  # Python was built without it
     lzma = None  # type: ignore[assignment]
 
+from torch import Tensor, nn
+
 from charlm.cli.baseline import BASELINE_FOLDER
 from charlm.cli.colours import annotated, coloured, wants_colour
 from charlm.cli.encoded import is_large
 from charlm.cli.output import Console, UsageError, aligned, check_output, emit, writing
+from charlm.cli.preparing import Bar
 from charlm.cli.reading import known_text
 from charlm.cli.signals import Signals
-from charlm.cli.stored import score_stored, stored_text
+from charlm.cli.stored import MOST_EVALUATED, score_stored, stored_text
 from charlm.data.prepared import is_prepared
 from charlm.errors import CharLMError, quoted
 from charlm.evaluation.evaluate import EvalResult
@@ -60,9 +64,10 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
     for note in notes:
         console.complain(f"note: {note}")
     surprisals = None
-    if args.html is not None or args.show:
-        surprisals = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
-    result = lm.evaluate(text) if surprisals is None else surprisals.result
+    with _progress(lm, len(lm.tokenizer.encode_array(text)), console):
+        if args.html is not None or args.show:
+            surprisals = lm.surprisal(text, top=0 if args.html is None else _CANDIDATES)
+        result = lm.evaluate(text) if surprisals is None else surprisals.result
     block_size = lm.model.block_size
     baseline = _baseline(Path(args.run), lambda ngram: ngram.evaluate(text, block_size=block_size), console)
     unit = unit_of(lm.tokenizer)
@@ -83,11 +88,30 @@ def run(args: argparse.Namespace, console: Console, signals: Signals, began: flo
 def _scored_on_disk(args: argparse.Namespace, lm: CharLM, console: Console) -> int:
     """Score a part, spread over the text, of a prepared corpus or a text that is too large for memory."""
     data = stored_text(args.files, args.encoding, lm, console)
-    result = score_stored(lm, data)
+    with _progress(lm, min(data.n_targets, MOST_EVALUATED), console):
+        result = score_stored(lm, data)
     baseline = _baseline(Path(args.run), lambda ngram: score_stored(ngram, data), console)
     write = _json if args.json else _table
     emit(write(result, baseline, unit_of(lm.tokenizer), lm.model.kind, None))
     return 0
+
+
+@contextlib.contextmanager
+def _progress(lm: CharLM, total: int, console: Console) -> Iterator[None]:
+    """Show how many of so many tokens the model has read inside the block."""
+    done = 0
+
+    def after(model: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        nonlocal done
+        done += args[0].numel()
+        bar.tell("scoring", min(done, total), total)
+
+    with Bar(console) as bar:
+        handle = lm.model.register_forward_hook(after)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _write_page(args: argparse.Namespace, text: str, found: Surprisal, lm: CharLM) -> None:

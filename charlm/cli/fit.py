@@ -26,7 +26,7 @@ from charlm.backends.world import World, join
 from charlm.cli.baseline import Baseline, Counted, count_within, score_baseline
 from charlm.cli.encoded import Encoded
 from charlm.cli.mixing import Texts, conclude, is_concluded, time_to_conclude
-from charlm.cli.output import Console, Invocation
+from charlm.cli.output import Console, Invocation, as_word
 from charlm.cli.parent import OldText, Parent, old_text
 from charlm.cli.plan import Plan, plan_training
 from charlm.cli.progress import Progress
@@ -67,6 +67,8 @@ from charlm.training.timing import chars_within
 from charlm.training.trainer import Trainer
 
 __all__ = ["begin", "resume"]
+
+_LEAST_TEXT = 16  # characters: no other size of the blocks makes a shorter one worth training on
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,9 @@ def _fit(
 
 
 def _conclude(call: Invocation, trainer: Trainer, out: str, texts: Texts) -> None:
-    with call.signals.ending_at_once():  # --resume does it again
+    again = f"charlm train --resume -o {as_word(out)}"
+    words = f"\nstopped before the result was chosen; to choose it: {again}\n"
+    with call.signals.ending_at_once(words):
         line = conclude(out, texts, backend=trainer.backend, console=call.console)
     if line is not None:
         call.console.say(f"result  {line}")
@@ -312,6 +316,8 @@ def _prepare(
     torch.manual_seed(plan.training.seed)
     model = GPT(plan.model) if parent is None else parent.copy(plan.model)
     console.say(text_line(args.files or [], encoded, texts))
+    if args.aside is None and texts.aside is None:
+        console.say("note    the text is too short to set a part of it aside, so the result will be the GPT")
     for remark in encoded.remarks:
         console.say(f"note    {remark}")
     console.say(recipe_line(plan, parent))
@@ -337,6 +343,11 @@ def _cut(encoded: Encoded, block_size: int, train_share: float, aside: int) -> T
         train, decisive = whole.set_aside(aside) if aside else (whole, None)
         return Texts(whole, train, decisive, val, encoded.tokenizer)
     except DataError as error:
+        if (N := encoded.n_ids) < _LEAST_TEXT:
+            number = f"{N} {unit_of(encoded.tokenizer)}{'s' * (N != 1)}"
+            raise DataError(
+                f"the text has only {number}, too few to learn from; give a longer one"
+            ) from error
         without = ", or --val-fraction 0 to train on all of the text" if train_share < 1 else ""
         raise DataError(f"{error} On the command line: --block-size N{without}.") from error
 

@@ -36,7 +36,7 @@ from charlm.runs.checkpoint import (
     verify_checkpoint,
 )
 from charlm.runs.choosing import MIXTURE_FOLDER, best_of
-from charlm.runs.directory import RunDirectory
+from charlm.runs.directory import RunDirectory, runs_in
 from charlm.runs.history import baseline_of
 from charlm.text.tokenizer import CharTokenizer, unit_of
 from charlm.training.config import ABSENT
@@ -280,8 +280,8 @@ def _saved(path: Path, *, verify: bool) -> tuple[_Described, list[str]]:
         described = _Described(str(path), "model", None, *_model_files(path))
     except CheckpointError as error:
         raise CheckpointError(
-            f"{quoted(str(path))} is no run, no checkpoint and no saved model: it has neither run.json nor "
-            f"{CONFIG_FILE}"
+            f"{quoted(str(path))} is no run, no checkpoint and no saved model: it "
+            + (runs_in(path) or f"has neither run.json nor {CONFIG_FILE}")
         ) from error
     if verify:  # a saved model has no checksums, so only the fit of its parts is checked
         try:

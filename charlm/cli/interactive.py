@@ -215,8 +215,11 @@ class _Turns:
         self._go_on(self._count)
 
     def _undo(self, count: int) -> None:
-        if not sum(itertools.takewhile(bool, (self._session.undo() for _ in range(count)))):
+        taken = sum(itertools.takewhile(bool, (self._session.undo() for _ in range(count))))
+        if not taken:
             raise InputError("there is nothing to take back")
+        if self._terminal and taken < count:
+            self._console.say(f"no more than {taken:,} could be taken back")
         self._show_text()
 
     def _choose(self, **changes: Any) -> None:

@@ -1,4 +1,4 @@
-"""The progress of a preparation or a compression: a bar on a terminal, else lines."""
+"""The progress of a preparation, an evaluation or a compression: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from charlm.terminal import bar_class, wants_bar
 __all__ = ["Bar"]
 
 _SECONDS = 10.0  # between two lines
-_LABELS = {"reading": "read", "writing": "write", "compressing": "compress", "decompressing": "decompress"}
-_What = Literal["reading", "writing", "compressing", "decompressing"]
+_LABELS = {
+    "reading": "read",
+    "writing": "write",
+    "scoring": "score",
+    "compressing": "compress",
+    "decompressing": "decompress",
+}
+_What = Literal["reading", "writing", "scoring", "compressing", "decompressing"]
 
 
 class Bar:
@@ -42,7 +48,7 @@ class Bar:
             bar.update(done - bar.n)
         elif time.monotonic() - self._told_at >= _SECONDS:
             self._told_at = time.monotonic()
-            digits = 2 if what.endswith("compressing") else 0  # it is slower
+            digits = 0 if what in {"reading", "writing"} else 2  # these are quicker
             self._console.say(
                 f"{_LABELS[what]:<7} {done / 1e6:,.{digits}f} of {total / 1e6:,.{digits}f} million"
             )

@@ -100,7 +100,8 @@ def steps_line(training: TrainerConfig, train: BlockDataset, most_steps: int | N
         repeats: whether an earlier run has decided the number.
     """
     blocks = training.batch_size * training.accumulate
-    each = f"; each {blocks} blocks of {train.block_size} {train.unit}s"
+    each = f"; each {blocks:,} block{'s' * (blocks != 1)} of {train.block_size:,} {train.unit}"
+    each += "s" * (train.block_size != 1)
     if repeats:
         return f"steps   those of the run that is repeated{each}"
     if training.minutes is None:
@@ -181,7 +182,7 @@ def result_lines(trainer: Trainer, out: str, baseline: object, *, enough: bool, 
         loss = f"best {best.loss_nats:.4f} nats ({best.bits_per_char:.4f} {BITS[unit]}) at step "
         loss += f"{result.best_step:,}, final {final.loss_nats:.4f}{scored_part(best, unit)}"
         lines = [("loss", loss), ("n-gram", compared(baseline, best, unit))]
-        lines.append(("note", judged(trainer, result, baseline, anew=anew)))
+        lines.append(("note", judged(trainer, result, baseline, anew=anew, enough=enough)))
         rows += [(label, value) for label, value in lines if value is not None]
     return aligned([label.ljust(6), value] for label, value in rows).rstrip("\n")
 

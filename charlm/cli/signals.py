@@ -49,7 +49,7 @@ class Signals:
         self._announce: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
         self._thread: threading.Thread | None = None
-        self._at_once = False
+        self._at_once, self._last_words = False, ""
         self._raises = False
         self._each: Callable[[], None] | None = None
 
@@ -102,13 +102,16 @@ class Signals:
             self._raises = False
 
     @contextmanager
-    def ending_at_once(self) -> Iterator[None]:
+    def ending_at_once(self, last_words: str = "") -> Iterator[None]:
         """Let a signal end the process without an exception inside the block, for imports.
 
         Nothing has to be saved yet, and an exception inside the import of torch may abort the process with a
         message of C++.
+
+        Args:
+            last_words: for the user of a process that ends so.
         """
-        self._at_once = True
+        self._at_once, self._last_words = True, last_words
         try:
             yield
         finally:
@@ -144,7 +147,10 @@ class Signals:
         if self.received is not None:
             return
         if self._at_once:
-            os._exit(128 + number)
+            try:
+                print(self._last_words, end="", file=sys.stderr, flush=True)
+            finally:  # even if standard error was just being written
+                os._exit(128 + number)
         self.received = number
         if self._stop is not None:
             self._stop()

@@ -44,7 +44,9 @@ def _smaller(model: nn.Module) -> str:
     return "a smaller model (--preset cpu-10s), "
 
 
-def judged(trainer: Trainer, result: TrainResult, baseline: object, *, anew: bool = True) -> str | None:
+def judged(
+    trainer: Trainer, result: TrainResult, baseline: object, *, anew: bool = True, enough: bool = False
+) -> str | None:
     """Return a comment on a poor result, or None.
 
     Args:
@@ -52,6 +54,7 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object, *, anew: boo
         result: of the run.
         baseline: the values of the n-gram model in train.json.
         anew: whether the model was new; else few steps may be enough.
+        enough: whether more steps would not be useful for the text.
     """
     best, config = result.best, trainer.config
     if best is None or result.best_step is None:
@@ -59,7 +62,12 @@ def judged(trainer: Trainer, result: TrainResult, baseline: object, *, anew: boo
     loss = baseline.get("loss_nats") if isinstance(baseline, dict) else None
     behind = best.loss_nats - loss if isinstance(loss, float) else 0.0
     more = "--minutes" if config.minutes is not None else "--max-steps"
-    if anew and result.steps < FEW_STEPS and (behind > _FAR_BEHIND or not isinstance(loss, float)):
+    if (
+        anew
+        and not enough
+        and result.steps < FEW_STEPS
+        and (behind > _FAR_BEHIND or not isinstance(loss, float))
+    ):
         smaller = _smaller(trainer.model).removesuffix(", ")
         return (
             f"{result.steps:,} step{'s are' if result.steps != 1 else ' is'} too few to learn much from: the "

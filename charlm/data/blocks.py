@@ -288,9 +288,9 @@ class BlockDataset(Dataset[tuple[Tensor, Tensor]]):
     def _check_length(self, name: str, N: int) -> None:
         if self.block_size >= N:
             raise DataError(
-                f"{name} has {N} {self.unit}s; block_size {self.block_size} needs at least "
-                f"{self.block_size + 1}: a block and the {self.unit} after it. Use a longer text or a "
-                "smaller block_size."
+                f"{name} has {N:,} {self.unit}{'s' * (N != 1)}; block_size {self.block_size:,} needs at "
+                f"least {self.block_size + 1:,}: a block and the {self.unit} after it. Use a longer text or "
+                "a smaller block_size."
             )
 
     def __len__(self) -> int:

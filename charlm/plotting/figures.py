@@ -34,7 +34,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise CharLMError("charlm plot needs matplotlib: pip install matplotlib") from error
+        raise CharLMError("charlm plot needs matplotlib: pip install 'charlm[plot]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     figure._repr_png_ = partial(_shown, figure)  # type: ignore[attr-defined]  # IPython asks for it
     return figure

@@ -20,7 +20,7 @@ from charlm.runs.checkpoint import (
     read_checkpoint,
     scan_checkpoints,
 )
-from charlm.runs.directory import RunDirectory
+from charlm.runs.directory import RunDirectory, runs_in
 
 __all__ = [
     "MIXTURE_FOLDER",
@@ -120,7 +120,12 @@ def model_files_at(directory: Path, *, mixture: bool) -> tuple[Mapping[str, byte
         return best.files, best.info.path
     if is_checkpoint_name(directory.name) and directory.exists():  # whole or damaged, but no saved model
         return read_checkpoint(directory).files, directory
-    return read_model_files(directory), directory
+    try:
+        return read_model_files(directory), directory
+    except CheckpointError as error:
+        if names := runs_in(directory):
+            raise CheckpointError(f"{quoted(str(directory))} is no run, but {names}") from error
+        raise
 
 
 def made_of(info: CheckpointInfo) -> dict[str, str]:

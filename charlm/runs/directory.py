@@ -45,13 +45,14 @@ try:
 except ImportError:  # Windows has none: there, two trainers in one directory are not noticed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunDirectory", "has_checkpoints", "is_leftover"]
+__all__ = ["RunDirectory", "has_checkpoints", "is_leftover", "runs_in"]
 
 FORMAT, VERSION = "charlm.run", 1
 RECORD_FILE, RECORD_FORMAT, RECORD_VERSION = "train.json", "charlm.train", 1
 _MODELS = ("ngram", "mixture")
 SERVICE_FOLDERS = ("tensorboard", "wandb")
 _OWN = {"run.json", ".lock", "metrics.jsonl", "checkpoints", RECORD_FILE, *_MODELS, *SERVICE_FOLDERS}
+_MOST_NAMED = 3  # runs in a message
 _ABANDONED_LOG = re.compile(r"abandoned-[0-9a-f]{16}\.jsonl")
 
 
@@ -246,6 +247,16 @@ def has_checkpoints(path: Path) -> bool:
     """Return whether a run's directory holds checkpoints, whole or damaged."""
     folder = path / "checkpoints"
     return folder.is_dir() and not all(is_left_behind(entry.name) for entry in folder.iterdir())
+
+
+def runs_in(directory: Path) -> str:
+    """Return which runs stand in a directory, to be named instead of it; an empty string: none."""
+    if not directory.is_dir():
+        return ""
+    runs = sorted(entry.name for entry in directory.iterdir() if (entry / "run.json").is_file())
+    more = f" and {len(runs) - _MOST_NAMED:,} more" * (len(runs) > _MOST_NAMED)
+    names = ", ".join(quoted(str(directory / name)) for name in runs[:_MOST_NAMED])
+    return f"holds {names}{more}" if runs else ""
 
 
 _locked: set[RunDirectory] = set()

@@ -75,6 +75,19 @@ def test_the_text_is_shown_with_its_bits_below_where_there_is_no_terminal(
     assert f"{lm.evaluate(TEXT).loss_nats:.4f}" in figures
 
 
+@pytest.mark.parametrize("flags", [(), ("--show",)])
+def test_it_says_how_far_it_is_every_ten_seconds(
+    command: Command, model: str, file: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("eval", model, file, *flags) == 0
+    figures = command.out
+    assert "score" not in command.err
+    monkeypatch.setattr("charlm.cli.preparing._SECONDS", 0.0)
+    assert command("eval", model, file, *flags) == 0
+    assert command.out == figures
+    assert re.findall(r"^score   0\.00 of 0\.00 million$", command.err, re.M)
+
+
 def test_the_text_is_coloured_where_colour_is_forced(
     command: Command, model: str, file: str, lm: CharLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,12 +6,14 @@ import json
 import random
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from harness.command import MIXING, TEXT, TINY, Command, text_file
+from harness.command import MIXING, TEXT, TINY, Command, environment, text_file
+from harness.warm import WarmPython
 
 import charlm
 from charlm import GPT, BlockDataset, CharTokenizer, MixtureLM, NGramLM, Trainer
@@ -237,6 +239,32 @@ def test_a_run_that_was_killed_before_its_result_gets_it_when_it_is_resumed(
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
+CTRL_C_AS_IT_CHOOSES = """
+import os, signal, sys
+from charlm.cli import mixing
+from charlm.cli.__main__ import main
+
+mixing.count_end = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_before_the_result_is_chosen_says_how_to_have_it(
+    command: Command, text: Path, tmp_path: Path, warm_python: WarmPython
+) -> None:
+    run = tmp_path / "my run"
+    words = ("-c", CTRL_C_AS_IT_CHOOSES, "train", text, "-o", run, *MIXING, *LEARNS)
+    process = warm_python.start(*map(str, words), env=environment(), stderr=subprocess.PIPE)
+    said = process.communicate(timeout=300)[1].decode()
+    assert process.returncode == 130, said
+    assert said.endswith(
+        f"stopped before the result was chosen; to choose it: charlm train --resume -o '{run}'\n"
+    )
+    assert "result" not in record_of(run)
+    assert command("train", "--resume", "-o", run) == 0
+    assert record_of(run)["result"]
+
+
 def test_a_mixture_of_another_checkpoint_is_not_taken(
     command: Command, text: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -265,6 +293,7 @@ def test_a_short_text_has_nothing_to_spare(command: Command, tmp_path: Path) -> 
     file.write_text(TEXT[:160], encoding="utf-8")
     assert command("train", file, "-o", run, *MIXING, "--val-fraction", "0.2") == 0
     assert record_of(run)["aside"] == 0
+    assert "too short to set a part of it aside, so the result will be the GPT" in command.err
     assert isinstance(charlm.load(run, device="cpu").model, GPT)
 
 

@@ -167,6 +167,6 @@ def test_without_matplotlib_one_line_says_how_to_get_it(
         timeout=300,
         check=False,
     )
-    assert done.stderr == "charlm: error: charlm plot needs matplotlib: pip install matplotlib\n"
+    assert done.stderr == "charlm: error: charlm plot needs matplotlib: pip install 'charlm[plot]'\n"
     assert (done.returncode, done.stdout) == (1, "")
     assert not files(tmp_path)

@@ -195,11 +195,15 @@ def test_more_files_than_a_record_holds_are_refused_beforehand(
 
 
 def test_a_text_without_validation_is_not_advised_to_have_none(command: Command, tmp_path: Path) -> None:
-    text = text_file(tmp_path, "short")
+    text, run = text_file(tmp_path, "a text of twenty-six signs"), tmp_path / "run"
     for share, advised in (("0.1", True), ("0", False)):
-        assert command.train(text, "-o", tmp_path / "run", "--val-fraction", share) == 1
+        assert command.train(text, "-o", run, "--val-fraction", share, "--block-size", "30") == 1
         assert ("--val-fraction 0 to train on all" in command.err) == advised
         assert "--block-size N" in command.err
+    for short, number in (("a", "1 character"), ("a few words", "11 characters")):
+        assert command.train(text_file(tmp_path, short), "-o", run, "--block-size", "30") == 1
+        assert f"the text has only {number}, too few to learn from" in command.err
+        assert "--block-size" not in command.err
 
 
 def test_a_text_of_another_encoding_is_read_by_every_command_and_again(

@@ -52,6 +52,14 @@ def test_too_few_steps_are_the_first_reason() -> None:
     assert "--max-steps" in (judged(trainer(), result(3.0, steps=7, best_step=7), NGRAM) or "")
 
 
+def test_a_short_text_is_the_reason_and_not_the_few_steps_that_it_is_good_for() -> None:
+    few = result(3.0, steps=7, best_step=7)
+    found = judged(trainer(), few, NGRAM, enough=True) or ""
+    assert "too few" not in found
+    assert "nats behind counting" in found
+    assert judged(trainer(), few, None, enough=True) is None
+
+
 def test_few_steps_may_be_enough_for_a_model_that_has_learnt_before() -> None:
     few = result(3.0, steps=7, best_step=7)
     assert judged(trainer(), few, None, anew=False) is None

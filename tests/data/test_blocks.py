@@ -237,7 +237,8 @@ def test_every_length_gives_data_or_says_what_is_missing(block_size: int) -> Non
     for N in range(3 * block_size + 1):
         ids = torch.zeros(N, dtype=torch.long)
         if block_size >= N:
-            message = f"the text has {N} characters; block_size {block_size} needs at least {block_size + 1}"
+            number = f"{N} character{'s' * (N != 1)}"
+            message = f"the text has {number}; block_size {block_size} needs at least {block_size + 1}"
             with pytest.raises(DataError, match=message):
                 BlockDataset(ids, block_size)
             continue
@@ -257,7 +258,8 @@ def test_every_length_gives_data_or_says_what_is_missing(block_size: int) -> Non
             part, length = short[0]
             purpose = "training" if part == "first" else "validation"
             message = (
-                f"the {part} part of the text (for {purpose}) has {length} characters; "
+                f"the {part} part of the text (for {purpose}) has {length} "
+                f"character{'s' * (length != 1)}; "
                 f"block_size {block_size} needs at least {block_size + 1}: a block and the character "
                 "after it. Use a longer text or a smaller block_size."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -362,6 +363,15 @@ def test_where_nothing_lies_there_is_an_error(tmp_path: Path) -> None:
             load(path, device="cpu")
     with pytest.raises(BackendError, match="unknown device"):
         load(tmp_path, device="abacus")
+
+
+def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"run {number}").mkdir()
+        (tmp_path / f"run {number}" / "run.json").write_text("{}")
+    first = ", ".join(repr(str(tmp_path / f"run {number}")) for number in range(3))
+    with pytest.raises(CheckpointError, match=re.escape(f"is no run, but holds {first} and 2 more")):
+        load(tmp_path, device="cpu")
 
 
 class BestAtFour(Trainer):
