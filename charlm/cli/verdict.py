@@ -78,7 +78,7 @@ def judged(
     data = trainer.train_data
     epochs = result.chars_seen / data.n_ids
     rose = result.best_step < _OVERFITTED * result.steps
-    if epochs > 1 and (rose or (result.reason == "max_steps" and epochs > 4)):
+    if epochs > 1 and (rose or enough or (result.reason == "max_steps" and epochs > 4)):
         return (
             f"the GPT stays {behind:.2f} nats behind counting: the text is too short for it "
             f"({data.n_ids:,} {data.unit}s, seen {epochs:.0f} times). A longer text helps"

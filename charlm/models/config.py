@@ -350,7 +350,7 @@ _PRESETS: dict[PresetName, GPTConfigFields] = {
     },
     "cpu-10s": {**_OURS, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 96, "conv_width": 5},
     "cpu-1min": {**_OURS, "block_size": 128, "n_layer": 4, "n_head": 2, "n_embd": 128},
-    "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
+    "cpu-5min": {**_OURS, "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "conv_width": 5},
 }
 
 PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(

@@ -32,9 +32,7 @@ class _Preset:
     chars: int = 0
     """Least characters to train on for which it is recommended."""
     epochs: int = 0
-    """The most epochs before a model only memorises the text."""
-    budget: float | None = None
-    """Minutes on two cores that the recipe takes; None: it was not tried with a convolution."""
+    """The most epochs before a model only memorises the text; with a convolution, a few do most."""
 
 
 _PRESETS: Mapping[PresetName, _Preset] = {
@@ -68,15 +66,13 @@ _PRESETS: Mapping[PresetName, _Preset] = {
             min_lr_ratio=0.1,
         )
     ),
-    "cpu-10s": _Preset(
-        TrainerConfig(max_steps=500, learning_rate=0.015), minutes=0.0, chars=0, epochs=10, budget=1 / 6
-    ),
-    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=8, budget=1.0),
+    "cpu-10s": _Preset(TrainerConfig(max_steps=500, learning_rate=0.015), minutes=0.0, epochs=5),
+    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=5),
     "cpu-5min": _Preset(
-        TrainerConfig(max_steps=2_000, batch_size=8, learning_rate=0.006),
+        TrainerConfig(max_steps=1_500, batch_size=8, learning_rate=0.006),
         minutes=2.5,
         chars=200_000,
-        epochs=8,
+        epochs=3,
     ),
 }
 """All presets; those with minutes in increasing order."""
@@ -87,8 +83,7 @@ RECIPES: Mapping[PresetName, TrainerConfig] = MappingProxyType(
 """The settings for training each preset of `charlm.models.config.PRESETS`. `RECIPES[name].replace(...)`
 changes fields."""
 
-_CONV_WIDTH, _CONV_EPOCHS = 5, 3  # a convolution helps if the text is read at most so many times
-
+_CONV_WIDTH = 5
 _GPU_SPEED = 20  # rough speed of a GPU, relative to two cores
 
 
@@ -135,7 +130,7 @@ def recommend(
         'cpu-5min'
         >>> short = recommend(3_000, 40, minutes=5)
         >>> short.preset, short.changes, short.most_chars
-        ('cpu-10s', {'conv_width': 1, 'block_size': 32}, 30000)
+        ('cpu-10s', {'block_size': 32}, 15000)
     """
     train_chars = int_from(0, train_chars, "train_chars")
     val_chars = None if val_chars is None else int_from(0, val_chars, "val_chars")
@@ -153,16 +148,9 @@ def recommend(
 
     changes: dict[str, object] = {}
     chosen, fields = _PRESETS[preset], PRESETS[preset]
-    if chosen.budget is not None:
-        read = chosen.recipe.max_steps * chosen.recipe.batch_size * fields["block_size"]
-        pays = max(1.0, time * speed / chosen.budget) * read <= _CONV_EPOCHS * train_chars
-        if pays != (fields["conv_width"] > 1):
-            changes["conv_width"] = _CONV_WIDTH if pays else 1
-            reasons.append(
-                "with a convolution, as the text is read only a few times"
-                if pays
-                else "without a convolution, as the text may be read many times"
-            )
+    if fields["conv_width"] == 1:
+        changes["conv_width"] = _CONV_WIDTH
+        reasons.append("with a convolution")
     longest = (train_chars if val_chars is None else min(train_chars, val_chars)) - 1
     if fields["block_size"] > longest > 0:
         changes["block_size"] = 2 ** (longest.bit_length() - 1)

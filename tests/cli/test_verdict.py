@@ -57,6 +57,9 @@ def test_a_short_text_is_the_reason_and_not_the_few_steps_that_it_is_good_for() 
     found = judged(trainer(), few, NGRAM, enough=True) or ""
     assert "too few" not in found
     assert "nats behind counting" in found
+    three_epochs = result(3.0, chars_seen=3 * trainer().train_data.n_ids)
+    read = judged(trainer(), three_epochs, NGRAM, enough=True) or ""
+    assert "the text is too short for it" in read
     assert judged(trainer(), few, None, enough=True) is None
 
 
