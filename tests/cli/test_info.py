@@ -110,7 +110,7 @@ def test_a_run(command: Command) -> None:
     assert shape_of(command.out) == [
         "run: run",
         "",
-        "model: gpt, 3,904 parameters, 7,488 FLOPs per character",
+        "model: gpt, 3,968 parameters, 7,488 FLOPs per character",
         "",
         r"tokenizer: character, vocabulary 26: '\n ,0123456789abeghilnorstw'",
         "",
@@ -219,7 +219,7 @@ def test_a_checkpoint(command: Command) -> None:
     assert command("info", path) == 0
     assert shape_of(command.out)[1:] == [
         "",
-        "model: gpt, 3,904 parameters, 7,488 FLOPs per character",
+        "model: gpt, 3,968 parameters, 7,488 FLOPs per character",
         "",
         r"tokenizer: character, vocabulary 26: '\n ,0123456789abeghilnorstw'",
         "",

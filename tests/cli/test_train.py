@@ -361,18 +361,18 @@ def test_without_a_preset_time_and_text_decide_and_a_short_text_ends_early(
     command: Command, text: Path, run: Path
 ) -> None:
     assert command("train", text, "-o", run, "--device", "cpu", "--val-fraction", "0.02") == 0
-    assert "steps   43, which is enough for so short a text; each 16 blocks of 32" in command.err
+    assert "steps   21, which is enough for so short a text; each 16 blocks of 32" in command.err
     record = record_of(run)
     assert (record["preset"], record["model"]["block_size"], record["training"]["max_steps"]) == (
         "cpu-10s",
         32,  # 46 characters are for validation
-        10 * 2224 // (16 * 32),
+        5 * 2224 // (16 * 32),
     )
     assert command("train", text, "-o", run, "--overwrite", "--device", "cpu", "--max-steps", "60") == 0
     assert record_of(run)["training"]["max_steps"] == 60
     assert command("train", text, "-o", run, "--overwrite", "--device", "cpu", "--minutes", "9") == 0
     assert "steps   as many as fit into 9 min; each 16 blocks of 64" in command.err
-    enough = 10 * 2043 // (16 * 64)
+    enough = 5 * 2043 // (16 * 64)
     assert f"done    {enough} steps in 0:" in command.err
     assert ", as many as so short a text is good for\n" in command.err
     assert record_of(run)["training"]["max_steps"] == enough
