@@ -67,7 +67,7 @@ _PRESETS: Mapping[PresetName, _Preset] = {
         )
     ),
     "cpu-10s": _Preset(TrainerConfig(max_steps=500, learning_rate=0.015), minutes=0.0, epochs=5),
-    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=5),
+    "cpu-1min": _Preset(TrainerConfig(), minutes=0.5, chars=50_000, epochs=3),
     "cpu-5min": _Preset(
         TrainerConfig(max_steps=1_500, batch_size=8, learning_rate=0.006),
         minutes=2.5,

@@ -90,9 +90,9 @@ def test_the_text_is_cut_as_the_data_is(n_chars: int, val_fraction: float, train
         (1_023, "cpu-10s", 4),  # each step sees 16 * 64 characters, and 5 epochs are good for the text
         (1_024, "cpu-10s", 5),
         (49_999, "cpu-10s", 244),
-        (50_000, "cpu-1min", 122),  # 16 * 128 characters
-        (491_519, "cpu-1min", 1_199),
-        (491_520, "cpu-1min", 1_200),
+        (50_000, "cpu-1min", 73),  # 16 * 128 characters, 3 epochs
+        (819_199, "cpu-1min", 1_199),
+        (819_200, "cpu-1min", 1_200),
     ],
 )
 def test_a_short_text_limits_the_steps(n_chars: int, preset: PresetName, steps: int) -> None:
@@ -103,10 +103,10 @@ def test_a_short_text_limits_the_steps(n_chars: int, preset: PresetName, steps: 
 
 
 def test_a_long_text_leaves_the_steps_to_the_recipe_or_to_the_clock() -> None:
-    assert plan_of().most_steps == 5 * 900_000 // (16 * 128) == 2_197
-    assert plan_of(accumulate="2").most_steps == 5 * 900_000 // (2 * 16 * 128) == 1_098
+    assert plan_of().most_steps == 3 * 900_000 // (16 * 128) == 1_318
+    assert plan_of(accumulate="2").most_steps == 3 * 900_000 // (2 * 16 * 128) == 659
     assert plan_of().training.max_steps == RECIPES["cpu-1min"].max_steps == 1_200
-    assert plan_of(minutes="1").training.max_steps == 2_197
+    assert plan_of(minutes="1").training.max_steps == 1_318
     assert plan_of(minutes="1", preset="cpu-1min").training.max_steps == MOST_STEPS
 
 
