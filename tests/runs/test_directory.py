@@ -95,12 +95,8 @@ def test_without_locks_a_run_that_may_be_training_is_left_alone(
 
 
 def test_ctrl_c_at_any_line_of_beginning_a_run_leaves_no_lock_behind(tmp_path: Path) -> None:
-    lines = {
-        "_open",
-        "begin",
-        "create",
-        "lock",
-    }  # not `_open_lock`: only a trace interrupts the end of a `with`
+    # Not of `_open_lock`: only a trace, and no signal, interrupts the end of a `with`.
+    lines = {"_open", "begin", "create", "lock"}
     seen, stop = 0, 0
 
     def trace(frame: FrameType, event: str, _: object) -> TraceFunction | None:
@@ -129,9 +125,8 @@ def test_ctrl_c_at_any_line_of_beginning_a_run_leaves_no_lock_behind(tmp_path: P
             other.lock()  # or RunLockedError
             other.unlock()
     assert stop > 25
-    elsewhere = threading.Thread(
-        target=other.lock, daemon=True
-    )  # it would wait for what this thread still had
+    # Another thread would wait for what this one still had.
+    elsewhere = threading.Thread(target=other.lock, daemon=True)
     elsewhere.start()
     elsewhere.join(60)
     assert not elsewhere.is_alive()
